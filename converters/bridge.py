@@ -1,0 +1,190 @@
+"""From an ONNX graph to a torch.fx module, node by node under the same names."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import operator
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+from torch import fx, nn
+
+import mrecg_onnx.converters.ops  # noqa: F401 - registers the converters
+from mrecg_onnx.converters.errors import ConversionError
+from mrecg_onnx.converters.load import load_model
+from mrecg_onnx.converters.normalize import editable, restructure
+from mrecg_onnx.converters.ops.common import to_tensor
+from mrecg_onnx.converters.registry import OnnxGraph, OnnxNode, find_converter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import onnx
+
+    from mrecg_onnx.converters.registry import OperationConverterResult
+
+__all__ = ["TorchModel", "to_torch"]
+
+logger = logging.getLogger(__name__)
+
+# So many are named when several nodes cannot be converted.
+_NAMED_AT_MOST = 5
+
+
+class TorchModel(fx.GraphModule):
+    """A ``torch.fx.GraphModule`` that knows which ONNX node each of its fx nodes is; copies of it know it too."""
+
+    @property
+    def onnx_nodes(self) -> dict[str, str]:
+        """The names of the ONNX nodes by the names of the fx nodes that call their modules, in topological order."""
+        return {node.name: node.meta["onnx_node"] for node in self.graph.nodes if "onnx_node" in node.meta}
+
+
+def to_torch(model: onnx.ModelProto | ir.Model | str | Path) -> TorchModel:
+    """Convert an ONNX model to a ``torch.fx.GraphModule`` with one module per node.
+
+    The module is in eval mode, nothing in it requires a gradient, and it is called with the graph's inputs in order. It
+    returns a tensor, or a tuple in the order of the graph's outputs if there are several.
+
+    ``module.onnx_nodes`` maps the name of each fx node that calls a module to the name of its ONNX node. Such a node's
+    ``meta`` holds ``onnx_node`` (the name), ``onnx_op_type``, ``onnx_inputs`` and ``onnx_outputs`` (names of tensors,
+    "" for absent ones). Constants that are arguments are ``get_attr`` nodes with their name in ``meta["onnx_tensor"]``,
+    as are inputs and single outputs of nodes with several. Conv, ConvTranspose, Gemm and MatMul with a constant weight
+    are the modules of :mod:`mrecg_onnx.converters.ops.weighted`.
+
+    Args:
+        model: A path or a model. Functions are inlined and Constant nodes become constants; otherwise it is converted
+            as it is, node by node (:func:`mrecg_onnx.converters.normalize` first gives a simpler one). An
+            ``onnx_ir.Model`` is taken as it is. Nothing is changed in it.
+
+    Raises:
+        ModelError: The file cannot be read or is not valid.
+        ConversionError: A node cannot be converted; the message names them.
+    """
+    prepared = model if isinstance(model, ir.Model) else restructure(editable(load_model(model)), opset=False)
+    return _Builder(ir.to_proto(prepared)).build()
+
+
+class _Builder:
+    """Builds one module: values by name on the one side, fx nodes on the other."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self.proto = proto
+        self.onnx_graph = OnnxGraph(proto.graph)
+        self.opsets = {
+            ("" if entry.domain == "ai.onnx" else entry.domain): entry.version for entry in proto.opset_import
+        }
+        self.graph = fx.Graph()
+        self.root = nn.Module()
+        self.root.add_module("initializers", nn.Module())
+        self.values: dict[str, fx.Node] = {}
+        self.initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
+
+    def build(self) -> TorchModel:
+        for value in self.proto.graph.input:
+            if value.name in self.initializers:
+                continue
+            node = self.graph.create_node("placeholder", _identifier(value.name), name=_identifier(value.name))
+            node.meta["onnx_tensor"] = value.name
+            self.values[value.name] = node
+        for onnx_node, converted in self._convert_all():
+            self._add_node(onnx_node, converted)
+        outputs = tuple(self._value(value.name) for value in self.proto.graph.output)
+        self.graph.output(outputs[0] if len(outputs) == 1 else outputs)
+        self.graph.lint()
+        module = TorchModel(self.root, self.graph)
+        module.eval().requires_grad_(False)
+        return module
+
+    def _convert_all(self) -> list[tuple[onnx.NodeProto, OperationConverterResult]]:
+        """Convert every node, or raise one error about all that cannot be."""
+        converted, failures = [], []
+        for index, proto in enumerate(self.proto.graph.node):
+            name = proto.name or f"{proto.op_type}_{index}"
+            try:
+                converted.append((proto, self._convert(proto, name)))
+            except ConversionError as error:
+                failures.append(f"node '{name}': {error}")
+        if failures:
+            rest = len(failures) - _NAMED_AT_MOST
+            more = f"; and {rest} more nodes" if rest > 0 else ""
+            raise ConversionError("; ".join(failures[:_NAMED_AT_MOST]) + more)
+        return converted
+
+    def _convert(self, proto: onnx.NodeProto, name: str) -> OperationConverterResult:
+        domain = _domain(proto.domain)
+        if domain not in self.opsets:
+            raise ConversionError(f"{domain}::{proto.op_type} is of a domain the model does not import")
+        convert = find_converter(proto.op_type, domain, self.opsets[domain])
+        try:
+            return convert(OnnxNode(proto, unique_name=name), self.onnx_graph)
+        except ConversionError:
+            raise
+        # onnx2torch's converters raise whatever they meet (KeyError, AttributeError, RuntimeError, ...).
+        except Exception as error:
+            raise ConversionError(
+                f"{domain or 'ai.onnx'}::{proto.op_type} cannot be converted to torch: {type(error).__name__}: {error}"
+            ) from error
+
+    def _add_node(self, proto: onnx.NodeProto, converted: OperationConverterResult) -> None:
+        name = proto.name or proto.output[0]
+        target = _module_name(self.root, name)
+        self.root.add_module(target, converted.torch_module)
+        args, kwargs = self._arguments(converted)
+        node = self.graph.create_node("call_module", target, args, kwargs, name=_identifier(name))
+        node.meta["onnx_node"] = proto.name
+        node.meta["onnx_op_type"] = proto.op_type
+        node.meta["onnx_inputs"] = list(proto.input)
+        node.meta["onnx_outputs"] = list(proto.output)
+        named = [(index, output) for index, output in enumerate(proto.output) if output]
+        if len(named) == 1 and named[0][0] == 0:
+            self.values[named[0][1]] = node
+            return
+        for index, output in named:
+            item = self.graph.call_function(operator.getitem, (node, index))
+            item.meta["onnx_tensor"] = output
+            self.values[output] = item
+
+    def _arguments(self, converted: OperationConverterResult) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return what the module is called with: positional up to the first absent input, by keyword behind it."""
+        values = [self._value(name) if name else None for name in converted.onnx_mapping.inputs]
+        if None not in values:
+            return tuple(values), {}
+        first = values.index(None)
+        parameters = list(inspect.signature(converted.torch_module.forward).parameters)
+        named = zip(parameters[first:], values[first:], strict=False)
+        return tuple(values[:first]), {name: value for name, value in named if value is not None}
+
+    def _value(self, name: str) -> fx.Node:
+        """Return the fx node of a tensor; a constant gets one when it is first used."""
+        if name not in self.values:
+            if name not in self.initializers:
+                raise ConversionError(f"tensor '{name}' is read but made by no node, input or initializer")
+            container = self.root.get_submodule("initializers")
+            buffer = _module_name(container, name)
+            container.register_buffer(buffer, to_tensor(self.initializers[name]))
+            node = self.graph.get_attr(f"initializers.{buffer}")
+            node.meta["onnx_tensor"] = name
+            self.values[name] = node
+        return self.values[name]
+
+
+def _domain(name: str) -> str:
+    return "" if name == "ai.onnx" else name
+
+
+def _identifier(name: str) -> str:
+    """Return ``name`` as a Python identifier; fx numbers it where it is taken."""
+    cleaned = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in name).strip("_")
+    return cleaned if cleaned and not cleaned[0].isdigit() else f"_{cleaned}"
+
+
+def _module_name(parent: nn.Module, name: str) -> str:
+    """Return ``name`` without the dots torch does not allow, changed further where ``parent`` has such an attribute."""
+    wish = name.replace(".", "/")
+    found, count = wish, 0
+    while hasattr(parent, found):
+        count += 1
+        found = f"{wish}_{count}"
+    return found

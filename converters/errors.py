@@ -1,0 +1,37 @@
+"""Errors meant for the person at the keyboard: one line saying what is wrong, where, and what to do.
+
+They live on the ground floor because every floor raises them. The command line turns them into one line on stderr and
+an exit code; Python callers catch :class:`MrecgError`.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ConversionError", "DataError", "ExportError", "ModelError", "MrecgError", "SettingsError"]
+
+
+class MrecgError(Exception):
+    """Base of all errors this package raises on purpose; ``exit_code`` is what the command line returns."""
+
+    exit_code = 1
+
+
+class SettingsError(MrecgError, ValueError):
+    """A setting is out of its range or contradicts another one (a usage error)."""
+
+    exit_code = 2
+
+
+class ModelError(MrecgError):
+    """The ONNX file cannot be read, is not valid, or holds nothing to quantize."""
+
+
+class ConversionError(MrecgError):
+    """A node cannot be converted to torch, or computes something else there."""
+
+
+class DataError(MrecgError):
+    """Images or arrays cannot be read or do not fit the model's inputs."""
+
+
+class ExportError(MrecgError):
+    """The quantized file could not be written, opened or verified."""

@@ -1,0 +1,204 @@
+"""Read an ONNX file and say in one line what is wrong with it, if anything is."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import external_data_helper, numpy_helper
+
+from mrecg_onnx.converters.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["MIN_OPSET", "load_model", "standard_opset"]
+
+logger = logging.getLogger(__name__)
+
+MIN_OPSET = 9
+"""The oldest opset of the standard domain that is read."""
+
+_STANDARD_DOMAINS = ("", "ai.onnx")
+
+# A serialized ModelProto starts with ir_version: field 1, varint, hence this tag byte.
+_FIRST_BYTE = 0x08
+
+_FLOAT_TYPES = frozenset(
+    {
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.FLOAT16,
+        onnx.TensorProto.DOUBLE,
+        onnx.TensorProto.BFLOAT16,
+    }
+)
+
+# Ops in which an infinite constant is ordinary: an open bound, a padding value, an attention mask.
+_INFINITY_IS_ORDINARY = frozenset(
+    {"Add", "Attention", "Clip", "Concat", "Expand", "Gather", "Max", "Min", "Pad", "Slice", "Where"}
+)
+
+
+def load_model(source: onnx.ModelProto | str | Path) -> onnx.ModelProto:
+    """Read, complete and check an ONNX model.
+
+    Args:
+        source: A path, whose external data is read too, or a model in memory, which is checked and returned as it is.
+
+    Returns:
+        The model with all of its tensors in memory. Nothing is changed in ``source``.
+
+    Raises:
+        ModelError: The file is missing, is not ONNX, is truncated, lacks external data, fails ``onnx.checker``, has an
+            opset below 9 or unknown, or holds NaN or Inf in its weights.
+    """
+    if isinstance(source, onnx.ModelProto):
+        model, where, folder = source, "the model", Path()
+        external = _check_external_data(model, folder, where)
+        if external:
+            raise ModelError(
+                f"{where}: tensor '{external[0].name}' keeps its data in a file of its own; "
+                "give the path of the model instead, or load it with its external data"
+            )
+        _check(model, where, model)
+        return model
+    path = Path(source)
+    where = str(path)
+    model = _parse(_read(path), where)
+    external = _check_external_data(model, path.parent, where)
+    _check(model, where, path if external else model)
+    for tensor in external:
+        external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+    _check_finite(model, where)
+    return model
+
+
+def standard_opset(model: onnx.ModelProto) -> int | None:
+    """Return the version of the standard domain ``model`` imports, None when it imports none."""
+    versions = [entry.version for entry in model.opset_import if entry.domain in _STANDARD_DOMAINS]
+    return max(versions) if versions else None
+
+
+def _read(path: Path) -> bytes:
+    if not path.exists():
+        raise ModelError(f"{path}: no such file; check the path of the model")
+    if path.is_dir():
+        raise ModelError(f"{path}: is a folder; give the path of the .onnx file in it")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _parse(content: bytes, where: str) -> onnx.ModelProto:
+    """Decode ``content``; a file that only happens to decode (text, an empty file) is refused as well."""
+    if content.startswith(b"version https://git-lfs"):
+        raise ModelError(f"{where}: is a Git LFS pointer, not the model itself; run 'git lfs pull' first")
+    looks_like_onnx = bool(content) and content[0] == _FIRST_BYTE
+    try:
+        model = onnx.ModelProto.FromString(content)
+    except DecodeError as error:
+        if looks_like_onnx:
+            raise ModelError(f"{where}: the ONNX file is truncated or damaged; copy or export it again") from error
+        raise ModelError(f"{where}: is not an ONNX file") from error
+    if not model.ir_version or not model.HasField("graph"):
+        if looks_like_onnx and model.ir_version:
+            raise ModelError(f"{where}: the ONNX file is truncated, it has no graph; copy or export it again")
+        raise ModelError(f"{where}: is not an ONNX file")
+    if not model.opset_import:
+        raise ModelError(f"{where}: names no opset version; the file is truncated or was not written by an exporter")
+    return model
+
+
+def _check(model: onnx.ModelProto, where: str, subject: onnx.ModelProto | Path) -> None:
+    """Check the opset, then run ``onnx.checker`` on ``subject`` (the path when tensors are still outside)."""
+    opset = standard_opset(model)
+    newest = onnx.defs.onnx_opset_version()
+    if opset is None:
+        raise ModelError(f"{where}: imports no opset of the standard ONNX domain; only custom operators are in it")
+    if opset < MIN_OPSET:
+        raise ModelError(f"{where}: opset {opset} is too old; export it again with opset {MIN_OPSET} or newer")
+    if opset > newest:
+        raise ModelError(
+            f"{where}: opset {opset} is unknown to onnx {onnx.__version__}, which knows up to {newest}; upgrade onnx"
+        )
+    try:
+        onnx.checker.check_model(str(subject) if isinstance(subject, Path) else subject)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise ModelError(f"{where}: is not valid ONNX: {lines[0] if lines else error}") from error
+    if isinstance(subject, onnx.ModelProto):
+        _check_finite(model, where)
+
+
+def _check_external_data(model: onnx.ModelProto, folder: Path, where: str) -> list[onnx.TensorProto]:
+    """Return the tensors kept outside the file, after checking that their files are there and long enough."""
+    tensors = [tensor for _, tensor in _tensors(model) if external_data_helper.uses_external_data(tensor)]
+    for tensor in tensors:
+        info = external_data_helper.ExternalDataInfo(tensor)
+        path = folder / info.location
+        if not path.is_file():
+            raise ModelError(
+                f"{where}: external data of tensor '{tensor.name}' is missing: no file {path}; put it beside the model"
+            )
+        end = (info.offset or 0) + (info.length or 0)
+        if path.stat().st_size < end:
+            raise ModelError(
+                f"{where}: external data of tensor '{tensor.name}' is truncated: {path} has {path.stat().st_size} "
+                f"bytes, {end} are needed"
+            )
+    return tensors
+
+
+def _check_finite(model: onnx.ModelProto, where: str) -> None:
+    readers: dict[str, set[str]] = {}
+    for graph in _graphs(model):
+        for node in graph.node:
+            for name in node.input:
+                readers.setdefault(name, set()).add(node.op_type)
+    for name, tensor in _tensors(model):
+        if tensor.data_type not in _FLOAT_TYPES:
+            continue
+        values = numpy_helper.to_array(tensor)
+        if tensor.data_type == onnx.TensorProto.BFLOAT16:
+            values = values.astype(np.float32)
+        if np.isfinite(values).all():
+            continue
+        if np.isnan(values).any():
+            raise ModelError(f"{where}: tensor '{name}' holds NaN; the model cannot be used")
+        if not readers.get(name, set()) <= _INFINITY_IS_ORDINARY:
+            raise ModelError(f"{where}: tensor '{name}' holds Inf; the model cannot be used")
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """Yield every constant tensor with the name under which nodes read it."""
+    for graph in _graphs(model):
+        if isinstance(graph, onnx.GraphProto):
+            for initializer in graph.initializer:
+                yield initializer.name, initializer
+        for node in graph.node:
+            for attribute in node.attribute:
+                name = node.output[0] if node.op_type == "Constant" and node.output else node.name
+                if attribute.HasField("t"):
+                    yield name, attribute.t
+                for tensor in attribute.tensors:
+                    yield name, tensor
+
+
+def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
+    """Yield the main graph, the functions and every subgraph of both."""
+    pending: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
+    while pending:
+        graph = pending.pop(0)
+        yield graph
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.HasField("g"):
+                    pending.append(attribute.g)
+                pending.extend(attribute.graphs)

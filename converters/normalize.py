@@ -1,0 +1,97 @@
+"""Bring a float model into the one form the rest of the package knows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from mrecg_onnx.converters.passes.batchnorm import fold_affine, fold_batchnorm
+from mrecg_onnx.converters.passes.constants import fold_constants
+from mrecg_onnx.converters.passes.gemm import fuse_matmul_add, plain_gemm
+from mrecg_onnx.converters.passes.identity import remove_identities
+from mrecg_onnx.converters.passes.opset import raise_opset
+from mrecg_onnx.converters.passes.pooling import mean_to_pool
+from mrecg_onnx.converters.passes.shape_values import resolve_shapes
+from mrecg_onnx.converters.passes.shapes import infer_shapes
+from mrecg_onnx.converters.passes.structure import (
+    constants_to_initializers,
+    initializers_out_of_inputs,
+    inline_functions,
+    name_all,
+    remove_unused,
+    sort,
+    standard_domain,
+)
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["editable", "normalize", "restructure"]
+
+# Each round folds what the shapes found by the round before made constant; exports need two or three.
+_MAX_ROUNDS = 10
+
+
+def normalize(model: onnx.ModelProto) -> ir.Model:
+    """Return ``model`` as a simplified, typed, sorted graph of opset 13 or higher that computes the same.
+
+    Constants are initializers; functions are inlined; Identity and Dropout are gone; shape arithmetic is folded where
+    it is constant; BatchNormalization is in the Conv in front; a mean over the spatial axes is GlobalAveragePool;
+    MatMul + Add is Gemm. In- and outputs with their shapes and types, the names of the nodes that remain and of their
+    outputs, doc strings and metadata are the user's. Values carry shapes and types as far as inference goes.
+
+    Args:
+        model: A valid model with its tensors in memory (see :func:`mrecg_onnx.converters.load_model`); not changed.
+
+    Raises:
+        ModelError: A node cannot be raised to opset 13.
+    """
+    graph = restructure(editable(model))
+    for _ in range(_MAX_ROUNDS):
+        changed = fold_constants(graph)
+        changed |= resolve_shapes(graph)
+        changed |= remove_identities(graph)
+        remove_unused(graph)
+        infer_shapes(graph)
+        if not changed:
+            break
+    for step in (plain_gemm, fuse_matmul_add, fold_batchnorm, fold_affine, plain_gemm, mean_to_pool):
+        step(graph)
+    for finish in (remove_unused, sort, name_all, infer_shapes):
+        finish(graph)
+    return graph
+
+
+def editable(model: onnx.ModelProto) -> ir.Model:
+    """Return ``model`` as a graph that can be changed without changing ``model``."""
+    # onnx_ir's tensors write through to the protobuf message they were made from (their names do).
+    copy = type(model)()
+    copy.CopyFrom(model)
+    graph: ir.Model = ir.from_proto(copy)
+    return graph
+
+
+def restructure(model: ir.Model, *, opset: bool = True) -> ir.Model:
+    """Bring ``model`` into form, in place, without changing which operators it is made of.
+
+    Every node of the user's graph but Constant is still there under its name.
+
+    Args:
+        model: The model; it is changed.
+        opset: Raise the opset to 13 if it is older.
+    """
+    for step in (
+        standard_domain,
+        inline_functions,
+        name_all,
+        initializers_out_of_inputs,
+        constants_to_initializers,
+        infer_shapes,
+    ):
+        step(model)
+    if opset:
+        raise_opset(model)
+        name_all(model)
+        infer_shapes(model)
+    return sort(model)

@@ -1,0 +1,241 @@
+"""Compare a torch module with ONNX Runtime on the model it was made from."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import torch
+from torch import fx
+
+from mrecg_onnx.converters.errors import ConversionError, DataError, ModelError
+from mrecg_onnx.converters.save import EXTERNAL_DATA_BYTES, save_model
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    Arrays = Mapping[str, NDArray[np.generic]]
+
+__all__ = ["check_parity", "relative_error", "run_onnx"]
+
+logger = logging.getLogger(__name__)
+
+
+def check_parity(
+    model: ir.Model | onnx.ModelProto, module: torch.nn.Module, inputs: Arrays, tolerance: float = 1e-4
+) -> float:
+    """Compare ``module`` with ONNX Runtime on the same inputs.
+
+    Args:
+        model: The ONNX model.
+        module: What :func:`mrecg_onnx.converters.to_torch` made of it. Any other module with the same inputs and
+            outputs can be compared too, but then no node can be named.
+        inputs: One array per graph input, by name.
+        tolerance: The largest relative error accepted, |torch - onnx| / |onnx| with L2 norms, per output.
+
+    Returns:
+        The largest relative error of the outputs.
+
+    Raises:
+        ConversionError: An output differs; the message names the first node in topological order whose output does.
+        ModelError: An activation is NaN or infinite; the message names the first such tensor.
+        DataError: An input is missing, or is NaN or infinite.
+    """
+    proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
+    feeds = _feeds(proto, inputs)
+    names = [output.name for output in proto.graph.output]
+    expected = run_onnx(proto, feeds)
+    recorded = _run_torch(module, proto, feeds)
+    actual = dict(zip(names, recorded.outputs, strict=True))
+    broken = [name for name in names if not _is_finite(expected[name])]
+    if broken or recorded.first_broken is not None:
+        _raise_not_finite(proto, feeds, recorded, broken)
+    errors = {name: relative_error(actual[name], expected[name]) for name in names}
+    worst = max(errors.values(), default=0.0)
+    if not worst <= tolerance:
+        _raise_first_difference(proto, module, feeds, tolerance, errors)
+    return worst
+
+
+def run_onnx(model: onnx.ModelProto, inputs: Arrays, *, all_tensors: bool = False) -> dict[str, NDArray[np.generic]]:
+    """Run ``model`` on ONNX Runtime's CPU provider, node by node as it stands.
+
+    Graph optimizations are off, as some change results: fusing a zero Pad into the MaxPool behind it, for one, which
+    ONNX Runtime 1.31 does, is right for inputs that are not negative only.
+
+    Args:
+        model: The model.
+        inputs: One array per graph input, by name.
+        all_tensors: Return every tensor that a node makes, not only the outputs.
+
+    Raises:
+        ModelError: ONNX Runtime cannot open or run it.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # nothing on stderr: what fails is raised
+    names = [output.name for output in model.graph.output]
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if all_tensors:
+        model, names = _with_all_outputs(model)
+    try:
+        session = _session(model, options)
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+    # Its exceptions share no base below Exception.
+    except Exception as error:
+        lines = str(error).splitlines()
+        raise ModelError(f"ONNX Runtime cannot run the model: {lines[0] if lines else error}") from error
+
+
+def relative_error(actual: NDArray[np.generic], expected: NDArray[np.generic]) -> float:
+    """Return |actual - expected| / |expected| with L2 norms in float64; infinite where the shapes differ.
+
+    Where ``expected`` is all zeros it is the absolute error.
+    """
+    if actual.shape != expected.shape:
+        return float("inf")
+    wanted = expected.astype(np.float64)
+    norm = float(np.linalg.norm(wanted))
+    difference = float(np.linalg.norm(actual.astype(np.float64) - wanted))
+    return difference / norm if norm else difference
+
+
+def _session(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    providers = ["CPUExecutionProvider"]
+    if model.ByteSize() <= EXTERNAL_DATA_BYTES:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        save_model(model, path)
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+
+
+def _with_all_outputs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+    """Return a copy of ``model`` that gives out every tensor its nodes make, and their names in topological order."""
+    names = [output for node in model.graph.node for output in node.output if output]
+    graph = onnx.GraphProto()
+    graph.CopyFrom(model.graph)
+    declared = {output.name for output in graph.output}
+    # A bare name will do: ONNX Runtime infers the type itself.
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in declared)
+    copy = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    copy.graph.CopyFrom(graph)
+    return copy, names
+
+
+def _feeds(model: onnx.ModelProto, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    wanted = [value.name for value in model.graph.input if value.name not in initializers]
+    missing = [name for name in wanted if name not in inputs]
+    if missing:
+        raise DataError(f"no array was given for the model's input '{missing[0]}'; it has the inputs {wanted}")
+    for name in wanted:
+        if not _is_finite(np.asarray(inputs[name])):
+            raise DataError(f"the array for input '{name}' holds NaN or Inf")
+    return {name: np.ascontiguousarray(inputs[name]) for name in wanted}
+
+
+def _is_finite(array: NDArray[np.generic]) -> bool:
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a module node by node; keeps the first tensor that is not finite and, if asked, every node's output."""
+
+    def __init__(self, module: fx.GraphModule, *, keep: bool = False) -> None:
+        super().__init__(module)
+        self.keep = keep
+        self.tensors: dict[str, NDArray[np.generic]] = {}
+        self.first_broken: tuple[str, str] | None = None
+
+    def run_node(self, n: fx.Node) -> Any:  # a node may return anything
+        """Run one node and look at what it returns."""
+        try:
+            value = super().run_node(n)
+        # A module raises whatever torch does about its inputs.
+        except Exception as error:
+            if "onnx_node" not in n.meta:
+                raise
+            name, kind = n.meta["onnx_node"], n.meta["onnx_op_type"]
+            raise ConversionError(
+                f"node '{name}' ({kind}) fails in torch: {str(error).partition(chr(10))[0]}"
+            ) from error
+        if "onnx_outputs" not in n.meta:
+            return value
+        values = value if isinstance(value, tuple) else (value,)
+        names = [name for name in n.meta["onnx_outputs"] if name] if len(values) == 1 else n.meta["onnx_outputs"]
+        for name, item in zip(names, values, strict=False):
+            if not name or not isinstance(item, torch.Tensor):
+                continue
+            if self.first_broken is None and item.is_floating_point() and not bool(torch.isfinite(item).all()):
+                self.first_broken = (name, n.meta["onnx_node"])
+            if self.keep:
+                self.tensors[name] = item.detach().cpu().numpy()
+        return value
+
+
+class _Recorded:
+    """What a run of the torch module gave."""
+
+    def __init__(self, outputs: list[NDArray[np.generic]], recorder: _Recorder | None) -> None:
+        self.outputs = outputs
+        self.first_broken = None if recorder is None else recorder.first_broken
+        self.tensors = {} if recorder is None else recorder.tensors
+
+
+def _run_torch(module: torch.nn.Module, model: onnx.ModelProto, feeds: Arrays, *, keep: bool = False) -> _Recorded:
+    """Run the module on the graph's inputs in order."""
+    parameter = next(iter(module.parameters()), next(iter(module.buffers()), None))
+    device = torch.device("cpu") if parameter is None else parameter.device
+    tensors = [torch.from_numpy(np.array(array)).to(device) for array in feeds.values()]
+    recorder = _Recorder(module, keep=keep) if isinstance(module, fx.GraphModule) else None
+    with torch.no_grad():
+        found = module(*tensors) if recorder is None else recorder.run(*tensors)
+    outputs = found if isinstance(found, tuple) else (found,)
+    if len(outputs) != len(model.graph.output):
+        raise ConversionError(f"the module returns {len(outputs)} outputs, the model has {len(model.graph.output)}")
+    return _Recorded([output.detach().cpu().numpy() for output in outputs], recorder)
+
+
+def _raise_not_finite(model: onnx.ModelProto, feeds: Arrays, recorded: _Recorded, broken: list[str]) -> None:
+    """Name the first tensor that holds NaN or Inf, in ONNX Runtime's run if there is one, else in torch's."""
+    makers = {output: node for node in model.graph.node for output in node.output}
+    for name, array in run_onnx(model, feeds, all_tensors=True).items():
+        if not _is_finite(array):
+            raise ModelError(
+                f"activation '{name}' of node '{makers[name].name}' ({makers[name].op_type}) holds NaN or Inf on the "
+                "given inputs; check the model and the preprocessing"
+            )
+    if recorded.first_broken is not None:
+        name, node = recorded.first_broken
+        raise ConversionError(f"node '{node}': its output '{name}' holds NaN or Inf in torch, not in ONNX Runtime")
+    raise ModelError(f"output '{broken[0]}' holds NaN or Inf on the given inputs")
+
+
+def _raise_first_difference(
+    model: onnx.ModelProto, module: torch.nn.Module, feeds: Arrays, tolerance: float, errors: dict[str, float]
+) -> None:
+    recorded = _run_torch(module, model, feeds, keep=True)
+    expected = run_onnx(model, feeds, all_tensors=True)
+    for node in model.graph.node:
+        for name in node.output:
+            if name not in recorded.tensors or name not in expected:
+                continue
+            error = relative_error(recorded.tensors[name], expected[name])
+            if not error <= tolerance:
+                raise ConversionError(
+                    f"node '{node.name}' ({node.op_type}): its output '{name}' differs between torch and ONNX Runtime "
+                    f"by {error:.1e} relative (tolerance {tolerance:.0e})"
+                )
+    name = max(errors, key=lambda key: errors[key])
+    raise ConversionError(
+        f"output '{name}' differs between torch and ONNX Runtime by {errors[name]:.1e} relative "
+        f"(tolerance {tolerance:.0e}), though no node's output does"
+    )

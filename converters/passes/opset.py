@@ -1,0 +1,218 @@
+"""Raise an old model to opset 13.
+
+Own code rather than ``onnx.version_converter``, which goes through a C++ graph that drops doc strings and metadata and
+has no adapter for several of these steps (Upsample, Resize, Softmax over several axes), and rather than onnxscript's,
+which starts at opset 18. Of the operators of opset 9 to 12, only the ones below changed their meaning or their form up
+to opset 13; all others were merely extended (source: ONNX's Changelog.md).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from mrecg_onnx.converters.errors import ModelError
+from mrecg_onnx.converters.passes.values import add_initializer, attribute_int, attribute_ints, dims, unique_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+__all__ = ["TARGET_OPSET", "raise_opset"]
+
+logger = logging.getLogger(__name__)
+
+TARGET_OPSET = 13
+"""QuantizeLinear and DequantizeLinear take per-channel scales from here on."""
+
+_MIN_IR_VERSION = 7  # the IR version that came with opset 13 has number 7 (onnx 1.8)
+
+
+def raise_opset(model: ir.Model) -> ir.Model:
+    """Raise ``model`` to :data:`TARGET_OPSET` if it is older; models above stay as they are.
+
+    Node and tensor names stay. Shapes should have been inferred before.
+
+    Raises:
+        ModelError: A node's operator does not exist in the target opset.
+    """
+    version = model.opset_imports.get("")
+    if version is None or version >= TARGET_OPSET:
+        return model
+    for graph in list(model.graphs()):
+        for node in list(graph):
+            if node.domain:
+                continue
+            step = _STEPS.get(node.op_type)
+            if step is not None and version < step[0]:
+                try:
+                    step[1](node, version)
+                except (KeyError, TypeError, ValueError, IndexError) as error:
+                    raise ModelError(
+                        f"node '{node.name}': {node.op_type} cannot be raised from opset {version} to {TARGET_OPSET}: "
+                        f"{error}; export the model again with opset {TARGET_OPSET} or newer"
+                    ) from error
+    _check_operators(model, version)
+    model.opset_imports[""] = TARGET_OPSET
+    for graph in model.graphs():
+        if "" in graph.opset_imports:
+            graph.opset_imports[""] = TARGET_OPSET
+    model.ir_version = max(model.ir_version, _MIN_IR_VERSION)
+    logger.info("raised opset %d to %d", version, TARGET_OPSET)
+    return model
+
+
+def _check_operators(model: ir.Model, version: int) -> None:
+    for graph in model.graphs():
+        for node in graph:
+            if node.domain:
+                continue
+            known = onnx.defs.has(node.op_type, TARGET_OPSET, "")
+            if not known or onnx.defs.get_schema(node.op_type, TARGET_OPSET, "").deprecated:
+                raise ModelError(
+                    f"node '{node.name}': {node.op_type} of opset {version} does not exist in opset {TARGET_OPSET}; "
+                    f"export the model again with opset {TARGET_OPSET} or newer"
+                )
+
+
+def _initializer(node: ir.Node, name: str, array: NDArray[np.generic]) -> ir.Value:
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    return add_initializer(graph, f"{node.name}_{name}", array)
+
+
+def _set_input(node: ir.Node, index: int, name: str, array: NDArray[np.generic]) -> None:
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    node.replace_input_with(index, _initializer(node, name, array))
+
+
+def _attribute_to_input(name: str, index: int) -> Callable[[ir.Node, int], None]:
+    """Make the step that moves the integer list ``name`` from the attributes to input ``index``."""
+
+    def step(node: ir.Node, _version: int) -> None:
+        values = attribute_ints(node, name)
+        if values is None:
+            return
+        del node.attributes[name]
+        _set_input(node, index, name, np.array(values, np.int64))
+
+    return step
+
+
+def _slice(node: ir.Node, _version: int) -> None:
+    for index, name in enumerate(("starts", "ends", "axes"), 1):
+        _attribute_to_input(name, index)(node, _version)
+
+
+def _upsample(node: ir.Node, _version: int) -> None:
+    """Upsample 9 is Resize with the coordinates of Resize 10."""
+    node.op_type = "Resize"
+    _resize(node, _version)
+
+
+def _resize(node: ir.Node, _version: int) -> None:
+    """Resize 10 has asymmetric coordinates, rounds them down, and no region of interest among its inputs."""
+    scales = node.inputs[1]
+    node.resize_inputs(3)
+    node.replace_input_with(1, None)
+    node.replace_input_with(2, scales)
+    node.attributes["coordinate_transformation_mode"] = ir.AttrString("coordinate_transformation_mode", "asymmetric")
+    node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", "floor")
+
+
+def _dropout(node: ir.Node, _version: int) -> None:
+    ratio = node.attributes.pop("ratio", None)
+    if ratio is not None:
+        _set_input(node, 1, "ratio", np.array(ratio.as_float(), np.float32))
+
+
+def _top_k(node: ir.Node, _version: int) -> None:
+    k = node.attributes.pop("k", None)
+    if k is not None:
+        _set_input(node, 1, "k", np.array([k.as_int()], np.int64))
+
+
+def _numpy_type(value: ir.Value | None) -> np.dtype[np.generic]:
+    """Return the element type of ``value``; float32 where inference found none."""
+    return np.dtype(np.float32) if value is None or value.dtype is None else np.dtype(value.dtype.numpy())
+
+
+def _clip(node: ir.Node, _version: int) -> None:
+    dtype = _numpy_type(node.inputs[0])
+    for index, name in enumerate(("min", "max"), 1):
+        bound = node.attributes.pop(name, None)
+        if bound is not None:
+            _set_input(node, index, name, np.array(bound.as_float(), dtype))
+
+
+def _pad(node: ir.Node, version: int) -> None:
+    _attribute_to_input("pads", 1)(node, version)
+    value = node.attributes.pop("value", None)
+    if value is not None:
+        _set_input(node, 2, "value", np.array(value.as_float(), _numpy_type(node.inputs[0])))
+
+
+def _scatter(node: ir.Node, _version: int) -> None:
+    node.op_type = "ScatterElements"
+
+
+def _softmax(node: ir.Node, _version: int) -> None:
+    """Before 13, everything from ``axis`` (default 1) on was one axis; from 13 on, ``axis`` (default -1) alone is."""
+    axis = attribute_int(node, "axis", 1)
+    sizes = dims(node.inputs[0])
+    if sizes is not None:
+        axis = axis + len(sizes) if axis < 0 else axis
+        if all(size == 1 for size in sizes[axis + 1 :]):
+            node.attributes["axis"] = ir.AttrInt64("axis", axis)
+            return
+    elif axis == -1:
+        node.attributes["axis"] = ir.AttrInt64("axis", axis)
+        return
+    _softmax_over_rest(node, axis)
+
+
+def _softmax_over_rest(node: ir.Node, axis: int) -> None:
+    """Compute Softmax over several axes as Flatten, Softmax, Reshape back."""
+    graph, x, output = node.graph, node.inputs[0], node.outputs[0]
+    assert isinstance(graph, ir.Graph)
+    assert x is not None
+    wish = output.name
+    flat = ir.node("Flatten", [x], {"axis": axis}, name=f"{node.name}_flatten")
+    shape = ir.node("Shape", [x], name=f"{node.name}_shape")
+    flat.outputs[0].name = unique_name(graph, f"{wish}_flattened")
+    shape.outputs[0].name = unique_name(graph, f"{wish}_shape")
+    soft = ir.node(node.op_type, [flat.outputs[0]], {"axis": -1}, name=node.name)
+    soft.outputs[0].name = unique_name(graph, f"{wish}_flat")
+    soft.doc_string = node.doc_string
+    soft.metadata_props.update(node.metadata_props)
+    back = ir.node("Reshape", [soft.outputs[0], shape.outputs[0]], name=f"{node.name}_unflatten")
+    made = back.outputs[0]
+    made.shape, made.type = output.shape, output.type
+    ir.convenience.replace_nodes_and_values(graph, node, [node], [flat, shape, soft, back], [output], [made])
+    made.name = wish
+
+
+_STEPS: dict[str, tuple[int, Callable[[ir.Node, int], None]]] = {
+    "Clip": (11, _clip),
+    "Dropout": (12, _dropout),
+    "Hardmax": (13, _softmax),
+    "LogSoftmax": (13, _softmax),
+    "Pad": (11, _pad),
+    "ReduceSum": (13, _attribute_to_input("axes", 1)),
+    "Resize": (11, _resize),
+    "Scatter": (11, _scatter),
+    "Slice": (10, _slice),
+    "Softmax": (13, _softmax),
+    "Split": (13, _attribute_to_input("split", 1)),
+    "Squeeze": (13, _attribute_to_input("axes", 1)),
+    "TopK": (10, _top_k),
+    "Unsqueeze": (13, _attribute_to_input("axes", 1)),
+    "Upsample": (10, _upsample),
+}
+"""Operator: the opset that changed it, and what to do to a node from before."""

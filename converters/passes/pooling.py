@@ -1,0 +1,48 @@
+"""Write a mean over the spatial axes as GlobalAveragePool."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from mrecg_onnx.converters.passes.values import attribute_int, attribute_ints, constant, is_standard, rank, unique_name
+
+__all__ = ["mean_to_pool"]
+
+
+def mean_to_pool(model: ir.Model) -> ir.Model:
+    """Replace ReduceMean over exactly the two spatial axes of a 4-D tensor by GlobalAveragePool.
+
+    ONNX Runtime has an integer kernel for the pool and none for the mean. The pool takes over the node's name; with
+    keepdims=0 a Flatten follows that takes over the output's name.
+    """
+    for node in list(model.graph):
+        if not is_standard(node, "ReduceMean") or rank(node.inputs[0]) != 4 or _axes(node) != {2, 3}:
+            continue
+        value = node.inputs[0]
+        assert value is not None
+        graph, output = model.graph, node.outputs[0]
+        if value.dtype is not None and value.dtype not in {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE}:
+            continue
+        pool = ir.node("GlobalAveragePool", [value], name=node.name, doc_string=node.doc_string)
+        pool.metadata_props.update(node.metadata_props)
+        nodes, last = [pool], pool
+        if not attribute_int(node, "keepdims", 1):
+            pool.outputs[0].name = unique_name(graph, f"{output.name}_pooled")
+            last = ir.node("Flatten", [pool.outputs[0]], {"axis": 1}, name=f"{node.name}_flatten")
+            nodes.append(last)
+        made = last.outputs[0]
+        made.shape, made.type, made.doc_string = output.shape, output.type, output.doc_string
+        made.metadata_props.update(output.metadata_props)
+        name = output.name
+        ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, [output], [made])
+        made.name = name
+    return model
+
+
+def _axes(node: ir.Node) -> set[int] | None:
+    """Return the axes of a mean of a 4-D tensor, counted from the front; None if they are not constant."""
+    axes = attribute_ints(node, "axes")
+    if axes is None and len(node.inputs) > 1:
+        array = constant(node.inputs[1])
+        axes = None if array is None else [int(axis) for axis in array.reshape(-1)]
+    return None if axes is None else {axis % 4 for axis in axes}

@@ -1,0 +1,81 @@
+"""The form of the graph: constants as initializers, no functions, a name for everything, sorted, nothing unused."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import onnx_ir.passes.common as ir_passes
+
+__all__ = [
+    "constants_to_initializers",
+    "initializers_out_of_inputs",
+    "inline_functions",
+    "name_all",
+    "remove_unused",
+    "sort",
+    "standard_domain",
+]
+
+
+def standard_domain(model: ir.Model) -> ir.Model:
+    """Write the standard domain as ``""`` wherever the file spells it ``ai.onnx``."""
+    for graph in model.graphs():
+        for node in graph:
+            if node.domain == "ai.onnx":
+                node.domain = ""
+    for function in model.functions.values():
+        for node in function.all_nodes():
+            if node.domain == "ai.onnx":
+                node.domain = ""
+        _merge_imports(function.opset_imports)
+    _merge_imports(model.opset_imports)
+    return model
+
+
+def _merge_imports(imports: dict[str, int]) -> None:
+    if "ai.onnx" in imports:
+        imports[""] = max(imports.pop("ai.onnx"), imports.get("", 0))
+
+
+def initializers_out_of_inputs(model: ir.Model) -> ir.Model:
+    """Drop initializers from the graph's inputs: they are constants here, no defaults to be overridden."""
+    ir_passes.RemoveInitializersFromInputsPass()(model)
+    return model
+
+
+def constants_to_initializers(model: ir.Model) -> ir.Model:
+    """Turn Constant nodes into initializers of the same name; a Constant that is a graph output stays a node."""
+    ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    return model
+
+
+def inline_functions(model: ir.Model) -> ir.Model:
+    """Replace each call of a model-local function by the function's body."""
+    if model.functions:
+        ir_passes.InlinePass()(model)
+        ir_passes.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+    return model
+
+
+def name_all(model: ir.Model) -> ir.Model:
+    """Give every node and value a unique, non-empty name; those that have one keep it.
+
+    A node without a name is called after its operator and its first output.
+    """
+    for graph in model.graphs():
+        for node in graph:
+            if not node.name:
+                node.name = f"{node.op_type}_{node.outputs[0].name}" if node.outputs else node.op_type
+    ir_passes.NameFixPass()(model)
+    return model
+
+
+def remove_unused(model: ir.Model) -> ir.Model:
+    """Remove nodes and initializers that reach no output."""
+    ir_passes.RemoveUnusedNodesPass()(model)
+    return model
+
+
+def sort(model: ir.Model) -> ir.Model:
+    """Sort the nodes topologically, keeping the file's order where it already is one."""
+    ir_passes.TopologicalSortPass()(model)
+    return model

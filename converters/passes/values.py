@@ -1,0 +1,135 @@
+"""What the passes share: reading constants, adding initializers, replacing one value by another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = [
+    "add_initializer",
+    "attribute_int",
+    "attribute_ints",
+    "constant",
+    "dims",
+    "is_standard",
+    "rank",
+    "replace_value",
+    "set_constant",
+    "sole_reader",
+    "unique_name",
+]
+
+
+def is_standard(node: ir.Node, *op_types: str) -> bool:
+    """Tell whether ``node`` is of the standard domain and, if any are given, of one of ``op_types``."""
+    return node.domain in {"", "ai.onnx"} and (not op_types or node.op_type in op_types)
+
+
+def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
+    """Return the array an initializer holds, None for every other value."""
+    if value is None or not value.is_initializer() or value.const_value is None or value.is_graph_input():
+        return None
+    array: NDArray[np.generic] = value.const_value.numpy()
+    return array
+
+
+def rank(value: ir.Value | None) -> int | None:
+    """Return the number of axes of ``value`` if it is known."""
+    return None if value is None or value.shape is None else len(value.shape)
+
+
+def dims(value: ir.Value | None) -> list[int | None] | None:
+    """Return the sizes of ``value``, None for each that is not static; None if even the rank is unknown."""
+    if value is None or value.shape is None:
+        return None
+    return [size if isinstance(size, int) else None for size in value.shape]
+
+
+def attribute_int(node: ir.Node, name: str, default: int) -> int:
+    """Return an integer attribute or its default."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else int(attribute.as_int())
+
+
+def attribute_ints(node: ir.Node, name: str) -> list[int] | None:
+    """Return an attribute that is a list of integers, None if ``node`` has none."""
+    attribute = node.attributes.get(name)
+    return None if attribute is None else [int(item) for item in attribute.as_ints()]
+
+
+def sole_reader(value: ir.Value) -> ir.Node | None:
+    """Return the one node that reads ``value``; None if several do, or the graph gives it out."""
+    uses = value.uses()
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    return next(iter(uses)).node
+
+
+def unique_name(graph: ir.Graph, wish: str) -> str:
+    """Return ``wish``, numbered if a value of ``graph`` has that name already."""
+    taken = {value.name for value in graph.inputs} | set(graph.initializers)
+    taken.update(output.name for node in graph.all_nodes() for output in node.outputs)
+    name, count = wish, 0
+    while name in taken:
+        count += 1
+        name = f"{wish}_{count}"
+    return name
+
+
+def add_initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
+    """Add a constant to ``graph`` under ``name``, or a numbered variant of it."""
+    name = unique_name(graph, name)
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def set_constant(node: ir.Node, index: int, array: NDArray[np.generic], wish: str) -> None:
+    """Make ``array`` input ``index`` of ``node``.
+
+    An initializer that nothing else reads keeps its name; one that is shared stays as it is for the others, and the
+    node gets a copy of its own. An absent input gets an initializer called ``wish``.
+    """
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    old = node.inputs[index] if index < len(node.inputs) else None
+    name = wish if old is None else f"{old.name}_{node.name}"
+    if old is not None and old.is_initializer() and old.graph is graph and sole_reader(old) is node:
+        assert old.name is not None
+        name = old.name
+        graph.initializers.pop(name)
+        node.replace_input_with(index, None)
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    node.replace_input_with(index, add_initializer(graph, name, array))
+
+
+def replace_value(old: ir.Value, new: ir.Value) -> bool:
+    """Let everything that reads ``old`` read ``new``; the caller then removes the node that made ``old``.
+
+    A graph output keeps its name: ``new`` takes it over if ``new`` is made by a node and is no output itself.
+
+    Returns:
+        False, with nothing changed, where the output's name cannot be kept.
+    """
+    if old.is_graph_output():
+        if new.producer() is None or new.is_graph_output() or new.graph is not old.graph:
+            return False
+        name = old.name
+        shape, dtype = old.shape, old.type
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        # Freed first: two values of one graph must not share a name even for a moment.
+        old.name = None
+        new.name = name
+        # The user's declaration of the output stays.
+        new.shape = shape if shape is not None else new.shape
+        new.type = dtype if dtype is not None else new.type
+        return True
+    ir.convenience.replace_all_uses_with(old, new)
+    return True

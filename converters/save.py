@@ -1,0 +1,74 @@
+"""Write an ONNX file so that there is a whole one or none."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from mrecg_onnx.converters.errors import ExportError
+
+__all__ = ["EXTERNAL_DATA_BYTES", "check_writable", "save_model"]
+
+logger = logging.getLogger(__name__)
+
+EXTERNAL_DATA_BYTES = int(1.9e9)
+"""Models whose tensors are larger keep them in a second file: protobuf ends at 2 GiB."""
+
+# Smaller tensors stay in the model file even then (onnx's own default).
+_INLINE_BYTES = 1024
+
+
+def check_writable(path: str | Path) -> None:
+    """Check, before long work, that a file can be written at ``path``.
+
+    Raises:
+        ExportError: The folder is missing or cannot be written to, or ``path`` is a folder.
+    """
+    path = Path(path)
+    folder = path.parent
+    if path.is_dir():
+        raise ExportError(f"{path}: is a folder; give the path of the file to write")
+    if not folder.is_dir():
+        raise ExportError(f"{path}: there is no folder {folder}; create it or choose another path")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ExportError(f"{path}: exists and cannot be overwritten; choose another path")
+    try:
+        # The access bits do not tell it all (read-only file systems, quotas): try it.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be written: {error.strerror or error}; choose another path") from error
+
+
+def save_model(model: onnx.ModelProto | ir.Model, path: str | Path) -> None:
+    """Write ``model`` to ``path``: first to a temporary file beside it, which then takes its place.
+
+    Tensors of more than :data:`EXTERNAL_DATA_BYTES` in all go to ``<name>.data`` beside it. ``model`` is not changed.
+
+    Raises:
+        ExportError: The file cannot be written; then an existing one is still there as it was.
+    """
+    path = Path(path)
+    check_writable(path)
+    # from_proto shares the tensors' memory and gives a graph of our own; an ir.Model is put back by ir.save itself.
+    graph = ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model
+    size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            temporary = Path(folder) / path.name
+            if size > EXTERNAL_DATA_BYTES:
+                data = f"{path.name}.data"
+                ir.save(graph, temporary, external_data=data, size_threshold_bytes=_INLINE_BYTES)
+                (Path(folder) / data).replace(path.parent / data)
+            else:
+                proto = model if isinstance(model, onnx.ModelProto) else ir.to_proto(model)
+                temporary.write_bytes(proto.SerializeToString())
+            temporary.replace(path)
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be written: {error.strerror or error}") from error
+    logger.info("wrote %s", path)

@@ -1,0 +1,51 @@
+"""Learned low-bit post-training quantization from ONNX to ONNX.
+
+    import mrecg_onnx
+    result = mrecg_onnx.quantize("model.onnx", "images/", mrecg_onnx.Settings(wbits=4, abits=4), output="model_w4a4.onnx")
+    report = mrecg_onnx.validate("model.onnx", "model_w4a4.onnx", "labelled_images/")
+
+Names are resolved on first use, so that importing the package does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mrecg_onnx.converters.errors import MrecgError
+    from mrecg_onnx.images import Preprocess
+    from mrecg_onnx.inspection import inspect
+    from mrecg_onnx.quantization import QuantizationResult, quantize
+    from mrecg_onnx.settings import BitRule, Settings
+    from mrecg_onnx.validation import ValidationResult, validate
+
+__all__ = [
+    "BitRule", "MrecgError", "Preprocess", "QuantizationResult", "Settings", "ValidationResult", "inspect", "quantize", "validate",
+]  # fmt: skip
+
+try:
+    __version__ = metadata.version("mrecg-onnx")
+except metadata.PackageNotFoundError:  # a checkout that is not installed
+    __version__ = "0+checkout"
+
+_HOME = {
+    "BitRule": "settings",
+    "MrecgError": "converters.errors",
+    "Preprocess": "images",
+    "QuantizationResult": "quantization",
+    "Settings": "settings",
+    "ValidationResult": "validation",
+    "inspect": "inspection",
+    "quantize": "quantization",
+    "validate": "validation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,110 @@
+"""Which values of a graph are activations, and who computes, passes on or reads them.
+
+A thin index over a normalized :class:`onnx_ir.Model`; everything above asks here instead of walking nodes itself.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+__all__ = [
+    "CLAMPS", "INTEGER_OPS", "PRESERVING_OPS", "WEIGHTED_OPS", "activation_inputs", "activation_outputs", "clamp_bounds",
+    "constant", "is_activation", "is_preserving", "is_weighted", "readers", "weight_index",
+]  # fmt: skip
+
+#: Ops that may carry weights.
+WEIGHTED_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+#: Ops whose outputs are values of their input: codes move, the scale stays. Pad only with zeros, Resize only nearest.
+PRESERVING_OPS = frozenset({
+    "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Resize", "Slice",
+    "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+})  # fmt: skip
+#: Computing ops for which ONNX Runtime's CPU provider has integer kernels behind Q/DQ (measured with 1.31).
+INTEGER_OPS = frozenset({
+    "Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "MatMul", "Mul", "Resize", "Sigmoid", "Softmax",
+})  # fmt: skip
+#: Ops that a quantizer behind them absorbs: they only clamp.
+CLAMPS = frozenset({"Relu", "Clip"})
+_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
+
+
+def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The constant behind ``value`` (an initializer), None for everything computed."""
+    return value.const_value if value is not None and value.is_initializer() else None
+
+
+def is_activation(value: ir.Value | None) -> bool:
+    """True for a computed or fed float tensor (unknown types count as float), False for constants and integers."""
+    if value is None or value.is_initializer():
+        return False
+    return value.dtype is None or value.dtype in _FLOATS
+
+
+def activation_inputs(node: ir.Node) -> list[ir.Value]:
+    """Float inputs of ``node`` that are not constant, without repetition."""
+    return list(dict.fromkeys(v for v in node.inputs if v is not None and is_activation(v)))
+
+
+def activation_outputs(node: ir.Node) -> list[ir.Value]:
+    """Float outputs of ``node`` that have a name."""
+    return [v for v in node.outputs if v.name and is_activation(v)]
+
+
+def readers(value: ir.Value) -> list[ir.Node]:
+    """Nodes that read ``value``, without repetition, in the order of its uses."""
+    return list(dict.fromkeys(node for node, _ in value.uses()))
+
+
+def weight_index(node: ir.Node) -> int | None:
+    """Position of the constant weight among the inputs of a weighted node, None if there is none."""
+    if node.op_type not in WEIGHTED_OPS or node.domain not in {"", "ai.onnx"}:
+        return None
+    for index in (1,) if node.op_type != "MatMul" else (1, 0):
+        if index >= len(node.inputs):
+            continue
+        tensor = constant(node.inputs[index])
+        if tensor is not None and len(tensor.shape) >= 2 and is_activation(node.inputs[0 if index else 1]):
+            return index
+    return None
+
+
+def is_weighted(node: ir.Node) -> bool:
+    """True for a Conv, ConvTranspose, Gemm or MatMul with a constant weight of two or more dimensions."""
+    return weight_index(node) is not None
+
+
+def _all_zero(value: ir.Value | None) -> bool:
+    tensor = constant(value)
+    return value is None or (tensor is not None and not tensor.numpy().any())
+
+
+def is_preserving(node: ir.Node) -> bool:
+    """True if the first output of ``node`` only holds values of its first input, or zeros."""
+    if node.op_type not in PRESERVING_OPS or node.domain not in {"", "ai.onnx"} or not node.inputs:
+        return False
+    if not is_activation(node.inputs[0]):
+        return False
+    if node.op_type == "Pad":
+        mode = node.attributes.get_string("mode", "constant")
+        return mode != "constant" or _all_zero(node.inputs[2] if len(node.inputs) > 2 else None)
+    if node.op_type == "Resize":
+        return node.attributes.get_string("mode", "nearest") == "nearest"
+    if node.op_type == "MaxPool":
+        return len(node.outputs) == 1 or not node.outputs[1].uses()
+    return True
+
+
+def clamp_bounds(node: ir.Node) -> tuple[float | None, float | None] | None:
+    """(low, high) of a Relu or a Clip with constant bounds, None for any other node."""
+    if node.op_type == "Relu":
+        return 0.0, None
+    if node.op_type != "Clip":
+        return None
+    bounds: list[float | None] = []
+    for index in (1, 2):
+        value = node.inputs[index] if index < len(node.inputs) else None
+        tensor = constant(value)
+        if value is not None and tensor is None:
+            return None
+        bounds.append(None if tensor is None else float(tensor.numpy()))
+    return bounds[0], bounds[1]

@@ -1,0 +1,275 @@
+"""Cross-layer equalization: exact per-channel rescaling of the float graph before anything is quantized.
+
+One scale vector s per stream: every producer's output channels (weights and bias) are divided by s, every consumer's input
+channels multiplied by it. Ops between must be positively homogeneous, channel by channel (Nagel et al. 2019, eq. 8-11;
+for residual streams all tensors that meet in the same Adds share one vector, method.md 10). Relu6 is not homogeneous and
+ends a stream.
+
+s_c = (m_c / median m)^alpha with m_c = (mean |x_c|^4)^(1/4) on calibration images: between the largest magnitude, which one
+outlier decides, and the standard deviation, which does not see what a clipped range costs. On MobileNetV2's worst stream
+(160 channels) the best alpha leaves an output error of .46 with it, .49 with the maximum and .45 with the deviation, of .98
+without. alpha is chosen per stream by the error that rounding this stream's activations to nearest brings to the network's
+output, none where it does not help. Weights take no part in the choice: learned rounding recovers their error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from mrecg_onnx.activations import activation_inputs, activation_outputs, constant, is_activation, is_weighted, readers, weight_index
+from mrecg_onnx.calibration import SAMPLED_VALUES
+from mrecg_onnx.grids import fake_quantize, search_range
+from mrecg_onnx.network import Network
+from mrecg_onnx.plan import ActivationPlan
+from mrecg_onnx.simulation import forward_batches
+
+__all__ = ["Equalized", "Stream", "apply_scale", "choose_scales", "find_streams"]
+
+#: Exponents tried: the middle first, the others only where it helps.
+FIRST_ALPHA, OTHER_ALPHAS = 0.5, (0.25, 0.75, 1.0)
+#: A stream whose largest channel is less than this multiple of the median has nothing to equalize.
+MIN_SPREAD = 1.15
+#: An exponent must lower the error at least this much, or the stream stays as it is.
+MIN_GAIN = 0.02
+#: Bounds of s: beyond them a channel is dead or an outlier of its own kind.
+SMALLEST, LARGEST = 0.02, 50.0
+#: Images on which an exponent is judged.
+IMAGES = 32
+
+_HOMOGENEOUS = frozenset({"AveragePool", "GlobalAveragePool", "LeakyRelu", "MaxPool", "PRelu", "Relu"})
+_VIEWS = frozenset({"Flatten", "Reshape", "Squeeze"})
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Tensors that must share one scale vector.
+
+    Attributes:
+        name: the first tensor.
+        tensors: all of them, in topological order.
+        channels: length of the vector.
+        producers: nodes whose output channels are divided.
+        consumers: nodes whose input channels are multiplied.
+    """
+
+    name: str
+    tensors: tuple[str, ...]
+    channels: int
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Equalized:
+    """What was decided for one stream: alpha 0 leaves it as it was.
+
+    ``spread`` is the largest channel over the median one before; the errors are relative to the float output, with only
+    this stream quantized.
+    """
+
+    stream: Stream
+    alpha: float
+    spread: float
+    error_before: float
+    error_after: float
+    scale: tuple[float, ...]
+
+
+def _channels(value: ir.Value | None) -> int | None:
+    if value is None or value.shape is None or len(value.shape) < 2:
+        return None
+    size = value.shape[1]
+    return size if isinstance(size, int) else None
+
+
+def _spatially_flat(node: ir.Node) -> bool:
+    """True for [N, C, 1, 1] -> [N, C]."""
+    source, made = node.inputs[0], node.outputs[0]
+    if source is None or source.shape is None or made.shape is None:
+        return False
+    return all(d == 1 for d in list(source.shape)[2:]) and len(made.shape) == 2 and _channels(source) == _channels(made)
+
+
+def _joined(node: ir.Node) -> list[ir.Value] | None:
+    """Activations that must share a scale through ``node``; None if it allows none at all."""
+    inputs, outputs = activation_inputs(node), activation_outputs(node)
+    if node.op_type == "Add":
+        same = len({tuple(str(d) for d in v.shape) if v.shape is not None else None for v in (*inputs, *outputs)}) == 1
+        return [*inputs, *outputs] if len(inputs) == 2 and same and _channels(outputs[0]) else None
+    if node.op_type in _HOMOGENEOUS and len(inputs) == 1:
+        return [*inputs, node.outputs[0]]
+    if node.op_type in _VIEWS and _spatially_flat(node):
+        return [*inputs, *outputs]
+    return None
+
+
+def _usable_weight(node: ir.Node) -> bool:
+    """Weight and bias are this node's alone, and the channel axis is where it is expected."""
+    index = weight_index(node)
+    if index != 1 or node.op_type not in {"Conv", "Gemm"} or node.attributes.get_int("transA", 0):
+        return False
+    if any(v is not None and v.is_graph_output() for v in node.inputs[1:3]):
+        return False
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None and constant(bias) is None:
+        return False
+    return all(v is None or len(list(v.uses())) == 1 for v in node.inputs[1:3])
+
+
+def find_streams(model: ir.Model) -> list[Stream]:
+    """All sets of tensors that can be rescaled exactly, in topological order."""
+    parent: dict[ir.Value, ir.Value] = {}
+
+    def root(value: ir.Value) -> ir.Value:
+        while parent.setdefault(value, value) is not value:
+            value = parent[value]
+        return value
+
+    blocked: set[ir.Value] = set()
+    producers: dict[ir.Value, list[ir.Node]] = {}
+    consumers: dict[ir.Value, list[ir.Node]] = {}
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        blocked.add(value)
+    for node in model.graph:
+        inputs, outputs = activation_inputs(node), activation_outputs(node)
+        if is_weighted(node) and _usable_weight(node) and len(inputs) == 1:
+            consumers.setdefault(inputs[0], []).append(node)
+            producers.setdefault(outputs[0], []).append(node)
+            continue
+        shared = _joined(node)
+        if shared is None:
+            blocked.update((*inputs, *outputs))
+            continue
+        for value in shared[1:]:
+            parent[root(value)] = root(shared[0])
+    order = [v for v in (*model.graph.inputs, *(v for n in model.graph for v in n.outputs)) if is_activation(v)]
+    sets: dict[ir.Value, list[ir.Value]] = {}
+    for value in order:
+        sets.setdefault(root(value), []).append(value)
+    streams = []
+    for values in sets.values():
+        made = [n.name or "" for v in values for n in producers.get(v, [])]
+        read = [n.name or "" for v in values for n in consumers.get(v, [])]
+        sizes = {_channels(v) for v in values}
+        if blocked & set(values) or not made or not read or len(sizes) != 1 or None in sizes:
+            continue
+        streams.append(Stream(values[0].name or "", tuple(v.name or "" for v in values), sizes.pop() or 0, tuple(made), tuple(read)))
+    return streams
+
+
+def _along_input(shape: Sequence[int], scale: np.ndarray, groups: int, *, transposed: bool) -> np.ndarray:
+    """``scale`` over input channels, shaped to multiply a Conv (OIHW, grouped) or Gemm weight."""
+    if len(shape) == 2:
+        return scale[None, :] if transposed else scale[:, None]
+    out, per_group = shape[0], shape[1]
+    rows = scale.reshape(groups, per_group).repeat(out // groups, axis=0)
+    return rows.reshape(out, per_group, *[1] * (len(shape) - 2))
+
+
+def _replace(value: ir.Value, array: np.ndarray) -> None:
+    old = value.const_value
+    assert old is not None
+    value.const_value = ir.tensor(array.astype(old.numpy().dtype), name=value.name)
+
+
+def apply_scale(model: ir.Model, stream: Stream, scale: Sequence[float]) -> None:
+    """Divide the producers of ``stream`` by ``scale`` (length ``channels``) and multiply its consumers, in place."""
+    s = np.asarray(scale, np.float64)
+    for node in model.graph:
+        transposed = node.attributes.get_int("transB", 0) == 1
+        if node.name in stream.producers:
+            weight = node.inputs[1].const_value.numpy().astype(np.float64)  # type: ignore[union-attr]
+            axis = 0 if node.op_type == "Conv" or transposed else 1
+            shape = [1] * weight.ndim
+            shape[axis] = -1
+            _replace(node.inputs[1], weight / s.reshape(shape))  # type: ignore[arg-type]
+            if len(node.inputs) > 2 and node.inputs[2] is not None:
+                _replace(node.inputs[2], node.inputs[2].const_value.numpy().astype(np.float64) / s)  # type: ignore[union-attr]
+        if node.name in stream.consumers:
+            weight = node.inputs[1].const_value.numpy().astype(np.float64)  # type: ignore[union-attr]
+            groups = node.attributes.get_int("group", 1)
+            _replace(node.inputs[1], weight * _along_input(weight.shape, s, groups, transposed=transposed))  # type: ignore[arg-type]
+
+
+def _relative_error(output: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
+    noise = sum(float((output[n] - r).square().sum()) for n, r in reference.items())
+    return (noise / max(1e-30, sum(float(r.square().sum()) for r in reference.values()))) ** 0.5
+
+
+class _Judge:
+    """Measures the output error of quantizing one stream under a scale, without touching the graph.
+
+    Quantizing x / s per tensor and multiplying back by s is what the rescaled network does, seen from outside.
+    """
+
+    def __init__(self, network: Network, quantizers: Sequence[ActivationPlan], data: Mapping[str, Tensor]) -> None:
+        self.network = network
+        self.quantizers = {plan.name: plan for plan in quantizers}
+        self.batch = next(forward_batches(data, IMAGES, network.device))
+        with torch.no_grad():
+            self.reference = network.run(self.batch)
+
+    def magnitudes(self, stream: Stream) -> tuple[Tensor, dict[str, Tensor]]:
+        """m_c over the stream's quantized tensors, shape (C,), and those tensors by name."""
+        names = [n for n in stream.tensors if n in self.quantizers]
+        with torch.no_grad():
+            values = self.network.run(self.batch, keep=names)
+        fourth = torch.stack([v.transpose(0, 1).flatten(1).pow(4).mean(1) for v in values.values()]).mean(0)
+        return fourth.pow(0.25), values
+
+    def error(self, scale: Tensor, values: Mapping[str, Tensor]) -> float:
+        """Relative error of the output with only the tensors ``values`` quantized."""
+        grids = {}
+        for name, value in values.items():
+            stretched = value / scale.view(1, -1, *[1] * (value.dim() - 2))
+            stride = max(1, stretched.numel() // SAMPLED_VALUES) | 1
+            grids[name] = search_range(
+                stretched.reshape(-1)[::stride], self.quantizers[name].bits, low=stretched.amin(), high=stretched.amax()
+            )
+
+        def activation(name: str, value: Tensor) -> Tensor:
+            if name not in grids:
+                return value
+            s = scale.view(1, -1, *[1] * (value.dim() - 2))
+            return fake_quantize(value / s, grids[name]) * s
+
+        with torch.no_grad():
+            return _relative_error(self.network.run(self.batch, activation=activation), self.reference)
+
+
+def choose_scales(
+    network: Network,
+    streams: Sequence[Stream],
+    quantizers: Sequence[ActivationPlan],
+    data: Mapping[str, Tensor],
+) -> list[Equalized]:
+    """Choose alpha for every stream on calibration images; one decision a stream, in order."""
+    judge = _Judge(network, quantizers, data)
+    result = []
+    for stream in streams:
+        if not any(name in judge.quantizers for name in stream.tensors):
+            continue
+        magnitude, values = judge.magnitudes(stream)
+        middle = magnitude.median().clamp(min=1e-12)
+        spread = float(magnitude.amax() / middle)
+        ratio = torch.where(magnitude > 0, magnitude / middle, torch.ones_like(magnitude))
+
+        def scaled(alpha: float, ratio: Tensor = ratio) -> Tensor:
+            return ratio.pow(alpha).clamp(SMALLEST, LARGEST)
+
+        before = judge.error(scaled(0.0), values)
+        best = (before, 0.0)
+        if spread >= MIN_SPREAD:
+            best = min(best, (judge.error(scaled(FIRST_ALPHA), values), FIRST_ALPHA))
+            if best[1]:
+                best = min([best, *((judge.error(scaled(a), values), a) for a in OTHER_ALPHAS)])
+        if best[0] > before * (1 - MIN_GAIN):
+            best = (before, 0.0)
+        result.append(Equalized(stream, best[1], spread, before, best[0], tuple(float(x) for x in scaled(best[1]))))
+    return result

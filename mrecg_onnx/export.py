@@ -1,0 +1,316 @@
+"""Writing the quantized model: Q/DQ pairs and integer codes into the user's own graph, in the 8-bit container.
+
+Measured on ONNX Runtime (deployment measurements; benchmarks of this repository): low bits run on the integer kernels only
+when they are kept in 8-bit tensors, so
+
+1. an activation of b < 8 bits is ``QuantizeLinear(uint8) -> Clip(0, 2^b - 1) -> DequantizeLinear``: the Clip works on codes;
+2. a Relu or Clip in front of a quantizer moves into the bounds of the codes. Quantization is monotone, so this is exact; left
+   in place a Clip(0, 6) keeps the convolution in float. A Relu before zero point 0 stays: the runtime absorbs it itself;
+3. asymmetric weights of up to 7 bits are stored as ``code - zero_point`` in int8 with zero point 0, per output channel;
+4. biases are int32 with scale s_x * s_w; a bias that does not fit stays in float;
+5. value-preserving ops stand between DequantizeLinear and QuantizeLinear of one scale; Pad, for which the runtime has no such
+   fusion, works on the codes directly and pads with the code of 0.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from mrecg_onnx.activations import constant, is_preserving, readers, weight_index
+from mrecg_onnx.grids import Grid
+from mrecg_onnx.plan import ActivationPlan, LayerPlan
+from mrecg_onnx.simulation import QuantizedWeight, Simulation
+
+__all__ = ["Exported", "export"]
+
+logger = logging.getLogger(__name__)
+
+#: Oldest opset with per-channel DequantizeLinear, and the IR version that came with it.
+MIN_OPSET, MIN_IR = 13, 7
+INT32_MAX = 2**31 - 1
+
+
+@dataclass
+class Exported:
+    """The written model and what could not be kept in integers.
+
+    Attributes:
+        model: quantized model.
+        float_biases: layers whose bias did not fit int32.
+        integer_layers: node names of layers with quantized input, weight and output, by op type.
+        integer_ops: node names of other ops between quantizers, by op type.
+    """
+
+    model: onnx.ModelProto
+    float_biases: list[str] = field(default_factory=list)
+    integer_layers: dict[str, list[str]] = field(default_factory=dict)
+    integer_ops: dict[str, list[str]] = field(default_factory=dict)
+
+
+class _Writer:
+    """Edits one graph; names it makes are unique."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model, self.graph = model, model.graph
+        self.taken = {v.name for n in self.graph for v in n.outputs} | set(self.graph.initializers)
+        self.taken |= {v.name for v in self.graph.inputs}
+        self.nodes_taken = {n.name for n in self.graph}
+        self.codes: dict[ir.Value, ir.Value] = {}  # dequantized value -> its codes
+
+    def name(self, wish: str) -> str:
+        """A tensor name that nobody has."""
+        found, count = wish, 1
+        while found in self.taken:
+            count += 1
+            found = f"{wish}_{count}"
+        self.taken.add(found)
+        return found
+
+    def node_name(self, wish: str) -> str:
+        """A node name that nobody has."""
+        found, count = wish, 1
+        while found in self.nodes_taken:
+            count += 1
+            found = f"{wish}_{count}"
+        self.nodes_taken.add(found)
+        return found
+
+    def constant(self, wish: str, array: np.ndarray) -> ir.Value:
+        """A new initializer."""
+        name = self.name(wish)
+        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+        value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
+        self.graph.register_initializer(value)
+        return value
+
+    def node(self, op: str, name: str, inputs: list[ir.Value | None], output: str, attributes: Mapping[str, int] | None = None) -> ir.Node:
+        """A new node with one output, not yet in the graph."""
+        return ir.node(op, inputs, dict(attributes or {}), name=self.node_name(name), outputs=[ir.Value(name=self.name(output))])
+
+
+def export(model: ir.Model, simulation: Simulation, metadata: Mapping[str, str]) -> Exported:
+    """Write the quantized form of ``model``.
+
+    Args:
+        model: normalized (and equalized) float graph; not changed.
+        simulation: grids and codes.
+        metadata: entries for the file's metadata_props; those of the user's file stay.
+
+    Returns:
+        The model and what to expect from the runtime.
+    """
+    copy = ir.from_proto(ir.to_proto(model))
+    writer = _Writer(copy)
+    result = Exported(onnx.ModelProto())
+    for layer in simulation.plan.quantized_layers:
+        _write_layer(writer, layer, simulation, result)
+    for plan in simulation.plan.activations:
+        _write_activation(writer, plan, simulation.activations[plan.name])
+    _drop_unused_initializers(copy)
+    _note_integer_nodes(copy, simulation, result)
+    copy.metadata_props.update(metadata)
+    copy.metadata_props["mrecg_onnx.bits"] = json.dumps(_bits(simulation), separators=(",", ":"))
+    copy.opset_imports[""] = max(MIN_OPSET, copy.opset_imports.get("", MIN_OPSET))
+    copy.ir_version = max(MIN_IR, copy.ir_version or MIN_IR)
+    copy.graph.sort()
+    result.model = ir.to_proto(copy)
+    return result
+
+
+def _bits(simulation: Simulation) -> dict[str, int]:
+    """Width of every quantized tensor, weights by initializer name."""
+    widths = {plan.name: plan.bits for plan in simulation.plan.activations}
+    return widths | {layer.weight: layer.wbits for layer in simulation.plan.quantized_layers}
+
+
+def _scale_array(grid: Grid) -> np.ndarray:
+    return grid.scale.detach().cpu().numpy().astype(np.float32)
+
+
+def _write_layer(writer: _Writer, layer: LayerPlan, simulation: Simulation, result: Exported) -> None:
+    node = writer.graph.node(layer.name)
+    quantized = simulation.weights[layer.name]
+    position = weight_index(node)
+    assert position is not None
+    scale = _scale_array(quantized.grid)
+    zero_point = np.zeros(scale.shape, np.int8)
+    dequantize = writer.node(
+        "DequantizeLinear",
+        f"{layer.weight}_DequantizeLinear",
+        [
+            writer.constant(f"{layer.weight}_quantized", _stored_codes(quantized)),
+            writer.constant(f"{layer.weight}_scale", scale),
+            writer.constant(f"{layer.weight}_zero_point", zero_point),
+        ],
+        f"{layer.weight}_dequantized",
+        {"axis": layer.axis},
+    )
+    writer.graph.insert_before(node, dequantize)
+    node.replace_input_with(position, dequantize.outputs[0])
+    grid = simulation.input_grid(layer)
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if grid is None or bias is None or constant(bias) is None:
+        return
+    _write_bias(writer, layer, node, bias, grid, quantized, result)
+
+
+def _stored_codes(quantized: QuantizedWeight) -> np.ndarray:
+    """``code - zero_point`` as int8 (rule 3)."""
+    _, zero = quantized.grid.along(quantized.codes.dim())
+    shifted = (quantized.codes - zero).cpu().numpy()
+    assert np.abs(shifted).max(initial=0) <= 127, "codes of more than 7 bits must be symmetric"
+    return shifted.astype(np.int8)
+
+
+def _write_bias(writer: _Writer, layer: LayerPlan, node: ir.Node, bias: ir.Value, grid: Grid, quantized: QuantizedWeight, result: Exported) -> None:
+    tensor = constant(bias)
+    assert tensor is not None
+    values = tensor.numpy()
+    # The product is taken in float32, as the runtime does.
+    scale = np.atleast_1d(np.float32(_scale_array(grid)) * _scale_array(quantized.grid)).astype(np.float32)
+    if values.size != scale.size:
+        result.float_biases.append(layer.name)
+        return
+    flat = values.astype(np.float64).reshape(-1)
+    codes = np.rint(flat / scale)
+    if np.abs(codes).max(initial=0) > INT32_MAX:
+        logger.warning("layer '%s': its bias does not fit int32 at scale s_x * s_w and stays in float", layer.name)
+        result.float_biases.append(layer.name)
+        return
+    name = layer.bias or f"{layer.name}_bias"
+    dequantize = writer.node(
+        "DequantizeLinear",
+        f"{name}_DequantizeLinear",
+        [
+            writer.constant(f"{name}_quantized", codes.astype(np.int32).reshape(values.shape)),
+            writer.constant(f"{name}_scale", scale),
+            writer.constant(f"{name}_zero_point", np.zeros(scale.shape, np.int32)),
+        ],
+        f"{name}_dequantized",
+        {"axis": max(0, values.ndim - 1)},
+    )
+    writer.graph.insert_before(node, dequantize)
+    node.replace_input_with(2, dequantize.outputs[0])
+
+
+def code_bounds(plan: ActivationPlan, grid: Grid) -> tuple[int, int]:
+    """Smallest and largest code of a tensor: the grid's ends, or the codes of the absorbed clamp's bounds (rule 2)."""
+    scale, zero = np.float32(_scale_array(grid)), int(grid.zero_point)
+    low, high = grid.qmin, grid.qmax
+    if plan.low is not None:
+        low = max(low, int(np.rint(np.float32(plan.low) / scale)) + zero)
+    if plan.high is not None:
+        high = min(high, int(np.rint(np.float32(plan.high) / scale)) + zero)
+    return low, max(low, high)
+
+
+def _write_activation(writer: _Writer, plan: ActivationPlan, grid: Grid) -> None:
+    values = {v.name: v for v in (*writer.graph.inputs, *(o for n in writer.graph for o in n.outputs))}
+    root = values[plan.name]
+    scale = writer.constant(f"{plan.name}_scale", _scale_array(grid))
+    zero_point = writer.constant(f"{plan.name}_zero_point", np.uint8(grid.zero_point.item()) * np.ones((), np.uint8))
+    clamp = root.producer() if plan.absorbs is not None else None
+    keeps_clamp = clamp is not None and clamp.op_type == "Relu" and int(grid.zero_point) == 0
+    low, high = code_bounds(plan, grid) if not keeps_clamp else (grid.qmin, grid.qmax)
+    users = [(node, index) for node, index in root.uses()]
+    source = root
+    clip_name = f"{plan.name}_Clip"
+    if clamp is not None and not keeps_clamp:
+        source = clamp.inputs[0]  # type: ignore[assignment]
+        clip_name = clamp.name or clip_name
+        writer.nodes_taken.discard(clamp.name)
+    quantize = writer.node("QuantizeLinear", f"{plan.name}_QuantizeLinear", [source, scale, zero_point], f"{plan.name}_quantized")
+    new = [quantize]
+    codes = quantize.outputs[0]
+    if (low, high) != (0, 255):
+        bounds = [writer.constant(f"{plan.name}_{end}", np.array(c, np.uint8)) for end, c in (("low", low), ("high", high))]
+        clip = writer.node("Clip", clip_name, [codes, *bounds], f"{plan.name}_clipped")
+        new.append(clip)
+        codes = clip.outputs[0]
+    dequantize = writer.node("DequantizeLinear", f"{plan.name}_DequantizeLinear", [codes, scale, zero_point], f"{plan.name}_dequantized")
+    new.append(dequantize)
+    maker = root.producer()
+    if maker is None:
+        writer.graph.insert_before(writer.graph[0], new)
+    else:
+        writer.graph.insert_after(maker, new)
+    for node, index in users:
+        node.replace_input_with(index, dequantize.outputs[0])
+    if clamp is not None and not keeps_clamp:
+        writer.graph.remove(clamp, safe=True)
+    writer.codes[dequantize.outputs[0]] = codes
+    for name in plan.members[1:]:
+        _write_member(writer, values[name], scale, zero_point)
+
+
+def _write_member(writer: _Writer, value: ir.Value, scale: ir.Value, zero_point: ir.Value) -> None:
+    """Quantizer of a value-preserving op's output (rule 5)."""
+    maker = value.producer()
+    assert maker is not None
+    users = list(value.uses())
+    if maker.op_type == "Pad":
+        inputs = [writer.codes[maker.inputs[0]], maker.inputs[1]]  # type: ignore[index]
+        if maker.attributes.get_string("mode", "constant") == "constant":
+            inputs.append(zero_point)
+        elif len(maker.inputs) > 3:
+            inputs.append(None)  # type: ignore[arg-type]
+        inputs += maker.inputs[3:]
+        maker.resize_inputs(len(inputs))
+        for index, entry in enumerate(inputs):
+            maker.replace_input_with(index, entry)
+        codes = value
+        name = value.name or ""
+        value.name = writer.name(f"{name}_codes")
+        value.dtype = ir.DataType.UINT8
+        new = []
+    else:
+        name = value.name or ""
+        quantize = writer.node("QuantizeLinear", f"{name}_QuantizeLinear", [value, scale, zero_point], f"{name}_quantized")
+        codes, new = quantize.outputs[0], [quantize]
+    dequantize = writer.node("DequantizeLinear", f"{name}_DequantizeLinear", [codes, scale, zero_point], f"{name}_dequantized")
+    writer.graph.insert_after(maker, [*new, dequantize])
+    for node, index in users:
+        node.replace_input_with(index, dequantize.outputs[0])
+    writer.codes[dequantize.outputs[0]] = codes
+
+
+def _drop_unused_initializers(model: ir.Model) -> None:
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del model.graph.initializers[name]
+
+
+def _comes_quantized(value: ir.Value | None) -> bool:
+    maker = value.producer() if value is not None else None
+    return maker is not None and maker.op_type == "DequantizeLinear"
+
+
+def _goes_quantized(node: ir.Node) -> bool:
+    """True if the output is only read by QuantizeLinear, directly or through a Relu that the runtime absorbs."""
+    users = [r for v in node.outputs for r in readers(v)]
+    if len(users) == 1 and users[0].op_type == "Relu":
+        users = [r for v in users[0].outputs for r in readers(v)]
+    return bool(users) and all(u.op_type == "QuantizeLinear" for u in users) and not node.outputs[0].is_graph_output()
+
+
+def _note_integer_nodes(model: ir.Model, simulation: Simulation, result: Exported) -> None:
+    """What the runtime should run on integer kernels, for the check after export."""
+    layers = {layer.name: layer for layer in simulation.plan.quantized_layers}
+    for node in model.graph:
+        if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
+            continue
+        floats = [v for v in node.inputs if v is not None and not v.is_initializer()]
+        # QGemm writes float where it is the graph's output; the others need a quantizer behind.
+        quantized = bool(floats) and all(_comes_quantized(v) for v in floats)
+        if not quantized or not (_goes_quantized(node) or node.op_type == "Gemm"):
+            continue
+        store = result.integer_layers if node.name in layers else result.integer_ops
+        if node.name in layers or not is_preserving(node):
+            store.setdefault(node.op_type, []).append(node.name or "")

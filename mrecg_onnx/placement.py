@@ -1,0 +1,253 @@
+"""Placement: which weights and tensors are quantized, and to how many bits.
+
+The rules (measured on ONNX Runtime's CPU provider):
+
+1. The input of every weighted layer gets the layer's activation width; the first and last layers have their own.
+2. A tensor has one quantizer whoever reads it. Value-preserving ops pass their input's quantizer on, so such tensors form
+   one group, and the narrowest width asked for by a reader in the group wins.
+3. Tensors that only other integer ops read (residual branches, pool inputs) get 8 bits.
+4. A Relu or Clip in front of a quantizer is part of it: its bounds become bounds of the codes, and the tensor before it
+   has no quantizer of its own.
+5. Ops behind the last weighted layer stay in float, and so do the graph's outputs and excluded nodes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from mrecg_onnx.activations import (
+    INTEGER_OPS,
+    activation_inputs,
+    activation_outputs,
+    clamp_bounds,
+    constant,
+    is_activation,
+    is_preserving,
+    is_weighted,
+    readers,
+    weight_index,
+)
+from mrecg_onnx.converters.errors import ModelError, SettingsError
+from mrecg_onnx.plan import BYSTANDER_BITS, FLOAT_BITS, ActivationPlan, LayerPlan
+from mrecg_onnx.settings import Settings
+
+__all__ = ["place", "plan_layers"]
+
+
+def _matching(patterns: Iterable[str], names: list[str], option: str) -> dict[str, set[str]]:
+    """Names that each pattern finds.
+
+    Raises:
+        SettingsError: a pattern finds nothing; the nearest names are suggested.
+    """
+    found = {pattern: {name for name in names if re.search(pattern, name)} for pattern in patterns}
+    for pattern, hits in found.items():
+        if not hits:
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
+            raise SettingsError(f"{option} '{pattern}' matches no node; names look like {', '.join(near)}")
+    return found
+
+
+def _reaches_weighted(model: ir.Model) -> set[ir.Node]:
+    """Nodes from which a weighted layer can be reached (the layer itself not counted)."""
+    result: set[ir.Node] = set()
+    for node in reversed(list(model.graph)):
+        for output in node.outputs:
+            if any(reader in result or is_weighted(reader) for reader in readers(output)):
+                result.add(node)
+    return result
+
+
+def _behind_weighted(model: ir.Model) -> set[ir.Node]:
+    """Nodes that a weighted layer reaches (the layer itself not counted)."""
+    result: set[ir.Node] = set()
+    for node in model.graph:
+        makers = [v.producer() for v in node.inputs if v is not None]
+        if any(maker is not None and (maker in result or is_weighted(maker)) for maker in makers):
+            result.add(node)
+    return result
+
+
+def _macs(node: ir.Node, weight_shape: tuple[int, ...], spatial_of: ir.Value) -> int | None:
+    """Multiply-accumulates an image: weights times the positions they are used at."""
+    shape = spatial_of.shape
+    if node.op_type == "Gemm":
+        return math.prod(weight_shape)
+    if shape is None:
+        return None
+    positions = list(shape)[2:] if node.op_type != "MatMul" else list(shape)[1:-1]
+    if not all(isinstance(d, int) for d in positions):
+        return None
+    return math.prod(weight_shape) * math.prod(int(d) for d in positions if isinstance(d, int))
+
+
+def plan_layers(model: ir.Model, settings: Settings) -> tuple[LayerPlan, ...]:
+    """Describe every weighted layer and give it its widths.
+
+    Raises:
+        ModelError: the graph has no weighted layer.
+        SettingsError: an ``exclude`` or ``bits`` pattern matches nothing.
+    """
+    weighted = [node for node in model.graph if is_weighted(node)]
+    if not weighted:
+        raise ModelError("the model has no Conv, ConvTranspose, Gemm or MatMul with constant weights: nothing to quantize")
+    names = [node.name or "" for node in model.graph]
+    excluded = set().union(*_matching(settings.exclude, names, "--exclude").values()) if settings.exclude else set()
+    rules = _matching([r.pattern for r in settings.bits], [n.name or "" for n in weighted], "--bits")
+    ahead, behind = _reaches_weighted(model), _behind_weighted(model)
+    layers = []
+    for node in weighted:
+        position = weight_index(node)
+        assert position is not None
+        weight, data = node.inputs[position], node.inputs[1 - position]
+        assert weight is not None and data is not None
+        tensor = constant(weight)
+        assert tensor is not None
+        shape = tuple(int(d) for d in tensor.shape)
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        first, last = node not in behind, node not in ahead
+        wbits, abits = settings.wbits, settings.abits
+        if first or last:
+            # The image keeps 8 bits whatever is asked for: pixels are 8-bit data.
+            wbits = settings.first_last_bits
+            abits = abits if abits == FLOAT_BITS else (BYSTANDER_BITS if first else settings.first_last_bits)
+        for rule in settings.bits:
+            if node.name in rules[rule.pattern]:
+                wbits = rule.wbits or wbits
+                abits = (rule.abits or abits) if abits != FLOAT_BITS else FLOAT_BITS
+        out = node.name in excluded
+        transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+        if node.op_type == "Conv" or transposed:
+            axis = 0
+        elif node.op_type == "MatMul":
+            axis = len(shape) - 1 if position == 1 else len(shape) - 2
+        else:
+            axis = 1
+        layers.append(
+            LayerPlan(
+                name=node.name or "",
+                op=node.op_type,
+                weight=weight.name or "",
+                bias=bias.name if bias is not None else None,
+                shape=shape,
+                axis=axis,
+                stride=tuple(node.attributes.get_ints("strides", [1] * (len(shape) - 2))) if "Conv" in node.op_type else (),
+                groups=node.attributes.get_int("group", 1),
+                params=math.prod(shape),
+                macs=_macs(node, shape, data if node.op_type == "ConvTranspose" else node.outputs[0]),
+                wbits=FLOAT_BITS if out else wbits,
+                input=data.name or "",
+                output=node.outputs[0].name or "",
+                abits=FLOAT_BITS if out else abits,
+                first=first,
+                last=last,
+                excluded=out,
+            )
+        )
+    if all(layer.excluded for layer in layers):
+        raise SettingsError("--exclude leaves no layer to quantize")
+    return tuple(layers)
+
+
+def _absorbed_into(value: ir.Value, integer: set[ir.Node]) -> ir.Node | None:
+    """The Relu or Clip that alone reads ``value`` and stands in front of a quantizer (rule 4)."""
+    if value.is_graph_output() or value.is_graph_input():
+        return None
+    users = readers(value)
+    if len(users) != 1 or clamp_bounds(users[0]) is None or users[0] not in integer:
+        return None
+    return users[0]
+
+
+def place(model: ir.Model, layers: tuple[LayerPlan, ...], settings: Settings, protected: frozenset[str] = frozenset()) -> tuple[ActivationPlan, ...]:
+    """Decide the activation quantizers of ``model``.
+
+    Args:
+        model: normalized graph.
+        layers: from :func:`plan_layers`.
+        settings: patterns for nodes that stay in float.
+        protected: names of quantizers raised to 8 bits.
+
+    Returns:
+        Quantizers in topological order; none when activations stay in float.
+    """
+    if settings.abits == FLOAT_BITS:
+        return ()
+    names = [node.name or "" for node in model.graph]
+    excluded = set().union(*_matching(settings.exclude, names, "--exclude").values()) if settings.exclude else set()
+    ahead = _reaches_weighted(model)
+    wanted = {layer.name: layer.abits for layer in layers if not layer.excluded}
+
+    def computes(node: ir.Node) -> bool:
+        """The node runs on an integer kernel and therefore wants its inputs quantized."""
+        if node.name in excluded:
+            return False
+        return node.name in wanted or (node.op_type in INTEGER_OPS and node in ahead and not is_weighted(node))
+
+    # Nodes through which a quantizer can act: computing ones, clamps, and value-preserving ones on the way to those.
+    integer: set[ir.Node] = set()
+    for node in reversed(list(model.graph)):
+        if node.name in excluded:
+            continue
+        passes_on = is_preserving(node) and any(r in integer for o in node.outputs for r in readers(o))
+        clamps = clamp_bounds(node) is not None and node in ahead
+        if computes(node) or passes_on or clamps:
+            integer.add(node)
+
+    group: dict[ir.Value, ir.Value] = {}  # member -> root
+    members: dict[ir.Value, list[ir.Value]] = {}
+    values = [v for v in model.graph.inputs if is_activation(v)]
+    values += [v for node in model.graph for v in activation_outputs(node)]
+    for value in values:
+        users = [r for r in readers(value) if r in integer]
+        maker = value.producer()
+        # An integer layer needs its output quantized to run as one, also when only float ops read it.
+        feeds_float = maker is not None and maker.name in wanted and maker in ahead and bool(readers(value))
+        if not users and not feeds_float:
+            continue
+        if _absorbed_into(value, integer) is not None:
+            continue
+        if maker is not None and is_preserving(maker) and maker.name not in excluded and maker.inputs[0] in group:
+            root = group[maker.inputs[0]]  # type: ignore[index]
+        else:
+            root = value
+        group[value] = root
+        members.setdefault(root, []).append(value)
+
+    plans = []
+    for root, parts in members.items():
+        computing = [(v, r) for v in parts for r in readers(v) if not (is_preserving(r) and r in integer and any(o in group for o in r.outputs))]
+        bits = min((wanted[r.name or ""] for v, r in computing if r.name in wanted and _reads_as_input(r, v)), default=BYSTANDER_BITS)
+        maker = root.producer()
+        bounds = clamp_bounds(maker) if maker is not None and maker.name not in excluded else None
+        absorbs = maker if bounds is not None and maker is not None and _only_reader(maker) else None
+        name = root.name or ""
+        plans.append(
+            ActivationPlan(
+                name=name,
+                members=tuple(v.name or "" for v in parts),
+                reads=tuple(dict.fromkeys(v.name or "" for v, _ in computing)) or (name,),
+                bits=max(bits, BYSTANDER_BITS) if name in protected else bits,
+                absorbs=absorbs.name if absorbs is not None else None,
+                low=bounds[0] if absorbs is not None and bounds is not None else None,
+                high=bounds[1] if absorbs is not None and bounds is not None else None,
+                protected=name in protected and bits < BYSTANDER_BITS,
+            )
+        )
+    return tuple(plans)
+
+
+def _reads_as_input(node: ir.Node, value: ir.Value) -> bool:
+    """True if ``value`` is the data a weighted ``node`` multiplies (and not, say, its computed bias)."""
+    return value in activation_inputs(node) and value in node.inputs[:2]
+
+
+def _only_reader(clamp: ir.Node) -> bool:
+    """True if nobody else reads what the clamp reads, so that the clamp can move into the codes."""
+    source = clamp.inputs[0]
+    return source is not None and len(readers(source)) == 1 and not source.is_graph_output() and not clamp.outputs[0].is_graph_output()

@@ -1,0 +1,372 @@
+"""Reconstruction of one unit: rounding and activation scales learned so that the unit's output stays what it was.
+
+The loop of the MRECG code base (method.md 3.7, QDrop sections 7): loss = mean over batch and space of the channel-summed
+squared error to the float output, plus the rounding regularizer; inputs from the quantized prefix, mixed element by element
+with the float ones under drop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from mrecg_onnx.grids import Grid, learnable_fake_quantize
+from mrecg_onnx.network import Step
+from mrecg_onnx.plan import UnitPlan
+from mrecg_onnx.rounding import BetaSchedule, SoftRounding, regularizer
+from mrecg_onnx.simulation import QuantizedWeight, Simulation, forward_batches
+from mrecg_onnx.windows import Window, plan_windows
+
+__all__ = ["LearningRates", "UnitData", "UnitResult", "default_rates", "reconstruct_unit", "reconstruction_loss"]
+
+#: Published iterations, and Adam's rates there (QDrop, MRECG): 1e-3 for V; 4e-5 for scales of about 0.3.
+PAPER_ITERS, PAPER_LR_ROUNDING, PAPER_LR_SCALE = 20000, 1e-3, 1.3e-4
+#: Rates grow as iterations shrink, (PAPER_ITERS / iters)^EXPONENT: 300 iterations learn best near 3e-2 and 3e-3.
+EXPONENT = 0.8
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Adam's rates: ``rounding`` for V, ``scale`` relative to the activation scale."""
+
+    rounding: float
+    scale: float
+
+
+def default_rates(iters: int) -> LearningRates:
+    """Rates for ``iters`` iterations: the published ones at 20,000, larger in shorter runs (measured, see docs)."""
+    factor = max(1.0, PAPER_ITERS / iters) ** EXPONENT
+    return LearningRates(PAPER_LR_ROUNDING * factor, PAPER_LR_SCALE * factor)
+
+
+@dataclass
+class UnitData:
+    """What a unit is trained on, tensors of shape [N, ...] by name.
+
+    Attributes:
+        quantized: inputs from the quantized prefix.
+        floating: the same inputs from the float network.
+        targets: float outputs.
+        held_out: indices of samples kept for the comparison with nearest rounding.
+        training: all other indices.
+    """
+
+    quantized: dict[str, Tensor]
+    floating: dict[str, Tensor]
+    targets: dict[str, Tensor]
+    training: Tensor
+    held_out: Tensor
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """Outcome of one unit.
+
+    Attributes:
+        name: the unit.
+        layers: its weighted layers.
+        iters: iterations made.
+        loss_nearest: loss with nearest rounding, on the samples that decided.
+        loss: loss with learned rounding after the hard decision, on the same samples.
+        kept: "learned" or "nearest".
+        unsettled: share of rounding variables between 0.05 and 0.95 at the end.
+        seconds: wall time.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    iters: int
+    loss_nearest: float
+    loss: float
+    kept: str
+    unsettled: float
+    seconds: float
+
+    @property
+    def final_loss(self) -> float:
+        """Loss of what was kept."""
+        return self.loss if self.kept == "learned" else self.loss_nearest
+
+
+def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Squared error summed over channels (dim 1), mean over batch and space; shape () (method.md 3.7)."""
+    error = (output - target).square()
+    return error.sum() * (1.0 / (error.numel() / (error.shape[1] if error.dim() > 1 else 1)))
+
+
+class _Masks:
+    """Drop masks cut from a bank of random bits at random places: as cheap as a slice."""
+
+    def __init__(self, probability: float, device: torch.device, generator: torch.Generator) -> None:
+        self.probability, self.device, self.generator = probability, device, generator
+        self.bank = torch.empty(0, dtype=torch.bool, device=device)
+        self.uses = 0
+
+    def draw(self, like: Tensor) -> Tensor | None:
+        """True with ``probability``, ``like``'s shape; None where everything is quantized."""
+        if self.probability >= 1.0:
+            return None
+        count = like.numel()
+        # A bank larger than what is cut from it, renewed now and then, keeps masks of different steps apart.
+        if self.bank.numel() < 2 * count or self.uses >= 256:
+            size = max(2 * count, self.bank.numel())
+            bank = torch.rand(size, device="cpu", generator=self.generator) < self.probability
+            self.bank, self.uses = bank.to(self.device), 0
+        self.uses += 1
+        start = int(torch.randint(0, self.bank.numel() - count + 1, (), generator=self.generator))
+        return self.bank[start : start + count].view(like.shape)
+
+
+class _Trainable:
+    """Everything a unit learns: rounding variables by layer, log-ratios of scales by quantizer."""
+
+    def __init__(self, unit: UnitPlan, simulation: Simulation, made: Sequence[str], *, learn_scales: bool) -> None:
+        self.rounding: dict[str, SoftRounding] = {}
+        for name in unit.layers:
+            if name in simulation.weights:
+                weight = simulation.network.step(name).module.weight.detach()  # type: ignore[operator]
+                self.rounding[name] = SoftRounding(weight, simulation.weights[name].grid)
+        self.start = {name: simulation.activations[name] for name in made if name in simulation.activations}
+        device = simulation.network.device
+        self.log_ratio = {n: torch.zeros((), device=device, requires_grad=learn_scales) for n in self.start}
+
+    def scale(self, name: str) -> Tensor:
+        """Current scale of a quantizer: a ratio learned in log space stays positive and makes its rate relative."""
+        return self.start[name].scale * torch.exp(self.log_ratio[name])
+
+    def grids(self) -> dict[str, Grid]:
+        """Learned activation grids."""
+        return {n: replace(g, scale=self.scale(n).detach()) for n, g in self.start.items()}
+
+    def codes(self) -> dict[str, QuantizedWeight]:
+        """Hard-rounded weights."""
+        return {name: QuantizedWeight(r.hard_codes(), r.grid) for name, r in self.rounding.items()}
+
+
+@dataclass
+class _Loop:
+    unit: UnitPlan
+    steps: list[Step]
+    simulation: Simulation
+    data: UnitData
+    trainable: _Trainable
+    masks: _Masks
+    quantize_activations: bool
+    window: Window | None = None
+    generator: torch.Generator = field(default_factory=torch.Generator)
+
+    def weight(self, step: Step) -> tuple[Tensor, Tensor | None]:
+        rounding = self.trainable.rounding.get(step.node)
+        module = step.module
+        weight = module.weight if rounding is None else rounding.soft()
+        return weight, module.bias  # type: ignore[return-value]
+
+    def activation(self, name: str, value: Tensor) -> Tensor:
+        if not self.quantize_activations or name not in self.trainable.start:
+            return value
+        grid = self.trainable.start[name]
+        return learnable_fake_quantize(
+            value, self.trainable.scale(name), float(grid.zero_point), grid.qmax, self.masks.draw(value)
+        )
+
+    def inputs(self, index: Tensor) -> dict[str, Tensor]:
+        result = {}
+        for name, quantized in self.data.quantized.items():
+            x = self._cut(quantized, index)
+            mask = self.masks.draw(x) if x.is_floating_point() else None
+            result[name] = x if mask is None else torch.where(mask, x, self._cut(self.data.floating[name], index))
+        return result
+
+    def _cut(self, values: Tensor, index: Tensor) -> Tensor:
+        if self.window is not None:
+            (top, bottom), (left, right) = self.window.read
+            values = values[:, :, top:bottom, left:right]
+        return values[index.to(values.device)].to(self.simulation.network.device)
+
+    def loss(self, index: Tensor) -> Tensor:
+        outputs = self.simulation.network.run(
+            self.inputs(index), self.steps, keep=self.unit.outputs, activation=self.activation, weight=self.weight
+        )
+        total = torch.zeros((), device=self.simulation.network.device)
+        for name, target in self.data.targets.items():
+            output = outputs[name]
+            if self.window is not None:
+                (top, bottom), (left, right) = self.window.use
+                output = output[:, :, top:bottom, left:right]
+                (top, bottom), (left, right) = self.window.aim
+                target = target[:, :, top:bottom, left:right]
+            total = total + reconstruction_loss(output, target[index.to(target.device)].to(output.device))
+        return total
+
+
+def evaluate_unit(unit: UnitPlan, steps: list[Step], simulation: Simulation, data: UnitData, index: Tensor, *, quantize_activations: bool, batch_size: int) -> float:
+    """Mean reconstruction loss of the unit as ``simulation`` has it now, over the samples ``index``."""
+    total, count = 0.0, 0
+    chosen = {n: x[index] for n, x in data.quantized.items()}
+    targets = {n: x[index] for n, x in data.targets.items()}
+    device = simulation.network.device
+    pairs = zip(forward_batches(chosen, batch_size, device), forward_batches(targets, batch_size, device), strict=True)
+    for batch, target in pairs:
+        outputs = simulation.run(batch, steps, keep=unit.outputs, quantize_activations=quantize_activations)
+        size = len(next(iter(batch.values())))
+        total += size * sum(float(reconstruction_loss(outputs[n], t)) for n, t in target.items())
+        count += size
+    return total / max(1, count)
+
+
+def _shapes(loop: _Loop) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of the unit for one sample."""
+    found: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str, value: Tensor) -> Tensor:
+        found[name] = tuple(value.shape)
+        return value
+
+    values = {n: x[:1].to(loop.simulation.network.device) for n, x in loop.data.quantized.items()}
+    for name, value in values.items():
+        note(name, value)
+    with torch.no_grad():
+        loop.simulation.network.run(values, loop.steps, activation=note)
+    return found
+
+
+def reconstruct_unit(
+    unit: UnitPlan,
+    simulation: Simulation,
+    data: UnitData,
+    *,
+    iters: int,
+    batch_size: int,
+    rates: LearningRates,
+    keep_quantized: float | None,
+    learn_scales: bool,
+    rounding_weight: float,
+    window: int,
+    seed: int,
+    clock: Callable[[], float],
+    report: Callable[[int, float], None] | None = None,
+) -> UnitResult:
+    """Learn one unit and write what is better, learned or nearest, into ``simulation``.
+
+    Args:
+        unit: what to learn.
+        simulation: holds nearest-rounded weights and searched ranges of the unit; changed.
+        data: inputs and targets.
+        iters: iterations.
+        batch_size: samples an iteration, drawn with replacement.
+        rates: Adam's learning rates; the scale's falls to 0 along a cosine.
+        keep_quantized: probability of an element to be quantized; None trains with float activations.
+        learn_scales: activation scales are learned too.
+        rounding_weight: weight of the rounding regularizer.
+        window: side of the largest map in pixels, 0 for whole maps.
+        seed: for batches, windows and masks.
+        clock: seconds, monotonic.
+        report: called with (iteration, loss) every now and then.
+
+    Returns:
+        Losses before and after, and what was kept.
+    """
+    begin = clock()
+    network = simulation.network
+    inputs = list(data.quantized)
+    steps = network.helpers(network.part(unit.nodes), inputs)
+    made = [name for step in steps for name in step.outputs]
+    generator = torch.Generator().manual_seed(seed)
+    quantize = keep_quantized is not None
+    trainable = _Trainable(unit, simulation, made, learn_scales=learn_scales and quantize)
+    masks = _Masks(keep_quantized if keep_quantized is not None else 1.0, network.device, generator)
+    loop = _Loop(unit, steps, simulation, data, trainable, masks, quantize)
+    judge = data.held_out if len(data.held_out) else data.training
+    options = {"quantize_activations": quantize, "batch_size": batch_size}
+    nearest = evaluate_unit(unit, steps, simulation, data, judge, **options)  # type: ignore[arg-type]
+    if not trainable.rounding:
+        return UnitResult(unit.name, unit.layers, 0, nearest, nearest, "nearest", 0.0, clock() - begin)
+    windows = plan_windows(steps, _shapes(loop), inputs, unit.outputs, window)
+
+    variables = [r.V for r in trainable.rounding.values()]
+    groups = [{"params": variables, "lr": rates.rounding}]
+    scales = [t for t in trainable.log_ratio.values() if t.requires_grad]
+    if scales:
+        groups.append({"params": scales, "lr": rates.scale})
+    optimizer = torch.optim.Adam(groups)
+    beta_at = BetaSchedule(iters)
+    for step in range(iters):
+        index = data.training[torch.randint(0, len(data.training), (batch_size,), generator=generator)]
+        if windows is not None:
+            loop.window = windows.draw(generator)
+        if scales:
+            optimizer.param_groups[1]["lr"] = rates.scale * 0.5 * (1 + math.cos(math.pi * step / iters))
+        loss = loop.loss(index)
+        beta = beta_at(step)
+        total = loss if beta is None else loss + rounding_weight * torch.stack([regularizer(v, beta) for v in variables]).sum()
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if report is not None and (step % 10 == 9 or step == iters - 1):
+            report(step + 1, float(loss.detach()))
+
+    before = dict(simulation.weights), dict(simulation.activations)
+    simulation.weights.update(trainable.codes())
+    if learn_scales and quantize:
+        simulation.activations.update(trainable.grids())
+    learned = evaluate_unit(unit, steps, simulation, data, judge, **options)  # type: ignore[arg-type]
+    kept = "learned" if learned < nearest else "nearest"
+    if kept == "nearest":
+        simulation.weights.update({n: before[0][n] for n in trainable.rounding})
+        simulation.activations.update({n: before[1][n] for n in trainable.start})
+    unsettled = sum(r.unsettled() * r.V.numel() for r in trainable.rounding.values()) / sum(v.numel() for v in variables)
+    return UnitResult(unit.name, unit.layers, iters, nearest, learned, kept, unsettled, clock() - begin)
+
+
+class Prefix:
+    """Inputs of the units, advanced unit by unit: a float copy and a quantized one, never recomputed from the image."""
+
+    def __init__(self, simulation: Simulation, units: Sequence[UnitPlan], data: Mapping[str, Tensor], *, batch_size: int, quantize_activations: bool) -> None:
+        self.simulation, self.units, self.batch_size = simulation, list(units), batch_size
+        self.quantize_activations = quantize_activations
+        self.floating = dict(data)
+        hook = simulation.activation_hook()
+        self.quantized = {
+            n: torch.cat([hook(n, part.to(simulation.network.device)).cpu() for part in x.split(256)]) if quantize_activations and x.is_floating_point() else x
+            for n, x in data.items()
+        }
+
+    def targets(self, unit: UnitPlan) -> dict[str, Tensor]:
+        """Float outputs of ``unit`` on all samples."""
+        steps = self._steps(unit)
+        network = self.simulation.network
+        parts: list[dict[str, Tensor]] = []
+        with torch.no_grad():
+            for batch in forward_batches({n: self.floating[n] for n in self._reads(unit)}, self.batch_size, network.device):
+                parts.append({n: x.cpu() for n, x in network.run(batch, steps, keep=unit.outputs).items()})
+        return {n: torch.cat([p[n] for p in parts]) for n in unit.outputs}
+
+    def data(self, unit: UnitPlan, targets: dict[str, Tensor], training: Tensor, held_out: Tensor) -> UnitData:
+        """Everything :func:`reconstruct_unit` needs."""
+        reads = self._reads(unit)
+        return UnitData({n: self.quantized[n] for n in reads}, {n: self.floating[n] for n in reads}, targets, training, held_out)
+
+    def advance(self, unit: UnitPlan, targets: dict[str, Tensor]) -> None:
+        """Put the outputs of the finished ``unit`` where the next units read, and forget what nobody reads any more."""
+        steps, network = self._steps(unit), self.simulation.network
+        parts = []
+        for batch in forward_batches({n: self.quantized[n] for n in self._reads(unit)}, self.batch_size, network.device):
+            made = self.simulation.run(batch, steps, keep=unit.outputs, quantize_activations=self.quantize_activations)
+            parts.append({n: x.cpu() for n, x in made.items()})
+        self.floating.update(targets)
+        self.quantized.update({n: torch.cat([p[n] for p in parts]) for n in unit.outputs})
+        later = {n for u in self.units[self.units.index(unit) + 1 :] for n in u.inputs}
+        for store in (self.floating, self.quantized):
+            for name in [n for n in store if n not in later]:
+                del store[name]
+
+    def _reads(self, unit: UnitPlan) -> list[str]:
+        return [n for n in unit.inputs if n in self.floating]
+
+    def _steps(self, unit: UnitPlan) -> list[Step]:
+        network = self.simulation.network
+        return network.helpers(network.part(unit.nodes), unit.inputs)

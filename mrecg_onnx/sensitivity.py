@@ -1,0 +1,53 @@
+"""Which activation quantizers hurt most: each one alone, forward only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mrecg_onnx.simulation import Simulation, forward_batches
+
+__all__ = ["Sensitivity", "measure_sensitivity"]
+
+#: Images for one measurement; the order of the worst tensors is stable from a few dozen on.
+IMAGES = 32
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Relative error of the network's output (L2, all outputs) with only quantizer ``name`` on, at ``bits``."""
+
+    name: str
+    bits: int
+    error: float
+
+
+def measure_sensitivity(
+    simulation: Simulation, data: Mapping[str, Tensor], report: Callable[[int, int], None] | None = None
+) -> list[Sensitivity]:
+    """Measure every activation quantizer of ``simulation`` alone; the worst first.
+
+    Args:
+        simulation: with activation grids; weights are not quantized here.
+        data: inputs, [N, ...] by name; the first images are used.
+        report: called with (done, total).
+    """
+    network = simulation.network
+    batch = next(forward_batches(data, IMAGES, network.device))
+    result = []
+    with torch.no_grad():
+        reference = network.run(batch)
+        power = sum(float(v.square().sum()) for v in reference.values())
+        names = list(simulation.activations)
+        for i, name in enumerate(names):
+            hook = simulation.activation_hook({name})
+            inputs = {n: hook(n, v) for n, v in batch.items()}
+            outputs = network.run(inputs, activation=hook)
+            noise = sum(float((outputs[n] - r).square().sum()) for n, r in reference.items())
+            result.append(Sensitivity(name, simulation.activations[name].bits, (noise / max(power, 1e-30)) ** 0.5))
+            if report is not None:
+                report(i + 1, len(names))
+    return sorted(result, key=lambda s: s.error, reverse=True)

@@ -1,0 +1,155 @@
+"""All choices of a run in one frozen dataclass, made once at the door and never changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.images import Preprocess
+from mrecg_onnx.methods import METHODS
+
+__all__ = ["BitRule", "Settings"]
+
+_BITS = re.compile(r"^(?:W(?P<w>\d+))?(?:A(?P<a>\d+))?$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class BitRule:
+    """Widths for the layers whose node name matches ``pattern`` (``re.search``); None leaves a width as it is."""
+
+    pattern: str
+    wbits: int | None
+    abits: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> BitRule:
+        """Read ``REGEX=W4A8``, ``REGEX=W8`` or ``REGEX=A8``.
+
+        Raises:
+            SettingsError: the text has another form, or a width is not in 2..8.
+        """
+        pattern, _, widths = text.rpartition("=")
+        match = _BITS.match(widths)
+        if not pattern or match is None or not widths:
+            raise SettingsError(f"--bits '{text}': expected REGEX=W4A8, REGEX=W8 or REGEX=A8")
+        w, a = (int(g) if g else None for g in (match["w"], match["a"]))
+        for width in (w, a):
+            if width is not None and not 2 <= width <= 8:
+                raise SettingsError(f"--bits '{text}': widths go from 2 to 8")
+        return cls(pattern, w, a)
+
+
+def _in(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise SettingsError(f"{name} is {value}: it must lie between {low:g} and {high:g}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of :func:`mrecg_onnx.quantize`; the first block are the command line's options, the rest are for experts.
+
+    Attributes:
+        wbits: weight width, 2..8.
+        abits: activation width, 2..8, or 32 to leave activations in float.
+        method: a row of :data:`mrecg_onnx.methods.METHODS`.
+        base: reconstruction under ``mrecg``: "qdrop" or "brecq".
+        scheme: how ``mrecg`` merges units: "loss", "modcap", "none" or the path of a JSON file.
+        equalize: "auto" or "off".
+        protect: number of activation tensors raised to 8 bits, the most sensitive first.
+        iters: iterations a reconstruction unit.
+        batch_size: images an iteration.
+        samples: calibration images used at most.
+        seed: seed of every random choice.
+        device: "auto", "cpu" or "cuda".
+        first_last_bits: width of the first and the last weighted layers and of their inputs.
+        exclude: regular expressions; matching nodes stay in float.
+        bits: widths of single layers.
+        preprocess: how an image becomes an input.
+        threads: CPU threads of torch, None for its default.
+        drop: probability that QDrop keeps an element quantized, None for the method's own (method.md 7).
+        selection: "peak" (signed rule) or "eq4" (literal top-k objective), method.md 4.2.
+        merges: number of merges k, None for the rule of :mod:`mrecg_onnx.granularity`.
+        penalty: lambda of Eq. 4, None for a hard limit at k.
+        alpha: stride correction of the module capacity, Eq. 3.
+        probe_fraction: iterations of the probing run as a share of ``iters``.
+        lr_rounding: Adam's rate for the rounding variables, None for a rate that grows as ``iters`` shrinks.
+        lr_scale: Adam's rate for activation scales, relative to the scale, None likewise.
+        rounding_weight: weight of the rounding regularizer.
+        range_samples: images for the range search.
+        held_out: share of the calibration images on which a unit is compared with nearest rounding.
+        window: largest side, in pixels, of the maps a unit is trained on; 0 for whole maps.
+    """
+
+    wbits: int = 4
+    abits: int = 4
+    method: str = "mrecg"
+    base: str = "qdrop"
+    scheme: str = "loss"
+    equalize: str = "auto"
+    protect: int = 0
+    iters: int = 1000
+    batch_size: int = 32
+    samples: int = 512
+    seed: int = 0
+    device: str = "auto"
+    first_last_bits: int = 8
+    exclude: tuple[str, ...] = ()
+    bits: tuple[BitRule, ...] = ()
+    preprocess: Preprocess = field(default_factory=Preprocess)
+
+    threads: int | None = None
+    drop: float | None = None
+    selection: str = "peak"
+    merges: int | None = None
+    penalty: float | None = None
+    alpha: float = 1.6
+    probe_fraction: float = 0.1
+    lr_rounding: float | None = None
+    lr_scale: float | None = None
+    rounding_weight: float = 0.01
+    range_samples: int = 64
+    held_out: float = 0.125
+    window: int = 28
+
+    def __post_init__(self) -> None:
+        """Check every range.
+
+        Raises:
+            SettingsError: a value is out of range.
+        """
+        _in("wbits", self.wbits, 2, 8)
+        if self.abits != 32:
+            if not 2 <= self.abits <= 8:
+                raise SettingsError(f"abits is {self.abits}: it must lie between 2 and 8, or be 32 for float activations")
+        _in("first_last_bits", self.first_last_bits, 2, 8)
+        choices = {
+            "method": tuple(METHODS),
+            "base": ("qdrop", "brecq"),
+            "equalize": ("auto", "off"),
+            "device": ("auto", "cpu", "cuda"),
+            "selection": ("peak", "eq4"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise SettingsError(f"{name} is '{getattr(self, name)}': choose one of {', '.join(allowed)}")
+        if self.scheme not in {"loss", "modcap", "none"} and not Path(self.scheme).is_file():
+            raise SettingsError(f"scheme '{self.scheme}' is neither loss, modcap, none nor an existing JSON file")
+        for name, low in {"protect": 0, "iters": 1, "batch_size": 1, "samples": 1, "range_samples": 1, "window": 0}.items():
+            _in(name, getattr(self, name), low, 10**9)
+        if self.drop is not None:
+            _in("drop", self.drop, 0.0, 1.0)
+        _in("probe_fraction", self.probe_fraction, 0.001, 1.0)
+        _in("held_out", self.held_out, 0.0, 0.5)
+        for pattern in (*self.exclude, *(rule.pattern for rule in self.bits)):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise SettingsError(f"'{pattern}' is not a regular expression: {error}") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary of all settings, as stored in the output file's metadata."""
+        return dataclasses.asdict(self) | {"preprocess": self.preprocess.to_json()}

@@ -1,0 +1,119 @@
+"""The quantized network in torch: what the exported file computes, value by value."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mrecg_onnx.grids import Grid, fake_quantize, fake_quantize_weight
+from mrecg_onnx.network import ActivationHook, Network, Step, WeightHook
+from mrecg_onnx.plan import ActivationPlan, LayerPlan, Plan
+
+__all__ = ["QuantizedWeight", "Simulation", "bias_scale", "forward_batches"]
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """Codes of a weight (float tensor of integers, the weight's shape) and the grid they are on."""
+
+    codes: Tensor
+    grid: Grid
+
+    def dequantize(self) -> Tensor:
+        """Float weight, the weight's shape."""
+        return fake_quantize_weight(self.codes, self.grid)
+
+
+def bias_scale(input_scale: Tensor, weight: Grid) -> Tensor:
+    """Scale of an int32 bias, s_x * s_w per output channel: float32 of shape (C,) or ()."""
+    return input_scale.to(torch.float32) * weight.scale.to(torch.float32)
+
+
+@dataclass
+class Simulation:
+    """Grids and codes of a network under calibration; it grows as units are finished.
+
+    Attributes:
+        network: the float network.
+        plan: who is quantized.
+        activations: grid of each activation quantizer by its name.
+        weights: quantized weights by layer name.
+    """
+
+    network: Network
+    plan: Plan
+    activations: dict[str, Grid] = field(default_factory=dict)
+    weights: dict[str, QuantizedWeight] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._layer: dict[str, LayerPlan] = {layer.name: layer for layer in self.plan.layers}
+        self._quantizer_of: dict[str, str] = {m: a.name for a in self.plan.activations for m in a.members}
+        self.quantizers: dict[str, ActivationPlan] = {a.name: a for a in self.plan.activations}
+
+    def input_grid(self, layer: LayerPlan) -> Grid | None:
+        """Grid of the tensor a layer reads, None if that is float."""
+        name = self._quantizer_of.get(layer.input)
+        return self.activations.get(name) if name is not None else None
+
+    def activation_hook(self, only: Collection[str] | None = None) -> ActivationHook:
+        """Hook that fake-quantizes at every quantizer (or those in ``only``)."""
+
+        def hook(name: str, value: Tensor) -> Tensor:
+            grid = self.activations.get(name)
+            if grid is None or (only is not None and name not in only):
+                return value
+            return fake_quantize(value, grid)
+
+        return hook
+
+    def weight_hook(self, only: Collection[str] | None = None, *, integer_bias: bool = True) -> WeightHook:
+        """Hook that gives quantized weights and, with ``integer_bias``, biases rounded as the int32 ones of the file."""
+        cache: dict[str, tuple[Tensor, Tensor | None]] = {}
+
+        def hook(step: Step) -> tuple[Tensor, Tensor | None]:
+            module = step.module
+            if step.node not in cache:
+                quantized = self.weights.get(step.node)
+                if quantized is None or (only is not None and step.node not in only):
+                    cache[step.node] = (module.weight, module.bias)  # type: ignore[assignment]
+                else:
+                    cache[step.node] = (quantized.dequantize(), self._bias(step, quantized, integer=integer_bias))
+            return cache[step.node]
+
+        return hook
+
+    def _bias(self, step: Step, quantized: QuantizedWeight, *, integer: bool) -> Tensor | None:
+        bias: Tensor | None = step.module.bias  # type: ignore[assignment]
+        grid = self.input_grid(self._layer[step.node])
+        if bias is None or grid is None or not integer:
+            return bias
+        scale = bias_scale(grid.scale, quantized.grid)
+        return torch.round(bias.double() / scale.double()).float() * scale
+
+    def run(
+        self,
+        values: Mapping[str, Tensor],
+        steps: Sequence[Step] | None = None,
+        *,
+        keep: Iterable[str] | None = None,
+        quantize_activations: bool = True,
+    ) -> dict[str, Tensor]:
+        """Run the quantized network (or some steps of it) without gradients; see :meth:`Network.run`."""
+        hook = self.activation_hook() if quantize_activations else None
+        values = dict(values)
+        if steps is None and hook is not None:
+            values = {name: hook(name, value) for name, value in values.items()}
+        with torch.no_grad():
+            return self.network.run(values, steps, keep=keep, activation=hook, weight=self.weight_hook())
+
+
+def forward_batches(
+    data: Mapping[str, Tensor], size: int, device: torch.device, limit: int | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """Slices of ``data`` (tensors of shape [N, ...]) of ``size`` samples on ``device``."""
+    count = min(len(next(iter(data.values()))), limit or 10**12)
+    for start in range(0, count, size):
+        yield {name: x[start : min(start + size, count)].to(device) for name, x in data.items()}

@@ -1,0 +1,233 @@
+"""Reconstruction units: the smallest single-entry, single-exit pieces that never split a residual block.
+
+1. Cut the graph wherever a single activation is alive: between two cuts lies one op or one branch structure that
+   re-joins (a residual block).
+2. A branch structure with weights is a unit, unless it is only a gate (its branches meet in a Mul): a gate belongs to the
+   layer in front.
+3. Weighted ops outside branch structures form chains of at most three layers; a linear layer (no activation behind it)
+   ends a chain, so that an inverted bottleneck without shortcut is one unit.
+4. Ops without weights belong to the unit in front of them (those in front of everything to the first unit).
+5. A branch structure with more than eight layers (a U-Net, a dense block) is cut inside, where the fewest tensors are
+   alive, into units with several inputs and outputs.
+
+Reproduces the base partition of the MRECG code base (method.md 3.2-3.4) on ResNet, RegNet and MobileNetV2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from mrecg_onnx.activations import activation_inputs, activation_outputs, is_preserving, is_weighted, readers
+from mrecg_onnx.granularity import module_capacity
+from mrecg_onnx.plan import LayerPlan, UnitPlan
+
+__all__ = ["plan_layer_units", "plan_units"]
+
+MAX_CHAIN = 3
+MAX_PIECE = 8
+#: Ops between a layer and the next one that leave the layer linear.
+_LINEAR = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "BatchNormalization"})
+
+
+@dataclass
+class _Piece:
+    nodes: list[ir.Node]
+    layers: list[ir.Node] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.layers = [n for n in self.nodes if is_weighted(n)]
+
+    @property
+    def branches(self) -> bool:
+        return len([n for n in self.nodes if activation_inputs(n)]) > 1
+
+    @property
+    def gate(self) -> bool:
+        joins = [n for n in self.nodes if len(activation_inputs(n)) > 1]
+        return bool(joins) and all(n.op_type in {"Mul", "Div"} for n in joins)
+
+
+def _alive_after(nodes: list[ir.Node]) -> list[set[ir.Value]]:
+    """Activations that are still needed behind each node."""
+    position = {node: i for i, node in enumerate(nodes)}
+    last_use: dict[ir.Value, int] = {}
+    for node in nodes:
+        for value in activation_inputs(node):
+            last_use[value] = max(last_use.get(value, -1), position[node])
+    alive: list[set[ir.Value]] = []
+    current = {v for v in last_use if v.producer() not in position}
+    for i, node in enumerate(nodes):
+        current |= {v for v in activation_outputs(node) if last_use.get(v, -1) > i}
+        current = {v for v in current if last_use[v] > i}
+        alive.append(set(current))
+    return alive
+
+
+def _pieces(nodes: list[ir.Node]) -> list[_Piece]:
+    """Step 1, with step 5 for pieces that are too large."""
+    alive = _alive_after(nodes)
+    result, start = [], 0
+    for i in range(len(nodes)):
+        if len(alive[i]) <= 1 or i == len(nodes) - 1:
+            result.append(_Piece(nodes[start : i + 1]))
+            start = i + 1
+    return [part for piece in result for part in (_split(piece) if len(piece.layers) > MAX_PIECE else [piece])]
+
+
+def _split(piece: _Piece) -> list[_Piece]:
+    """Step 5: close a part when it has enough layers and no more tensors are alive than at its start."""
+    alive = _alive_after(piece.nodes)
+    parts, current, at_start = [], [], 1
+    for i, node in enumerate(piece.nodes):
+        current.append(node)
+        layers = sum(is_weighted(n) for n in current)
+        settled = layers >= MAX_CHAIN and len(alive[i]) <= at_start + 1 and not _is_tail(piece.nodes, i)
+        if settled or layers >= MAX_PIECE:
+            parts.append(_Piece(current))
+            current, at_start = [], len(alive[i])
+    if current:
+        if any(is_weighted(n) for n in current) or not parts:
+            parts.append(_Piece(current))
+        else:
+            parts[-1] = _Piece(parts[-1].nodes + current)
+    return parts
+
+
+def _is_tail(nodes: list[ir.Node], i: int) -> bool:
+    """The next node only works on what node ``i`` made (its activation, say): do not cut between them."""
+    return i + 1 < len(nodes) and not is_weighted(nodes[i + 1]) and len(activation_inputs(nodes[i + 1])) == 1
+
+
+def _linear_behind(layer: ir.Node) -> bool:
+    """True if no activation function follows ``layer`` before the next weighted layer."""
+    users = [r for v in layer.outputs for r in readers(v)]
+    if not users:
+        return True
+    for user in users:
+        if is_weighted(user):
+            continue
+        if user.op_type in _LINEAR or is_preserving(user):
+            if not _linear_behind(user):
+                return False
+            continue
+        return False
+    return True
+
+
+def _chain_groups(chain: list[_Piece]) -> list[list[_Piece]]:
+    """Step 3: a chain of pieces with up to one layer each (gates carry more) into groups of at most three layers."""
+    segments: list[list[_Piece]] = [[]]
+    for piece in chain:
+        weighted = piece.layers and not piece.gate
+        if weighted and segments[-1] and any(p.layers and not p.gate for p in segments[-1]):
+            previous = [p for p in segments[-1] if p.layers and not p.gate][-1]
+            if _linear_behind(previous.layers[-1]):
+                segments.append([])
+        segments[-1].append(piece)
+    groups: list[list[_Piece]] = []
+    for segment in segments:
+        count = sum(1 for p in segment if p.layers and not p.gate)
+        # The remainder goes first: the stem of a network stays apart from a bottleneck that follows it.
+        room = count % MAX_CHAIN or MAX_CHAIN
+        groups.append([])
+        for piece in segment:
+            if piece.layers and not piece.gate:
+                if room == 0:
+                    groups.append([])
+                    room = MAX_CHAIN
+                room -= 1
+            groups[-1].append(piece)
+    return groups
+
+
+def plan_units(model: ir.Model, layers: tuple[LayerPlan, ...], alpha: float) -> tuple[UnitPlan, ...]:
+    """Partition ``model`` into units; every node with activations is in exactly one.
+
+    Args:
+        model: normalized graph.
+        layers: from :func:`mrecg_onnx.placement.plan_layers`.
+        alpha: stride correction of the module capacity (Eq. 3).
+
+    Returns:
+        Units in topological order; each holds at least one weighted layer.
+    """
+    nodes = [n for n in model.graph if activation_inputs(n)]
+    blocks: list[list[_Piece]] = []
+    chain: list[_Piece] = []
+
+    def flush() -> None:
+        nonlocal chain
+        if chain:
+            blocks.extend(_chain_groups(chain))
+        chain = []
+
+    for piece in _pieces(nodes):
+        if piece.layers and piece.branches and not piece.gate:
+            flush()
+            blocks.append([piece])
+        elif piece.layers and not piece.gate:
+            chain.append(piece)
+        elif chain:
+            chain.append(piece)
+        elif blocks:
+            blocks[-1].append(piece)
+        else:
+            chain.append(piece)
+    flush()
+    blocks = _join_unweighted(blocks)
+    by_name = {layer.name: layer for layer in layers}
+    return tuple(_unit([n for piece in block for n in piece.nodes], by_name, alpha) for block in blocks)
+
+
+def plan_layer_units(model: ir.Model, layers: tuple[LayerPlan, ...], alpha: float) -> tuple[UnitPlan, ...]:
+    """One unit a weighted layer, with the ops behind it up to the next layer (AdaRound's granularity).
+
+    Ops in front of the first layer belong to its unit. Units may have several inputs.
+    """
+    groups: list[list[ir.Node]] = [[]]
+    for node in model.graph:
+        if not activation_inputs(node):
+            continue
+        if is_weighted(node) and any(is_weighted(n) for n in groups[-1]):
+            groups.append([])
+        groups[-1].append(node)
+    by_name = {layer.name: layer for layer in layers}
+    return tuple(_unit(group, by_name, alpha) for group in groups)
+
+
+def _join_unweighted(blocks: list[list[_Piece]]) -> list[list[_Piece]]:
+    """Step 4 for what came before the first weighted layer."""
+    result: list[list[_Piece]] = []
+    pending: list[_Piece] = []
+    for block in blocks:
+        if any(p.layers for p in block):
+            result.append(pending + block)
+            pending = []
+        else:
+            pending += block
+    if pending:
+        result[-1] += pending
+    return result
+
+
+def _unit(nodes: list[ir.Node], layers: dict[str, LayerPlan], alpha: float) -> UnitPlan:
+    inside = set(nodes)
+    inputs = dict.fromkeys(v.name or "" for n in nodes for v in activation_inputs(n) if v.producer() not in inside)
+    outputs = [
+        v.name or ""
+        for n in nodes
+        for v in activation_outputs(n)
+        if v.is_graph_output() or any(r not in inside and activation_inputs(r) for r in readers(v))
+    ]
+    own = [layers[n.name or ""] for n in nodes if is_weighted(n)]
+    name = own[0].name if len(own) == 1 else f"{own[0].name} .. {own[-1].name}"
+    return UnitPlan(
+        name,
+        tuple(n.name or "" for n in nodes),
+        tuple(layer.name for layer in own),
+        tuple(inputs),
+        tuple(outputs),
+        module_capacity(own, alpha),
+    )

@@ -1,0 +1,476 @@
+"""A float model and its quantized version side by side on ONNX Runtime: accuracy, agreement, noise, size and speed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
+from mrecg_onnx.images import Dataset, Preprocess, open_validation
+from mrecg_onnx.metrics import decibels, mcnemar_p, topk_correct, wilson_interval
+from mrecg_onnx.runtime import (
+    describe,
+    fixed_batch,
+    fused_op_counts,
+    input_specs,
+    latency,
+    medians,
+    open_session,
+    run_padded,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import onnxruntime as ort
+
+    from mrecg_onnx.images import InputSpec
+    from mrecg_onnx.runtime import Model
+
+__all__ = [
+    "PREPROCESS_KEY",
+    "SOURCE_KEY",
+    "Accuracy",
+    "ModelReport",
+    "ValidationResult",
+    "source_sha256",
+    "validate",
+]
+
+logger = logging.getLogger(__name__)
+
+Array: TypeAlias = npt.NDArray[Any]
+
+PREPROCESS_KEY = "mrecg_onnx.preprocess"
+"""``metadata_props`` of a quantized file: how its calibration images were prepared, the JSON of a Preprocess."""
+SOURCE_KEY = "mrecg_onnx.source_sha256"
+"""``metadata_props`` of a quantized file: :func:`source_sha256` of the float model it was made from."""
+
+_HASH_CHUNK = 1 << 20
+_GUESSES = 5
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A share of images with its 95 % interval (Wilson's), all in ``[0, 1]``."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, right: npt.NDArray[np.bool_]) -> Accuracy:
+        """The share of True in ``right``, shape ``[N]``, ``N >= 1``."""
+        correct, n = int(np.count_nonzero(right)), len(right)
+        return cls(correct / n, *wilson_interval(correct, n))
+
+    def to_json(self) -> dict[str, float]:
+        """A plain dict."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """What was measured on one of the two models.
+
+    Attributes:
+        name: its path, or what it is where it came from memory.
+        size_bytes: the file with its external data.
+        top1: accuracy; None without labels, or where the first output is not ``[N, classes]``.
+        top5: the share with the label among the five largest; None also for five classes or fewer.
+        latency_s: median seconds of a run at ``latency_batch``; None where no latency was asked for.
+    """
+
+    name: str
+    size_bytes: int
+    top1: Accuracy | None
+    top5: Accuracy | None
+    latency_s: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict that ``json.dumps`` takes."""
+        return {
+            "name": self.name,
+            "size_bytes": self.size_bytes,
+            "top1": self.top1 and self.top1.to_json(),
+            "top5": self.top5 and self.top5.to_json(),
+            "latency_s": self.latency_s,
+        }
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """Both models on the same images.
+
+    Attributes:
+        images: how many images (or rows of arrays) both models ran on.
+        skipped: unreadable images that were left out, with the reason.
+        fp32: the float model.
+        quantized: the quantized model.
+        drop: top-1 of the float model less that of the quantized one; None without accuracy.
+        mcnemar_p: exact two-sided p-value for "equally accurate", top-1, on the same images; None without accuracy.
+        agreement: share of images with the same largest logit; None where the first output is not ``[N, classes]``.
+        sqnr_by_output: signal-to-quantization-noise ratio in dB of each output, over all images; the float model is
+            the signal, ``inf`` where both models give the same.
+        provider: ONNX Runtime's execution provider.
+        latency_batch: images a timed run.
+        op_counts: operators ONNX Runtime runs for the quantized model after fusion on CPU, the most frequent first.
+        preprocess: what was done to the images; None for arrays.
+        warnings: what makes the numbers doubtful or absent, a sentence each.
+    """
+
+    images: int
+    skipped: tuple[str, ...]
+    fp32: ModelReport
+    quantized: ModelReport
+    drop: float | None
+    mcnemar_p: float | None
+    agreement: float | None
+    sqnr_by_output: dict[str, float]
+    provider: str
+    latency_batch: int
+    op_counts: dict[str, int]
+    preprocess: Preprocess | None
+    warnings: tuple[str, ...]
+
+    @property
+    def sqnr_db(self) -> float:
+        """The first output's ratio, in dB."""
+        return next(iter(self.sqnr_by_output.values()))
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times faster the quantized model is, by the medians; None where no latency was asked for."""
+        if self.fp32.latency_s is None or self.quantized.latency_s is None:
+            return None
+        return self.fp32.latency_s / self.quantized.latency_s
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict that ``json.dumps(allow_nan=False)`` takes: ``inf`` dB (equal outputs) becomes None."""
+        return {
+            "images": self.images,
+            "skipped": list(self.skipped),
+            "fp32": self.fp32.to_json(),
+            "quantized": self.quantized.to_json(),
+            "drop": self.drop,
+            "mcnemar_p": self.mcnemar_p,
+            "agreement": self.agreement,
+            "sqnr_db": _finite(self.sqnr_db),
+            "sqnr_by_output": {name: _finite(value) for name, value in self.sqnr_by_output.items()},
+            "speedup": self.speedup,
+            "provider": self.provider,
+            "latency_batch": self.latency_batch,
+            "op_counts": dict(self.op_counts),
+            "preprocess": self.preprocess and self.preprocess.to_json(),
+            "warnings": list(self.warnings),
+        }
+
+
+def validate(
+    fp32: Model,
+    quantized: Model,
+    data: Dataset | str | Path,
+    *,
+    labels: str | Path | None = None,
+    preprocess: Preprocess | None = None,
+    limit: int | None = None,
+    batch_size: int = 32,
+    latency_batch: int = 1,
+    repeats: int = 50,
+    threads: int | None = None,
+    device: str = "cpu",
+) -> ValidationResult:
+    """Compare a quantized model with the float model it was made from, both at ONNX Runtime's default level.
+
+    Args:
+        fp32: The float model.
+        quantized: The quantized model, of this package or another.
+        data: A folder of images or arrays of ready inputs (see :func:`mrecg_onnx.images.open_validation`), or a data
+            set that is already open.
+        labels: CSV of ``file,label``; labels are read from folder names by default.
+        preprocess: How images become inputs; by default what the quantized file's metadata says, else ImageNet's.
+        limit: Use at most so many images, spread evenly.
+        batch_size: Images at a time, >= 1; a model's fixed batch goes before it.
+        latency_batch: Images a timed run, >= 1; a model's fixed batch goes before it.
+        repeats: Timed runs of each model; 0 leaves latency out.
+        threads: ONNX Runtime's threads inside an operator, its own choice by default.
+        device: ``cpu`` or ``cuda``.
+
+    Returns:
+        Everything measured; images are read once and nothing but counts is kept of them.
+
+    Raises:
+        ModelError: A model cannot be opened or run, gives NaN or Inf, or the two do not belong together: their inputs
+            or outputs differ, or the quantized file says it was made from another one. (Only a file or its bytes can
+            be recognized; a float model given as ModelProto is compared by inputs and outputs alone.)
+        DataError: The data cannot be read, or its labels exceed the model's classes.
+        SettingsError: A setting is out of range, ``device`` is not there, or ``labels``, ``preprocess`` or ``limit``
+            come with a data set that is already open.
+    """
+    if latency_batch < 1 or repeats < 0:
+        raise SettingsError(f"latency of {repeats} runs with {latency_batch} images: give >= 0 runs and >= 1 images")
+    names = describe(fp32, "the FP32 model"), describe(quantized, "the quantized model")
+    sessions = {
+        name: open_session(model, threads=threads, device=device)
+        for name, model in zip(("fp32", "quantized"), (fp32, quantized), strict=True)
+    }
+    _check_source(fp32, sessions, names)
+    _check_interface(sessions, names)
+    specs = input_specs(sessions["quantized"])
+    if isinstance(data, Dataset):
+        if labels is not None or preprocess is not None or limit is not None:
+            raise SettingsError("labels, preprocess and limit belong to the opening of data: it is already open")
+        _check_feeds(data, specs)
+        dataset = data
+    else:
+        preprocess = preprocess or _stored_preprocess(sessions["quantized"], names[1])
+        dataset = open_validation(data, specs, preprocess, labels, limit)
+
+    tally = _Tally(names, dataset)
+    rows = fixed_batch(sessions["fp32"]) or fixed_batch(sessions["quantized"]) or latency_batch
+    for feeds, indices in dataset.batches(batch_size):
+        tally.add(indices, *(run_padded(session, feeds) for session in sessions.values()))
+        tally.keep_rows(feeds, rows if repeats else 0)
+        logger.info("validated %d of %d images", tally.images, len(dataset))
+    if not tally.images:
+        raise DataError("there is no image to validate on")
+
+    seconds: dict[str, float] = medians(latency(sessions, tally.rows(rows), repeats)) if repeats else {}
+    reports = [
+        ModelReport(name, _size_bytes(model), *tally.accuracies(i), seconds.get(key))
+        for i, (key, model, name) in enumerate(zip(sessions, (fp32, quantized), names, strict=True))
+    ]
+    return ValidationResult(
+        images=tally.images,
+        skipped=tuple(f"{path} ({reason})" for path, reason in dataset.skipped),
+        fp32=reports[0],
+        quantized=reports[1],
+        drop=reports[0].top1.value - reports[1].top1.value if reports[0].top1 and reports[1].top1 else None,
+        mcnemar_p=mcnemar_p(*tally.right(1)) if tally.has_accuracy else None,
+        agreement=tally.agreement(),
+        sqnr_by_output={name: decibels(*energy) for name, energy in tally.energies.items()},
+        provider=sessions["quantized"].get_providers()[0],
+        latency_batch=rows,
+        op_counts=dict(fused_op_counts(quantized).most_common()),
+        preprocess=dataset.preprocess,
+        warnings=tally.warnings(reports[0].top1),
+    )
+
+
+def source_sha256(model: Model) -> str | None:
+    """The fingerprint by which a quantized file names its float model.
+
+    Args:
+        model: A file or its bytes.
+
+    Returns:
+        SHA-256 over the bytes of the ``.onnx`` file (external data not included), in hexadecimal; None for a
+        ModelProto, whose serialization is not unique.
+    """
+    if isinstance(model, bytes):
+        return hashlib.sha256(model).hexdigest()
+    if not isinstance(model, (str, Path)):
+        return None
+    digest = hashlib.sha256()
+    with Path(model).open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@dataclass
+class _Tally:
+    """What is kept of the outputs while the data set goes by: a few numbers a batch, whatever the outputs' size."""
+
+    names: tuple[str, str]
+    dataset: Dataset
+    images: int = 0
+    classes: int | None = None
+    # name -> [energy of the float model's output, energy of the difference]
+    energies: dict[str, list[float]] = field(default_factory=dict)
+    _same: list[npt.NDArray[np.bool_]] = field(default_factory=list)
+    _right: dict[int, list[npt.NDArray[np.bool_]]] = field(default_factory=lambda: {1: [], _GUESSES: []})
+    _rows: list[Mapping[str, Array]] = field(default_factory=list)
+    _row_count: int = 0
+
+    def add(self, indices: npt.NDArray[np.int64], fp32: dict[str, Array], quantized: dict[str, Array]) -> None:
+        """Take in the outputs of one batch."""
+        for name, r in fp32.items():
+            self._check_finite(indices, name, r, quantized[name])
+            if r.shape != quantized[name].shape:
+                shapes = f"{list(quantized[name].shape)} instead of {list(r.shape)}"
+                raise ModelError(f"{self.names[1]} is not a quantized version of {self.names[0]}: {name!r} is {shapes}")
+            signal = r.astype(np.float64)
+            energy = self.energies.setdefault(name, [0.0, 0.0])
+            energy[0] += float(np.square(signal).sum())
+            energy[1] += float(np.square(signal - quantized[name]).sum())
+        self.images += len(indices)
+        first = next(iter(fp32))
+        logits = _logits(fp32[first]), _logits(quantized[first])
+        if logits[0] is None or logits[1] is None:
+            return
+        self._same.append(logits[0].argmax(1) == logits[1].argmax(1))
+        self.classes = logits[0].shape[1]
+        if self.dataset.labels is not None:
+            labels = self._labels(indices, first, self.classes)
+            for k, right in self._right.items():
+                right.append(np.stack([topk_correct(y, labels, k) for y in logits if y is not None]))
+
+    def _labels(self, indices: npt.NDArray[np.int64], output: str, classes: int) -> npt.NDArray[np.int64]:
+        assert self.dataset.labels is not None
+        labels: npt.NDArray[np.int64] = self.dataset.labels[indices]
+        if labels.max() >= classes:
+            where = _origin(self.dataset, int(indices[labels.argmax()]))
+            raise DataError(
+                f"label {labels.max()} of {where} is beyond the {classes} classes of output {output!r}: "
+                "labels count from 0; check the folder names or give --labels"
+            )
+        return labels
+
+    def _check_finite(self, indices: npt.NDArray[np.int64], name: str, *outputs: Array) -> None:
+        for model, y in zip(self.names, outputs, strict=True):
+            finite = np.isfinite(y.reshape(len(y), -1)).all(axis=1)
+            if not finite.all():
+                where = _origin(self.dataset, int(indices[finite.argmin()]))
+                raise ModelError(f"{model}: output {name!r} holds NaN or Inf for {where}")
+
+    def keep_rows(self, feeds: Mapping[str, Array], count: int) -> None:
+        """Keep inputs until there are ``count`` rows to time the models on."""
+        if self._row_count < count:
+            self._rows.append(feeds)
+            self._row_count += len(next(iter(feeds.values())))
+
+    def rows(self, count: int) -> dict[str, Array]:
+        """Inputs of exactly ``count`` rows, repeated where the data set has fewer."""
+        chosen = np.arange(count) % self._row_count
+        return {name: np.concatenate([feeds[name] for feeds in self._rows])[chosen] for name in self._rows[0]}
+
+    @property
+    def has_accuracy(self) -> bool:
+        return bool(self._right[1])
+
+    def right(self, k: int) -> npt.NDArray[np.bool_]:
+        """Which images each model gets right with ``k`` guesses, shape ``[2, N]``."""
+        return np.concatenate(self._right[k], axis=1)
+
+    def accuracies(self, model: int) -> tuple[Accuracy | None, Accuracy | None]:
+        """Top-1 and top-5 of model 0 (float) or 1 (quantized)."""
+        if not self.has_accuracy or self.classes is None:
+            return None, None
+        top5 = Accuracy.of(self.right(_GUESSES)[model]) if self.classes > _GUESSES else None
+        return Accuracy.of(self.right(1)[model]), top5
+
+    def agreement(self) -> float | None:
+        return float(np.concatenate(self._same).mean()) if self._same else None
+
+    def warnings(self, top1: Accuracy | None) -> tuple[str, ...]:
+        """What a reader of the numbers has to know; ``top1`` is the float model's."""
+        if self.classes is None:
+            return ("the first output is not [N, classes]: there is no accuracy and no agreement",)
+        if top1 is not None and top1.low <= 1 / self.classes:
+            said = f"{top1.value:.4f} of the images right among {self.classes} classes"
+            return (f"the FP32 model is no better than chance ({said}): labels or preprocessing do not fit it",)
+        return ()
+
+
+def _logits(y: Array) -> Array | None:
+    """``[N, classes]`` of an output; None where it is something else. Older exports end in ``[N, classes, 1, 1]``."""
+    if y.ndim < 2 or y.dtype.kind != "f" or y.shape[1] < 2 or math.prod(y.shape[2:]) != 1:
+        return None
+    return y.reshape(y.shape[:2])
+
+
+def _check_source(fp32: Model, sessions: Mapping[str, ort.InferenceSession], names: tuple[str, str]) -> None:
+    source = _metadata(sessions["quantized"]).get(SOURCE_KEY)
+    if source is None and SOURCE_KEY in _metadata(sessions["fp32"]):
+        raise ModelError(f"{names[0]} is a quantized model: give the FP32 model first and the quantized one second")
+    actual = source_sha256(fp32)
+    if source is not None and actual is not None and source != actual:
+        raise ModelError(
+            f"{names[1]} was made from another model than {names[0]} "
+            f"(SHA-256 {source[:12]}..., this file's is {actual[:12]}...): give the one it was made from"
+        )
+
+
+def _check_interface(sessions: Mapping[str, ort.InferenceSession], names: tuple[str, str]) -> None:
+    fp32, quantized = sessions["fp32"], sessions["quantized"]
+    for kind, wanted, got in (
+        ("inputs", fp32.get_inputs(), quantized.get_inputs()),
+        ("outputs", fp32.get_outputs(), quantized.get_outputs()),
+    ):
+        ours = {node.name: node for node in got}
+        same = len(wanted) == len(got) and all(
+            node.name in ours and _compatible(node, ours[node.name]) for node in wanted
+        )
+        if not same:
+            raise ModelError(
+                f"{names[1]} is not a quantized version of {names[0]}: "
+                f"its {kind} are {_signature(got)}, not {_signature(wanted)}"
+            )
+
+
+def _compatible(a: ort.NodeArg, b: ort.NodeArg) -> bool:
+    """Same type and shape; a symbolic size fits any, and so does a shape that nothing is known about."""
+    if a.type != b.type:
+        return False
+    if not a.shape or not b.shape:
+        return True
+    fits = (not isinstance(m, int) or not isinstance(n, int) or m == n for m, n in zip(a.shape, b.shape, strict=False))
+    return len(a.shape) == len(b.shape) and all(fits)
+
+
+def _signature(nodes: list[ort.NodeArg]) -> str:
+    def one(node: ort.NodeArg) -> str:
+        shape = ", ".join("?" if size is None else str(size) for size in node.shape)
+        return f"{node.name!r} {node.type.removeprefix('tensor(').rstrip(')')} ({shape})"
+
+    return " and ".join(one(node) for node in nodes)
+
+
+def _check_feeds(dataset: Dataset, specs: list[InputSpec]) -> None:
+    if {spec.name for spec in dataset.inputs} != {spec.name for spec in specs}:
+        have, want = (" and ".join(repr(spec.name) for spec in some) for some in (dataset.inputs, specs))
+        raise DataError(f"the data feeds {have}, the models take {want}")
+
+
+def _stored_preprocess(session: ort.InferenceSession, name: str) -> Preprocess:
+    stored = _metadata(session).get(PREPROCESS_KEY)
+    if stored is None:
+        logger.info("%s does not say how its images are prepared: ImageNet's mean and deviation are used", name)
+        return Preprocess()
+    try:
+        return Preprocess.from_json(json.loads(stored))
+    except (ValueError, SettingsError) as error:
+        raise ModelError(f"{name}: metadata {PREPROCESS_KEY} cannot be used: {error}") from error
+
+
+def _metadata(session: ort.InferenceSession) -> dict[str, str]:
+    return dict(session.get_modelmeta().custom_metadata_map)
+
+
+def _size_bytes(model: Model) -> int:
+    """The file and the external data of its initializers."""
+    if isinstance(model, bytes):
+        return len(model)
+    if not isinstance(model, (str, Path)):
+        return int(model.ByteSize())
+    values = (value.const_value for value in ir.load(model).graph.initializers.values())
+    beside = {Path(tensor.path) for tensor in values if isinstance(tensor, ir.ExternalTensor)}
+    return Path(model).stat().st_size + sum(path.stat().st_size for path in beside)
+
+
+def _origin(dataset: Dataset, index: int) -> str:
+    return str(dataset.files[index]) if dataset.files is not None else f"row {index}"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,144 @@
+"""Checks on the exported model before anybody calls it done: valid, opens, computes what was learned, runs in integers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from torch import Tensor
+
+from mrecg_onnx.converters.errors import ExportError, ModelError
+from mrecg_onnx.export import Exported
+from mrecg_onnx.metrics import agreement, sqnr_db
+from mrecg_onnx.runtime import Level, fused_op_counts, open_session, run_padded
+from mrecg_onnx.simulation import Simulation, forward_batches
+
+__all__ = ["Verification", "verify"]
+
+#: The simulation and the unoptimized graph compute the same in another order: a few codes on the border between two
+#: steps fall the other way. Fewer agreeing predictions, or more noise, means that something else is wrong.
+MIN_AGREEMENT, MIN_SQNR_DB = 0.995, 40.0
+#: At the default level integer kernels requantize once instead of twice; single steps differ (deployment measurements 6).
+MIN_AGREEMENT_FUSED = 0.95
+
+#: Integer kernels ONNX Runtime's CPU provider has for the ops that the exporter leaves between quantizers.
+_KERNELS = {
+    "Add": "QLinearAdd",
+    "AveragePool": "QLinearAveragePool",
+    "Concat": "QLinearConcat",
+    "Conv": "QLinearConv",
+    "Gemm": "QGemm",
+    "GlobalAveragePool": "QLinearGlobalAveragePool",
+    "LeakyRelu": "QLinearLeakyRelu",
+    "MatMul": "QLinearMatMul",
+    "Mul": "QLinearMul",
+    "Sigmoid": "QLinearSigmoid",
+    "Softmax": "QLinearSoftmax",
+}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What the checks measured.
+
+    Attributes:
+        images: calibration images compared.
+        agreement: share of equal predictions, simulation against the unoptimized graph; None without class scores.
+        sqnr_db: output SQNR of the same pair.
+        agreement_fused: share of equal predictions, simulation against the default level.
+        sqnr_fused_db: output SQNR of that pair.
+        expected: integer kernels that the plan asks for.
+        fused: ops that the runtime really runs, by type.
+        warnings: what did not hold, one line each.
+    """
+
+    images: int
+    agreement: float | None
+    sqnr_db: float
+    agreement_fused: float | None
+    sqnr_fused_db: float
+    expected: dict[str, int]
+    fused: dict[str, int]
+    warnings: tuple[str, ...]
+
+
+def _simulate(simulation: Simulation, data: Mapping[str, Tensor], batch_size: int) -> dict[str, npt.NDArray[np.float32]]:
+    parts: dict[str, list[npt.NDArray[np.float32]]] = {}
+    for batch in forward_batches(data, batch_size, simulation.network.device):
+        for name, value in simulation.run(batch).items():
+            parts.setdefault(name, []).append(value.cpu().numpy())
+    return {name: np.concatenate(rows) for name, rows in parts.items()}
+
+
+def _run(source: bytes, level: Level, data: Mapping[str, Tensor], batch_size: int) -> dict[str, npt.NDArray[np.float32]]:
+    session = open_session(source, level=level)
+    parts: dict[str, list[npt.NDArray[np.float32]]] = {}
+    count = len(next(iter(data.values())))
+    for start in range(0, count, batch_size):
+        feeds = {name: x[start : start + batch_size].numpy() for name, x in data.items()}
+        for name, value in run_padded(session, feeds).items():
+            parts.setdefault(name, []).append(value)
+    return {name: np.concatenate(rows) for name, rows in parts.items()}
+
+
+def _compare(reference: Mapping[str, npt.NDArray[np.float32]], other: Mapping[str, npt.NDArray[np.float32]]) -> tuple[float | None, float]:
+    """(agreement of the predictions of the first output or None, SQNR over all outputs)."""
+    first = next(iter(reference))
+    scores = [x[first].reshape(len(x[first]), -1) for x in (reference, other)]
+    classes = reference[first].ndim >= 2 and scores[0].shape[1] == reference[first].shape[1] and scores[0].shape[1] > 1
+    flat = [np.concatenate([x[name].reshape(-1) for name in reference]) for x in (reference, other)]
+    return agreement(scores[0], scores[1]) if classes else None, sqnr_db(flat[0], flat[1])
+
+
+def verify(exported: Exported, simulation: Simulation, data: Mapping[str, Tensor], *, batch_size: int = 32) -> Verification:
+    """Check ``exported`` against ``simulation`` on ``data`` (tensors [N, ...] by input name, on the CPU).
+
+    Raises:
+        ExportError: the model is not valid ONNX or the runtime refuses it.
+    """
+    source = exported.model.SerializeToString()
+    try:
+        onnx.checker.check_model(source, full_check=True)
+    except Exception as error:  # noqa: BLE001 - the checker raises several unrelated types; each means "not valid"
+        raise ExportError(f"the exported model is not valid ONNX: {str(error).splitlines()[0]}") from error
+    try:
+        fused_outputs = _run(source, "all", data, batch_size)
+        plain_outputs = _run(source, "off", data, batch_size)
+        fused = fused_op_counts(source)
+    except ModelError as error:
+        raise ExportError(f"ONNX Runtime refuses the exported model: {error}") from error
+    simulated = _simulate(simulation, data, batch_size)
+    same, noise = _compare(simulated, plain_outputs)
+    same_fused, noise_fused = _compare(simulated, fused_outputs)
+    expected = _expected_kernels(exported)
+    warnings = [
+        f"layer '{name}': the bias does not fit int32 and stays in float, so the layer runs in float"
+        for name in exported.float_biases
+    ]
+    if same is not None and same < MIN_AGREEMENT:
+        warnings.append(f"simulation and unoptimized graph agree on {same:.2%} of the predictions, expected {MIN_AGREEMENT:.1%}")
+    if noise < MIN_SQNR_DB:
+        warnings.append(
+            f"output SQNR between simulation and unoptimized graph is {noise:.1f} dB, expected {MIN_SQNR_DB:.0f}: "
+            "sums in another order move codes that lie between two steps"
+        )
+    if same_fused is not None and same_fused < MIN_AGREEMENT_FUSED:
+        warnings.append(f"at the default level {same_fused:.2%} of the predictions agree, expected {MIN_AGREEMENT_FUSED:.0%}")
+    for kernel, count in expected.items():
+        if fused.get(kernel, 0) < count:
+            warnings.append(f"{count} {kernel} expected, ONNX Runtime runs {fused.get(kernel, 0)}: the rest stays in float")
+    images = len(next(iter(data.values())))
+    return Verification(images, same, noise, same_fused, noise_fused, expected, dict(fused), tuple(warnings))
+
+
+def _expected_kernels(exported: Exported) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for table in (exported.integer_layers, exported.integer_ops):
+        for op, names in table.items():
+            if op in _KERNELS:
+                counts[_KERNELS[op]] += len(names)
+    return dict(counts)

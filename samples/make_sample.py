@@ -1,0 +1,203 @@
+"""Make the sample: a small residual network with depthwise blocks, and the images to calibrate and validate it.
+
+Run ``python samples/make_sample.py`` in the root of the repository (about a minute on two cores). It writes, beside
+itself,
+
+- ``digits.onnx``: the trained FP32 network, opset 17, dynamic batch, input ``image`` (N, 3, 32, 32), output ``logits``
+  (N, 10). BatchNormalization is left in the graph, as an exporter that preserves training would leave it;
+- ``calib/*.png``: calibration images without labels, drawn from the training part;
+- ``val/<digit>/*.png``: labelled images, none of which was trained on or calibrated with, the same number per digit.
+
+The images are the 1,797 handwritten digits (8x8 pixels, 17 grey levels) that scikit-learn ships. Each is enlarged to
+32x32 by bilinear interpolation and, so that the task is not too easy for a small network, **perturbed at random**:
+rotated by up to 15 degrees, shifted by up to 3 of the 32 pixels in both directions, scaled by up to 10 %, and covered
+with Gaussian noise of standard deviation 0.10 (white is 1). In training every epoch draws new perturbations; the
+calibration and validation files hold one fixed, seeded draw of the same perturbations. Accuracy on these files is thus
+not comparable with accuracy on the unperturbed digits.
+
+Split, perturbation, initial weights and order of the mini-batches are seeded: on one machine the same versions of the
+libraries give the same files.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+HERE = Path(__file__).resolve().parent
+SEED = 0
+SIZE = 32
+CLASSES = 10
+VAL_PER_CLASS = 45
+CALIB_IMAGES = 256
+
+# The default image pipeline of the tool: RGB, /255, ImageNet's mean and standard deviation, NCHW.
+MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+
+MAX_ROTATION = 15.0  # degrees
+MAX_SHIFT = 3.0  # pixels of 32
+MAX_ZOOM = 0.10
+NOISE = 0.10  # standard deviation; white is 1
+
+EPOCHS = 150
+BATCH_SIZE = 64
+LEARNING_RATE = 0.1
+WEIGHT_DECAY = 5e-4
+
+
+class Split(NamedTuple):
+    """Images (N, 1, 8, 8) in [0, 1] and labels (N,) of the training and the validation part."""
+
+    train_images: Tensor
+    train_labels: Tensor
+    val_images: Tensor
+    val_labels: Tensor
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and the identity, ReLU behind the sum: (N, C, H, W) -> (N, C, H, W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the block."""
+        y = self.relu1(self.bn1(self.conv1(x)))
+        return self.relu2(x + self.bn2(self.conv2(y)))
+
+
+class InvertedBottleneck(nn.Module):
+    """Expand 1x1, depthwise 3x3, project 1x1 (linear): (N, C_in, H, W) -> (N, C_out, H / stride, W / stride).
+
+    The identity is added where shape allows it, as in MobileNetV2 (arXiv 1801.04381).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = in_channels * expansion
+        self.residual = stride == 1 and in_channels == out_channels
+        self.expand = nn.Conv2d(in_channels, hidden, 1, bias=False)
+        self.expand_bn = nn.BatchNorm2d(hidden)
+        self.expand_relu = nn.ReLU6()
+        self.depthwise = nn.Conv2d(hidden, hidden, 3, stride=stride, padding=1, groups=hidden, bias=False)
+        self.depthwise_bn = nn.BatchNorm2d(hidden)
+        self.depthwise_relu = nn.ReLU6()
+        self.project = nn.Conv2d(hidden, out_channels, 1, bias=False)
+        self.project_bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the block."""
+        y = self.expand_relu(self.expand_bn(self.expand(x)))
+        y = self.depthwise_relu(self.depthwise_bn(self.depthwise(y)))
+        y = self.project_bn(self.project(y))
+        return x + y if self.residual else y
+
+
+class DigitsNet(nn.Module):
+    """Stem, one plain residual block, five inverted bottlenecks, head: (N, 3, 32, 32) -> logits (N, 10).
+
+    Deliberately narrow: in a wide network rounding to nearest at 4 bits would cost nothing, and show nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
+        self.stem_bn = nn.BatchNorm2d(8)
+        self.stem_relu = nn.ReLU()
+        self.blocks = nn.Sequential(
+            BasicBlock(8),
+            InvertedBottleneck(8, 12, stride=2, expansion=4),
+            InvertedBottleneck(12, 12, stride=1, expansion=4),
+            InvertedBottleneck(12, 16, stride=2, expansion=4),
+            InvertedBottleneck(16, 16, stride=1, expansion=4),
+            InvertedBottleneck(16, 16, stride=1, expansion=4),
+        )
+        self.head = nn.Conv2d(16, 48, 1, bias=False)
+        self.head_bn = nn.BatchNorm2d(48)
+        self.head_relu = nn.ReLU6()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(48, CLASSES)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Classify images that went through :func:`normalize`."""
+        x = self.stem_relu(self.stem_bn(self.stem(image)))
+        x = self.blocks(x)
+        x = self.head_relu(self.head_bn(self.head(x)))
+        return self.classifier(torch.flatten(self.pool(x), 1))
+
+
+def load_split() -> Split:
+    """Load the digits and set ``VAL_PER_CLASS`` random images of each digit aside for validation."""
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).float().div(16.0).unsqueeze(1)
+    labels = torch.from_numpy(digits.target).long()
+    order = np.random.default_rng(SEED).permutation(len(labels))
+    val = np.sort(np.concatenate([order[labels.numpy()[order] == c][:VAL_PER_CLASS] for c in range(CLASSES)]))
+    train = np.setdiff1d(order, val)
+    return Split(images[train], labels[train], images[val], labels[val])
+
+
+def perturb(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Enlarge and perturb: images (N, 1, 8, 8) in [0, 1] -> grey levels (N, 1, 32, 32), uint8."""
+
+    def uniform(bound: float) -> Tensor:
+        return (torch.rand(len(images), generator=generator) * 2 - 1) * bound
+
+    angle = uniform(math.radians(MAX_ROTATION))
+    zoom = 1 + uniform(MAX_ZOOM)
+    unit = 2 / SIZE  # affine_grid spans the image with [-1, 1]
+    cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+    dx, dy = uniform(MAX_SHIFT * unit), uniform(MAX_SHIFT * unit)
+    theta = torch.stack([torch.stack([cos, -sin, dx], 1), torch.stack([sin, cos, dy], 1)], 1)
+    grid = F.affine_grid(theta, [len(images), 1, SIZE, SIZE], align_corners=False)
+    large = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    noisy = large + NOISE * torch.randn(large.shape, generator=generator)
+    return (noisy.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def normalize(grey: Tensor) -> Tensor:
+    """Apply the tool's default pipeline: uint8 (N, 1, 32, 32) -> float32 (N, 3, 32, 32)."""
+    return (grey.float().div(255).expand(-1, 3, -1, -1) - MEAN) / STD
+
+
+def train(split: Split) -> DigitsNet:
+    """Train on the training part, every epoch with new perturbations; return the network in evaluation mode."""
+    torch.manual_seed(SEED)
+    generator = torch.Generator().manual_seed(SEED + 1)
+    net = DigitsNet()
+    optimizer = torch.optim.SGD(
+        net.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=WEIGHT_DECAY, nesterov=True
+    )
+    steps = EPOCHS * (len(split.train_labels) // BATCH_SIZE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    for epoch in range(EPOCHS):
+        inputs = normalize(perturb(split.train_images, generator))
+        order = torch.randperm(len(inputs), generator=generator)
+        total = 0.0
+        for batch in order[: len(order) // BATCH_SIZE * BATCH_SIZE].split(BATCH_SIZE):
+            loss = F.cross_entropy(net(inputs[batch]), split.train_labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.item()
+        if (epoch + 1) % 10 == 0:
+            print(f"epoch {epoch + 1:3d}/{EPOCHS}  loss {total * BATCH_SIZE / len(order):.4f}", flush=True)
+    return net.eval()

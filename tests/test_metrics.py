@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mrecg_onnx.metrics import agreement, decibels, mcnemar_p, sqnr_db, topk_correct, wilson_interval
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def test_sqnr_is_ten_decibels_a_factor_of_ten_in_energy():
+    r = np.array([3.0, -4.0])  # energy 25
+    assert sqnr_db(r, r + np.array([0.5, 0.0])) == pytest.approx(20)
+    assert sqnr_db(r, np.zeros(2)) == pytest.approx(0)
+
+
+def test_sqnr_of_equal_values_is_infinite_and_of_noise_alone_minus_infinite():
+    x = np.ones((2, 3), np.float32)
+    assert sqnr_db(x, x) == math.inf
+    assert sqnr_db(np.zeros(2), np.zeros(2)) == math.inf
+    assert sqnr_db(np.zeros(2), np.ones(2)) == -math.inf
+
+
+def test_sqnr_of_nan_is_nan_and_not_a_number_that_looks_measured():
+    assert math.isnan(sqnr_db(np.ones(2), np.array([1, np.nan])))
+    assert math.isnan(decibels(math.inf, 1.0))
+
+
+def test_sqnr_sums_in_float64():
+    r = np.full(10, 1e-30, np.float32)  # squares vanish in float32
+    assert sqnr_db(r, r * np.float32(1.5)) == pytest.approx(10 * math.log10(4), rel=1e-5)
+
+
+def test_sqnr_takes_integers_and_booleans():
+    assert sqnr_db(np.array([200, 100], np.uint8), np.array([100, 200], np.uint8)) == pytest.approx(
+        10 * math.log10(50000 / 20000)
+    )
+    assert sqnr_db(np.array([True, True]), np.array([True, False])) == pytest.approx(10 * math.log10(2))
+
+
+def test_sqnr_refuses_shapes_that_would_broadcast():
+    with pytest.raises(ValueError, match=r"\(2, 1\)"):
+        sqnr_db(np.ones((2, 1)), np.ones((2, 2)))
+
+
+@given(seeds, st.integers(2, 12))
+def test_top_one_is_argmax_also_among_ties(seed, classes):
+    rng = np.random.default_rng(seed)
+    logits = rng.integers(0, 3, (20, classes)).astype(np.float32)
+    labels = rng.integers(0, classes, 20)
+    assert np.array_equal(topk_correct(logits, labels, 1), logits.argmax(1) == labels)
+
+
+@given(seeds, st.integers(1, 8))
+def test_top_k_is_membership_in_a_stable_sort(seed, k):
+    rng = np.random.default_rng(seed)
+    logits = rng.integers(0, 4, (20, 7)).astype(np.float32)
+    labels = rng.integers(0, 7, 20)
+    best = np.argsort(-logits, axis=1, kind="stable")[:, :k]
+    assert np.array_equal(topk_correct(logits, labels, k), (best == labels[:, None]).any(1))
+
+
+def test_all_logits_equal_does_not_count_as_right_for_every_label():
+    assert topk_correct(np.zeros((4, 4)), np.arange(4), 1).tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "k", "message"),
+    [
+        (np.zeros(3), np.zeros(3, int), 1, "logits"),
+        (np.zeros((3, 2)), np.zeros(2, int), 1, "labels"),
+        (np.zeros((2, 2)), np.array([0, 2]), 1, "2 classes"),
+        (np.zeros((2, 2)), np.array([0, -1]), 1, "2 classes"),
+        (np.zeros((2, 2)), np.array([0, 1]), 0, "k = 0"),
+        (np.full((2, 2), np.nan), np.array([0, 1]), 1, "NaN"),
+    ],
+)
+def test_top_k_refuses_what_it_cannot_rank(logits, labels, k, message):
+    with pytest.raises(ValueError, match=message):
+        topk_correct(logits, labels, k)
+
+
+@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_interval_follows_its_formula(counts):
+    correct, n = counts
+    p, z = correct / n, 1.959963984540054  # the normal distribution's 97.5 % quantile
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    low, high = wilson_interval(correct, n)
+    assert low == pytest.approx(max(0, centre - half), abs=1e-12)
+    assert high == pytest.approx(min(1, centre + half), abs=1e-12)
+    assert 0 <= low <= p <= high <= 1
+
+
+def test_wilson_interval_known_number():
+    # Newcombe 1998 (Statistics in Medicine 17:857), table I: 81 of 263
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+
+
+def test_wilson_interval_widens_with_confidence():
+    narrow, wide = wilson_interval(5, 10, 0.8), wilson_interval(5, 10, 0.99)
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+@pytest.mark.parametrize("arguments", [(1, 0), (-1, 5), (6, 5), (1, 5, 0.0), (1, 5, 1.0)])
+def test_wilson_interval_refuses_impossible_counts(arguments):
+    with pytest.raises(ValueError, match=r"interval|confidence"):
+        wilson_interval(*arguments)
+
+
+def flags(*counts):
+    """Pairs in the order both right, only a, only b, both wrong."""
+    pairs = np.repeat([[1, 1], [1, 0], [0, 1], [0, 0]], counts, axis=0).astype(bool)
+    return pairs[:, 0], pairs[:, 1]
+
+
+@given(st.integers(0, 20), st.integers(0, 20))
+def test_mcnemar_is_the_exact_binomial_sum_and_symmetric(only_a, only_b):
+    n, k = only_a + only_b, min(only_a, only_b)
+    wanted = min(1, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
+    a, b = flags(3, only_a, only_b, 2)
+    assert mcnemar_p(a, b) == pytest.approx(wanted)
+    assert mcnemar_p(b, a) == pytest.approx(wanted)
+
+
+def test_mcnemar_ignores_images_both_get_right_or_wrong():
+    assert mcnemar_p(*flags(0, 8, 1, 0)) == mcnemar_p(*flags(1000, 8, 1, 500))
+    assert mcnemar_p(*flags(5, 0, 0, 5)) == 1
+
+
+def test_mcnemar_refuses_different_images():
+    with pytest.raises(ValueError, match="same images"):
+        mcnemar_p(np.ones(2, bool), np.ones(3, bool))
+
+
+def test_agreement_is_the_share_of_equal_argmax():
+    a = np.array([[1, 2], [2, 1], [0, 0], [5, 1]], np.float32)
+    b = np.array([[0, 9], [1, 2], [1, 1], [3, 1]], np.float32)
+    assert agreement(a, b) == 0.75  # rows 0, 2 (ties: both the first) and 3
+    with pytest.raises(ValueError, match="same shape"):
+        agreement(a, b[:2])
+    with pytest.raises(ValueError, match="same shape"):
+        agreement(a[:0], b[:0])
