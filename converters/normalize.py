@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from mrecg_onnx.converters.passes.batch import free_batch
 from mrecg_onnx.converters.passes.batchnorm import fold_affine, fold_batchnorm
 from mrecg_onnx.converters.passes.constants import fold_constants
 from mrecg_onnx.converters.passes.gemm import fuse_matmul_add, plain_gemm
@@ -56,7 +57,7 @@ def normalize(model: onnx.ModelProto) -> ir.Model:
         infer_shapes(graph)
         if not changed:
             break
-    for step in (plain_gemm, fuse_matmul_add, fold_batchnorm, fold_affine, plain_gemm, mean_to_pool):
+    for step in (plain_gemm, fuse_matmul_add, fold_batchnorm, fold_affine, plain_gemm, mean_to_pool, free_batch):
         step(graph)
     for finish in (remove_unused, sort, name_all, infer_shapes):
         finish(graph)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from mrecg_onnx.validation import ValidationResult, validate
 
 __all__ = [
-    "BitRule", "MrecgError", "Preprocess", "QuantizationResult", "Settings", "ValidationResult", "inspect", "quantize", "validate",
+    "BitRule", "MrecgError", "Preprocess", "QuantizationResult", "Settings", "ValidationResult", "inspect", "quantize",
+    "validate",
 ]  # fmt: skip
 
 try:

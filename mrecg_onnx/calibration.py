@@ -45,7 +45,9 @@ class _Sampler:
         flat = value.detach().reshape(-1)
         low, high = flat.amin(), flat.amax()
         if not bool(torch.isfinite(low + high)):
-            raise DataError(f"tensor '{name}' holds NaN or Inf on the calibration images: the float model is broken there")
+            raise DataError(
+                f"tensor '{name}' holds NaN or Inf on the calibration images: the float model is broken there"
+            )
         self.low, self.high = torch.minimum(self.low.to(low), low), torch.maximum(self.high.to(high), high)
         # An odd stride walks through all channels and positions.
         stride = max(1, flat.numel() // self.per_batch) | 1
@@ -53,7 +55,12 @@ class _Sampler:
 
 
 def sample_activations(
-    network: Network, quantizers: Sequence[ActivationPlan], data: Mapping[str, Tensor], *, images: int, batch_size: int = 16
+    network: Network,
+    quantizers: Sequence[ActivationPlan],
+    data: Mapping[str, Tensor],
+    *,
+    images: int,
+    batch_size: int = 16,
 ) -> dict[str, _Sampler]:
     """Values of each quantizer's tensors (``reads``) on the first ``images`` samples of the float network.
 

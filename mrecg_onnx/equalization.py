@@ -14,6 +14,7 @@ output, none where it does not help. Weights take no part in the choice: learned
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,14 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from mrecg_onnx.activations import activation_inputs, activation_outputs, constant, is_activation, is_weighted, readers, weight_index
+from mrecg_onnx.activations import (
+    activation_inputs,
+    activation_outputs,
+    constant,
+    is_activation,
+    is_weighted,
+    weight_index,
+)
 from mrecg_onnx.calibration import SAMPLED_VALUES
 from mrecg_onnx.grids import fake_quantize, search_range
 from mrecg_onnx.network import Network
@@ -112,7 +120,7 @@ def _joined(node: ir.Node) -> list[ir.Value] | None:
 def _usable_weight(node: ir.Node) -> bool:
     """Weight and bias are this node's alone, and the channel axis is where it is expected."""
     index = weight_index(node)
-    if index != 1 or node.op_type not in {"Conv", "Gemm"} or node.attributes.get_int("transA", 0):
+    if index != 1 or node.op_type not in {"Conv", "Gemm"} or node.attributes.get_int("transA", 0) != 0:
         return False
     if any(v is not None and v.is_graph_output() for v in node.inputs[1:3]):
         return False
@@ -159,7 +167,11 @@ def find_streams(model: ir.Model) -> list[Stream]:
         sizes = {_channels(v) for v in values}
         if blocked & set(values) or not made or not read or len(sizes) != 1 or None in sizes:
             continue
-        streams.append(Stream(values[0].name or "", tuple(v.name or "" for v in values), sizes.pop() or 0, tuple(made), tuple(read)))
+        streams.append(
+            Stream(
+                values[0].name or "", tuple(v.name or "" for v in values), sizes.pop() or 0, tuple(made), tuple(read)
+            )
+        )
     return streams
 
 
@@ -199,7 +211,8 @@ def apply_scale(model: ir.Model, stream: Stream, scale: Sequence[float]) -> None
 
 def _relative_error(output: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
     noise = sum(float((output[n] - r).square().sum()) for n, r in reference.items())
-    return (noise / max(1e-30, sum(float(r.square().sum()) for r in reference.values()))) ** 0.5
+    power = sum(float(r.square().sum()) for r in reference.values())
+    return math.sqrt(noise / max(1e-30, power))
 
 
 class _Judge:

@@ -90,9 +90,18 @@ class _Writer:
         self.graph.register_initializer(value)
         return value
 
-    def node(self, op: str, name: str, inputs: list[ir.Value | None], output: str, attributes: Mapping[str, int] | None = None) -> ir.Node:
+    def node(
+        self,
+        op: str,
+        name: str,
+        inputs: list[ir.Value | None],
+        output: str,
+        attributes: Mapping[str, int] | None = None,
+    ) -> ir.Node:
         """A new node with one output, not yet in the graph."""
-        return ir.node(op, inputs, dict(attributes or {}), name=self.node_name(name), outputs=[ir.Value(name=self.name(output))])
+        return ir.node(
+            op, inputs, dict(attributes or {}), name=self.node_name(name), outputs=[ir.Value(name=self.name(output))]
+        )
 
 
 def export(model: ir.Model, simulation: Simulation, metadata: Mapping[str, str]) -> Exported:
@@ -156,7 +165,13 @@ def _write_layer(writer: _Writer, layer: LayerPlan, simulation: Simulation, resu
     node.replace_input_with(position, dequantize.outputs[0])
     grid = simulation.input_grid(layer)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if grid is None or bias is None or constant(bias) is None:
+    if bias is None or constant(bias) is None:
+        return
+    if layer.name in simulation.biases:
+        learned = simulation.biases[layer.name].detach().cpu().numpy()
+        bias = writer.constant(f"{layer.bias}_learned", learned.reshape(constant(bias).numpy().shape))  # type: ignore[union-attr]
+        node.replace_input_with(2, bias)
+    if grid is None:
         return
     _write_bias(writer, layer, node, bias, grid, quantized, result)
 
@@ -169,7 +184,15 @@ def _stored_codes(quantized: QuantizedWeight) -> np.ndarray:
     return shifted.astype(np.int8)
 
 
-def _write_bias(writer: _Writer, layer: LayerPlan, node: ir.Node, bias: ir.Value, grid: Grid, quantized: QuantizedWeight, result: Exported) -> None:
+def _write_bias(
+    writer: _Writer,
+    layer: LayerPlan,
+    node: ir.Node,
+    bias: ir.Value,
+    grid: Grid,
+    quantized: QuantizedWeight,
+    result: Exported,
+) -> None:
     tensor = constant(bias)
     assert tensor is not None
     values = tensor.numpy()
@@ -226,15 +249,21 @@ def _write_activation(writer: _Writer, plan: ActivationPlan, grid: Grid) -> None
         source = clamp.inputs[0]  # type: ignore[assignment]
         clip_name = clamp.name or clip_name
         writer.nodes_taken.discard(clamp.name)
-    quantize = writer.node("QuantizeLinear", f"{plan.name}_QuantizeLinear", [source, scale, zero_point], f"{plan.name}_quantized")
+    quantize = writer.node(
+        "QuantizeLinear", f"{plan.name}_QuantizeLinear", [source, scale, zero_point], f"{plan.name}_quantized"
+    )
     new = [quantize]
     codes = quantize.outputs[0]
     if (low, high) != (0, 255):
-        bounds = [writer.constant(f"{plan.name}_{end}", np.array(c, np.uint8)) for end, c in (("low", low), ("high", high))]
+        bounds = [
+            writer.constant(f"{plan.name}_{end}", np.array(c, np.uint8)) for end, c in (("low", low), ("high", high))
+        ]
         clip = writer.node("Clip", clip_name, [codes, *bounds], f"{plan.name}_clipped")
         new.append(clip)
         codes = clip.outputs[0]
-    dequantize = writer.node("DequantizeLinear", f"{plan.name}_DequantizeLinear", [codes, scale, zero_point], f"{plan.name}_dequantized")
+    dequantize = writer.node(
+        "DequantizeLinear", f"{plan.name}_DequantizeLinear", [codes, scale, zero_point], f"{plan.name}_dequantized"
+    )
     new.append(dequantize)
     maker = root.producer()
     if maker is None:
@@ -255,7 +284,8 @@ def _write_member(writer: _Writer, value: ir.Value, scale: ir.Value, zero_point:
     maker = value.producer()
     assert maker is not None
     users = list(value.uses())
-    if maker.op_type == "Pad":
+    # A graph's output stays float, so there the Pad has to stay where it is.
+    if maker.op_type == "Pad" and not value.is_graph_output():
         inputs = [writer.codes[maker.inputs[0]], maker.inputs[1]]  # type: ignore[index]
         if maker.attributes.get_string("mode", "constant") == "constant":
             inputs.append(zero_point)
@@ -272,9 +302,13 @@ def _write_member(writer: _Writer, value: ir.Value, scale: ir.Value, zero_point:
         new = []
     else:
         name = value.name or ""
-        quantize = writer.node("QuantizeLinear", f"{name}_QuantizeLinear", [value, scale, zero_point], f"{name}_quantized")
+        quantize = writer.node(
+            "QuantizeLinear", f"{name}_QuantizeLinear", [value, scale, zero_point], f"{name}_quantized"
+        )
         codes, new = quantize.outputs[0], [quantize]
-    dequantize = writer.node("DequantizeLinear", f"{name}_DequantizeLinear", [codes, scale, zero_point], f"{name}_dequantized")
+    dequantize = writer.node(
+        "DequantizeLinear", f"{name}_DequantizeLinear", [codes, scale, zero_point], f"{name}_dequantized"
+    )
     writer.graph.insert_after(maker, [*new, dequantize])
     for node, index in users:
         node.replace_input_with(index, dequantize.outputs[0])
@@ -294,10 +328,14 @@ def _comes_quantized(value: ir.Value | None) -> bool:
 
 def _goes_quantized(node: ir.Node) -> bool:
     """True if the output is only read by QuantizeLinear, directly or through a Relu that the runtime absorbs."""
-    users = [r for v in node.outputs for r in readers(v)]
+    made = list(node.outputs)
+    users = [r for v in made for r in readers(v)]
     if len(users) == 1 and users[0].op_type == "Relu":
+        made += users[0].outputs
         users = [r for v in users[0].outputs for r in readers(v)]
-    return bool(users) and all(u.op_type == "QuantizeLinear" for u in users) and not node.outputs[0].is_graph_output()
+    return (
+        bool(users) and all(u.op_type == "QuantizeLinear" for u in users) and not any(v.is_graph_output() for v in made)
+    )
 
 
 def _note_integer_nodes(model: ir.Model, simulation: Simulation, result: Exported) -> None:

@@ -21,7 +21,15 @@ from typing import Any
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.plan import LayerPlan, UnitPlan
 
-__all__ = ["MAX_GROUP", "default_merges", "groups_from_mask", "module_capacity", "read_scheme", "select_eq4", "select_peaks"]
+__all__ = [
+    "MAX_GROUP",
+    "default_merges",
+    "groups_from_mask",
+    "module_capacity",
+    "read_scheme",
+    "select_eq4",
+    "select_peaks",
+]
 
 #: No published scheme joins more than three units.
 MAX_GROUP = 3
@@ -39,7 +47,7 @@ def module_capacity(layers: Sequence[LayerPlan], alpha: float) -> float:
 
 
 def default_merges(units: int) -> int:
-    """k when it is not given: a quarter of the adjacent pairs, at least one when there are three units or more."""
+    """K when it is not given: a quarter of the adjacent pairs, at least one when there are three units or more."""
     return max(1, round((units - 1) / 4)) if units >= 3 else 0
 
 
@@ -151,6 +159,8 @@ def groups_from_mask(mask: Sequence[bool]) -> tuple[tuple[int, ...], ...]:
 def _from_counts(entries: list[Any], total: int, where: str) -> tuple[tuple[int, ...], ...]:
     groups, position = [], 0
     for entry in entries:
+        if entry == []:
+            raise SettingsError(f"{where}: an empty list joins nothing; write a number for a unit of its own")
         size = len(entry) if isinstance(entry, list) else 1
         groups.append(tuple(range(position, position + size)))
         position += size
@@ -163,7 +173,9 @@ def _from_names(entries: list[Any], units: Sequence[UnitPlan], where: str) -> tu
     owner = {name: i for i, unit in enumerate(units) for name in unit.layers}
     groups: list[tuple[int, ...]] = []
     for entry in entries:
-        unknown = [name for name in entry if name not in owner]
+        if not entry:
+            raise SettingsError(f"{where}: a unit is empty")
+        unknown = [name for name in entry if not isinstance(name, str) or name not in owner]
         if unknown:
             raise SettingsError(f"{where}: '{unknown[0]}' is not a weighted layer of the model")
         indices = tuple(sorted({owner[name] for name in entry}))
@@ -196,7 +208,10 @@ def read_scheme(path: str | Path, units: Sequence[UnitPlan]) -> tuple[tuple[int,
         data = {"scheme": data}
     if isinstance(data, dict) and isinstance(data.get("scheme"), list):
         return _from_counts(data["scheme"], len(units), where)
-    if isinstance(data, dict) and isinstance(data.get("units"), list) and all(isinstance(u, list) for u in data["units"]):
+    if (
+        isinstance(data, dict)
+        and isinstance(data.get("units"), list)
+        and all(isinstance(u, list) for u in data["units"])
+    ):
         return _from_names(data["units"], units, where)
     raise SettingsError(f'{where}: expected {{"scheme": [1, [2, 2], ...]}} or {{"units": [["layer", ...], ...]}}')
-

@@ -12,7 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Grid", "P_NORM", "fake_quantize", "fake_quantize_weight", "learnable_fake_quantize", "quantize_codes", "search_range"]
+__all__ = [
+    "P_NORM",
+    "Grid",
+    "fake_quantize",
+    "fake_quantize_weight",
+    "learnable_fake_quantize",
+    "quantize_codes",
+    "search_range",
+]
 
 #: Exponent of the error that the range search minimises (BRECQ, QDrop and MRECG all use 2.4).
 P_NORM = 2.4
@@ -43,12 +51,12 @@ class Grid:
     @property
     def qmin(self) -> int:
         """Smallest code."""
-        return -(2 ** (self.bits - 1) - 1) if self.symmetric else 0
+        return 1 - (1 << (self.bits - 1)) if self.symmetric else 0
 
     @property
     def qmax(self) -> int:
         """Largest code."""
-        return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
+        return (1 << (self.bits - 1)) - 1 if self.symmetric else (1 << self.bits) - 1
 
     def along(self, rank: int) -> tuple[Tensor, Tensor]:
         """Scale and zero point shaped to broadcast over a tensor of ``rank`` dimensions."""
@@ -142,30 +150,39 @@ class _LearnableFakeQuantize(torch.autograd.Function):
 
     d y/d scale = q - x/scale inside the grid and the clipped q outside (Esser et al. 2020, eq. 3); elements that QDrop
     leaves in floating point pass their gradient on and have none for the scale (Wei et al. 2022).
+
+    Summed over elements that is (sum g y - sum g_x x) / scale, with g_x the gradient for x, so nothing but x and y is kept.
+    All passes are in place and vectorized: a mask of floats and ``lerp`` take a tenth of the time of a boolean ``where``.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, lower: float, upper: float, keep: Tensor | None) -> Tensor:
-        v = x / scale
-        rounded = torch.round(v)
-        q = rounded.clamp(lower, upper)
-        inside = q == rounded
-        torch.where(inside, v.neg_().add_(q), q, out=v)  # v now holds dy/dscale
-        y = rounded.copy_(q).mul_(scale)
+        step = float(scale)
+        y = torch.clamp(x, lower * step, upper * step).div_(step).round_().mul_(step)
         if keep is not None:
-            torch.where(keep, y, x, out=y)
-            v.mul_(keep)
-            inside.logical_or_(keep.logical_not())
-        ctx.save_for_backward(inside, v)
+            torch.lerp(x, y, keep, out=y)
+        ctx.save_for_backward(x, y, keep)
+        ctx.step, ctx.bounds = step, (lower * step, upper * step)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        inside, slope = ctx.saved_tensors
-        grad = grads[0].contiguous()
-        grad_scale = torch.dot(grad.view(-1), slope.contiguous().view(-1)) if ctx.needs_input_grad[1] else None
-        grad_x = grad * inside if ctx.needs_input_grad[0] else None
-        return grad_x, grad_scale, None, None, None
+        x, y, keep = ctx.saved_tensors
+        grad = grads[0]
+        if grad.stride() != x.stride():
+            grad = torch.empty_like(x).copy_(grad)
+        grad_x = torch.ops.aten.hardtanh_backward(grad, x, *ctx.bounds)
+        if keep is not None:
+            torch.lerp(grad, grad_x, keep, out=grad_x)
+        grad_scale = None
+        if ctx.needs_input_grad[1]:
+            grad_scale = (_inner(grad, y) - _inner(grad_x, x)) / ctx.step
+        return grad_x if ctx.needs_input_grad[0] else None, grad_scale, None, None, None
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of products of two dense tensors of the same strides (channels-last too, hence no reshape, which would copy)."""
+    return torch.dot(a.as_strided((a.numel(),), (1,)), b.as_strided((b.numel(),), (1,)))
 
 
 def learnable_fake_quantize(
@@ -178,7 +195,9 @@ def learnable_fake_quantize(
         scale: learned scale, shape ().
         zero_point: fixed integer zero point in [0, qmax].
         qmax: largest code, 2^bits - 1.
-        keep: bool of x's shape, True where the quantized value is used (QDrop); None uses it everywhere.
+        keep: x's shape and type, 1 where the quantized value is used and 0 where x stays (QDrop); None uses it everywhere.
     """
-    result: Tensor = _LearnableFakeQuantize.apply(x, scale, -zero_point, qmax - zero_point, keep)
+    if not x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last):
+        x = x.contiguous()
+    result: Tensor = _LearnableFakeQuantize.apply(x, scale, -zero_point, qmax - zero_point, keep)  # type: ignore[no-untyped-call]
     return result

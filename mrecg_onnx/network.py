@@ -5,6 +5,7 @@ Every value is known by its ONNX tensor name, so that the plan, the simulation a
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +68,7 @@ class Network:
             elif node.op == "call_module":
                 calls[node] = {"node": node.meta["onnx_node"], "op": node.meta["onnx_op_type"], "outputs": {}}
                 calls[node]["module"] = module.get_submodule(str(node.target))
-                calls[node]["arguments"] = tuple(names[a] if isinstance(a, fx.Node) else None for a in node.args)
+                calls[node]["arguments"] = _arguments(node, calls[node]["module"], names)
                 made = node.meta["onnx_outputs"]
                 if len([o for o in made if o]) == 1 and made[0]:
                     names[node] = made[0]
@@ -84,6 +85,11 @@ class Network:
                 Step(**call, outputs=tuple(outputs.values()), output_index=tuple(outputs), single=node in names)
             )
         self._by_node = {step.node: step for step in self.steps}
+
+    @property
+    def constants(self) -> Mapping[str, Tensor]:
+        """Constant arguments of steps by tensor name; weights are in the modules."""
+        return self._constants
 
     def step(self, node: str) -> Step:
         """The step of the ONNX node called ``node``; KeyError without."""
@@ -137,16 +143,29 @@ class Network:
             arguments = [None if name is None else live[name] for name in step.arguments]
             if weight is not None and step.weighted:
                 module: Any = step.module
-                result = module.compute(arguments[0], *weight(step))
+                own, bias = weight(step)
+                # A second argument is a bias that the graph computes.
+                result = module.compute(arguments[0], own, arguments[1] if len(arguments) > 1 else bias)
             else:
                 result = step.module(*arguments)
             made = (result,) if step.single else tuple(result[k] for k in step.output_index)
             for name, value in zip(step.outputs, made, strict=True):
                 live[name] = value if activation is None else activation(name, value)
-            for name in (*step.arguments, *step.outputs):
-                if name is not None and last.get(name, -1) <= i and name not in wanted and name not in self._constants:
-                    live.pop(name, None)
+            for used in (*step.arguments, *step.outputs):
+                if used is not None and last.get(used, -1) <= i and used not in wanted and used not in self._constants:
+                    live.pop(used, None)
         return {name: live[name] for name in wanted if name in live}
+
+
+def _arguments(node: fx.Node, module: nn.Module, names: Mapping[fx.Node, str]) -> tuple[str | None, ...]:
+    """Names of what ``node`` calls its module with, by position; those behind an absent one come by keyword."""
+    found = [names[a] if isinstance(a, fx.Node) else None for a in node.args]
+    if node.kwargs:
+        behind = list(inspect.signature(module.forward).parameters)[len(found) :]
+        last = max(behind.index(key) for key in node.kwargs)
+        given = [node.kwargs.get(key) for key in behind[: last + 1]]
+        found += [names[a] if isinstance(a, fx.Node) else None for a in given]
+    return tuple(found)
 
 
 def _attribute(module: nn.Module, path: str) -> Tensor:

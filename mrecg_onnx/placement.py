@@ -95,7 +95,9 @@ def plan_layers(model: ir.Model, settings: Settings) -> tuple[LayerPlan, ...]:
     """
     weighted = [node for node in model.graph if is_weighted(node)]
     if not weighted:
-        raise ModelError("the model has no Conv, ConvTranspose, Gemm or MatMul with constant weights: nothing to quantize")
+        raise ModelError(
+            "the model has no Conv, ConvTranspose, Gemm or MatMul with constant weights: nothing to quantize"
+        )
     names = [node.name or "" for node in model.graph]
     excluded = set().union(*_matching(settings.exclude, names, "--exclude").values()) if settings.exclude else set()
     rules = _matching([r.pattern for r in settings.bits], [n.name or "" for n in weighted], "--bits")
@@ -105,10 +107,11 @@ def plan_layers(model: ir.Model, settings: Settings) -> tuple[LayerPlan, ...]:
         position = weight_index(node)
         assert position is not None
         weight, data = node.inputs[position], node.inputs[1 - position]
-        assert weight is not None and data is not None
+        assert weight is not None
+        assert data is not None
         tensor = constant(weight)
         assert tensor is not None
-        shape = tuple(int(d) for d in tensor.shape)
+        shape = tuple(tensor.numpy().shape)
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         first, last = node not in behind, node not in ahead
         wbits, abits = settings.wbits, settings.abits
@@ -136,7 +139,9 @@ def plan_layers(model: ir.Model, settings: Settings) -> tuple[LayerPlan, ...]:
                 bias=bias.name if bias is not None else None,
                 shape=shape,
                 axis=axis,
-                stride=tuple(node.attributes.get_ints("strides", [1] * (len(shape) - 2))) if "Conv" in node.op_type else (),
+                stride=tuple(node.attributes.get_ints("strides", [1] * (len(shape) - 2)))
+                if "Conv" in node.op_type
+                else (),
                 groups=node.attributes.get_int("group", 1),
                 params=math.prod(shape),
                 macs=_macs(node, shape, data if node.op_type == "ConvTranspose" else node.outputs[0]),
@@ -164,7 +169,19 @@ def _absorbed_into(value: ir.Value, integer: set[ir.Node]) -> ir.Node | None:
     return users[0]
 
 
-def place(model: ir.Model, layers: tuple[LayerPlan, ...], settings: Settings, protected: frozenset[str] = frozenset()) -> tuple[ActivationPlan, ...]:
+def _before_clamps(value: ir.Value, integer: set[ir.Node]) -> ir.Node | None:
+    """The node that made ``value``, or that made what the absorbed Relu or Clip in front of it reads."""
+    maker = value.producer()
+    while maker is not None and maker.inputs and maker.inputs[0] is not None:
+        if _absorbed_into(maker.inputs[0], integer) is not maker:
+            break
+        maker = maker.inputs[0].producer()
+    return maker
+
+
+def place(
+    model: ir.Model, layers: tuple[LayerPlan, ...], settings: Settings, protected: frozenset[str] = frozenset()
+) -> tuple[ActivationPlan, ...]:
     """Decide the activation quantizers of ``model``.
 
     Args:
@@ -207,7 +224,8 @@ def place(model: ir.Model, layers: tuple[LayerPlan, ...], settings: Settings, pr
         users = [r for r in readers(value) if r in integer]
         maker = value.producer()
         # An integer layer needs its output quantized to run as one, also when only float ops read it.
-        feeds_float = maker is not None and maker.name in wanted and maker in ahead and bool(readers(value))
+        behind = _before_clamps(value, integer)
+        feeds_float = behind is not None and behind.name in wanted and behind in ahead and bool(readers(value))
         if not users and not feeds_float:
             continue
         if _absorbed_into(value, integer) is not None:
@@ -221,8 +239,16 @@ def place(model: ir.Model, layers: tuple[LayerPlan, ...], settings: Settings, pr
 
     plans = []
     for root, parts in members.items():
-        computing = [(v, r) for v in parts for r in readers(v) if not (is_preserving(r) and r in integer and any(o in group for o in r.outputs))]
-        bits = min((wanted[r.name or ""] for v, r in computing if r.name in wanted and _reads_as_input(r, v)), default=BYSTANDER_BITS)
+        computing = [
+            (v, r)
+            for v in parts
+            for r in readers(v)
+            if not (is_preserving(r) and r in integer and any(o in group for o in r.outputs))
+        ]
+        bits = min(
+            (wanted[r.name or ""] for v, r in computing if r.name in wanted and _reads_as_input(r, v)),
+            default=BYSTANDER_BITS,
+        )
         maker = root.producer()
         bounds = clamp_bounds(maker) if maker is not None and maker.name not in excluded else None
         absorbs = maker if bounds is not None and maker is not None and _only_reader(maker) else None
@@ -250,4 +276,9 @@ def _reads_as_input(node: ir.Node, value: ir.Value) -> bool:
 def _only_reader(clamp: ir.Node) -> bool:
     """True if nobody else reads what the clamp reads, so that the clamp can move into the codes."""
     source = clamp.inputs[0]
-    return source is not None and len(readers(source)) == 1 and not source.is_graph_output() and not clamp.outputs[0].is_graph_output()
+    return (
+        source is not None
+        and len(readers(source)) == 1
+        and not source.is_graph_output()
+        and not clamp.outputs[0].is_graph_output()
+    )

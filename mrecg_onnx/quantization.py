@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 #: Images on which the bridge is compared with ONNX Runtime, and on which the exported file is.
 PARITY_IMAGES, VERIFY_IMAGES = 8, 256
+#: A probing run shorter than this does not tell units apart.
+MIN_PROBE = 50
 #: Rescaling in float32 moves the output of the float network by rounding alone.
 EQUALIZED_TOLERANCE = 1e-4
 
@@ -200,7 +202,9 @@ def _merge_by(plan: Plan, settings: Settings, capacities: list[float], scheme: s
     """Choose merges from capacities: module capacities or losses (Eq. 3 and 4)."""
     k = settings.merges
     if settings.selection == "eq4":
-        mask = select_eq4(capacities, default_merges(len(capacities)) if k is None else k, settings.penalty, units=plan.units)
+        mask = select_eq4(
+            capacities, default_merges(len(capacities)) if k is None else k, settings.penalty, units=plan.units
+        )
     else:
         rising = scheme == "modcap"
         if rising and k is None:
@@ -255,8 +259,12 @@ def quantize(
         original = load_model(model)
         graph = normalize(original)
         plan = make_plan(graph, settings)
-        dataset = calib if isinstance(calib, Dataset) else open_calibration(
-            calib, graph_inputs(graph), settings.preprocess, samples=settings.samples, seed=settings.seed
+        dataset = (
+            calib
+            if isinstance(calib, Dataset)
+            else open_calibration(
+                calib, graph_inputs(graph), settings.preprocess, samples=settings.samples, seed=settings.seed
+            )
         )
         arrays = dataset.load()
         data = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -298,7 +306,7 @@ def quantize(
     probe: list[UnitResult] = []
     if method.merge and settings.scheme == "loss":
         with clock.stage("probe", report):
-            iters = max(1, round(settings.iters * settings.probe_fraction))
+            iters = min(settings.iters, max(MIN_PROBE, round(settings.iters * settings.probe_fraction)))
             trial = Simulation(network, plan, dict(simulation.activations), dict(simulation.weights))
             probe = reconstruct(trial, plan.units, data, settings, method, iters, "probe", report)
             plan = _merge_by(plan, settings, [u.final_loss for u in probe], "loss")
@@ -306,7 +314,9 @@ def quantize(
     results: list[UnitResult] = []
     if method.granularity != "none":
         with clock.stage("reconstruct", report):
-            results = reconstruct(simulation, plan.merged_units(), data, settings, method, settings.iters, "reconstruct", report)
+            results = reconstruct(
+                simulation, plan.merged_units(), data, settings, method, settings.iters, "reconstruct", report
+            )
 
     with clock.stage("export", report):
         exported = export(graph, simulation, _metadata(model, settings, dataset, plan, protected))
@@ -356,7 +366,9 @@ def reconstruct(
     count = len(next(iter(data.values())))
     order = torch.randperm(count, generator=torch.Generator().manual_seed(settings.seed))
     held = round(count * settings.held_out)
-    prefix = Prefix(simulation, units, data, batch_size=settings.batch_size, quantize_activations=method.keep_quantized is not None)
+    prefix = Prefix(
+        simulation, units, data, batch_size=settings.batch_size, quantize_activations=method.keep_quantized is not None
+    )
     results = []
     for i, unit in enumerate(units):
 
@@ -374,6 +386,7 @@ def reconstruct(
             rates=rates,
             keep_quantized=method.keep_quantized,
             learn_scales=method.learn_scales,
+            learn_bias=settings.learn_bias and method.learn_scales,
             rounding_weight=settings.rounding_weight,
             window=settings.window,
             seed=settings.seed + i,

@@ -18,7 +18,7 @@ from mrecg_onnx.grids import Grid, learnable_fake_quantize
 from mrecg_onnx.network import Step
 from mrecg_onnx.plan import UnitPlan
 from mrecg_onnx.rounding import BetaSchedule, SoftRounding, regularizer
-from mrecg_onnx.simulation import QuantizedWeight, Simulation, forward_batches
+from mrecg_onnx.simulation import QuantizedWeight, Simulation, dense, forward_batches
 from mrecg_onnx.windows import Window, plan_windows
 
 __all__ = ["LearningRates", "UnitData", "UnitResult", "default_rates", "reconstruct_unit", "reconstruction_loss"]
@@ -27,6 +27,8 @@ __all__ = ["LearningRates", "UnitData", "UnitResult", "default_rates", "reconstr
 PAPER_ITERS, PAPER_LR_ROUNDING, PAPER_LR_SCALE = 20000, 1e-3, 1.3e-4
 #: Rates grow as iterations shrink, (PAPER_ITERS / iters)^EXPONENT: 300 iterations learn best near 3e-2 and 3e-3.
 EXPONENT = 0.8
+#: Below so many iterations larger steps only do harm: the rates stop growing.
+SHORTEST = 150
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class LearningRates:
 
 def default_rates(iters: int) -> LearningRates:
     """Rates for ``iters`` iterations: the published ones at 20,000, larger in shorter runs (measured, see docs)."""
-    factor = max(1.0, PAPER_ITERS / iters) ** EXPONENT
+    factor = max(1.0, PAPER_ITERS / max(iters, SHORTEST)) ** EXPONENT
     return LearningRates(PAPER_LR_ROUNDING * factor, PAPER_LR_SCALE * factor)
 
 
@@ -103,11 +105,11 @@ class _Masks:
 
     def __init__(self, probability: float, device: torch.device, generator: torch.Generator) -> None:
         self.probability, self.device, self.generator = probability, device, generator
-        self.bank = torch.empty(0, dtype=torch.bool, device=device)
+        self.bank = torch.empty(0, device=device)
         self.uses = 0
 
     def draw(self, like: Tensor) -> Tensor | None:
-        """True with ``probability``, ``like``'s shape; None where everything is quantized."""
+        """1 with ``probability``, else 0, ``like``'s shape, float32; None where everything is quantized."""
         if self.probability >= 1.0:
             return None
         count = like.numel()
@@ -115,21 +117,29 @@ class _Masks:
         if self.bank.numel() < 2 * count or self.uses >= 256:
             size = max(2 * count, self.bank.numel())
             bank = torch.rand(size, device="cpu", generator=self.generator) < self.probability
-            self.bank, self.uses = bank.to(self.device), 0
+            self.bank, self.uses = bank.to(self.device, torch.float32), 0
         self.uses += 1
         start = int(torch.randint(0, self.bank.numel() - count + 1, (), generator=self.generator))
-        return self.bank[start : start + count].view(like.shape)
+        return self.bank.as_strided(like.shape, like.stride(), start)
 
 
 class _Trainable:
-    """Everything a unit learns: rounding variables by layer, log-ratios of scales by quantizer."""
+    """Everything a unit learns: rounding variables and bias shifts by layer, log-ratios of scales by quantizer."""
 
-    def __init__(self, unit: UnitPlan, simulation: Simulation, made: Sequence[str], *, learn_scales: bool) -> None:
+    def __init__(
+        self, unit: UnitPlan, simulation: Simulation, made: Sequence[str], *, learn_scales: bool, learn_bias: bool
+    ) -> None:
         self.rounding: dict[str, SoftRounding] = {}
+        self.bias: dict[str, Tensor] = {}
+        self.shift: dict[str, Tensor] = {}
         for name in unit.layers:
+            module = simulation.network.step(name).module
             if name in simulation.weights:
-                weight = simulation.network.step(name).module.weight.detach()  # type: ignore[operator]
-                self.rounding[name] = SoftRounding(weight, simulation.weights[name].grid)
+                self.rounding[name] = SoftRounding(module.weight.detach(), simulation.weights[name].grid)  # type: ignore[operator]
+                bias: Tensor | None = simulation.biases.get(name, module.bias)  # type: ignore[arg-type]
+                if bias is not None:
+                    self.bias[name] = bias.detach()
+                    self.shift[name] = torch.zeros_like(self.bias[name], requires_grad=learn_bias)
         self.start = {name: simulation.activations[name] for name in made if name in simulation.activations}
         device = simulation.network.device
         self.log_ratio = {n: torch.zeros((), device=device, requires_grad=learn_scales) for n in self.start}
@@ -141,6 +151,19 @@ class _Trainable:
     def grids(self) -> dict[str, Grid]:
         """Learned activation grids."""
         return {n: replace(g, scale=self.scale(n).detach()) for n, g in self.start.items()}
+
+    def biases(self) -> dict[str, Tensor]:
+        """Learned biases."""
+        return {
+            n: (b + self.shift[n] * self._unit(n)).detach() for n, b in self.bias.items() if self.shift[n].requires_grad
+        }
+
+    def current_bias(self, name: str) -> Tensor | None:
+        """Differentiable bias: the shift is counted in units of the bias's own spread, so one rate suits all layers."""
+        return self.bias[name] + self.shift[name] * self._unit(name) if name in self.bias else None
+
+    def _unit(self, name: str) -> Tensor:
+        return self.bias[name].abs().mean().clamp(min=1e-6)
 
     def codes(self) -> dict[str, QuantizedWeight]:
         """Hard-rounded weights."""
@@ -162,8 +185,9 @@ class _Loop:
     def weight(self, step: Step) -> tuple[Tensor, Tensor | None]:
         rounding = self.trainable.rounding.get(step.node)
         module = step.module
-        weight = module.weight if rounding is None else rounding.soft()
-        return weight, module.bias  # type: ignore[return-value]
+        if rounding is None:
+            return module.weight, module.bias  # type: ignore[return-value]
+        return rounding.soft(), self.trainable.current_bias(step.node)
 
     def activation(self, name: str, value: Tensor) -> Tensor:
         if not self.quantize_activations or name not in self.trainable.start:
@@ -178,14 +202,14 @@ class _Loop:
         for name, quantized in self.data.quantized.items():
             x = self._cut(quantized, index)
             mask = self.masks.draw(x) if x.is_floating_point() else None
-            result[name] = x if mask is None else torch.where(mask, x, self._cut(self.data.floating[name], index))
+            result[name] = x if mask is None else torch.lerp(self._cut(self.data.floating[name], index), x, mask)
         return result
 
     def _cut(self, values: Tensor, index: Tensor) -> Tensor:
         if self.window is not None:
             (top, bottom), (left, right) = self.window.read
             values = values[:, :, top:bottom, left:right]
-        return values[index.to(values.device)].to(self.simulation.network.device)
+        return dense(values[index.to(values.device)].to(self.simulation.network.device))
 
     def loss(self, index: Tensor) -> Tensor:
         outputs = self.simulation.network.run(
@@ -198,12 +222,23 @@ class _Loop:
                 (top, bottom), (left, right) = self.window.use
                 output = output[:, :, top:bottom, left:right]
                 (top, bottom), (left, right) = self.window.aim
-                target = target[:, :, top:bottom, left:right]
-            total = total + reconstruction_loss(output, target[index.to(target.device)].to(output.device))
+                wanted = target[:, :, top:bottom, left:right]
+            else:
+                wanted = target
+            total = total + reconstruction_loss(output, wanted[index.to(wanted.device)].to(output.device))
         return total
 
 
-def evaluate_unit(unit: UnitPlan, steps: list[Step], simulation: Simulation, data: UnitData, index: Tensor, *, quantize_activations: bool, batch_size: int) -> float:
+def evaluate_unit(
+    unit: UnitPlan,
+    steps: list[Step],
+    simulation: Simulation,
+    data: UnitData,
+    index: Tensor,
+    *,
+    quantize_activations: bool,
+    batch_size: int,
+) -> float:
     """Mean reconstruction loss of the unit as ``simulation`` has it now, over the samples ``index``."""
     total, count = 0.0, 0
     chosen = {n: x[index] for n, x in data.quantized.items()}
@@ -219,8 +254,8 @@ def evaluate_unit(unit: UnitPlan, steps: list[Step], simulation: Simulation, dat
 
 
 def _shapes(loop: _Loop) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of the unit for one sample."""
-    found: dict[str, tuple[int, ...]] = {}
+    """Shape of every tensor of the unit for one sample, and of the network's constants."""
+    found = {name: tuple(constant.shape) for name, constant in loop.simulation.network.constants.items()}
 
     def note(name: str, value: Tensor) -> Tensor:
         found[name] = tuple(value.shape)
@@ -244,6 +279,7 @@ def reconstruct_unit(
     rates: LearningRates,
     keep_quantized: float | None,
     learn_scales: bool,
+    learn_bias: bool,
     rounding_weight: float,
     window: int,
     seed: int,
@@ -261,6 +297,7 @@ def reconstruct_unit(
         rates: Adam's learning rates; the scale's falls to 0 along a cosine.
         keep_quantized: probability of an element to be quantized; None trains with float activations.
         learn_scales: activation scales are learned too.
+        learn_bias: biases are learned too (they are int32 in the file: free to move).
         rounding_weight: weight of the rounding regularizer.
         window: side of the largest map in pixels, 0 for whole maps.
         seed: for batches, windows and masks.
@@ -277,7 +314,7 @@ def reconstruct_unit(
     made = [name for step in steps for name in step.outputs]
     generator = torch.Generator().manual_seed(seed)
     quantize = keep_quantized is not None
-    trainable = _Trainable(unit, simulation, made, learn_scales=learn_scales and quantize)
+    trainable = _Trainable(unit, simulation, made, learn_scales=learn_scales and quantize, learn_bias=learn_bias)
     masks = _Masks(keep_quantized if keep_quantized is not None else 1.0, network.device, generator)
     loop = _Loop(unit, steps, simulation, data, trainable, masks, quantize)
     judge = data.held_out if len(data.held_out) else data.training
@@ -290,27 +327,33 @@ def reconstruct_unit(
     variables = [r.V for r in trainable.rounding.values()]
     groups = [{"params": variables, "lr": rates.rounding}]
     scales = [t for t in trainable.log_ratio.values() if t.requires_grad]
-    if scales:
-        groups.append({"params": scales, "lr": rates.scale})
+    smooth = scales + [b for b in trainable.shift.values() if b.requires_grad]
+    if smooth:
+        groups.append({"params": smooth, "lr": rates.scale})
     optimizer = torch.optim.Adam(groups)
     beta_at = BetaSchedule(iters)
     for step in range(iters):
         index = data.training[torch.randint(0, len(data.training), (batch_size,), generator=generator)]
         if windows is not None:
             loop.window = windows.draw(generator)
-        if scales:
+        if smooth:
             optimizer.param_groups[1]["lr"] = rates.scale * 0.5 * (1 + math.cos(math.pi * step / iters))
         loss = loop.loss(index)
         beta = beta_at(step)
-        total = loss if beta is None else loss + rounding_weight * torch.stack([regularizer(v, beta) for v in variables]).sum()
+        total = (
+            loss
+            if beta is None
+            else loss + rounding_weight * torch.stack([regularizer(v, beta) for v in variables]).sum()
+        )
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if report is not None and (step % 10 == 9 or step == iters - 1):
             report(step + 1, float(loss.detach()))
 
-    before = dict(simulation.weights), dict(simulation.activations)
+    before = dict(simulation.weights), dict(simulation.activations), dict(simulation.biases)
     simulation.weights.update(trainable.codes())
+    simulation.biases.update(trainable.biases())
     if learn_scales and quantize:
         simulation.activations.update(trainable.grids())
     learned = evaluate_unit(unit, steps, simulation, data, judge, **options)  # type: ignore[arg-type]
@@ -318,20 +361,33 @@ def reconstruct_unit(
     if kept == "nearest":
         simulation.weights.update({n: before[0][n] for n in trainable.rounding})
         simulation.activations.update({n: before[1][n] for n in trainable.start})
-    unsettled = sum(r.unsettled() * r.V.numel() for r in trainable.rounding.values()) / sum(v.numel() for v in variables)
+        simulation.biases = before[2]
+    unsettled = sum(r.unsettled() * r.V.numel() for r in trainable.rounding.values()) / sum(
+        v.numel() for v in variables
+    )
     return UnitResult(unit.name, unit.layers, iters, nearest, learned, kept, unsettled, clock() - begin)
 
 
 class Prefix:
     """Inputs of the units, advanced unit by unit: a float copy and a quantized one, never recomputed from the image."""
 
-    def __init__(self, simulation: Simulation, units: Sequence[UnitPlan], data: Mapping[str, Tensor], *, batch_size: int, quantize_activations: bool) -> None:
+    def __init__(
+        self,
+        simulation: Simulation,
+        units: Sequence[UnitPlan],
+        data: Mapping[str, Tensor],
+        *,
+        batch_size: int,
+        quantize_activations: bool,
+    ) -> None:
         self.simulation, self.units, self.batch_size = simulation, list(units), batch_size
         self.quantize_activations = quantize_activations
         self.floating = dict(data)
         hook = simulation.activation_hook()
         self.quantized = {
-            n: torch.cat([hook(n, part.to(simulation.network.device)).cpu() for part in x.split(256)]) if quantize_activations and x.is_floating_point() else x
+            n: torch.cat([hook(n, part.to(simulation.network.device)).cpu() for part in x.split(256)])  # type: ignore[no-untyped-call]
+            if quantize_activations and x.is_floating_point()
+            else x
             for n, x in data.items()
         }
 
@@ -341,20 +397,26 @@ class Prefix:
         network = self.simulation.network
         parts: list[dict[str, Tensor]] = []
         with torch.no_grad():
-            for batch in forward_batches({n: self.floating[n] for n in self._reads(unit)}, self.batch_size, network.device):
+            for batch in forward_batches(
+                {n: self.floating[n] for n in self._reads(unit)}, self.batch_size, network.device
+            ):
                 parts.append({n: x.cpu() for n, x in network.run(batch, steps, keep=unit.outputs).items()})
         return {n: torch.cat([p[n] for p in parts]) for n in unit.outputs}
 
     def data(self, unit: UnitPlan, targets: dict[str, Tensor], training: Tensor, held_out: Tensor) -> UnitData:
         """Everything :func:`reconstruct_unit` needs."""
         reads = self._reads(unit)
-        return UnitData({n: self.quantized[n] for n in reads}, {n: self.floating[n] for n in reads}, targets, training, held_out)
+        return UnitData(
+            {n: self.quantized[n] for n in reads}, {n: self.floating[n] for n in reads}, targets, training, held_out
+        )
 
     def advance(self, unit: UnitPlan, targets: dict[str, Tensor]) -> None:
         """Put the outputs of the finished ``unit`` where the next units read, and forget what nobody reads any more."""
         steps, network = self._steps(unit), self.simulation.network
         parts = []
-        for batch in forward_batches({n: self.quantized[n] for n in self._reads(unit)}, self.batch_size, network.device):
+        for batch in forward_batches(
+            {n: self.quantized[n] for n in self._reads(unit)}, self.batch_size, network.device
+        ):
             made = self.simulation.run(batch, steps, keep=unit.outputs, quantize_activations=self.quantize_activations)
             parts.append({n: x.cpu() for n, x in made.items()})
         self.floating.update(targets)

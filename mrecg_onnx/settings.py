@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +45,8 @@ class BitRule:
 
 
 def _in(name: str, value: float, low: float, high: float) -> None:
+    if high == math.inf and not value >= low:
+        raise SettingsError(f"{name} is {value}: it must be {low:g} or more")
     if not low <= value <= high:
         raise SettingsError(f"{name} is {value}: it must lie between {low:g} and {high:g}")
 
@@ -78,6 +81,7 @@ class Settings:
         probe_fraction: iterations of the probing run as a share of ``iters``.
         lr_rounding: Adam's rate for the rounding variables, None for a rate that grows as ``iters`` shrinks.
         lr_scale: Adam's rate for activation scales, relative to the scale, None likewise.
+        learn_bias: biases are learned with the rounding (beyond the paper; they cost nothing, being int32).
         rounding_weight: weight of the rounding regularizer.
         range_samples: images for the range search.
         held_out: share of the calibration images on which a unit is compared with nearest rounding.
@@ -110,6 +114,7 @@ class Settings:
     probe_fraction: float = 0.1
     lr_rounding: float | None = None
     lr_scale: float | None = None
+    learn_bias: bool = False
     rounding_weight: float = 0.01
     range_samples: int = 64
     held_out: float = 0.125
@@ -122,9 +127,8 @@ class Settings:
             SettingsError: a value is out of range.
         """
         _in("wbits", self.wbits, 2, 8)
-        if self.abits != 32:
-            if not 2 <= self.abits <= 8:
-                raise SettingsError(f"abits is {self.abits}: it must lie between 2 and 8, or be 32 for float activations")
+        if self.abits != 32 and not 2 <= self.abits <= 8:
+            raise SettingsError(f"abits is {self.abits}: it must lie between 2 and 8, or be 32 for float activations")
         _in("first_last_bits", self.first_last_bits, 2, 8)
         choices = {
             "method": tuple(METHODS),
@@ -138,10 +142,21 @@ class Settings:
                 raise SettingsError(f"{name} is '{getattr(self, name)}': choose one of {', '.join(allowed)}")
         if self.scheme not in {"loss", "modcap", "none"} and not Path(self.scheme).is_file():
             raise SettingsError(f"scheme '{self.scheme}' is neither loss, modcap, none nor an existing JSON file")
-        for name, low in {"protect": 0, "iters": 1, "batch_size": 1, "samples": 1, "range_samples": 1, "window": 0}.items():
-            _in(name, getattr(self, name), low, 10**9)
+        for name, low in {
+            "protect": 0,
+            "iters": 1,
+            "batch_size": 1,
+            "samples": 1,
+            "range_samples": 1,
+            "window": 0,
+        }.items():
+            _in(name, getattr(self, name), low, math.inf)
+        for name, least in {"threads": 1.0, "merges": 0.0, "penalty": 0.0}.items():
+            if getattr(self, name) is not None:
+                _in(name, getattr(self, name), least, math.inf)
         if self.drop is not None:
             _in("drop", self.drop, 0.0, 1.0)
+        _in("alpha", self.alpha, 0.0, math.inf)
         _in("probe_fraction", self.probe_fraction, 0.001, 1.0)
         _in("held_out", self.held_out, 0.0, 0.5)
         for pattern in (*self.exclude, *(rule.pattern for rule in self.bits)):

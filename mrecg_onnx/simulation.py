@@ -12,7 +12,7 @@ from mrecg_onnx.grids import Grid, fake_quantize, fake_quantize_weight
 from mrecg_onnx.network import ActivationHook, Network, Step, WeightHook
 from mrecg_onnx.plan import ActivationPlan, LayerPlan, Plan
 
-__all__ = ["QuantizedWeight", "Simulation", "bias_scale", "forward_batches"]
+__all__ = ["QuantizedWeight", "Simulation", "bias_scale", "dense", "forward_batches"]
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,14 @@ class Simulation:
         plan: who is quantized.
         activations: grid of each activation quantizer by its name.
         weights: quantized weights by layer name.
+        biases: learned float biases by layer name; a layer without an entry has the network's.
     """
 
     network: Network
     plan: Plan
     activations: dict[str, Grid] = field(default_factory=dict)
     weights: dict[str, QuantizedWeight] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._layer: dict[str, LayerPlan] = {layer.name: layer for layer in self.plan.layers}
@@ -85,8 +87,13 @@ class Simulation:
 
         return hook
 
+    def bias(self, step: Step) -> Tensor | None:
+        """Float bias of a layer: the learned one, else the network's own."""
+        own: Tensor | None = step.module.bias  # type: ignore[assignment]
+        return self.biases.get(step.node, own)
+
     def _bias(self, step: Step, quantized: QuantizedWeight, *, integer: bool) -> Tensor | None:
-        bias: Tensor | None = step.module.bias  # type: ignore[assignment]
+        bias = self.bias(step)
         grid = self.input_grid(self._layer[step.node])
         if bias is None or grid is None or not integer:
             return bias
@@ -101,13 +108,30 @@ class Simulation:
         keep: Iterable[str] | None = None,
         quantize_activations: bool = True,
     ) -> dict[str, Tensor]:
-        """Run the quantized network (or some steps of it) without gradients; see :meth:`Network.run`."""
+        """Run the quantized network (or some steps of it) without gradients; see :meth:`Network.run`.
+
+        Without ``steps`` and ``keep`` it is the file that is run: its outputs stay float where others read them quantized.
+        """
         hook = self.activation_hook() if quantize_activations else None
         values = dict(values)
+        outputs: dict[str, Tensor] = {}
         if steps is None and hook is not None:
             values = {name: hook(name, value) for name, value in values.items()}
+        if steps is None and keep is None and hook is not None:
+            hook = _noting(hook, self.network.outputs, outputs)
         with torch.no_grad():
-            return self.network.run(values, steps, keep=keep, activation=hook, weight=self.weight_hook())
+            return self.network.run(values, steps, keep=keep, activation=hook, weight=self.weight_hook()) | outputs
+
+
+def _noting(hook: ActivationHook, names: Collection[str], values: dict[str, Tensor]) -> ActivationHook:
+    """``hook``, writing the values of ``names`` into ``values`` as they are before it."""
+
+    def noting(name: str, value: Tensor) -> Tensor:
+        if name in names:
+            values[name] = value
+        return hook(name, value)
+
+    return noting
 
 
 def forward_batches(
@@ -116,4 +140,13 @@ def forward_batches(
     """Slices of ``data`` (tensors of shape [N, ...]) of ``size`` samples on ``device``."""
     count = min(len(next(iter(data.values()))), limit or 10**12)
     for start in range(0, count, size):
-        yield {name: x[start : min(start + size, count)].to(device) for name, x in data.items()}
+        yield {name: dense(x[start : min(start + size, count)].to(device)) for name, x in data.items()}
+
+
+def dense(x: Tensor) -> Tensor:
+    """``x`` in one piece, images channels-last.
+
+    Convolutions on the CPU run two to six times faster that way (measured: depthwise 3x3 on 192 channels, 28x28, batch
+    32, one thread: forward 2.5 ms against 30, backward 7 against 43).
+    """
+    return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.contiguous_format)

@@ -83,8 +83,8 @@ def _split(piece: _Piece) -> list[_Piece]:
     for i, node in enumerate(piece.nodes):
         current.append(node)
         layers = sum(is_weighted(n) for n in current)
-        settled = layers >= MAX_CHAIN and len(alive[i]) <= at_start + 1 and not _is_tail(piece.nodes, i)
-        if settled or layers >= MAX_PIECE:
+        settled = layers >= MAX_CHAIN and len(alive[i]) <= at_start + 1
+        if (settled or layers >= MAX_PIECE) and not _is_tail(piece.nodes, i):
             parts.append(_Piece(current))
             current, at_start = [], len(alive[i])
     if current:
@@ -167,9 +167,7 @@ def plan_units(model: ir.Model, layers: tuple[LayerPlan, ...], alpha: float) -> 
         if piece.layers and piece.branches and not piece.gate:
             flush()
             blocks.append([piece])
-        elif piece.layers and not piece.gate:
-            chain.append(piece)
-        elif chain:
+        elif (piece.layers and not piece.gate) or chain:
             chain.append(piece)
         elif blocks:
             blocks[-1].append(piece)

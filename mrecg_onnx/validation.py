@@ -29,7 +29,7 @@ from mrecg_onnx.runtime import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import onnxruntime as ort
 
@@ -42,7 +42,9 @@ __all__ = [
     "Accuracy",
     "ModelReport",
     "ValidationResult",
+    "size_bytes",
     "source_sha256",
+    "stored_preprocess",
     "validate",
 ]
 
@@ -188,6 +190,7 @@ def validate(
     repeats: int = 50,
     threads: int | None = None,
     device: str = "cpu",
+    report: Callable[[int, int], None] | None = None,
 ) -> ValidationResult:
     """Compare a quantized model with the float model it was made from, both at ONNX Runtime's default level.
 
@@ -204,6 +207,7 @@ def validate(
         repeats: Timed runs of each model; 0 leaves latency out.
         threads: ONNX Runtime's threads inside an operator, its own choice by default.
         device: ``cpu`` or ``cuda``.
+        report: Called with (images done, images in all) after every batch.
 
     Returns:
         Everything measured; images are read once and nothing but counts is kept of them.
@@ -232,7 +236,7 @@ def validate(
         _check_feeds(data, specs)
         dataset = data
     else:
-        preprocess = preprocess or _stored_preprocess(sessions["quantized"], names[1])
+        preprocess = preprocess or stored_preprocess(sessions["quantized"], names[1])
         dataset = open_validation(data, specs, preprocess, labels, limit)
 
     tally = _Tally(names, dataset)
@@ -241,12 +245,14 @@ def validate(
         tally.add(indices, *(run_padded(session, feeds) for session in sessions.values()))
         tally.keep_rows(feeds, rows if repeats else 0)
         logger.info("validated %d of %d images", tally.images, len(dataset))
+        if report is not None:
+            report(tally.images, len(dataset))
     if not tally.images:
         raise DataError("there is no image to validate on")
 
     seconds: dict[str, float] = medians(latency(sessions, tally.rows(rows), repeats)) if repeats else {}
     reports = [
-        ModelReport(name, _size_bytes(model), *tally.accuracies(i), seconds.get(key))
+        ModelReport(name, size_bytes(model), *tally.accuracies(i), seconds.get(key))
         for i, (key, model, name) in enumerate(zip(sessions, (fp32, quantized), names, strict=True))
     ]
     return ValidationResult(
@@ -442,7 +448,12 @@ def _check_feeds(dataset: Dataset, specs: list[InputSpec]) -> None:
         raise DataError(f"the data feeds {have}, the models take {want}")
 
 
-def _stored_preprocess(session: ort.InferenceSession, name: str) -> Preprocess:
+def stored_preprocess(session: ort.InferenceSession, name: str) -> Preprocess:
+    """How the images of the open quantized model ``name`` are prepared, by its metadata; ImageNet's way without any.
+
+    Raises:
+        ModelError: The metadata are there and do not fit this version.
+    """
     stored = _metadata(session).get(PREPROCESS_KEY)
     if stored is None:
         logger.info("%s does not say how its images are prepared: ImageNet's mean and deviation are used", name)
@@ -457,8 +468,8 @@ def _metadata(session: ort.InferenceSession) -> dict[str, str]:
     return dict(session.get_modelmeta().custom_metadata_map)
 
 
-def _size_bytes(model: Model) -> int:
-    """The file and the external data of its initializers."""
+def size_bytes(model: Model) -> int:
+    """Bytes of the file and of the external data of its initializers."""
     if isinstance(model, bytes):
         return len(model)
     if not isinstance(model, (str, Path)):

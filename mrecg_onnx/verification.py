@@ -66,7 +66,9 @@ class Verification:
     warnings: tuple[str, ...]
 
 
-def _simulate(simulation: Simulation, data: Mapping[str, Tensor], batch_size: int) -> dict[str, npt.NDArray[np.float32]]:
+def _simulate(
+    simulation: Simulation, data: Mapping[str, Tensor], batch_size: int
+) -> dict[str, npt.NDArray[np.float32]]:
     parts: dict[str, list[npt.NDArray[np.float32]]] = {}
     for batch in forward_batches(data, batch_size, simulation.network.device):
         for name, value in simulation.run(batch).items():
@@ -74,7 +76,9 @@ def _simulate(simulation: Simulation, data: Mapping[str, Tensor], batch_size: in
     return {name: np.concatenate(rows) for name, rows in parts.items()}
 
 
-def _run(source: bytes, level: Level, data: Mapping[str, Tensor], batch_size: int) -> dict[str, npt.NDArray[np.float32]]:
+def _run(
+    source: bytes, level: Level, data: Mapping[str, Tensor], batch_size: int
+) -> dict[str, npt.NDArray[np.float32]]:
     session = open_session(source, level=level)
     parts: dict[str, list[npt.NDArray[np.float32]]] = {}
     count = len(next(iter(data.values())))
@@ -85,7 +89,9 @@ def _run(source: bytes, level: Level, data: Mapping[str, Tensor], batch_size: in
     return {name: np.concatenate(rows) for name, rows in parts.items()}
 
 
-def _compare(reference: Mapping[str, npt.NDArray[np.float32]], other: Mapping[str, npt.NDArray[np.float32]]) -> tuple[float | None, float]:
+def _compare(
+    reference: Mapping[str, npt.NDArray[np.float32]], other: Mapping[str, npt.NDArray[np.float32]]
+) -> tuple[float | None, float]:
     """(agreement of the predictions of the first output or None, SQNR over all outputs)."""
     first = next(iter(reference))
     scores = [x[first].reshape(len(x[first]), -1) for x in (reference, other)]
@@ -94,7 +100,9 @@ def _compare(reference: Mapping[str, npt.NDArray[np.float32]], other: Mapping[st
     return agreement(scores[0], scores[1]) if classes else None, sqnr_db(flat[0], flat[1])
 
 
-def verify(exported: Exported, simulation: Simulation, data: Mapping[str, Tensor], *, batch_size: int = 32) -> Verification:
+def verify(
+    exported: Exported, simulation: Simulation, data: Mapping[str, Tensor], *, batch_size: int = 32
+) -> Verification:
     """Check ``exported`` against ``simulation`` on ``data`` (tensors [N, ...] by input name, on the CPU).
 
     Raises:
@@ -103,7 +111,7 @@ def verify(exported: Exported, simulation: Simulation, data: Mapping[str, Tensor
     source = exported.model.SerializeToString()
     try:
         onnx.checker.check_model(source, full_check=True)
-    except Exception as error:  # noqa: BLE001 - the checker raises several unrelated types; each means "not valid"
+    except Exception as error:
         raise ExportError(f"the exported model is not valid ONNX: {str(error).splitlines()[0]}") from error
     try:
         fused_outputs = _run(source, "all", data, batch_size)
@@ -120,17 +128,23 @@ def verify(exported: Exported, simulation: Simulation, data: Mapping[str, Tensor
         for name in exported.float_biases
     ]
     if same is not None and same < MIN_AGREEMENT:
-        warnings.append(f"simulation and unoptimized graph agree on {same:.2%} of the predictions, expected {MIN_AGREEMENT:.1%}")
+        warnings.append(
+            f"simulation and unoptimized graph agree on {same:.2%} of the predictions, expected {MIN_AGREEMENT:.1%}"
+        )
     if noise < MIN_SQNR_DB:
         warnings.append(
             f"output SQNR between simulation and unoptimized graph is {noise:.1f} dB, expected {MIN_SQNR_DB:.0f}: "
             "sums in another order move codes that lie between two steps"
         )
     if same_fused is not None and same_fused < MIN_AGREEMENT_FUSED:
-        warnings.append(f"at the default level {same_fused:.2%} of the predictions agree, expected {MIN_AGREEMENT_FUSED:.0%}")
+        warnings.append(
+            f"at the default level {same_fused:.2%} of the predictions agree, expected {MIN_AGREEMENT_FUSED:.0%}"
+        )
     for kernel, count in expected.items():
         if fused.get(kernel, 0) < count:
-            warnings.append(f"{count} {kernel} expected, ONNX Runtime runs {fused.get(kernel, 0)}: the rest stays in float")
+            warnings.append(
+                f"{count} {kernel} expected, ONNX Runtime runs {fused.get(kernel, 0)}: the rest stays in float"
+            )
     images = len(next(iter(data.values())))
     return Verification(images, same, noise, same_fused, noise_fused, expected, dict(fused), tuple(warnings))
 

@@ -35,8 +35,10 @@ class _Reach:
 
 @dataclass(frozen=True)
 class Window:
-    """Rows and columns for one iteration: ``read`` of the inputs, ``use`` of the outputs that come of them, ``aim`` of
-    the whole outputs, each ((row start, row stop), (column start, column stop))."""
+    """Rows and columns for one iteration, each ((row start, row stop), (column start, column stop)).
+
+    ``read`` of the inputs, ``use`` of the outputs that come of them, ``aim`` of the whole outputs.
+    """
 
     read: tuple[tuple[int, int], tuple[int, int]]
     use: tuple[tuple[int, int], tuple[int, int]]
@@ -83,7 +85,11 @@ class WindowPlan:
 def _kernel(module: Any, op: str, argument: Tensor) -> tuple[int, int, int] | None:
     """(kernel, stride, dilation) of a square local op, None if it is not that simple."""
     if op == "Conv":
-        sizes = {k: tuple(getattr(module, k)) for k in ("stride", "dilation")} | {"kernel": tuple(module.weight.shape[2:])}
+        if module.auto_pad.startswith("SAME"):  # pads that depend on the size: a cut would shift what lies behind it
+            return None
+        sizes = {k: tuple(getattr(module, k)) for k in ("stride", "dilation")} | {
+            "kernel": tuple(module.weight.shape[2:])
+        }
     else:
         found = getattr(module, "geometry", None)
         if found is None:
@@ -95,13 +101,17 @@ def _kernel(module: Any, op: str, argument: Tensor) -> tuple[int, int, int] | No
 
 
 def plan_windows(
-    steps: Sequence[Step], shapes: Mapping[str, tuple[int, ...]], inputs: Sequence[str], outputs: Sequence[str], side: int
+    steps: Sequence[Step],
+    shapes: Mapping[str, tuple[int, ...]],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    side: int,
 ) -> WindowPlan | None:
     """Decide whether a unit is trained on windows.
 
     Args:
         steps: the unit's steps.
-        shapes: shape of every tensor in the unit on a batch.
+        shapes: shape of every tensor in the unit on a batch, and of constants.
         inputs: tensors fed to the unit.
         outputs: tensors at which the loss is taken.
         side: wanted side of the largest map inside, in pixels; 0 for whole maps.
@@ -133,6 +143,8 @@ def plan_windows(
             stride *= step_stride
         elif step.op not in _POINTWISE or len({shapes[n][2:] for n in (*known, *step.outputs)}) != 1:
             return None
+        elif any(set(shapes.get(n, (0,))[-2:]) - {1} for n in step.arguments if n is not None and n not in reach):
+            return None  # a constant that differs from place to place
         for name in step.outputs:
             reach[name] = _Reach(stride, spoiled)
     out = reach.get(outputs[0])
@@ -143,5 +155,9 @@ def plan_windows(
     if all(w <= size + 2 * out.spoiled for w in whole):
         return None
     return WindowPlan(
-        (min(size, whole[0]), min(size, whole[1])), (whole[0], whole[1]), (source[0], source[1]), out.stride, out.spoiled
+        (min(size, whole[0]), min(size, whole[1])),
+        (whole[0], whole[1]),
+        (source[0], source[1]),
+        out.stride,
+        out.spoiled,
     )

@@ -55,6 +55,9 @@ class OnnxClip(nn.Module):
         """Limit ``x``; where the bounds cross, the upper one holds."""
         least = self.min if low is None else low
         most = self.max if high is None else high
+        if isinstance(least, float) and isinstance(most, float) and least < most and x.dtype == torch.float32:
+            # The same values as two clamps, and a gradient that costs one vectorized pass instead of several.
+            return nn.functional.hardtanh(x, least, most)
         if least is not None:
             x = torch.clamp(x, min=least)
         return x if most is None else torch.clamp(x, max=most)

@@ -55,6 +55,13 @@ class Window:
         self.pads: list[int] = list(attributes.get("pads") or [0] * 2 * axes)
         self.ceil_mode = bool(attributes.get("ceil_mode", 0))
 
+    @property
+    def geometry(self) -> dict[str, tuple[int, ...]] | None:
+        """Kernel, stride and dilation, as convolutions have them; None where the pads depend on the input's size."""
+        if self.auto_pad.startswith("SAME"):
+            return None
+        return {"kernel": tuple(self.kernel), "stride": tuple(self.strides), "dilation": tuple(self.dilations)}
+
     def place(self, sizes: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
         """Return begins, ends, and what ceil_mode needs beyond the ends, for an input of the given spatial sizes."""
         axes = len(self.kernel)
@@ -105,11 +112,12 @@ class OnnxAveragePool(nn.Module):
     Attributes:
         window: Where the window goes.
         count_include_pad: Padded zeros count as elements (those beyond the pads, which ceil_mode adds, never do).
+        geometry: See :attr:`Window.geometry`.
     """
 
     def __init__(self, window: Window, count_include_pad: bool = False) -> None:
         super().__init__()
-        self.window, self.count_include_pad = window, count_include_pad
+        self.window, self.count_include_pad, self.geometry = window, count_include_pad, window.geometry
 
     def forward(self, x: Tensor) -> Tensor:
         """Average over the window at each of its places."""
@@ -146,11 +154,13 @@ class OnnxMaxPool(nn.Module):
     Attributes:
         window: Where the window goes.
         with_indices: Return the places of the maxima too, counted over the whole flattened input.
+        geometry: See :attr:`Window.geometry`; None with indices.
     """
 
     def __init__(self, window: Window, with_indices: bool = False) -> None:
         super().__init__()
         self.window, self.with_indices = window, with_indices
+        self.geometry = None if with_indices else window.geometry
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Take the maximum over the window at each of its places."""

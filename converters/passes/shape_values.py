@@ -271,18 +271,21 @@ def _resolve_resize(node: ir.Node, known: Known) -> bool:
     if data is None or data.shape is None or sizes is None or constant(sizes) is not None or sizes not in known:
         return False
     elements = known[sizes].elements
-    if len(elements) != len(data.shape) or "axes" in node.attributes or "keep_aspect_ratio_policy" in node.attributes:
+    policy = node.attributes.get("keep_aspect_ratio_policy")
+    stretches = policy is None or policy.as_string() == "stretch"
+    if len(elements) != len(data.shape) or "axes" in node.attributes or not stretches:
         return False
+    mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "nearest"
     scales = []
     for axis, wanted in enumerate(elements):
         own = _size(data, axis)
         if wanted is not None and wanted == own:
             scales.append(np.float32(1))
         elif isinstance(wanted, int) and isinstance(own, int):
-            # What ONNX Runtime computes itself from sizes; it must give back the same size.
-            scales.append(np.float32(wanted) / np.float32(own))
-            if math.floor(np.float32(own) * scales[-1]) != wanted:
+            scale = _scale(own, wanted, exact=mode == "nearest")
+            if scale is None:
                 return False
+            scales.append(scale)
         else:
             return False
     graph = node.graph
@@ -290,6 +293,19 @@ def _resolve_resize(node: ir.Node, known: Known) -> bool:
     node.replace_input_with(2, add_initializer(graph, f"{node.name}_scales", np.array(scales, np.float32)))
     node.resize_inputs(3)
     return True
+
+
+def _scale(own: int, wanted: int, *, exact: bool) -> np.float32 | None:
+    """Return a factor from which a size follows as floor(own * factor), in float32 and in float64.
+
+    The first choice is what ONNX Runtime itself computes from sizes. Where that falls short by rounding, the next
+    larger number does; that moves coordinates by one unit in the last place, which rounding to nearest may not forgive.
+    """
+    scale = np.float32(wanted) / np.float32(own)
+    for candidate in (scale,) if exact else (scale, np.nextafter(scale, np.float32(np.inf))):
+        if math.floor(np.float32(own) * candidate) == wanted == math.floor(own * float(candidate)):
+            return np.float32(candidate)
+    return None
 
 
 def _keep_symbolic(node: ir.Node) -> bool:

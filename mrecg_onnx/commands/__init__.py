@@ -1,0 +1,35 @@
+"""The command line: three commands over three Python calls.
+
+Nothing here computes. Each command turns its options into the arguments of :func:`mrecg_onnx.quantize`,
+:func:`mrecg_onnx.validate` or :func:`mrecg_onnx.inspect`, shows progress on stderr and prints the result on stdout.
+Torch is imported inside the commands, so that help and usage errors come at once.
+"""
+
+from __future__ import annotations
+
+import click
+
+from mrecg_onnx import __version__
+from mrecg_onnx.commands._console import Group
+from mrecg_onnx.commands.inspect import inspect_command
+from mrecg_onnx.commands.quantize import quantize_command
+from mrecg_onnx.commands.validate import validate_command
+
+__all__ = ["main"]
+
+
+@click.group(name="mrecg-onnx", cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mrecg-onnx")
+def main() -> None:
+    """Learned low-bit quantization of ONNX models: FP32 in, 2 to 8 bits out, for ONNX Runtime's integer kernels.
+
+    \b
+    mrecg-onnx quantize model.onnx --calib images/ --wbits 4 --abits 4
+    mrecg-onnx validate model.onnx model_w4a4.onnx --data labelled_images/
+    mrecg-onnx inspect model.onnx
+    """  # noqa: D301 - click wants the character, not backslash and b
+
+
+main.add_command(quantize_command)
+main.add_command(validate_command)
+main.add_command(inspect_command)

@@ -1,0 +1,228 @@
+"""Options that commands share, with the defaults of :class:`mrecg_onnx.Settings`, and the settings made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.images import Preprocess
+from mrecg_onnx.methods import METHODS
+from mrecg_onnx.settings import BitRule, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = [
+    "PATH",
+    "Command",
+    "Option",
+    "calibration_options",
+    "image_options",
+    "learning_options",
+    "output_options",
+    "plan_options",
+    "preprocess_from",
+    "settings_from",
+    "unused_options",
+]
+
+#: Sections of the help pages, in their order.
+SECTIONS = _IMAGES, _BITS, _METHOD, _RUN, _EXPERT = "Images", "Bits", "Method", "Run", "For experts"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: Whether a path exists is for the method to say: its message names what was wrong with what.
+PATH = click.Path(path_type=Path)
+_DEFAULTS = Settings()
+_FIELDS = frozenset(field.name for field in dataclasses.fields(Settings)) - {"bits", "exclude", "preprocess"}
+_PREPROCESS = frozenset(field.name for field in dataclasses.fields(Preprocess))
+_SIZE = re.compile(r"^(\d+)(?:[x,](\d+))?$")
+
+
+class Option(click.Option):
+    """An option that the help page lists under ``section``."""
+
+    def __init__(self, *args: Any, section: str = _RUN, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+
+class Command(click.Command):
+    """A command whose help page has a section for each name that its options carry."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                sections.setdefault(getattr(parameter, "section", _RUN), []).append(record)
+        for name in sorted(sections, key=SECTIONS.index):
+            with formatter.section(name):
+                formatter.write_dl(sections[name])
+
+
+def _option(section: str, *names: str, **kwargs: Any) -> Callable[[F], F]:
+    """An option of a section; its default is the one of the settings' field of the same name, if there is one."""
+    field = names[-1].lstrip("-").replace("-", "_")
+    if field in _FIELDS:
+        kwargs.setdefault("default", getattr(_DEFAULTS, field))
+        kwargs.setdefault("show_default", kwargs["default"] is not None)
+    return click.option(*names, cls=Option, section=section, **kwargs)
+
+
+def _apply(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """One decorator of several, in reading order."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+plan_options = _apply(
+    _option(_BITS, "--wbits", type=int, metavar="2..8", help="Weight bits."),
+    _option(_BITS, "--abits", type=int, metavar="2..8|32", help="Activation bits; 32 leaves activations in float."),
+    _option(
+        _BITS, "--first-last-bits", type=int, metavar="2..8", help="Bits of the first and last layers and their inputs."
+    ),
+    _option(_BITS, "--exclude", multiple=True, metavar="REGEX", help="Nodes that stay in float; repeatable."),
+    _option(_BITS, "--bits", multiple=True, metavar="REGEX=W8A8", help="Bits of single layers by name; repeatable."),
+    _option(_METHOD, "--method", type=click.Choice(list(METHODS)), help="How rounding is learned."),
+    _option(_METHOD, "--base", type=click.Choice(["qdrop", "brecq"]), help="Reconstruction under mrecg."),
+    _option(_METHOD, "--scheme", metavar="loss|modcap|none|FILE.json", help="How mrecg merges units."),
+    _option(_METHOD, "--equalize", type=click.Choice(["auto", "off"]), help="Rescale channels first."),
+    _option(
+        _EXPERT,
+        "--selection",
+        type=click.Choice(["peak", "eq4"]),
+        help="Merge at peaks of the loss, or by the paper's Eq. 4.",
+    ),
+    _option(_EXPERT, "--merges", type=int, metavar="K", help="Number of merges; a rule decides by default."),
+    _option(_EXPERT, "--penalty", type=float, metavar="LAMBDA", help="Eq. 4's lambda; by default exactly K merges."),
+    _option(_EXPERT, "--alpha", type=float, help="Weight of layers with stride 2 in the module capacity (Eq. 3)."),
+)
+
+calibration_options = _apply(
+    _option(_IMAGES, "--samples", type=int, metavar="N", help="Calibration images used at most."),
+    _option(_RUN, "--seed", type=int, metavar="N", help="Seed of every random choice."),
+    _option(_RUN, "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where torch runs."),
+    _option(_RUN, "--threads", type=int, metavar="N", help="CPU threads of torch; its own choice by default."),
+)
+
+learning_options = _apply(
+    _option(_METHOD, "--protect", type=int, metavar="N", help="Raise the N most sensitive tensors to 8 bits."),
+    _option(_METHOD, "--iters", type=int, metavar="N", help="Iterations a unit."),
+    _option(_METHOD, "--batch-size", type=int, metavar="N", help="Images an iteration."),
+    _option(_EXPERT, "--drop", type=float, metavar="P", help="Probability that QDrop keeps an element quantized."),
+    _option(
+        _EXPERT, "--window", type=int, metavar="PIXELS", help="Largest side of the maps trained on; 0: whole maps."
+    ),
+)
+
+
+def image_options(*, stored: bool = False) -> Callable[[F], F]:
+    """The fields of Preprocess, without defaults: what is not given is its own default or, ``stored``, the file's."""
+
+    def default(text: str) -> str:
+        return f"  [default: {'what QUANT says' if stored else text}]"
+
+    layouts, colors = ["auto", "nchw", "nhwc"], ["auto", "rgb", "bgr", "gray"]
+    unsized = "size/0.875; images of the model's size stay as they are"
+    return _apply(
+        _option(_IMAGES, "--mean", metavar="M[,M,M]", help="Subtracted after scaling." + default("ImageNet's")),
+        _option(_IMAGES, "--std", metavar="S[,S,S]", help="Divided by." + default("ImageNet's")),
+        _option(_IMAGES, "--scale", metavar="X", help="What pixels 0..255 are multiplied by." + default("1/255")),
+        _option(
+            _IMAGES, "--resize", type=int, metavar="PIXELS", help="Bring the shorter side to this." + default(unsized)
+        ),
+        _option(_IMAGES, "--crop", metavar="SIZE|HxW", help="Centre crop." + default("the model's size")),
+        _option(_IMAGES, "--layout", type=click.Choice(layouts), help="Order of the axes." + default("by the input")),
+        _option(_IMAGES, "--color", type=click.Choice(colors), help="Order of the channels." + default("by the input")),
+    )
+
+
+output_options = _apply(
+    _option(_RUN, "--json", "json_file", type=PATH, metavar="FILE", help="Write everything found as JSON."),
+    _option(_RUN, "--debug", is_flag=True, help="Show log messages, and the traceback of an error."),
+)
+
+
+def settings_from(options: Mapping[str, Any]) -> Settings:
+    """The settings of a command's parameters; those a command does not have keep their defaults.
+
+    Raises:
+        SettingsError: a value is out of range.
+    """
+    given = {name: value for name, value in options.items() if name in _FIELDS}
+    return Settings(
+        **given,
+        exclude=tuple(options["exclude"]),
+        bits=tuple(BitRule.parse(text) for text in options["bits"]),
+        preprocess=preprocess_from(options) or Preprocess(),
+    )
+
+
+def preprocess_from(options: Mapping[str, Any], stored: Callable[[], Preprocess] = Preprocess) -> Preprocess | None:
+    """What ``stored`` gives with the options put in, or None where no option about images was given.
+
+    Raises:
+        SettingsError: a value cannot be read.
+    """
+    given = {name: value for name, value in options.items() if name in _PREPROCESS and value is not None}
+    if not given:
+        return None
+    for name, read in (("mean", _numbers), ("std", _numbers), ("scale", _number), ("crop", _size)):
+        if name in given:
+            given[name] = read(f"--{name}", given[name])
+    return dataclasses.replace(stored(), **given)
+
+
+def unused_options(settings: Settings, given: Sequence[str]) -> list[str]:
+    """A sentence for each option among ``given`` that the other choices leave without a use."""
+    method = METHODS[settings.method]
+    scheme_only = {"selection", "merges", "penalty", "alpha"}
+    idle: list[tuple[str, set[str]]] = []
+    if not method.merge:
+        idle.append((f"--method {settings.method}", {"base", "scheme"} | scheme_only))
+    elif settings.scheme not in {"loss", "modcap"}:
+        idle.append((f"--scheme {settings.scheme}", scheme_only))
+    elif settings.selection != "eq4":
+        idle.append((f"--selection {settings.selection}", {"penalty"}))
+    if method.granularity == "none":
+        idle.append((f"--method {settings.method}", {"iters", "batch_size", "window", "drop"}))
+    elif method.keep_quantized is None:
+        idle.append((f"--method {settings.method}", {"drop"}))
+    return [
+        f"--{name.replace('_', '-')} has no effect with {choice}"
+        for choice, names in idle
+        for name in given
+        if name in names
+    ]
+
+
+def _number(option: str, text: str) -> float:
+    try:
+        return float(Fraction(text.strip()))
+    except (ValueError, ZeroDivisionError) as error:
+        raise SettingsError(f"{option} '{text}': expected a number such as 0.5 or 1/255") from error
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    return tuple(_number(option, part) for part in text.replace(",", " ").split())
+
+
+def _size(option: str, text: str) -> tuple[int, int]:
+    match = _SIZE.match(text)
+    if match is None:
+        raise SettingsError(f"{option} '{text}': expected a size such as 224 or 224x320 (height x width)")
+    return int(match[1]), int(match[2] or match[1])

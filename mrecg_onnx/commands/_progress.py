@@ -1,0 +1,177 @@
+"""Progress of a run: a live line on a terminal, else a line for every finished stage and unit."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from mrecg_onnx.commands._console import standard_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    from mrecg_onnx.quantization import Progress
+
+__all__ = ["TimeLeft", "counter", "duration", "progress"]
+
+#: Stages that take units one after the other.
+LEARNING = ("probe", "reconstruct")
+
+
+def duration(seconds: float) -> str:
+    """``12.3 s`` below a minute, then ``2:05`` and ``1:02:05``."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class TimeLeft:
+    """Estimates the seconds until all units are learned.
+
+    A stage's time is extrapolated from the share of it that is done. The probing run visits the same layers with fewer
+    iterations: scaled up, it tells what the reconstruction will take, and what its own pace says counts the more the
+    further it is.
+    """
+
+    def __init__(self, iters: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.iters, self.clock = iters, clock
+        self.begin: dict[str, float] = {}
+        self.from_probe: float | None = None
+
+    def update(self, progress: Progress) -> float | None:
+        """Seconds left; None where there is nothing to go by yet."""
+        if progress.stage not in LEARNING:
+            return None
+        elapsed = self.clock() - self.begin.setdefault(progress.stage, self.clock())
+        share = share_done(progress)
+        if progress.stage == "probe":
+            if share == 0:
+                return None
+            whole = elapsed / share
+            self.from_probe = whole * self.iters / max(1, progress.iters)
+            return whole - elapsed + self.from_probe
+        if self.from_probe is None:
+            return elapsed / share * (1 - share) if share else None
+        # Weighted mean of the two estimates: share * (elapsed / share) + (1 - share) * from_probe.
+        return (1 - share) * (elapsed + (1 - share) * self.from_probe)
+
+
+def share_done(progress: Progress) -> float:
+    """Share of the stage that is done, 0 to 1."""
+    if not progress.total:
+        return 0.0
+    within = 0.0 if progress.result is not None or not progress.iters else progress.iteration / progress.iters
+    return min(1.0, (progress.done + within) / progress.total)
+
+
+@contextmanager
+def progress(iters: int) -> Iterator[Callable[[Progress], None]]:
+    """The ``report`` of a run of ``iters`` iterations a unit; shown on stderr until the context ends."""
+    stderr = standard_error()
+    if stderr.is_terminal and not stderr.is_dumb_terminal:
+        with _Live(stderr, iters) as live:
+            yield live.report
+    else:
+        plain = _Plain(iters)
+        yield plain.report
+        plain.finish()
+
+
+class _Plain:
+    """Lines for logs."""
+
+    def __init__(self, iters: int) -> None:
+        self.left = TimeLeft(iters)
+        self.stage, self.begin = "", 0.0
+
+    def report(self, progress: Progress) -> None:
+        if progress.stage != self.stage:
+            self.finish()
+            self.stage, self.begin = progress.stage, time.monotonic()
+        left = self.left.update(progress)
+        result = progress.result
+        if result is None:
+            return
+        line = (
+            f"{progress.stage} {progress.done}/{progress.total} {progress.unit}: loss {result.loss_nearest:.4g} -> "
+            f"{result.final_loss:.4g} ({result.kept}), {result.iters} iterations in {duration(result.seconds)}"
+        )
+        if left is not None:
+            line += f", about {duration(left)} left"
+        click.echo(line, err=True)
+
+    def finish(self) -> None:
+        if self.stage:
+            click.echo(f"{self.stage} done in {duration(time.monotonic() - self.begin)}", err=True)
+        self.stage = ""
+
+
+class _Live:
+    """One line that changes."""
+
+    def __init__(self, stderr: Console, iters: int) -> None:
+        self.left = TimeLeft(iters)
+        self.bar = _bar(stderr)
+        self.task = self.bar.add_task("", total=None, detail="")
+
+    def __enter__(self) -> _Live:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def report(self, progress: Progress) -> None:
+        left = self.left.update(progress)
+        detail = []
+        if progress.total:
+            detail.append(f"{progress.done}/{progress.total}")
+        if progress.unit:
+            detail += [progress.unit, f"iteration {progress.iteration}/{progress.iters}"]
+        if progress.loss is not None:
+            detail.append(f"loss {progress.loss:.4g}")
+        if left is not None:
+            detail.append(f"about {duration(left)} left")
+        self.bar.update(
+            self.task,
+            description=progress.stage,
+            total=1.0 if progress.total else None,
+            completed=share_done(progress),
+            detail="  ".join(detail),
+        )
+
+
+@contextmanager
+def counter(what: str) -> Iterator[Callable[[int, int], None]]:
+    """The ``report(done, total)`` of a run over images: a bar on a terminal, else nothing."""
+    stderr = standard_error()
+    if not stderr.is_terminal or stderr.is_dumb_terminal:
+        yield lambda _done, _total: None
+        return
+    with _bar(stderr) as bar:
+        task = bar.add_task(what, total=None, detail="")
+        yield lambda done, total: bar.update(task, total=total, completed=done, detail=f"{done}/{total}")
+
+
+def _bar(stderr: Console) -> Bar:
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    return Bar(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[detail]}", markup=False),
+        TimeElapsedColumn(),
+        console=stderr,
+        transient=True,
+        refresh_per_second=4,  # drawing takes time from the cores that learn
+    )

@@ -1,0 +1,211 @@
+"""``mrecg-onnx inspect``: what quantize would do, and with images which tensors hurt most."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mrecg_onnx.commands._console import grid, guarded, mebibytes, rows, show, write_json
+from mrecg_onnx.commands._options import (
+    PATH,
+    Command,
+    Option,
+    calibration_options,
+    image_options,
+    output_options,
+    plan_options,
+    settings_from,
+)
+from mrecg_onnx.commands._progress import progress
+from mrecg_onnx.converters.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from rich.console import RenderableType
+
+    from mrecg_onnx.inspection import Inspection, Measured, TensorInfo
+    from mrecg_onnx.plan import LayerPlan, Plan
+
+__all__ = ["inspect_command"]
+
+
+@click.command("inspect", cls=Command)
+@click.argument("model", type=PATH)
+@click.option(
+    "--calib",
+    type=PATH,
+    cls=Option,
+    section="Images",
+    help="Folder of images, or .npy/.npz of inputs: also measure each quantizer alone.",
+)
+@plan_options
+@calibration_options
+@image_options()
+@output_options
+def inspect_command(*, model: Path, calib: Path | None, json_file: Path | None, debug: bool, **options: Any) -> None:
+    """Print the plan for MODEL; nothing is trained.
+
+    The plan is its layers, activation quantizers with their bits, and reconstruction units with their merges. With
+    --calib, each quantizer is also measured alone, and the tensors that hurt most come first.
+
+    \b
+    mrecg-onnx inspect model.onnx
+    mrecg-onnx inspect model.onnx --calib images/ --json plan.json
+    """  # noqa: D301 - click wants the character, not backslash and b
+    with guarded(debug=debug, writes=[json_file] if json_file else []):
+        settings = settings_from(options)
+        from mrecg_onnx.converters import check_writable
+        from mrecg_onnx.inspection import inspect
+
+        if json_file is not None:
+            if json_file.resolve() == model.resolve():
+                raise SettingsError(f"--json {json_file} is the model itself: choose another file")
+            check_writable(json_file)
+        with progress(settings.iters) as report:
+            found = inspect(model, settings, calib, report)
+        if json_file is not None:
+            write_json(found.to_json(), json_file)
+        show(*_tables(found))
+
+
+def _tables(found: Inspection) -> Iterator[RenderableType]:
+    yield _source(found)
+    yield _layers(found.plan)
+    yield _quantizers(found.plan)
+    yield _units(found)
+    if found.measured is not None:
+        if found.measured.streams:
+            yield _streams(found.measured)
+        yield _sensitivities(found)
+
+
+def _source(found: Inspection) -> RenderableType:
+    source, plan = found.source, found.plan
+    macs = [layer.macs for layer in plan.layers]
+    known = sum(m for m in macs if m is not None)
+    more = " or more: not all shapes are known" if None in macs else ""
+    measured = found.measured
+    skipped = measured.skipped if measured else ()
+    return grid(
+        {
+            "model": f"{source.name}, {mebibytes(source.size_bytes)}, opset {source.opset}"
+            + (f", by {source.producer}" if source.producer else ""),
+            "inputs": [_tensor(value) for value in source.inputs],
+            "outputs": [_tensor(value) for value in source.outputs],
+            "parameters": _count(source.parameters),
+            "MACs an image": _count(known) + more,
+            "nodes": str(source.nodes),
+            "images": f"{measured.images}" + (f", {len(skipped)} skipped" if skipped else "") if measured else "",
+            "skipped": skipped,
+            "preprocessing": measured.preprocess.describe() if measured and measured.preprocess else "",
+            "parity": f"{measured.parity:.1e} relative, torch against ONNX Runtime" if measured else "",
+        }
+    )
+
+
+def _layers(plan: Plan) -> RenderableType:
+    header = ["layer", "op", "weight", "stride", "groups", "parameters", "MACs", "W", "A", ""]
+    content = [
+        [
+            layer.name,
+            layer.op,
+            _times(layer.shape),
+            _times(layer.stride),
+            str(layer.groups),
+            _count(layer.params),
+            _count(layer.macs) if layer.macs is not None else "?",
+            _width(layer.wbits),
+            _width(layer.abits),
+            _notes(layer),
+        ]
+        for layer in plan.layers
+    ]
+    return rows(f"{len(plan.layers)} weighted layers", header, content, left=(0, 1, 9))
+
+
+def _quantizers(plan: Plan) -> RenderableType:
+    content = []
+    for quantizer in plan.activations:
+        low = -math.inf if quantizer.low is None else quantizer.low
+        high = math.inf if quantizer.high is None else quantizer.high
+        absorbs = f"{quantizer.absorbs} [{low:g}, {high:g}]" if quantizer.absorbs else ""
+        shared = ", ".join(quantizer.members[1:])
+        content.append([quantizer.name, str(quantizer.bits), absorbs, shared])
+    title = f"{len(plan.activations)} activation quantizers"
+    return rows(title, ["tensor", "bits", "absorbs", "shares its scale with"], content, left=(0, 2, 3))
+
+
+def _units(found: Inspection) -> RenderableType:
+    plan = found.plan
+    content = [
+        [str(i + 1), unit.name, str(len(unit.layers)), f"{unit.capacity:,.0f}", _partners(plan, i)]
+        for i, unit in enumerate(plan.units)
+    ]
+    title = f"{len(plan.units)} reconstruction units"
+    if found.settings.method == "nearest":
+        title += " (not used: the method nearest learns nothing)"
+    elif found.merges_pending:
+        title += "; the scheme loss merges some of them after its probing run"
+    elif found.settings.method == "mrecg":
+        title += f", {len(plan.merges)} after merging by the scheme {found.settings.scheme}"
+    header = ["", "unit", "layers", "capacity in bits", "merged"]
+    return rows(title, header, content, left=(1, 4))
+
+
+def _partners(plan: Plan, index: int) -> str:
+    """The units that unit ``index`` is merged with."""
+    group = next(group for group in plan.merges if index in group)
+    others = ", ".join(str(i + 1) for i in group if i != index)
+    return f"with {others}" if others else ""
+
+
+def _streams(measured: Measured) -> RenderableType:
+    content = [
+        [
+            entry.stream.name,
+            str(entry.stream.channels),
+            f"{entry.spread:.1f}",
+            f"{entry.alpha:g}",
+            f"{entry.error_before:.4f}",
+            f"{entry.error_after:.4f}",
+        ]
+        for entry in measured.streams
+    ]
+    title = "streams that can be equalized (alpha 0: left as they are); output error of nearest rounding"
+    return rows(title, ["stream", "channels", "largest/median", "alpha", "before", "after"], content)
+
+
+def _sensitivities(found: Inspection) -> RenderableType:
+    assert found.measured is not None
+    content = [[s.name, str(s.bits), f"{s.error:.4f}"] for s in found.measured.sensitivities]
+    title = "output error with one quantizer alone, the worst first (--protect N raises the first N below 8 bits)"
+    return rows(title, ["tensor", "bits", "relative error"], content)
+
+
+def _tensor(value: TensorInfo) -> str:
+    return f"{value.name} ({', '.join('?' if size is None else str(size) for size in value.shape)}) {value.dtype}"
+
+
+def _notes(layer: LayerPlan) -> str:
+    marks = {"first": layer.first, "last": layer.last, "in float": layer.excluded}
+    return ", ".join(name for name, on in marks.items() if on)
+
+
+def _width(bits: int) -> str:
+    return "float" if bits == 32 else str(bits)
+
+
+def _times(sizes: tuple[int, ...]) -> str:
+    return "x".join(str(size) for size in sizes)
+
+
+def _count(number: int) -> str:
+    """``12.3 M``; exact below ten thousand."""
+    if number < 10_000:
+        return str(number)
+    power = min(3, int(math.log10(number)) // 3)
+    return f"{number / 1000**power:.2f} {' kMG'[power]}"

@@ -1,0 +1,226 @@
+"""``mrecg-onnx quantize``: an FP32 model and images in, a low-bit model out."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from mrecg_onnx.commands._console import grid, guarded, mebibytes, ratio, show, warn, write_json
+from mrecg_onnx.commands._options import (
+    PATH,
+    Command,
+    Option,
+    calibration_options,
+    image_options,
+    learning_options,
+    output_options,
+    plan_options,
+    preprocess_from,
+    settings_from,
+    unused_options,
+)
+from mrecg_onnx.commands._progress import duration, progress
+from mrecg_onnx.converters.errors import SettingsError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mrecg_onnx.plan import Plan
+    from mrecg_onnx.quantization import QuantizationResult
+    from mrecg_onnx.settings import Settings
+
+__all__ = ["quantize_command"]
+
+#: Streams and skipped images named in the summary; --json has all.
+SHOWN = 8
+
+
+@click.command("quantize", cls=Command)
+@click.argument("model", type=PATH)
+@click.option(
+    "--calib", type=PATH, required=True, cls=Option, section="Images", help="Folder of images, or .npy/.npz of inputs."
+)
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    type=PATH,
+    cls=Option,
+    section="Run",
+    metavar="OUT",
+    help="The file to write.  [default: <model>_w4a4.onnx in this folder]",
+)
+@plan_options
+@learning_options
+@calibration_options
+@image_options()
+@output_options
+@click.pass_context
+def quantize_command(
+    ctx: click.Context,
+    /,
+    *,
+    model: Path,
+    calib: Path,
+    out: Path | None,
+    json_file: Path | None,
+    debug: bool,
+    **options: Any,
+) -> None:
+    """Quantize MODEL to low bits with learned rounding.
+
+    MODEL is an FP32 ONNX file; the result is a QDQ model in ONNX's standard domain, checked on ONNX Runtime.
+
+    \b
+    mrecg-onnx quantize model.onnx --calib images/ --wbits 4 --abits 4
+    mrecg-onnx quantize model.onnx --calib images/ --wbits 2 --abits 4 --bits 'head=W8A8' -o small.onnx
+    """  # noqa: D301 - click wants the character, not backslash and b
+    out = out or Path(f"{model.stem}_w{options['wbits']}a{options['abits']}.onnx")
+    with guarded(debug=debug, writes=[out, json_file] if json_file else [out]):
+        settings = settings_from(options)
+        _check_paths(model, out, json_file)
+        given = [name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
+        for sentence in unused_options(settings, given):
+            warn(sentence)
+
+        from mrecg_onnx.quantization import quantize
+
+        with progress(settings.iters) as report:
+            result = quantize(model, calib, settings, output=out, report=report)
+        if json_file is not None:
+            write_json(result.to_json(), json_file)
+        images_ignored = preprocess_from(options) is not None and not _used_images(result)
+        show(_summary(result, model, images_ignored=images_ignored))
+        check = [*ctx.find_root().command_path.split(), "validate", str(model), str(out), "--data", "LABELLED_IMAGES/"]
+        click.echo(f"\nNext: {shlex.join(check)}")
+
+
+def _check_paths(model: Path, out: Path, json_file: Path | None) -> None:
+    """Refuse to write over the model, and to find out after the work that a file cannot be written."""
+    for option, path in (("--output", out), ("--json", json_file)):
+        if path is not None and path.resolve() == model.resolve():
+            raise SettingsError(f"{option} {path} is the model itself: choose another file")
+    if json_file is not None:
+        if json_file.resolve() == out.resolve():
+            raise SettingsError(f"--json {json_file} is the output file: choose another file")
+        from mrecg_onnx.converters import check_writable
+
+        check_writable(json_file)
+
+
+def _used_images(result: QuantizationResult) -> bool:
+    """Whether the calibration data were images: arrays leave no preprocessing in the metadata."""
+    from mrecg_onnx.validation import PREPROCESS_KEY
+
+    return any(entry.key == PREPROCESS_KEY for entry in result.model.metadata_props)
+
+
+def _summary(result: QuantizationResult, model: Path, *, images_ignored: bool) -> Table:
+    warnings = list(result.verification.warnings)
+    if images_ignored:
+        warnings.append("options about images have no effect: the calibration data are arrays, fed as they are")
+    images = f"{result.images} calibration images" if _used_images(result) else f"{result.images} rows of arrays"
+    return grid(
+        {
+            "output": _file(result, model),
+            "bits": _bits(result.plan, result.settings),
+            "method": _method(result.settings),
+            "units": _units(result),
+            "parity": f"{result.parity:.1e} relative, torch against ONNX Runtime on the float model",
+            "verification": _verification(result),
+            "kernels": _kernels(result),
+            "equalized": _equalized(result),
+            "protected": ", ".join(f"{name} (8 bits)" for name in result.protected),
+            "images": images + (f", {len(result.skipped)} skipped" if result.skipped else ""),
+            "skipped": _some(result.skipped),
+            "preprocessing": result.settings.preprocess.describe()
+            if _used_images(result)
+            else "none, arrays as they are",
+            "warnings": warnings,
+            "time": _time(result),
+        }
+    )
+
+
+def _file(result: QuantizationResult, model: Path) -> str:
+    from mrecg_onnx.validation import size_bytes
+
+    assert result.output is not None
+    before, after = size_bytes(model), size_bytes(result.output)
+    sizes = f"{mebibytes(after)} against {mebibytes(before)} in FP32"
+    return f"{result.output}, {sizes}, {ratio(before, after, 'smaller', 'larger')}"
+
+
+def _bits(plan: Plan, settings: Settings) -> str:
+    def counts(widths: list[int]) -> str:
+        return ", ".join(f"{widths.count(w)} at {w}" for w in sorted(set(widths)))
+
+    excluded = len(plan.layers) - len(plan.quantized_layers)
+    return (
+        f"W{settings.wbits}A{settings.abits}: weights of {len(plan.quantized_layers)} layers "
+        f"({counts([layer.wbits for layer in plan.quantized_layers])}), {len(plan.activations)} activations"
+        + (f" ({counts([a.bits for a in plan.activations])})" if plan.activations else "")
+        + (f", {excluded} layers in float" if excluded else "")
+    )
+
+
+def _method(settings: Settings) -> str:
+    if settings.method == "nearest":
+        return "nearest, nothing is learned"
+    base = f" on {settings.base}, scheme {settings.scheme}" if settings.method == "mrecg" else ""
+    return f"{settings.method}{base}, {settings.iters} iterations a unit, seed {settings.seed}"
+
+
+def _units(result: QuantizationResult) -> list[str]:
+    if not result.units:
+        return []
+    nearest = [unit.name for unit in result.units if unit.kept == "nearest"]
+    merged = [
+        unit.name for unit, group in zip(result.plan.merged_units(), result.plan.merges, strict=True) if group[1:]
+    ]
+    kept = f"; {len(nearest)} kept nearest rounding, better on held-out images: {_some(nearest)[0]}" if nearest else ""
+    lines = [f"{len(result.units)} learned, {len(merged)} of them merged{kept}"]
+    return lines + [f"merged: {name}" for name in merged]
+
+
+def _verification(result: QuantizationResult) -> list[str]:
+    found = result.verification
+
+    def line(name: str, agreement: float | None, sqnr: float) -> str:
+        same = f"{agreement:.2%} of {found.images} predictions agree, " if agreement is not None else ""
+        return f"{name}: {same}SQNR {sqnr:.1f} dB"
+
+    return [
+        line("simulation against the file as written", found.agreement, found.sqnr_db),
+        line("simulation against ONNX Runtime's default", found.agreement_fused, found.sqnr_fused_db),
+    ]
+
+
+def _kernels(result: QuantizationResult) -> str:
+    found = result.verification
+    return ", ".join(f"{name} {found.fused.get(name, 0)} of {count}" for name, count in found.expected.items())
+
+
+def _equalized(result: QuantizationResult) -> list[str]:
+    if not result.equalized:
+        return []
+    used = [entry for entry in result.equalized if entry.alpha]
+    lines = [f"{len(used)} of {len(result.equalized)} streams"]
+    for entry in used[:SHOWN]:
+        errors = f"{entry.error_before:.3g} -> {entry.error_after:.3g}"
+        lines.append(f"{entry.stream.name}: alpha {entry.alpha:g}, output error {errors}")
+    return lines + ([f"and {len(used) - SHOWN} more"] if len(used) > SHOWN else [])
+
+
+def _some(names: tuple[str, ...] | list[str]) -> list[str]:
+    more = [f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
+    return [", ".join([*names[:SHOWN], *more])]
+
+
+def _time(result: QuantizationResult) -> str:
+    parts = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in result.seconds.items())
+    return f"{duration(sum(result.seconds.values()))} ({parts})"

@@ -1,0 +1,158 @@
+"""``mrecg-onnx validate``: the FP32 model and its quantized version side by side on ONNX Runtime."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mrecg_onnx.commands._console import grid, guarded, mebibytes, ratio, rows, show, write_json
+from mrecg_onnx.commands._options import PATH, Command, Option, image_options, output_options, preprocess_from
+from mrecg_onnx.commands._progress import counter
+from mrecg_onnx.converters.errors import SettingsError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import RenderableType
+
+    from mrecg_onnx.images import Preprocess
+    from mrecg_onnx.validation import Accuracy, ModelReport, ValidationResult
+
+__all__ = ["validate_command"]
+
+
+@click.command("validate", cls=Command)
+@click.argument("fp32", type=PATH, metavar="FP32.onnx")
+@click.argument("quantized", type=PATH, metavar="QUANT.onnx")
+@click.option(
+    "--data", type=PATH, required=True, cls=Option, section="Images", help="Folder of images, or .npy/.npz of inputs."
+)
+@click.option(
+    "--labels",
+    type=PATH,
+    cls=Option,
+    section="Images",
+    metavar="FILE",
+    help="CSV of file,label.  [default: folder names are the classes]",
+)
+@click.option("--limit", type=int, metavar="N", cls=Option, section="Images", help="Images used at most.")
+@click.option(
+    "--batch-size", type=int, default=32, metavar="N", help="Images at a time.", cls=Option, show_default=True
+)
+@click.option(
+    "--latency-batch", type=int, default=1, metavar="N", help="Images a timed run.", cls=Option, show_default=True
+)
+@click.option(
+    "--repeats",
+    type=int,
+    default=50,
+    metavar="N",
+    help="Timed runs of each model; 0: no timing.",
+    cls=Option,
+    show_default=True,
+)
+@click.option(
+    "--threads", type=int, metavar="N", help="Threads of ONNX Runtime; its own choice by default.", cls=Option
+)
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where both run.", cls=Option, show_default=True
+)
+@image_options(stored=True)
+@output_options
+def validate_command(
+    *, fp32: Path, quantized: Path, data: Path, json_file: Path | None, debug: bool, **options: Any
+) -> None:
+    """Compare QUANT.onnx with the FP32.onnx it came from.
+
+    Accuracy, agreement, noise, size and speed of both, side by side on ONNX Runtime. Images are prepared as the
+    metadata of QUANT.onnx say; options about images replace single values of that.
+
+    \b
+    mrecg-onnx validate model.onnx model_w4a4.onnx --data labelled_images/
+    """  # noqa: D301 - click wants the character, not backslash and b
+    with guarded(debug=debug, writes=[json_file] if json_file else []):
+        from mrecg_onnx.converters import check_writable
+        from mrecg_onnx.validation import validate
+
+        if json_file is not None:
+            if json_file.resolve() in {fp32.resolve(), quantized.resolve()}:
+                raise SettingsError(f"--json {json_file} is one of the models: choose another file")
+            check_writable(json_file)
+        plain = ("labels", "limit", "batch_size", "latency_batch", "repeats", "threads", "device")
+        with counter("validate") as report:
+            result = validate(
+                fp32,
+                quantized,
+                data,
+                preprocess=preprocess_from(options, lambda: _stored(quantized)),
+                report=report,
+                **{name: options[name] for name in plain},
+            )
+        if json_file is not None:
+            write_json(result.to_json(), json_file)
+        show(_side_by_side(result), _comparison(result))
+
+
+def _stored(quantized: Path) -> Preprocess:
+    from mrecg_onnx.runtime import open_session
+    from mrecg_onnx.validation import stored_preprocess
+
+    return stored_preprocess(open_session(quantized), str(quantized))
+
+
+def _side_by_side(result: ValidationResult) -> RenderableType:
+    fp32, quantized = result.fp32, result.quantized
+
+    def line(name: str, left: str | None, right: str | None, change: str = "") -> list[list[str]]:
+        return [] if left is None or right is None else [[name, left, right, change]]
+
+    content = [
+        *line("file", fp32.name, quantized.name),
+        *line(
+            "size",
+            mebibytes(fp32.size_bytes),
+            mebibytes(quantized.size_bytes),
+            ratio(fp32.size_bytes, quantized.size_bytes, "smaller", "larger"),
+        ),
+        *line("top-1", _percent(fp32.top1), _percent(quantized.top1), _change(fp32.top1, quantized.top1)),
+        *line("top-5", _percent(fp32.top5), _percent(quantized.top5), _change(fp32.top5, quantized.top5)),
+        *line(
+            f"latency, batch {result.latency_batch}",
+            _milliseconds(fp32),
+            _milliseconds(quantized),
+            ratio(result.speedup, 1.0, "faster", "slower") if result.speedup else "",
+        ),
+    ]
+    return rows("", ["", "FP32", "quantized", ""], content, left=(0, 1, 2, 3))
+
+
+def _comparison(result: ValidationResult) -> RenderableType:
+    sqnr = [f"{name}: {value:.1f} dB" for name, value in result.sqnr_by_output.items()]
+    return grid(
+        {
+            "images": f"{result.images}" + (f", {len(result.skipped)} skipped" if result.skipped else ""),
+            "skipped": result.skipped,
+            "agreement": f"{result.agreement:.2%} of the predictions" if result.agreement is not None else "",
+            "SQNR": sqnr,
+            "McNemar's p": f"{result.mcnemar_p:.3g} for equal top-1" if result.mcnemar_p is not None else "",
+            "provider": result.provider,
+            "kernels": ", ".join(f"{op} {count}" for op, count in result.op_counts.items()),
+            "preprocessing": result.preprocess.describe() if result.preprocess else "none, arrays as they are",
+            "warnings": result.warnings,
+        }
+    )
+
+
+def _percent(accuracy: Accuracy | None) -> str | None:
+    if accuracy is None:
+        return None
+    return f"{accuracy.value:.2%} (95 %: {accuracy.low:.2%} to {accuracy.high:.2%})"
+
+
+def _change(before: Accuracy | None, after: Accuracy | None) -> str:
+    return f"{100 * (after.value - before.value):+.2f} points" if before and after else ""
+
+
+def _milliseconds(report: ModelReport) -> str | None:
+    return None if report.latency_s is None else f"{1000 * report.latency_s:.2f} ms"

@@ -1,0 +1,593 @@
+"""The command line: what a user types, what comes out, and what a mistake gets: one line, an exit code, no file."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+from architectures import Graph, two_inputs
+from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+import mrecg_onnx
+from mrecg_onnx import Settings
+from mrecg_onnx.commands import main
+from mrecg_onnx.commands._progress import TimeLeft, duration
+from mrecg_onnx.quantization import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from click.testing import Result
+
+ROOT = Path(__file__).resolve().parents[1]
+FAST = ("--iters", "5", "--samples", "16", "--threads", "1")
+
+
+def classifier(seed: int = 0) -> onnx.ModelProto:
+    """Stem, a residual block, an inverted bottleneck with shortcut, two plain convolutions, a classifier."""
+    g = Graph(seed)
+    x = g.relu(g.conv(g.input(3), 3, 8, "stem"), "stem_relu")
+    y = g.relu(g.conv(x, 8, 8, "conv1"), "relu1")
+    x = g.relu(g.op("Add", [g.conv(y, 8, 8, "conv2"), x], "add"), "add_relu")
+    y = g.clip(g.conv(x, 8, 8, "depthwise", groups=8), "clip")
+    x = g.op("Add", [g.conv(y, 8, 8, "project", kernel=1), x], "add2")
+    x = g.relu(g.conv(x, 8, 16, "conv3", stride=2), "relu3")
+    g.classifier(g.conv(x, 16, 16, "conv4"), 16)
+    return g.model()
+
+
+def write_images(folder: Path, count: int, size: int = 16) -> Path:
+    """Noise in class folders 0 to 9."""
+    random = np.random.default_rng(0)
+    for i in range(count):
+        file = folder / str(i % 10) / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(file)
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, empty but for ``model.onnx`` and ``images/``."""
+    monkeypatch.chdir(tmp_path)
+    onnx.save(classifier(), tmp_path / "model.onnx")
+    write_images(tmp_path / "images", 24)
+    return tmp_path
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def works(*arguments: object) -> Result:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def files(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+def fails(*arguments: object, code: int = 1, says: tuple[str, ...] = (), start: str = "Error: ") -> str:
+    """Run a command that must fail: its exit code, one line that says these things, no traceback, nothing written."""
+    before = files(Path.cwd())
+    result = run(*arguments)
+    assert result.exit_code == code, result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith(("Error", "Interrupted", "Aborted"))]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith(start)
+    assert lines[0] == result.stderr.splitlines()[-1]
+    for text in says:
+        assert text in lines[0]
+    assert "Traceback" not in result.output
+    print("MSG", lines[0]); assert not result.stdout
+    assert files(Path.cwd()) == before
+    return lines[0]
+
+
+# --- what a user sees when all is well -------------------------------------------------------------------------------
+
+
+def test_quantize_writes_a_checked_file_and_says_what_it_did(here: Path) -> None:
+    source = (here / "model.onnx").read_bytes()
+    result = works("quantize", "model.onnx", "--calib", "images", *FAST, "--protect", "1", "--json", "r.json")
+
+    assert (here / "model.onnx").read_bytes() == source
+    written = onnx.load("model_w4a4.onnx")
+    onnx.checker.check_model(written, full_check=True)
+    assert {entry.domain for entry in written.opset_import} == {""}
+    for text in (
+        "model_w4a4.onnx",
+        "in FP32",
+        "W4A4",
+        "mrecg on qdrop, scheme loss, 5 iterations",
+        "agree, SQNR",
+        "QLinearConv 7 of 7",
+        "(8 bits)",
+        "16 calibration images",
+        "mean 0.485 0.456 0.406",
+        "probe 0",
+        "mrecg-onnx validate model.onnx model_w4a4.onnx --data",
+    ):
+        assert text in result.stdout
+    stages = re.findall(r"^(\w+) done in", result.stderr, re.MULTILINE)
+    assert stages == ["load", "equalize", "calibrate", "sensitivity", "probe", "reconstruct", "export", "verify"]
+    assert re.search(r"^probe 1/5 stem: loss .* about .* left$", result.stderr, re.MULTILINE)
+    assert re.search(r"^reconstruct 1/\d stem: loss .* 5 iterations in", result.stderr, re.MULTILINE)
+
+    report = json.loads((here / "r.json").read_text())
+    assert report["output"] == "model_w4a4.onnx"
+    assert report["settings"]["iters"] == 5
+    assert report["images"] == 16
+    assert len(report["protected"]) == 1
+    assert report["plan"]["layers"][0]["name"] == "stem"
+    assert len(report["units"]) == len(report["plan"]["merges"])
+    assert report["verification"]["fused"]["QLinearConv"] == 7
+    assert {path.name for path in here.iterdir()} == {"model.onnx", "images", "model_w4a4.onnx", "r.json"}
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(here: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        works("quantize", "model.onnx", "--calib", "images", *FAST, "--seed", seed, "-o", f"{name}.onnx")
+    a, b, c = ((here / f"{name}.onnx").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_options_reach_the_settings(here: Path) -> None:
+    (here / "scheme.json").write_text(json.dumps({"scheme": [1, [1, 1], 1, 1]}))
+    options = [
+        *("--wbits", "3", "--abits", "5", "--first-last-bits", "7", "--exclude", "project", "--bits", "conv3=W6A7"),
+        *("--bits", "conv1=W2", "--method", "mrecg", "--base", "brecq", "--scheme", "scheme.json", "--equalize", "off"),
+        *("--iters", "2", "--batch-size", "4", "--samples", "8", "--seed", "3", "--window", "8", "--drop", "0.25"),
+        *("--mean", "0.5", "--std", "0.2,0.3,0.4", "--scale", "1/128", "--resize", "20", "--crop", "16x16"),
+        *("--layout", "nchw", "--color", "bgr", "--device", "cpu", "--json", "r.json"),
+    ]
+    result = works("quantize", "model.onnx", "--calib", "images", *options)
+    report = json.loads((here / "r.json").read_text())
+    settings = report["settings"]
+    assert (here / "model_w3a5.onnx").is_file()
+    assert (settings["wbits"], settings["abits"], settings["first_last_bits"]) == (3, 5, 7)
+    assert (settings["base"], settings["batch_size"], settings["seed"]) == ("brecq", 4, 3)
+    assert (settings["window"], settings["drop"], settings["equalize"]) == (8, 0.25, "off")
+    preprocess = settings["preprocess"]
+    assert preprocess["mean"] == [0.5] * 3
+    assert preprocess["std"] == [0.2, 0.3, 0.4]
+    assert preprocess["scale"] == 1 / 128
+    assert (preprocess["resize"], preprocess["crop"], preprocess["color"]) == (20, [16, 16], "bgr")
+    widths = {layer["name"]: (layer["wbits"], layer["excluded"]) for layer in report["plan"]["layers"]}
+    assert widths["conv1"] == (2, False)
+    assert widths["conv3"] == (6, False)
+    assert widths["project"][1]
+    assert [1, 2] in report["plan"]["merges"]
+    assert "1 layers in float" in result.stdout
+    assert "bgr nchw; shorter side to 20, centre crop to 16x16; scale 0.0078125" in result.stdout
+
+
+@pytest.mark.parametrize("method", ["nearest", "adaround", "brecq", "qdrop"])
+def test_every_method_runs_from_the_command_line(here: Path, method: str) -> None:
+    works("quantize", "model.onnx", "--calib", "images", *FAST[2:], "--iters", "2", "--method", method)
+    assert (here / "model_w4a4.onnx").is_file()
+
+
+def test_an_option_without_effect_is_pointed_out(here: Path) -> None:
+    arguments = ("quantize", "model.onnx", "--calib", "images", *FAST[2:])
+    result = works(*arguments, "--method", "nearest", "--scheme", "modcap", "--iters", "7")
+    assert "Warning: --scheme has no effect with --method nearest" in result.stderr
+    assert "Warning: --iters has no effect with --method nearest" in result.stderr
+
+
+def test_arrays_calibrate_as_they_are(here: Path) -> None:
+    np.save("inputs.npy", np.random.default_rng(0).normal(size=(8, 3, 16, 16)).astype(np.float32))
+    result = works("quantize", "model.onnx", "--calib", "inputs.npy", "--method", "nearest", "--mean", "0.5")
+    assert "none, arrays as they are" in result.stdout
+    assert "options about images have no effect" in result.stdout
+    assert "8 rows of arrays" in result.stdout
+
+
+def test_validate_puts_both_models_side_by_side(here: Path) -> None:
+    works("quantize", "model.onnx", "--calib", "images", *FAST, "--mean", "0.5")
+    files = ("validate", "model.onnx", "model_w4a4.onnx", "--data", "images", "--threads", "1")
+    result = works(*files, "--repeats", "2", "--json", "v.json")
+    for text in ("FP32", "top-1", "top-5", "95 %", "latency, batch 1", "agreement", "SQNR", "McNemar", "QLinearConv 7"):
+        assert text in result.stdout
+    assert "mean 0.5 0.5 0.5, std 0.229 0.224 0.225" in result.stdout  # the file's metadata
+    report = json.loads((here / "v.json").read_text())
+    assert report["images"] == 24
+    assert report["fp32"]["top1"]["value"] <= 1
+
+    other = works(*files, "--repeats", "0", "--std", "0.25", "--limit", "5")
+    assert "mean 0.5 0.5 0.5, std 0.25 0.25 0.25" in other.stdout  # what is given, else the metadata
+    assert "latency" not in other.stdout
+
+    labels = [f"{file.relative_to(here / 'images')},3" for file in sorted((here / "images").rglob("*.png"))]
+    (here / "labels.csv").write_text("\n".join(labels))
+    works(*files, "--repeats", "0", "--labels", "labels.csv")
+
+
+def test_inspect_prints_the_plan_and_with_images_the_worst_tensors_first(here: Path) -> None:
+    plain = works("inspect", "model.onnx", "--json", "plan.json")
+    for text in ("8 weighted layers", "activation quantizers", "5 reconstruction units", "probing run", "depthwise"):
+        assert text in plain.stdout
+    assert "clip [0, 6]" in plain.stdout
+    assert json.loads((here / "plan.json").read_text())["measured"] is None
+
+    options = ("--scheme", "modcap", "--merges", "1", "--wbits", "3", "--bits", "conv1=W5A5")
+    measured = works("inspect", "model.onnx", "--calib", "images", *options, "--json", "measured.json")
+    report = json.loads((here / "measured.json").read_text())
+    errors = [entry["error"] for entry in report["measured"]["sensitivities"]]
+    assert errors == sorted(errors, reverse=True)
+    assert len(errors) == len(report["plan"]["activations"])
+    assert len(report["plan"]["merges"]) == len(report["plan"]["units"]) - 1
+    assert "4 after merging by the scheme modcap" in measured.stdout
+    assert measured.stdout.index("output error with one quantizer alone") > 0
+
+
+def test_inspect_is_a_python_call(here: Path) -> None:
+    found = mrecg_onnx.inspect(classifier(), Settings(method="qdrop", threads=1), here / "images")
+    assert found.source.opset == 13
+    assert found.source.inputs[0].shape == ("batch", 3, 16, 16)
+    assert not found.merges_pending
+    assert found.measured is not None
+    assert found.measured.images == 24
+    assert found.measured.parity < 1e-4
+    json.dumps(found.to_json())
+    assert mrecg_onnx.inspect(here / "model.onnx").merges_pending
+
+
+@pytest.mark.parametrize("command", ["quantize", "validate", "inspect"])
+def test_help_names_the_options_with_the_defaults_of_the_settings(command: str) -> None:
+    text = works(command, "--help").stdout
+    assert "--json FILE" in text
+    assert "--mean" in text
+    if command == "quantize":
+        assert re.search(rf"--iters N\s+Iterations a unit\.\s+\[default:\s+{Settings().iters}\]", text)
+
+
+# --- the doors -------------------------------------------------------------------------------------------------------
+
+
+def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_checkout_has_a_door_that_needs_no_installation(tmp_path: Path) -> None:
+    onnx.save(classifier(), tmp_path / "model.onnx")
+    uninstalled = (
+        "import sys, runpy; sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f).lower()];"
+        "sys.path = [p for p in sys.path if 'editable' not in p];"
+        f"sys.argv = ['cli.py', *sys.argv[1:]]; runpy.run_path({str(ROOT / 'cli.py')!r}, run_name='__main__')"
+    )
+    done = python("-I", "-c", uninstalled, "inspect", "model.onnx", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "8 weighted layers" in done.stdout
+    shown = python(str(ROOT / "cli.py"), "--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "Usage: python cli.py" in shown.stdout
+
+
+def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
+    code = "import sys, mrecg_onnx.commands; print([m for m in ('torch', 'onnx', 'onnxruntime') if m in sys.modules])"
+    assert python("-c", code, cwd=tmp_path).stdout.strip() == "[]"
+    assert works("--version").stdout.startswith("mrecg-onnx, version ")
+
+
+# --- models that cannot be used --------------------------------------------------------------------------------------
+
+
+def quantize_fails(model: str | Path, *options: object, code: int = 1, says: tuple[str, ...] = ()) -> str:
+    return fails("quantize", model, "--calib", "images", *FAST, *options, code=code, says=says)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n" + bytes(64), bytes(100)])
+def test_not_an_onnx_file(here: Path, content: bytes) -> None:
+    (here / "bad.onnx").write_bytes(content)
+    quantize_fails("bad.onnx", says=("bad.onnx", "not an ONNX file"))
+    fails("inspect", "bad.onnx", says=("bad.onnx",))
+    fails("validate", "bad.onnx", "model.onnx", "--data", "images", says=("bad.onnx",))
+
+
+def test_no_such_file_or_a_folder(here: Path) -> None:
+    quantize_fails("missing.onnx", says=("missing.onnx", "no such file"))
+    quantize_fails("images", says=("images", "folder"))
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.99])
+def test_a_truncated_file(here: Path, share: float) -> None:
+    content = (here / "model.onnx").read_bytes()
+    (here / "cut.onnx").write_bytes(content[: int(share * len(content))])
+    quantize_fails("cut.onnx", says=("cut.onnx", "truncated"))
+
+
+def test_external_data_missing_or_short(here: Path) -> None:
+    onnx.save(
+        classifier(),
+        "big.onnx",
+        save_as_external_data=True,
+        location="big.data",
+        size_threshold=0,
+        convert_attribute=False,
+    )
+    data = here / "big.data"
+    content = data.read_bytes()
+    data.write_bytes(content[: len(content) // 2])
+    quantize_fails("big.onnx", says=("big.onnx", "big.data", "truncated"))
+    data.unlink()
+    quantize_fails("big.onnx", says=("big.onnx", "big.data", "missing"))
+
+
+def test_nothing_to_quantize(here: Path) -> None:
+    g = Graph()
+    g.relu(g.input(3), output="output")
+    onnx.save(g.model(), "empty.onnx")
+    quantize_fails("empty.onnx", says=("nothing to quantize",))
+    fails("inspect", "empty.onnx", says=("nothing to quantize",))
+
+
+def test_an_op_that_cannot_be_converted_is_named_with_its_node(here: Path) -> None:
+    g = Graph()
+    x = g.conv(g.input(3), 3, 8, "conv", output="conv_out")
+    g.op("Det", [x], "odd_one", output="output")
+    onnx.save(g.model(), "odd.onnx")
+    quantize_fails("odd.onnx", says=("Det", "odd_one"))
+
+    model = classifier()
+    relu = next(node for node in model.graph.node if node.name == "relu1")
+    relu.op_type, relu.domain = "Wobble", "acme"
+    model.opset_import.append(helper.make_opsetid("acme", 1))
+    onnx.save(model, "custom.onnx")
+    quantize_fails("custom.onnx", says=("Wobble", "relu1"))
+
+
+def eight_channels() -> onnx.ModelProto:
+    g = Graph()
+    g.classifier(g.conv(g.input(8), 8, 8), 8)
+    return g.model()
+
+
+def flat() -> onnx.ModelProto:
+    g = Graph()
+    g.inputs.append(helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 8]))
+    g.gemm("input", 8, 4, output="output")
+    return g.model()
+
+
+@pytest.mark.parametrize("build", [eight_channels, flat, two_inputs])
+def test_an_input_that_images_cannot_feed(here: Path, build: Callable[[], onnx.ModelProto]) -> None:
+    onnx.save(build(), "other.onnx")
+    quantize_fails("other.onnx", says=("input", ".npy"))
+
+
+def change(name: str, edit: Callable[[np.ndarray], np.ndarray]) -> onnx.ModelProto:
+    """The classifier with one of its initializers changed."""
+    model = classifier()
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(edit(numpy_helper.to_array(tensor).copy()), name))
+    return model
+
+
+@pytest.mark.parametrize(("value", "said"), [(np.nan, "NaN"), (np.inf, "Inf")])
+def test_weights_that_are_not_finite(here: Path, value: float, said: str) -> None:
+    def spoil(weight: np.ndarray) -> np.ndarray:
+        weight.reshape(-1)[3] = value
+        return weight
+
+    onnx.save(change("conv2.weight", spoil), "broken.onnx")
+    quantize_fails("broken.onnx", says=("conv2.weight", said))
+
+
+def test_activations_that_are_not_finite(here: Path) -> None:
+    onnx.save(change("conv2.weight", lambda weight: weight * np.float32(1e38)), "loud.onnx")
+    quantize_fails("loud.onnx", says=("conv2_out", "Inf"))
+    fails("inspect", "loud.onnx", "--calib", "images", says=("conv2_out",))
+
+
+def test_another_models_quantized_file(here: Path) -> None:
+    works("quantize", "model.onnx", "--calib", "images", "--method", "nearest", "-o", "quant.onnx")
+    onnx.save(classifier(seed=1), "other.onnx")
+    onnx.save(eight_channels(), "different.onnx")
+    fails("validate", "other.onnx", "quant.onnx", "--data", "images", says=("quant.onnx", "other.onnx"))
+    fails("validate", "different.onnx", "quant.onnx", "--data", "images", says=("quant.onnx", "different.onnx"))
+    fails("validate", "quant.onnx", "model.onnx", "--data", "images", says=("quant.onnx",))
+
+
+# --- images that cannot be used --------------------------------------------------------------------------------------
+
+
+def test_a_calibration_folder_without_images(here: Path) -> None:
+    (here / "empty").mkdir()
+    (here / "texts").mkdir()
+    (here / "texts" / "a.txt").write_text("a")
+    for folder in ("empty", "texts", "nowhere"):
+        fails("quantize", "model.onnx", "--calib", folder, *FAST, says=(folder,))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_calibration_folder_that_may_not_be_read(here: Path) -> None:
+    (here / "images").chmod(0)
+    try:
+        quantize_fails("model.onnx", says=("images", "ermission"))
+    finally:
+        (here / "images").chmod(0o755)
+
+
+def test_a_calibration_folder_that_cannot_be_read(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    result = run("quantize", "model.onnx", "--calib", "images", *FAST)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "Error: cannot read images: Permission denied"
+
+
+def test_one_corrupt_image_is_skipped_and_counted_but_not_two(here: Path) -> None:
+    arguments = ("quantize", "model.onnx", "--calib", "images", "--method", "nearest", "-o", "out.onnx")
+    image = here / "images" / "3" / "3.png"
+    image.write_bytes(image.read_bytes()[:60])
+    result = works(*arguments)
+    assert "23 calibration images, 1 skipped" in result.stdout
+    assert "images/3/3.png" in result.stdout
+    (here / "out.onnx").unlink()
+    (here / "images" / "4" / "4.png").write_bytes(b"nothing")
+    fails(*arguments, says=("5%", "images/3/3.png", "images/4/4.png"))
+
+
+# --- options that cannot be used -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--wbits", "1"), ("wbits", "1", "2 and 8")),
+        (("--wbits", "9"), ("wbits", "9")),
+        (("--abits", "1"), ("abits", "32")),
+        (("--abits", "16"), ("abits", "16")),
+        (("--first-last-bits", "9"), ("first_last_bits", "9")),
+        (("--bits", "conv1=W9"), ("conv1=W9", "2 to 8")),
+        (("--bits", "conv1"), ("conv1", "REGEX=")),
+        (("--bits", "nowhere=W8"), ("nowhere", "matches no node")),
+        (("--exclude", "nowhere"), ("nowhere", "matches no node")),
+        (("--exclude", "("), ("(", "regular expression")),
+        (("--exclude", "."), ("--exclude", "no layer")),
+        (("--method", "magic"), ("--method", "magic", "mrecg")),
+        (("--scheme", "missing.json"), ("missing.json",)),
+        (("--iters", "0"), ("iters", "0")),
+        (("--iters", "many"), ("--iters", "many")),
+        (("--threads", "0"), ("threads", "0")),
+        (("--merges", "-1"), ("merges", "-1")),
+        (("--drop", "1.5"), ("drop", "1.5")),
+        (("--mean", "a,b,c"), ("--mean", "a")),
+        (("--mean", "1,2"), ("mean", "1 or 3")),
+        (("--std", "0"), ("std",)),
+        (("--scale", "1/0"), ("--scale", "1/0")),
+        (("--crop", "big"), ("--crop", "big")),
+        (("--crop", "20"), ("20x20", "input")),
+        (("--color", "gray", "--layout", "up"), ("--layout", "up")),
+        (("--nonsense", "1"), ("--nonsense",)),
+        (("-o", "model.onnx"), ("model.onnx", "model itself")),
+        (("-o", "images/../model.onnx"), ("model.onnx", "model itself")),
+        (("--json", "model.onnx"), ("model.onnx", "model itself")),
+        (("-o", "x.onnx", "--json", "x.onnx"), ("x.onnx", "output")),
+    ],
+)
+def test_options_out_of_range(here: Path, options: tuple[str, ...], says: tuple[str, ...]) -> None:
+    quantize_fails("model.onnx", *options, code=2, says=says)
+
+
+def test_usage_errors_take_one_line_too(here: Path) -> None:
+    fails("quantise", code=2, says=("quantise", "'quantize'"))
+    fails("quantize", code=2, says=("MODEL", "mrecg-onnx quantize --help"))
+    fails("quantize", "model.onnx", code=2, says=("--calib",))
+    fails("validate", "model.onnx", code=2, says=("QUANT",))
+
+
+# --- outputs that cannot be written, and runs that do not end ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["--output", "--json"])
+def test_a_path_that_cannot_be_written_is_refused_before_the_work(here: Path, option: str) -> None:
+    for path in ("missing/out.onnx", "images", "model.onnx/out.onnx"):
+        line = quantize_fails("model.onnx", option, path, says=(path,))
+        assert "folder" in line
+
+
+def test_an_interrupted_run_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mrecg_onnx import quantization
+
+    real, calls = quantization.reconstruct_unit, []
+
+    def interrupt(*arguments: object, **options: object) -> object:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(quantization, "reconstruct_unit", interrupt)
+    line = fails("quantize", "model.onnx", "--calib", "images", *FAST, "--json", "r.json", start="Interrupted")
+    assert line == "Interrupted: nothing was written"
+
+
+def test_an_interruption_after_the_file_is_there_says_so(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mrecg_onnx.commands.quantize.write_json", interrupt)
+    result = run("quantize", "model.onnx", "--calib", "images", "--method", "nearest", "--json", "r.json")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "Interrupted: model_w4a4.onnx was written"
+    onnx.checker.check_model("model_w4a4.onnx")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for one process")
+def test_control_c_ends_a_real_run(here: Path) -> None:
+    before = files(here)
+    command = [sys.executable, str(ROOT / "cli.py"), "quantize", "model.onnx", "--calib", "images", "--iters", "100000"]
+    with subprocess.Popen(
+        [*command, "--threads", "1", "--scheme", "none"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        for line in process.stderr:
+            if line.startswith("calibrate"):
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(60) == 1
+        assert rest.splitlines() == ["Interrupted: nothing was written"]
+        assert not process.stdout.read()
+    assert files(here) == before
+
+
+def test_an_unforeseen_error_takes_one_line_and_debug_shows_where(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(*_: object, **__: object) -> None:
+        message = "no\nidea"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("mrecg_onnx.quantization.verify", explode)
+    quantize_fails("model.onnx", says=("unexpected", "RuntimeError: no idea", "--debug"))
+    result = run("quantize", "model.onnx", "--calib", "images", *FAST, "--debug")
+    assert result.exit_code == 1
+    assert "Traceback" in result.stderr
+    assert "explode" in result.stderr
+
+
+# --- small things ----------------------------------------------------------------------------------------------------
+
+
+def test_time_left_follows_the_probing_run_and_then_its_own_pace() -> None:
+    now = [0.0]
+    left = TimeLeft(1000, clock=lambda: now[0])
+    assert left.update(Progress("load")) is None
+    assert left.update(Progress("probe")) is None
+    now[0] = 5.0  # half of the probing run, which has a tenth of the iterations
+    assert left.update(Progress("probe", "u", 5, 10, 0, 100)) == pytest.approx(5 + 100)
+    now[0] = 10.0
+    left.update(Progress("probe", "u", 9, 10, 100, 100))
+    assert left.update(Progress("reconstruct")) == pytest.approx(100)
+    now[0] = 35.0  # half of it in 25 s where 50 s were foreseen
+    assert left.update(Progress("reconstruct", "u", 5, 10, 0, 1000)) == pytest.approx(0.5 * (25 + 50))
+
+    alone = TimeLeft(1000, clock=lambda: now[0])
+    assert alone.update(Progress("reconstruct")) is None
+    now[0] += 10
+    assert alone.update(Progress("reconstruct", "u", 0, 4, 500, 1000)) == pytest.approx(70)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (59.9, "59.9 s"), (59.97, "1:00"), (3725.2, "1:02:05")])
+def test_durations_for_people(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

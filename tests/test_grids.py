@@ -1,0 +1,298 @@
+"""Grids: the range search, codes, fake quantization and its gradients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+
+from mrecg_onnx.grids import (
+    EPSILON,
+    PER_CHANNEL_CANDIDATES,
+    PER_TENSOR_CANDIDATES,
+    Grid,
+    fake_quantize,
+    fake_quantize_weight,
+    learnable_fake_quantize,
+    quantize_codes,
+    search_range,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BITS = st.integers(2, 8)
+SEEDS = st.integers(0, 2**32 - 1)
+KINDS = st.sampled_from(["normal", "positive", "negative", "outliers", "shifted", "constant"])
+NO_DEADLINE = settings(max_examples=40, deadline=None)
+
+
+def values(kind: str, seed: int, shape: tuple[int, ...]) -> Tensor:
+    """Values of one of the shapes that weights and activations come in."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=generator)
+    return {
+        "normal": x,
+        "positive": x.relu(),
+        "negative": -x.abs(),
+        "outliers": torch.where(torch.rand(shape, generator=generator) < 0.02, x * 30, x),
+        "shifted": x + 3,
+        "constant": torch.full(shape, 0.7),
+    }[kind]
+
+
+def brute_force(
+    x: np.ndarray, bits: int, symmetric: bool, candidates: int, p: float = 2.4
+) -> list[tuple[float, float, float]]:
+    """(error, scale, zero point) of every candidate range, method.md 3.6 written as a loop in float64."""
+    top = 2 ** (bits - 1) - 1 if symmetric else 2**bits - 1
+    least, most = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+    found = []
+    for i in range(candidates):
+        low, high = least * (1 - 0.01 * i), most * (1 - 0.01 * i)
+        scale = max(max(-low, high) / top if symmetric else (high - low) / top, EPSILON)
+        zero = 0.0 if symmetric else min(max(np.round(-low / scale), 0), top)
+        codes = np.clip(np.round(x / scale) + zero, -top if symmetric else 0, top)
+        found.append((float(np.mean(np.abs((codes - zero) * scale - x) ** p)), scale, zero))
+    return found
+
+
+def assert_best(grid_scale: float, grid_zero: float, x: Tensor, bits: int, *, symmetric: bool, candidates: int) -> None:
+    """The grid is one of the candidates, and none is better by more than float32 can tell."""
+    found = brute_force(x.double().numpy().ravel(), bits, symmetric, candidates)
+    own = min(found, key=lambda entry: abs(entry[1] - grid_scale))
+    assert own[1] == pytest.approx(grid_scale, rel=1e-5)
+    # Half-way zero points may round either way between float32 and float64.
+    assert abs(own[2] - grid_zero) <= 1
+    if own[2] == grid_zero:
+        assert own[0] <= min(found)[0] * (1 + 1e-3) + 1e-12
+
+
+# --- range search ------------------------------------------------------------------------------------------------
+
+
+@NO_DEADLINE
+@given(bits=BITS, symmetric=st.booleans(), kind=KINDS, seed=SEEDS)
+def test_range_search_per_tensor_finds_what_a_loop_finds(bits, symmetric, kind, seed):
+    x = values(kind, seed, (7, 41))
+    grid = search_range(x, bits, symmetric=symmetric)
+    assert grid.scale.shape == grid.zero_point.shape == ()
+    assert (grid.bits, grid.axis, grid.symmetric) == (bits, None, symmetric)
+    assert_best(
+        float(grid.scale), float(grid.zero_point), x, bits, symmetric=symmetric, candidates=PER_TENSOR_CANDIDATES
+    )
+
+
+@NO_DEADLINE
+@given(bits=BITS, symmetric=st.booleans(), kind=KINDS, seed=SEEDS, axis=st.integers(0, 2))
+def test_range_search_per_channel_is_the_search_of_each_channel(bits, symmetric, kind, seed, axis):
+    # Channels of very different size: each has to make its own choice.
+    x = (values(kind, seed, (3, 4, 25)) * torch.tensor([0.01, 1.0, 100.0]).view(3, 1, 1)).movedim(0, axis)
+    grid = search_range(x, bits, axis=axis, symmetric=symmetric)
+    assert grid.scale.shape == grid.zero_point.shape == (3,)
+    for channel in range(3):
+        part = x.select(axis, channel)
+        scale, zero = float(grid.scale[channel]), float(grid.zero_point[channel])
+        assert_best(scale, zero, part, bits, symmetric=symmetric, candidates=PER_CHANNEL_CANDIDATES)
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+def test_large_tensor_is_searched_a_few_candidates_at_a_time(axis):
+    base = values("outliers", 0, (4, 5_000))
+    # Copies change no mean, but from 4 million values on each candidate is taken alone.
+    large, small = search_range(base.repeat(1, 210), 4, axis=axis), search_range(base, 4, axis=axis)
+    assert torch.equal(large.scale, small.scale)
+    assert torch.equal(large.zero_point, small.zero_point)
+
+
+def test_true_range_of_a_sample_is_what_shrinks():
+    sample = values("normal", 0, (1000,)).clamp(-1, 1)
+    low, high = torch.tensor(-2.0), torch.tensor(2.0)
+    whole = search_range(sample, 8, low=low, high=high, candidates=1)
+    assert float(whole.scale) == pytest.approx(4 / 255)
+    free = search_range(sample, 8, low=low, high=high)
+    assert float(free.scale) == pytest.approx(2 / 255, rel=0.03)
+
+
+def test_outlier_is_clipped_at_few_bits_and_kept_at_eight():
+    x = torch.cat([values("normal", 0, (10_000,)), torch.tensor([8.0])])
+    clipped, kept = search_range(x, 3), search_range(x, 8)
+    assert float(fake_quantize(x, clipped)[-1]) < 5
+    assert float(fake_quantize(x, kept)[-1]) > 7
+
+
+@NO_DEADLINE
+@given(bits=BITS, symmetric=st.booleans(), kind=KINDS, seed=SEEDS)
+def test_zero_has_a_code_of_its_own(bits, symmetric, kind, seed):
+    grid = search_range(values(kind, seed, (4, 30)), bits, axis=0, symmetric=symmetric)
+    zeros = torch.zeros(4, 3)
+    assert torch.equal(quantize_codes(zeros, grid), grid.zero_point[:, None].expand(4, 3))
+    assert not fake_quantize(zeros, grid).any()
+    assert torch.equal(grid.zero_point, grid.zero_point.round())
+    assert ((grid.zero_point >= 0) & (grid.zero_point <= 2**bits - 1)).all()
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_tensor_of_zeros_has_a_grid(symmetric):
+    grid = search_range(torch.zeros(3, 5), 4, axis=0, symmetric=symmetric)
+    assert torch.equal(grid.scale, torch.full((3,), EPSILON))
+    assert not fake_quantize(torch.zeros(3, 5), grid).any()
+
+
+# --- codes -------------------------------------------------------------------------------------------------------
+
+
+def quantize_linear(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, axis: int) -> onnx.ModelProto:
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape),
+        helper.make_tensor_value_info("scale", TensorProto.FLOAT, scale.shape),
+        helper.make_tensor_value_info(
+            "zero_point", helper.np_dtype_to_tensor_dtype(zero_point.dtype), zero_point.shape
+        ),
+    ]
+    node = helper.make_node("QuantizeLinear", ["x", "scale", "zero_point"], ["codes"], axis=axis)
+    output = helper.make_tensor_value_info("codes", inputs[2].type.tensor_type.elem_type, x.shape)
+    graph = helper.make_graph([node], "quantize", inputs, [output])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+@NO_DEADLINE
+@given(bits=BITS, kind=KINDS, seed=SEEDS, axis=st.sampled_from([None, 0, 1]))
+def test_codes_are_those_of_quantize_linear(bits, kind, seed, axis):
+    x = values(kind, seed, (5, 6, 9))
+    grid = search_range(x, bits, axis=axis)
+    scale, zero_point = grid.scale.numpy(), grid.zero_point.numpy().astype(np.uint8)
+    model = quantize_linear(x.numpy(), scale, zero_point, axis or 0)
+    fed = {"x": x.numpy(), "scale": scale, "zero_point": zero_point}
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    codes = quantize_codes(x, grid)
+    for run in (session.run, ReferenceEvaluator(model).run):
+        # The container: uint8 saturates at 0, an integer Clip does the upper bound.
+        expected = np.minimum(run(None, fed)[0], 2**bits - 1)
+        assert np.array_equal(codes.numpy(), expected.astype(np.float32))
+
+
+def test_codes_round_halves_to_even():
+    grid = Grid(torch.tensor(1.0), torch.tensor(0.0), 4)
+    assert quantize_codes(torch.tensor([0.5, 1.5, 2.5, 14.5, 15.5, -0.5, 99.0]), grid).tolist() == [
+        0,
+        2,
+        2,
+        14,
+        15,
+        0,
+        15,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("bits", "symmetric", "ends"),
+    [(2, False, (0, 3)), (8, False, (0, 255)), (8, True, (-127, 127)), (4, True, (-7, 7))],
+)
+def test_codes_stay_between_the_ends_of_the_grid(bits, symmetric, ends):
+    grid = Grid(torch.tensor(0.5), torch.tensor(0.0 if symmetric else 1.0), bits, symmetric=symmetric)
+    assert (grid.qmin, grid.qmax) == ends
+    codes = quantize_codes(torch.linspace(-1000, 1000, 999), grid)
+    assert (float(codes.min()), float(codes.max())) == ends
+
+
+@NO_DEADLINE
+@given(bits=BITS, symmetric=st.booleans(), kind=KINDS, seed=SEEDS, axis=st.sampled_from([None, 0, 1]))
+def test_fake_quantization_is_the_value_of_the_codes_and_idempotent(bits, symmetric, kind, seed, axis):
+    x = values(kind, seed, (4, 5, 7))
+    grid = search_range(x, bits, axis=axis, symmetric=symmetric)
+    once = fake_quantize(x, grid)
+    assert torch.equal(once, fake_quantize_weight(quantize_codes(x, grid), grid))
+    assert torch.equal(fake_quantize(once, grid), once)
+
+
+@NO_DEADLINE
+@given(bits=BITS, seed=SEEDS)
+def test_error_over_the_whole_range_is_half_a_step_and_what_the_shift_of_zero_cuts_off(bits, seed):
+    x = values("normal", seed, (200,))
+    grid = search_range(x, bits, candidates=1)
+    assert float((fake_quantize(x, grid) - x).abs().max()) <= float(grid.scale) * (0.5 + 0.5 + 1e-4)
+    low, high = -grid.zero_point * grid.scale, (grid.qmax - grid.zero_point) * grid.scale
+    inside = x[(x >= low) & (x <= high)]
+    assert float((fake_quantize(inside, grid) - inside).abs().max()) <= float(grid.scale) * (0.5 + 1e-4)
+
+
+# --- gradients ---------------------------------------------------------------------------------------------------
+
+
+def plain_lsq(x: Tensor, scale: Tensor, lower: float, upper: float, keep: Tensor | None) -> Tensor:
+    """Esser et al. 2020, eq. 1-2 with the straight-through estimator for the rounding only, drop as Wei et al. 2022."""
+    v = torch.clamp(x / scale, lower, upper)
+    y = (v + (torch.round(v) - v).detach()) * scale
+    return y if keep is None else keep * y + (1 - keep) * x
+
+
+@NO_DEADLINE
+@given(bits=BITS, seed=SEEDS, drop=st.booleans(), channels_last=st.booleans())
+def test_gradients_are_those_of_lsq_and_the_straight_through_estimator(bits, seed, drop, channels_last):
+    generator = torch.Generator().manual_seed(seed)
+    qmax = 2**bits - 1
+    zero = float(torch.randint(0, qmax + 1, (), generator=generator))
+    start = torch.rand((), generator=generator, dtype=torch.float64) + 0.05
+    x0 = torch.randn(2, 3, 5, 4, generator=generator, dtype=torch.float64) * float(start) * qmax / 2
+    if channels_last:
+        x0 = x0.contiguous(memory_format=torch.channels_last)
+    # On the ends of the range the derivative jumps, and both definitions are right.
+    assume(float(((x0 / start) - (qmax - zero)).abs().min()) > 1e-9)
+    assume(float(((x0 / start) + zero).abs().min()) > 1e-9)
+    keep = (torch.rand(x0.shape, generator=generator) < 0.5).double() if drop else None
+    weight = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
+
+    found = []
+    for function in (
+        lambda x, s: learnable_fake_quantize(x, s, zero, qmax, keep),
+        lambda x, s: plain_lsq(x, s, -zero, qmax - zero, keep),
+    ):
+        x, scale = x0.clone().requires_grad_(), start.clone().requires_grad_()
+        y = function(x, scale)
+        (y * weight).sum().backward()
+        found.append((y.detach(), x.grad, scale.grad))
+    for own, plain in zip(*found, strict=True):
+        assert torch.allclose(own, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_learnable_quantization_gives_the_values_of_fake_quantization():
+    x = values("outliers", 3, (2, 8, 6, 6))
+    for bits in (2, 4, 8):
+        grid = search_range(x, bits)
+        assert torch.equal(
+            learnable_fake_quantize(x, grid.scale, float(grid.zero_point), grid.qmax), fake_quantize(x, grid)
+        )
+
+
+def test_dropped_elements_stay_float_and_teach_the_scale_nothing():
+    x = values("normal", 0, (50,)).requires_grad_()
+    scale = torch.tensor(0.3, requires_grad=True)
+    y = learnable_fake_quantize(x, scale, 2.0, 3, torch.zeros(50))
+    assert torch.equal(y, x)
+    y.sum().backward()
+    assert torch.equal(x.grad, torch.ones(50))
+    assert float(scale.grad) == 0
+
+
+def test_gradient_of_values_beyond_the_range_goes_to_the_scale_alone():
+    x = torch.tensor([-100.0, 100.0], requires_grad=True)
+    scale = torch.tensor(0.5, requires_grad=True)
+    learnable_fake_quantize(x, scale, 1.0, 3).sum().backward()
+    assert x.grad.tolist() == [0, 0]
+    assert float(scale.grad) == pytest.approx(-1 + 2)
+
+
+def test_layer_without_grad_for_its_input_still_learns_the_scale():
+    scale = torch.tensor(0.2, requires_grad=True)
+    learnable_fake_quantize(torch.linspace(-1, 1, 33), scale, 2.0, 3).square().sum().backward()
+    assert torch.isfinite(scale.grad)
+    assert float(scale.grad) != 0
