@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.passes.batch import free_batch
 from mrecg_onnx.converters.passes.batchnorm import fold_affine, fold_batchnorm
 from mrecg_onnx.converters.passes.constants import fold_constants
@@ -65,11 +66,20 @@ def normalize(model: onnx.ModelProto) -> ir.Model:
 
 
 def editable(model: onnx.ModelProto) -> ir.Model:
-    """Return ``model`` as a graph that can be changed without changing ``model``."""
+    """Return ``model`` as a graph that can be changed without changing ``model``.
+
+    Raises:
+        ModelError: The model is damaged.
+    """
     # onnx_ir's tensors write through to the protobuf message they were made from (their names do).
     copy = type(model)()
     copy.CopyFrom(model)
-    graph: ir.Model = ir.from_proto(copy)
+    try:
+        graph: ir.Model = ir.from_proto(copy)
+    # Damage that onnx.checker lets pass makes onnx_ir raise its own errors and Python's.
+    except Exception as error:
+        cause = error.__cause__ or error
+        raise ModelError(f"the model is damaged: {type(cause).__name__}: {cause}; copy or export it again") from error
     return graph
 
 

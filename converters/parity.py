@@ -38,7 +38,8 @@ def check_parity(
         model: The ONNX model.
         module: What :func:`mrecg_onnx.converters.to_torch` made of it. Any other module with the same inputs and
             outputs can be compared too, but then no node can be named.
-        inputs: One array per graph input, by name.
+        inputs: One array per graph input, by name. Where the model fixes its batch, ONNX Runtime runs pieces of that
+            size, and torch the whole.
         tolerance: The largest relative error accepted, |torch - onnx| / |onnx| with L2 norms, per output.
 
     Returns:
@@ -52,16 +53,19 @@ def check_parity(
     proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
     feeds = _feeds(proto, inputs)
     names = [output.name for output in proto.graph.output]
-    expected = run_onnx(proto, feeds)
+    pieces = _fixed_batches(proto, feeds)
+    parts = [run_onnx(proto, piece) for piece in pieces]
+    expected = parts[0] if pieces[0] is feeds else _joined(parts, len(next(iter(feeds.values()))))
     recorded = _run_torch(module, proto, feeds)
     actual = dict(zip(names, recorded.outputs, strict=True))
     broken = [name for name in names if not _is_finite(expected[name])]
     if broken or recorded.first_broken is not None:
-        _raise_not_finite(proto, feeds, recorded, broken)
+        finite = [all(_is_finite(part[name]) for name in names) for part in parts]
+        _raise_not_finite(proto, pieces[finite.index(False) if False in finite else 0], recorded, broken)
     errors = {name: relative_error(actual[name], expected[name]) for name in names}
     worst = max(errors.values(), default=0.0)
     if not worst <= tolerance:
-        _raise_first_difference(proto, module, feeds, tolerance, errors)
+        _raise_first_difference(proto, module, pieces[0], tolerance, errors)
     return worst
 
 
@@ -140,6 +144,22 @@ def _feeds(model: onnx.ModelProto, inputs: Arrays) -> dict[str, NDArray[np.gener
         if not _is_finite(np.asarray(inputs[name])):
             raise DataError(f"the array for input '{name}' holds NaN or Inf")
     return {name: np.ascontiguousarray(inputs[name]) for name in wanted}
+
+
+def _fixed_batches(model: onnx.ModelProto, feeds: Arrays) -> list[Arrays]:
+    """Cut ``feeds`` into pieces of the batch that all inputs fix, the last one filled up with its last row."""
+    dims = {v.name: v.type.tensor_type.shape.dim for v in model.graph.input if v.name in feeds}
+    batches = {axes[0].dim_value if len(axes) else 0 for axes in dims.values()}
+    rows = {array.shape[0] if array.ndim else 0 for array in feeds.values()}
+    if len(batches) != 1 or len(rows) != 1 or 0 in batches | rows or batches == rows:
+        return [feeds]
+    size, count = batches.pop(), rows.pop()
+    numbers = [np.minimum(np.arange(start, start + size), count - 1) for start in range(0, count, size)]
+    return [{name: array[chosen] for name, array in feeds.items()} for chosen in numbers]
+
+
+def _joined(parts: list[dict[str, NDArray[np.generic]]], rows: int) -> dict[str, NDArray[np.generic]]:
+    return {name: np.concatenate([np.atleast_1d(part[name]) for part in parts])[:rows] for name in parts[0]}
 
 
 def _is_finite(array: NDArray[np.generic]) -> bool:

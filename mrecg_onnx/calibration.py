@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from mrecg_onnx.converters.errors import DataError
-from mrecg_onnx.grids import Grid, quantize_codes, search_range
+from mrecg_onnx.grids import P_NORM, Grid, fake_quantize, quantize_codes, search_range
 from mrecg_onnx.network import Network
 from mrecg_onnx.plan import ActivationPlan, LayerPlan
 from mrecg_onnx.simulation import QuantizedWeight, forward_batches
 
-__all__ = ["activation_grids", "nearest_weights", "sample_activations"]
+__all__ = ["activation_grids", "nearest_weights", "output_error", "sample_activations"]
 
 #: Values kept of each tensor for the range search; the true minimum and maximum are kept beside them.
 SAMPLED_VALUES = 1 << 17
+#: Norms that propose a range where the output decides; the papers' own comes first.
+NORMS = (P_NORM, 1.0, 1.5, 2.0)
+#: Proposals whose scales differ by less than this share are one.
+SAME_SCALE = 0.04
+#: Images on which proposals are judged.
+JUDGED_IMAGES = 8
 #: From this width on weights are symmetric: the shifted asymmetric codes would not fit int8 (deployment measurements).
 SYMMETRIC_FROM = 8
 
@@ -92,12 +99,71 @@ def activation_grids(
     *,
     images: int,
     only: Collection[str] | None = None,
+    norms: Sequence[float] = (P_NORM,),
 ) -> dict[str, Grid]:
-    """Per-tensor grid of every quantizer by range search on the float network (method.md 3.6), by quantizer name."""
+    """Per-tensor grid of every quantizer on the float network, by quantizer name.
+
+    With one norm this is the papers' search: the range of least mean |x - Q(x)|^p (method.md 3.6). With several, each
+    norm proposes a range and the proposal is taken that changes the network's output least when only this tensor is
+    quantized. On heavy-tailed tensors that decides everything: on the last residual sum of MobileNetV2 at 4 bits p = 2.4
+    keeps a few outliers and rounds the rest away (relative output error .50), p = 1.5 does the opposite (.06).
+
+    Args:
+        network: the float network.
+        quantizers: who gets a grid.
+        data: calibration inputs by name, [N, ...].
+        images: how many of them are used for the search.
+        only: names of the quantizers wanted; all by default.
+        norms: exponents p.
+    """
     chosen = [plan for plan in quantizers if only is None or plan.name in only]
     samplers = sample_activations(network, chosen, data, images=images)
-    grids = {}
+    proposals: dict[str, list[Grid]] = {}
     for plan in chosen:
         sampler = samplers[plan.name]
-        grids[plan.name] = search_range(torch.cat(sampler.parts), plan.bits, low=sampler.low, high=sampler.high)
-    return grids
+        values = torch.cat(sampler.parts)
+        found: list[Grid] = []
+        for p in norms:
+            grid = search_range(values, plan.bits, p=p, low=sampler.low, high=sampler.high)
+            if all(abs(float(grid.scale / other.scale) - 1.0) > SAME_SCALE for other in found):
+                found.append(grid)
+        proposals[plan.name] = found
+    return _least_output_error(network, proposals, data)
+
+
+def _least_output_error(
+    network: Network, proposals: Mapping[str, list[Grid]], data: Mapping[str, Tensor]
+) -> dict[str, Grid]:
+    """The proposal for each tensor that moves the network's output least when only that tensor is quantized.
+
+    The network is walked once; at each tensor with a choice the rest of it is run for every proposal.
+    """
+    result = {name: grids[0] for name, grids in proposals.items()}
+    if all(len(grids) == 1 for grids in proposals.values()):
+        return result
+    batch = next(forward_batches(data, JUDGED_IMAGES, network.device))
+    with torch.no_grad():
+        reference = network.run(batch)
+        live: dict[str, Tensor] = dict(batch)
+        for i, step in enumerate([None, *network.steps]):
+            names = list(batch) if step is None else list(step.outputs)
+            rest = network.steps[i:]
+            if step is not None:
+                needed = {n for later in rest for n in later.arguments if n is not None} | set(network.outputs)
+                live.update(network.run(live, [step], keep=names))
+                live = {n: v for n, v in live.items() if n in needed}
+            for name in names:
+                if len(proposals.get(name, ())) > 1 and name in live:
+                    errors = [
+                        output_error(network.run({**live, name: fake_quantize(live[name], grid)}, rest), reference)
+                        for grid in proposals[name]
+                    ]
+                    result[name] = proposals[name][errors.index(min(errors))]
+    return result
+
+
+def output_error(outputs: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
+    """Relative L2 error over all outputs of the network."""
+    noise = sum(float((outputs[n] - r).square().sum()) for n, r in reference.items())
+    power = sum(float(r.square().sum()) for r in reference.values())
+    return math.sqrt(noise / max(1e-30, power))

@@ -14,7 +14,6 @@ output, none where it does not help. Weights take no part in the choice: learned
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,7 +30,7 @@ from mrecg_onnx.activations import (
     is_weighted,
     weight_index,
 )
-from mrecg_onnx.calibration import SAMPLED_VALUES
+from mrecg_onnx.calibration import SAMPLED_VALUES, output_error
 from mrecg_onnx.grids import fake_quantize, search_range
 from mrecg_onnx.network import Network
 from mrecg_onnx.plan import ActivationPlan
@@ -47,8 +46,8 @@ MIN_SPREAD = 1.15
 MIN_GAIN = 0.02
 #: Bounds of s: beyond them a channel is dead or an outlier of its own kind.
 SMALLEST, LARGEST = 0.02, 50.0
-#: Images on which an exponent is judged.
-IMAGES = 32
+#: Images on which an exponent is judged, and norms of the range search it is judged with.
+IMAGES, NORMS = 16, (1.5, 2.4)
 
 _HOMOGENEOUS = frozenset({"AveragePool", "GlobalAveragePool", "LeakyRelu", "MaxPool", "PRelu", "Relu"})
 _VIEWS = frozenset({"Flatten", "Reshape", "Squeeze"})
@@ -209,12 +208,6 @@ def apply_scale(model: ir.Model, stream: Stream, scale: Sequence[float]) -> None
             _replace(node.inputs[1], weight * _along_input(weight.shape, s, groups, transposed=transposed))  # type: ignore[arg-type]
 
 
-def _relative_error(output: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
-    noise = sum(float((output[n] - r).square().sum()) for n, r in reference.items())
-    power = sum(float(r.square().sum()) for r in reference.values())
-    return math.sqrt(noise / max(1e-30, power))
-
-
 class _Judge:
     """Measures the output error of quantizing one stream under a scale, without touching the graph.
 
@@ -237,14 +230,17 @@ class _Judge:
         return fourth.pow(0.25), values
 
     def error(self, scale: Tensor, values: Mapping[str, Tensor]) -> float:
-        """Relative error of the output with only the tensors ``values`` quantized."""
+        """Relative error of the output with only the tensors ``values`` quantized, under the best of the norms."""
+        return min(self._error(scale, values, p) for p in NORMS)
+
+    def _error(self, scale: Tensor, values: Mapping[str, Tensor], p: float) -> float:
         grids = {}
         for name, value in values.items():
             stretched = value / scale.view(1, -1, *[1] * (value.dim() - 2))
             stride = max(1, stretched.numel() // SAMPLED_VALUES) | 1
-            grids[name] = search_range(
-                stretched.reshape(-1)[::stride], self.quantizers[name].bits, low=stretched.amin(), high=stretched.amax()
-            )
+            sample = stretched.reshape(-1)[::stride]
+            bits = self.quantizers[name].bits
+            grids[name] = search_range(sample, bits, p=p, low=stretched.amin(), high=stretched.amax())
 
         def activation(name: str, value: Tensor) -> Tensor:
             if name not in grids:
@@ -253,7 +249,7 @@ class _Judge:
             return fake_quantize(value / s, grids[name]) * s
 
         with torch.no_grad():
-            return _relative_error(self.network.run(self.batch, activation=activation), self.reference)
+            return output_error(self.network.run(self.batch, activation=activation), self.reference)
 
 
 def choose_scales(

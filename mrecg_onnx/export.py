@@ -9,7 +9,10 @@ when they are kept in 8-bit tensors, so
 3. asymmetric weights of up to 7 bits are stored as ``code - zero_point`` in int8 with zero point 0, per output channel;
 4. biases are int32 with scale s_x * s_w; a bias that does not fit stays in float;
 5. value-preserving ops stand between DequantizeLinear and QuantizeLinear of one scale; Pad, for which the runtime has no such
-   fusion, works on the codes directly and pads with the code of 0.
+   fusion, works on the codes directly and pads with the code of 0;
+6. a layer that keeps a float weight or bias reads its input through a DequantizeLinear with one (equal) scale a channel.
+   Behind one scale a tensor ONNX Runtime quantizes such weights itself when it loads the file, to 8 bits per tensor, and
+   such biases to int32, which overflow (WeightBiasQuantization; measured with 1.31).
 """
 
 from __future__ import annotations
@@ -122,6 +125,8 @@ def export(model: ir.Model, simulation: Simulation, metadata: Mapping[str, str])
         _write_layer(writer, layer, simulation, result)
     for plan in simulation.plan.activations:
         _write_activation(writer, plan, simulation.activations[plan.name])
+    for node in list(copy.graph):
+        _keep_float(writer, node)
     _drop_unused_initializers(copy)
     _note_integer_nodes(copy, simulation, result)
     copy.metadata_props.update(metadata)
@@ -228,9 +233,9 @@ def code_bounds(plan: ActivationPlan, grid: Grid) -> tuple[int, int]:
     scale, zero = np.float32(_scale_array(grid)), int(grid.zero_point)
     low, high = grid.qmin, grid.qmax
     if plan.low is not None:
-        low = max(low, int(np.rint(np.float32(plan.low) / scale)) + zero)
+        low = min(max(low, int(np.rint(np.float32(plan.low) / scale)) + zero), grid.qmax)
     if plan.high is not None:
-        high = min(high, int(np.rint(np.float32(plan.high) / scale)) + zero)
+        high = max(min(high, int(np.rint(np.float32(plan.high) / scale)) + zero), grid.qmin)
     return low, max(low, high)
 
 
@@ -315,6 +320,42 @@ def _write_member(writer: _Writer, value: ir.Value, scale: ir.Value, zero_point:
     writer.codes[dequantize.outputs[0]] = codes
 
 
+def _keep_float(writer: _Writer, node: ir.Node) -> None:
+    """Let a layer with a float weight or bias read its input through a quantizer of its own, one scale a channel (rule 6)."""
+    if node.op_type not in {"Conv", "ConvTranspose", "Gemm"} or not any(
+        constant(v) is not None for v in node.inputs[1:]
+    ):
+        return
+    data, weight = node.inputs[0], node.inputs[1]
+    source = data.producer() if data is not None else None
+    if source is None or source.op_type != "DequantizeLinear" or weight is None:
+        return
+    stored = constant(weight)
+    if stored is None:
+        maker = weight.producer()
+        stored = constant(maker.inputs[0]) if maker is not None and maker.op_type == "DequantizeLinear" else None
+    if stored is None:
+        return
+    codes, scale, zero_point = source.inputs[:3]
+    axis = 1 - node.attributes.get_int("transA", 0)
+    if node.op_type == "Conv":
+        channels = int(stored.shape[1]) * node.attributes.get_int("group", 1)
+    else:
+        channels = int(stored.shape[node.attributes.get_int("transB", 0)])
+    vectors = [np.full(channels, constant(v).numpy()) for v in (scale, zero_point)]  # type: ignore[union-attr]
+    name = f"{node.name}_input"
+    parameters = [
+        writer.constant(f"{name}_{kind}", v) for kind, v in zip(("scale", "zero_point"), vectors, strict=True)
+    ]
+    own = writer.node(
+        "DequantizeLinear", f"{name}_DequantizeLinear", [codes, *parameters], f"{name}_dequantized", {"axis": axis}
+    )
+    writer.graph.insert_before(node, own)
+    node.replace_input_with(0, own.outputs[0])
+    if not source.outputs[0].uses():
+        writer.graph.remove(source, safe=True)
+
+
 def _drop_unused_initializers(model: ir.Model) -> None:
     for name, value in list(model.graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
@@ -338,15 +379,27 @@ def _goes_quantized(node: ir.Node) -> bool:
     )
 
 
+def _float_inputs(node: ir.Node) -> list[ir.Value]:
+    """Inputs that hold floats, constants too: a constant that is not quantized keeps an op in float."""
+    inputs = node.inputs[:1] if node.op_type == "Resize" else node.inputs
+    return [v for v in inputs if v is not None and (not v.is_initializer() or v.dtype == ir.DataType.FLOAT)]
+
+
+def _is_left_product(node: ir.Node) -> bool:
+    """A MatMul whose weight is the left operand: QLinearMatMul wants one scale there, the weight has one a row."""
+    maker = node.inputs[0].producer() if node.op_type == "MatMul" and node.inputs[0] is not None else None
+    return maker is not None and maker.op_type == "DequantizeLinear" and constant(maker.inputs[0]) is not None
+
+
 def _note_integer_nodes(model: ir.Model, simulation: Simulation, result: Exported) -> None:
     """What the runtime should run on integer kernels, for the check after export."""
     layers = {layer.name: layer for layer in simulation.plan.quantized_layers}
     for node in model.graph:
         if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
             continue
-        floats = [v for v in node.inputs if v is not None and not v.is_initializer()]
+        floats = _float_inputs(node)
         # QGemm writes float where it is the graph's output; the others need a quantizer behind.
-        quantized = bool(floats) and all(_comes_quantized(v) for v in floats)
+        quantized = bool(floats) and all(_comes_quantized(v) for v in floats) and not _is_left_product(node)
         if not quantized or not (_goes_quantized(node) or node.op_type == "Gemm"):
             continue
         store = result.integer_layers if node.name in layers else result.integer_ops

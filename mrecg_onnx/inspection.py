@@ -7,22 +7,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from mrecg_onnx.converters import check_parity, load_model, normalize, to_torch
+from mrecg_onnx.converters import load_model, normalize
 from mrecg_onnx.converters.load import standard_opset
-from mrecg_onnx.equalization import Equalized, apply_scale, choose_scales, find_streams
-from mrecg_onnx.images import Dataset, Preprocess, open_calibration
-from mrecg_onnx.network import Network
-from mrecg_onnx.quantization import (
-    EQUALIZED_TOLERANCE,
-    PARITY_IMAGES,
-    Progress,
-    calibrate,
-    graph_inputs,
-    make_plan,
-    pick_device,
-)
+from mrecg_onnx.equalization import Equalized
+from mrecg_onnx.images import Dataset, Preprocess
+from mrecg_onnx.preparation import calibrate, make_plan, prepare
+from mrecg_onnx.progress import Clock, Progress
 from mrecg_onnx.runtime import describe
 from mrecg_onnx.sensitivity import Sensitivity, measure_sensitivity
 from mrecg_onnx.settings import Settings
@@ -36,7 +26,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from mrecg_onnx.plan import Plan
-    from mrecg_onnx.quantization import Report
+    from mrecg_onnx.progress import Report
 
 __all__ = ["Inspection", "Measured", "SourceInfo", "TensorInfo", "inspect"]
 
@@ -153,62 +143,31 @@ def inspect(
         MrecgError: as :func:`mrecg_onnx.quantize`.
     """
     settings = settings or Settings()
-    _tell(report, Progress("load"))
-    original = load_model(model)
-    graph = normalize(original)
-    source = _source(model, original, graph)
-    plan = make_plan(graph, settings)
+    clock = Clock(report)
     if calib is None:
-        return Inspection(source, settings, plan)
-    dataset = (
-        calib
-        if isinstance(calib, Dataset)
-        else open_calibration(
-            calib, graph_inputs(graph), settings.preprocess, samples=settings.samples, seed=settings.seed
-        )
-    )
-    settings = dataclasses.replace(settings, preprocess=dataset.preprocess or settings.preprocess)
-    found = Inspection(source, settings, plan)
-    return dataclasses.replace(found, measured=_measure(found, original, graph, dataset, report))
+        with clock.stage("load"):
+            original = load_model(model)
+            graph = normalize(original)
+            return Inspection(_source(model, original, graph), settings, make_plan(graph, settings))
+    ready = prepare(model, calib, settings, clock)
+    with clock.stage("calibrate"):
+        simulation = calibrate(ready.network, ready.plan, ready.data, ready.settings)
+    with clock.stage("sensitivity"):
 
+        def tell(done: int, total: int) -> None:
+            if report is not None:
+                report(Progress("sensitivity", done=done, total=total))
 
-def _measure(
-    planned: Inspection, original: onnx.ModelProto, graph: ir.Model, dataset: Dataset, report: Report | None
-) -> Measured:
-    """Equalize as ``quantize`` does, search ranges and switch on one quantizer after the other; changes ``graph``."""
-    plan, settings = planned.plan, planned.settings
-    device = pick_device(settings.device)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    arrays = dataset.load()
-    data = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    few = {name: array[:PARITY_IMAGES] for name, array in arrays.items()}
-    module = to_torch(graph)
-    parity = check_parity(original, module, few)
-    network = Network(module, device)
-    streams: list[Equalized] = []
-    if settings.equalize == "auto" and plan.activations:
-        _tell(report, Progress("equalize"))
-        streams = choose_scales(network, find_streams(graph), plan.activations, data)
-        for entry in (e for e in streams if e.alpha):
-            apply_scale(graph, entry.stream, entry.scale)
-        module = to_torch(graph)
-        check_parity(original, module, few, EQUALIZED_TOLERANCE)
-        network = Network(module, device)
-    _tell(report, Progress("calibrate"))
-    simulation = calibrate(network, plan, data, settings)
-    _tell(report, Progress("sensitivity"))
-    found = measure_sensitivity(
-        simulation, data, lambda done, total: _tell(report, Progress("sensitivity", done=done, total=total))
-    )
-    return Measured(
-        images=len(next(iter(arrays.values()))),
-        skipped=tuple(f"{path} ({reason})" for path, reason in dataset.skipped),
-        preprocess=dataset.preprocess,
-        parity=parity,
-        streams=tuple(streams),
+        found = measure_sensitivity(simulation, ready.data, tell)
+    measured = Measured(
+        images=len(next(iter(ready.data.values()))),
+        skipped=tuple(f"{path} ({reason})" for path, reason in ready.dataset.skipped),
+        preprocess=ready.dataset.preprocess,
+        parity=ready.parity,
+        streams=tuple(ready.equalized),
         sensitivities=tuple(found),
     )
+    return Inspection(_source(model, ready.original, ready.graph), ready.settings, ready.plan, measured)
 
 
 def _source(model: onnx.ModelProto | str | Path, original: onnx.ModelProto, graph: ir.Model) -> SourceInfo:
@@ -234,8 +193,3 @@ def _tensors(values: Iterable[ir.Value]) -> tuple[TensorInfo, ...]:
         )
         for value in values
     )
-
-
-def _tell(report: Report | None, progress: Progress) -> None:
-    if report is not None:
-        report(progress)

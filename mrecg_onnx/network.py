@@ -136,7 +136,7 @@ class Network:
             The kept tensors by name.
         """
         steps = self.steps if steps is None else steps
-        wanted = set(self.outputs if keep is None else keep)
+        wanted = dict.fromkeys(self.outputs if keep is None else keep)
         last = {name: i for i, step in enumerate(steps) for name in step.arguments if name is not None}
         live: dict[str, Tensor] = {**self._constants, **values}
         for i, step in enumerate(steps):

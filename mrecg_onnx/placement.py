@@ -90,11 +90,13 @@ def plan_layers(model: ir.Model, settings: Settings) -> tuple[LayerPlan, ...]:
     """Describe every weighted layer and give it its widths.
 
     Raises:
-        ModelError: the graph has no weighted layer.
+        ModelError: the graph has no weighted layer, or is quantized already.
         SettingsError: an ``exclude`` or ``bits`` pattern matches nothing.
     """
     weighted = [node for node in model.graph if is_weighted(node)]
     if not weighted:
+        if any(node.op_type in {"DequantizeLinear", "QLinearConv", "QLinearMatMul"} for node in model.graph):
+            raise ModelError("the model is quantized already: give the float model it was made from")
         raise ModelError(
             "the model has no Conv, ConvTranspose, Gemm or MatMul with constant weights: nothing to quantize"
         )

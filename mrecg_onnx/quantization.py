@@ -6,79 +6,43 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
-import onnx_ir as ir
 import torch
 from torch import Tensor
 
 from mrecg_onnx import __version__
-from mrecg_onnx.calibration import activation_grids, nearest_weights
-from mrecg_onnx.converters import check_parity, check_writable, load_model, normalize, save_model, to_torch
-from mrecg_onnx.converters.errors import DataError, SettingsError
-from mrecg_onnx.equalization import Equalized, apply_scale, choose_scales, find_streams
+from mrecg_onnx.calibration import activation_grids
+from mrecg_onnx.converters import check_writable, save_model
+from mrecg_onnx.equalization import Equalized
 from mrecg_onnx.export import export
-from mrecg_onnx.granularity import default_merges, groups_from_mask, read_scheme, select_eq4, select_peaks
-from mrecg_onnx.images import Dataset, InputSpec, open_calibration
+from mrecg_onnx.images import Dataset
 from mrecg_onnx.methods import METHODS, Method
-from mrecg_onnx.network import Network
-from mrecg_onnx.placement import place, plan_layers
+from mrecg_onnx.placement import place
 from mrecg_onnx.plan import BYSTANDER_BITS, Plan, UnitPlan
+from mrecg_onnx.preparation import calibrate, merge_by, prepare
+from mrecg_onnx.progress import Clock, Progress, Report
 from mrecg_onnx.reconstruction import LearningRates, Prefix, UnitResult, default_rates, reconstruct_unit
 from mrecg_onnx.sensitivity import Sensitivity, measure_sensitivity
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.simulation import Simulation
-from mrecg_onnx.units import plan_layer_units, plan_units
 from mrecg_onnx.validation import PREPROCESS_KEY, SOURCE_KEY, source_sha256
 from mrecg_onnx.verification import Verification, verify
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
-__all__ = ["Progress", "QuantizationResult", "Report", "make_plan", "quantize"]
+__all__ = ["Progress", "QuantizationResult", "Report", "quantize"]
 
 logger = logging.getLogger(__name__)
 
-#: Images on which the bridge is compared with ONNX Runtime, and on which the exported file is.
-PARITY_IMAGES, VERIFY_IMAGES = 8, 256
+#: Images on which the exported file is compared with the simulation.
+VERIFY_IMAGES = 256
 #: A probing run shorter than this does not tell units apart.
 MIN_PROBE = 50
-#: Rescaling in float32 moves the output of the float network by rounding alone.
-EQUALIZED_TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run is.
-
-    Attributes:
-        stage: "load", "plan", "equalize", "calibrate", "sensitivity", "probe", "reconstruct", "export" or "verify".
-        unit: name of the unit at work, "" in other stages.
-        done: units (or other steps) finished.
-        total: how many there are.
-        iteration: iteration within the unit.
-        iters: iterations a unit.
-        loss: last training loss, None where there is none yet.
-        result: outcome of a unit that has just been finished.
-    """
-
-    stage: str
-    unit: str = ""
-    done: int = 0
-    total: int = 0
-    iteration: int = 0
-    iters: int = 0
-    loss: float | None = None
-    result: UnitResult | None = None
-
-
-Report = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -136,84 +100,6 @@ class QuantizationResult:
         }
 
 
-class _Clock:
-    """Wall time by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str, report: Report | None) -> Iterator[None]:
-        if report is not None:
-            report(Progress(name))
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-def pick_device(name: str) -> torch.device:
-    """The torch device for "auto", "cpu" or "cuda".
-
-    Raises:
-        SettingsError: CUDA is asked for and torch sees no device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("--device cuda: torch finds no CUDA device here; use --device cpu or auto")
-    return torch.device(name)
-
-
-def graph_inputs(model: ir.Model) -> list[InputSpec]:
-    """What the graph wants to be fed."""
-    specs = []
-    for value in model.graph.inputs:
-        shape = tuple(d if isinstance(d, int) else None for d in value.shape) if value.shape is not None else ()
-        dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
-        specs.append(InputSpec(value.name or "", shape, np.dtype(dtype)))
-    return specs
-
-
-def make_plan(model: ir.Model, settings: Settings, protected: frozenset[str] = frozenset()) -> Plan:
-    """Plan everything that needs no data; merges of the scheme "loss" come after the probing run.
-
-    Raises:
-        ModelError: nothing to quantize.
-        SettingsError: a pattern or the scheme file does not fit the model.
-    """
-    layers = plan_layers(model, settings)
-    activations = place(model, layers, settings, protected)
-    method = METHODS[settings.method]
-    if method.granularity == "layer":
-        units = plan_layer_units(model, layers, settings.alpha)
-    else:
-        units = plan_units(model, layers, settings.alpha)
-    plan = Plan(layers, activations, units, tuple((i,) for i in range(len(units))))
-    if not method.merge or settings.scheme in {"none", "loss"}:
-        return plan
-    if settings.scheme == "modcap":
-        return _merge_by(plan, settings, [u.capacity for u in units], "modcap")
-    return dataclasses.replace(plan, merges=read_scheme(settings.scheme, units), scheme=settings.scheme)
-
-
-def _merge_by(plan: Plan, settings: Settings, capacities: list[float], scheme: str) -> Plan:
-    """Choose merges from capacities: module capacities or losses (Eq. 3 and 4)."""
-    k = settings.merges
-    if settings.selection == "eq4":
-        mask = select_eq4(
-            capacities, default_merges(len(capacities)) if k is None else k, settings.penalty, units=plan.units
-        )
-    else:
-        rising = scheme == "modcap"
-        if rising and k is None:
-            k = default_merges(len(capacities))
-        mask = select_peaks(capacities, k, rising=rising, units=plan.units)
-    losses = tuple(capacities) if scheme == "loss" else None
-    return dataclasses.replace(plan, merges=groups_from_mask(mask), scheme=scheme, losses=losses)
-
-
 def method_of(settings: Settings) -> Method:
     """The row of the table, with the base of ``mrecg`` and the drop of the settings put in."""
     row = METHODS[settings.method]
@@ -248,56 +134,21 @@ def quantize(
         MrecgError: a subclass says what is wrong: SettingsError, ModelError, ConversionError, DataError, ExportError.
     """
     settings = settings or Settings()
-    clock = _Clock()
-    device = pick_device(settings.device)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    clock = Clock(report)
     if output is not None:
         check_writable(output)
-
-    with clock.stage("load", report):
-        original = load_model(model)
-        graph = normalize(original)
-        plan = make_plan(graph, settings)
-        dataset = (
-            calib
-            if isinstance(calib, Dataset)
-            else open_calibration(
-                calib, graph_inputs(graph), settings.preprocess, samples=settings.samples, seed=settings.seed
-            )
-        )
-        arrays = dataset.load()
-        data = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        count = len(next(iter(data.values())))
-        if count < 2:
-            raise DataError("calibration needs at least two images")
-        settings = dataclasses.replace(settings, preprocess=dataset.preprocess or settings.preprocess)
-        module = to_torch(graph)
-        parity = check_parity(original, module, {n: a[:PARITY_IMAGES] for n, a in arrays.items()})
-        network = Network(module, device)
-
-    equalized: list[Equalized] = []
-    if settings.equalize == "auto" and plan.activations:
-        with clock.stage("equalize", report):
-            equalized = choose_scales(network, find_streams(graph), plan.activations, data)
-            if any(e.alpha for e in equalized):
-                for entry in equalized:
-                    if entry.alpha:
-                        apply_scale(graph, entry.stream, entry.scale)
-                module = to_torch(graph)
-                check_parity(original, module, {n: a[:PARITY_IMAGES] for n, a in arrays.items()}, EQUALIZED_TOLERANCE)
-                network = Network(module, device)
-
-    with clock.stage("calibrate", report):
+    ready = prepare(model, calib, settings, clock)
+    settings, plan, network, data = ready.settings, ready.plan, ready.network, ready.data
+    with clock.stage("calibrate"):
         simulation = calibrate(network, plan, data, settings)
 
     sensitivities: list[Sensitivity] = []
     protected: tuple[str, ...] = ()
     if settings.protect:
-        with clock.stage("sensitivity", report):
+        with clock.stage("sensitivity"):
             sensitivities = measure_sensitivity(simulation, data)
             protected = tuple(s.name for s in sensitivities if s.bits < BYSTANDER_BITS)[: settings.protect]
-            raised = place(graph, plan.layers, settings, frozenset(protected))
+            raised = place(ready.graph, plan.layers, settings, frozenset(protected))
             plan = dataclasses.replace(plan, activations=raised)
             grids = activation_grids(network, raised, data, images=settings.range_samples, only=protected)
             simulation = Simulation(network, plan, simulation.activations | grids, simulation.weights)
@@ -305,22 +156,22 @@ def quantize(
     method = method_of(settings)
     probe: list[UnitResult] = []
     if method.merge and settings.scheme == "loss":
-        with clock.stage("probe", report):
+        with clock.stage("probe"):
             iters = min(settings.iters, max(MIN_PROBE, round(settings.iters * settings.probe_fraction)))
             trial = Simulation(network, plan, dict(simulation.activations), dict(simulation.weights))
             probe = reconstruct(trial, plan.units, data, settings, method, iters, "probe", report)
-            plan = _merge_by(plan, settings, [u.final_loss for u in probe], "loss")
+            plan = merge_by(plan, settings, [u.final_loss for u in probe], "loss")
             simulation = Simulation(network, plan, simulation.activations, simulation.weights)
     results: list[UnitResult] = []
     if method.granularity != "none":
-        with clock.stage("reconstruct", report):
+        with clock.stage("reconstruct"):
             results = reconstruct(
                 simulation, plan.merged_units(), data, settings, method, settings.iters, "reconstruct", report
             )
 
-    with clock.stage("export", report):
-        exported = export(graph, simulation, _metadata(model, settings, dataset, plan, protected))
-    with clock.stage("verify", report):
+    with clock.stage("export"):
+        exported = export(ready.graph, simulation, _metadata(model, settings, ready.dataset, plan, protected))
+    with clock.stage("verify"):
         verification = verify(exported, simulation, {n: x[:VERIFY_IMAGES] for n, x in data.items()})
     for warning in verification.warnings:
         logger.warning("%s", warning)
@@ -333,21 +184,15 @@ def quantize(
         plan=plan,
         units=tuple(results),
         probe=tuple(probe),
-        equalized=tuple(equalized),
+        equalized=tuple(ready.equalized),
         sensitivities=tuple(sensitivities),
         protected=protected,
-        parity=parity,
+        parity=ready.parity,
         verification=verification,
-        skipped=tuple(f"{path} ({reason})" for path, reason in dataset.skipped),
-        images=count,
+        skipped=tuple(f"{path} ({reason})" for path, reason in ready.dataset.skipped),
+        images=len(next(iter(data.values()))),
         seconds=clock.seconds,
     )
-
-
-def calibrate(network: Network, plan: Plan, data: dict[str, Tensor], settings: Settings) -> Simulation:
-    """Nearest-rounded weights and searched activation ranges: where every method starts."""
-    grids = activation_grids(network, plan.activations, data, images=settings.range_samples)
-    return Simulation(network, plan, grids, nearest_weights(network, plan.quantized_layers))
 
 
 def reconstruct(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mrecg_onnx.calibration import output_error
 from mrecg_onnx.simulation import Simulation, forward_batches
 
 __all__ = ["Sensitivity", "measure_sensitivity"]
@@ -40,14 +41,12 @@ def measure_sensitivity(
     result = []
     with torch.no_grad():
         reference = network.run(batch)
-        power = sum(float(v.square().sum()) for v in reference.values())
         names = list(simulation.activations)
         for i, name in enumerate(names):
             hook = simulation.activation_hook({name})
             inputs = {n: hook(n, v) for n, v in batch.items()}
             outputs = network.run(inputs, activation=hook)
-            noise = sum(float((outputs[n] - r).square().sum()) for n, r in reference.items())
-            result.append(Sensitivity(name, simulation.activations[name].bits, (noise / max(power, 1e-30)) ** 0.5))
+            result.append(Sensitivity(name, simulation.activations[name].bits, output_error(outputs, reference)))
             if report is not None:
                 report(i + 1, len(names))
     return sorted(result, key=lambda s: s.error, reverse=True)

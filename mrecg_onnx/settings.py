@@ -83,6 +83,7 @@ class Settings:
         lr_scale: Adam's rate for activation scales, relative to the scale, None likewise.
         learn_bias: biases are learned with the rounding (beyond the paper; they cost nothing, being int32).
         rounding_weight: weight of the rounding regularizer.
+        ranges: "output": several norms propose a range and the network's output chooses; "mse": the papers' p = 2.4 alone.
         range_samples: images for the range search.
         held_out: share of the calibration images on which a unit is compared with nearest rounding.
         window: largest side, in pixels, of the maps a unit is trained on; 0 for whole maps.
@@ -116,6 +117,7 @@ class Settings:
     lr_scale: float | None = None
     learn_bias: bool = False
     rounding_weight: float = 0.01
+    ranges: str = "output"
     range_samples: int = 64
     held_out: float = 0.125
     window: int = 28
@@ -136,6 +138,7 @@ class Settings:
             "equalize": ("auto", "off"),
             "device": ("auto", "cpu", "cuda"),
             "selection": ("peak", "eq4"),
+            "ranges": ("output", "mse"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -10,8 +10,8 @@ itself,
 
 The images are the 1,797 handwritten digits (8x8 pixels, 17 grey levels) that scikit-learn ships. Each is enlarged to
 32x32 by bilinear interpolation and, so that the task is not too easy for a small network, **perturbed at random**:
-rotated by up to 25 degrees, shifted by up to 4 of the 32 pixels in both directions, scaled by up to 15 %, and covered
-with Gaussian noise of standard deviation 0.20 (white is 1). In training every epoch draws new perturbations; the
+rotated by up to 20 degrees, shifted by up to 3 of the 32 pixels in both directions, scaled by up to 10 %, and covered
+with Gaussian noise of standard deviation 0.15 (white is 1). In training every epoch draws new perturbations; the
 calibration and validation files hold one fixed, seeded draw of the same perturbations. Accuracy on these files is thus
 not comparable with accuracy on the unperturbed digits.
 
@@ -45,12 +45,12 @@ CALIB_IMAGES = 256
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
 
-MAX_ROTATION = 25.0  # degrees
-MAX_SHIFT = 4.0  # pixels of 32
-MAX_ZOOM = 0.15
-NOISE = 0.20  # standard deviation; white is 1
+MAX_ROTATION = 20.0  # degrees
+MAX_SHIFT = 3.0  # pixels of 32
+MAX_ZOOM = 0.10
+NOISE = 0.15  # standard deviation; white is 1
 
-EPOCHS = 200
+EPOCHS = 400
 BATCH_SIZE = 64
 LEARNING_RATE = 0.1
 WEIGHT_DECAY = 5e-4
@@ -114,22 +114,22 @@ class InvertedBottleneck(nn.Module):
 class DigitsNet(nn.Module):
     """Stem, one plain residual block, six inverted bottlenecks, head: (N, 3, 32, 32) -> logits (N, 10).
 
-    Deliberately narrow (3,580 parameters): with the usual expansion by 4 and twice the channels, rounding to nearest at
+    Deliberately narrow (PARAMS parameters): with the usual expansion by 4 and twice the channels, rounding to nearest at
     4 bits costs nothing on this task, and the sample would show nothing.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 6, 3, stride=2, padding=1, bias=False)
-        self.stem_bn = nn.BatchNorm2d(6)
+        self.stem = nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False)
+        self.stem_bn = nn.BatchNorm2d(4)
         self.stem_relu = nn.ReLU()
         self.blocks = nn.Sequential(
-            BasicBlock(6),
-            InvertedBottleneck(6, 6, stride=2),
+            BasicBlock(4),
+            InvertedBottleneck(4, 4, stride=2),
+            InvertedBottleneck(4, 4, stride=1),
+            InvertedBottleneck(4, 6, stride=2),
             InvertedBottleneck(6, 6, stride=1),
             InvertedBottleneck(6, 8, stride=2),
-            InvertedBottleneck(8, 8, stride=1),
-            InvertedBottleneck(8, 8, stride=2),
             InvertedBottleneck(8, 8, stride=1),
         )
         self.head = nn.Conv2d(8, 16, 1, bias=False)
@@ -195,14 +195,14 @@ def train(split: Split) -> DigitsNet:
         inputs = normalize(perturb(split.train_images, generator))
         order = torch.randperm(len(inputs), generator=generator)
         total = 0.0
-        for batch in order[: len(order) // BATCH_SIZE * BATCH_SIZE].split(BATCH_SIZE):
+        for batch in order[: len(order) // BATCH_SIZE * BATCH_SIZE].view(-1, BATCH_SIZE):
             loss = F.cross_entropy(net(inputs[batch]), split.train_labels[batch])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             total += loss.item()
-        if (epoch + 1) % 10 == 0:
+        if (epoch + 1) % 20 == 0:
             print(f"epoch {epoch + 1:3d}/{EPOCHS}  loss {total * BATCH_SIZE / len(order):.4f}", flush=True)
     return net.eval()
 
@@ -248,7 +248,7 @@ def top1_on_files(model: Path, folder: Path) -> tuple[int, int]:
 
 
 def main() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # sums are ordered by thread: with one, the files do not depend on the number of cores
     split = load_split()
     net = train(split)
 

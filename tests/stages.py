@@ -11,7 +11,7 @@ import torch
 
 from mrecg_onnx.converters import normalize, to_torch
 from mrecg_onnx.network import Network
-from mrecg_onnx.quantization import calibrate, make_plan
+from mrecg_onnx.preparation import calibrate, make_plan
 from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:

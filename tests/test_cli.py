@@ -23,7 +23,7 @@ import mrecg_onnx
 from mrecg_onnx import Settings
 from mrecg_onnx.commands import main
 from mrecg_onnx.commands._progress import TimeLeft, duration
-from mrecg_onnx.quantization import Progress
+from mrecg_onnx.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -197,6 +197,19 @@ def test_arrays_calibrate_as_they_are(here: Path) -> None:
     assert "8 rows of arrays" in result.stdout
 
 
+@pytest.mark.parametrize("batch", [1, 7])
+def test_a_model_with_a_fixed_batch_runs_on_any_number_of_images(here: Path, batch: int) -> None:
+    g = Graph()
+    x = g.relu(g.conv(g.input(3, batch=batch), 3, 8))
+    x = g.op("GlobalAveragePool", [g.relu(g.conv(x, 8, 8, "conv2"), "relu2")], "pool")
+    x = g.op("Reshape", [x, g.constant("shape", np.array([batch, -1]))], "reshape")
+    g.gemm(x, 8, 10, output="output")
+    onnx.save(g.model(), "fixed.onnx")
+    works("quantize", "fixed.onnx", "--calib", "images", *FAST)
+    works("validate", "fixed.onnx", "fixed_w4a4.onnx", "--data", "images", "--repeats", "0")
+    assert onnx.load("fixed_w4a4.onnx").graph.input[0].type.tensor_type.shape.dim[0].dim_value == batch
+
+
 def test_validate_puts_both_models_side_by_side(here: Path) -> None:
     works("quantize", "model.onnx", "--calib", "images", *FAST, "--mean", "0.5")
     files = ("validate", "model.onnx", "model_w4a4.onnx", "--data", "images", "--threads", "1")
@@ -313,6 +326,19 @@ def test_a_truncated_file(here: Path, share: float) -> None:
     quantize_fails("cut.onnx", says=("cut.onnx", "truncated"))
 
 
+def test_damaged_bytes_never_surprise(here: Path) -> None:
+    content = (here / "model.onnx").read_bytes()
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        damaged = bytearray(content)
+        for position in random.integers(len(content) - 3000, len(content), 3):
+            damaged[position] = random.integers(256)
+        (here / "damaged.onnx").write_bytes(bytes(damaged))
+        result = run("inspect", "damaged.onnx")
+        assert result.exit_code in {0, 1}
+        assert "unexpected" not in result.stderr
+
+
 def test_external_data_missing_or_short(here: Path) -> None:
     onnx.save(
         classifier(),
@@ -336,6 +362,11 @@ def test_nothing_to_quantize(here: Path) -> None:
     onnx.save(g.model(), "empty.onnx")
     quantize_fails("empty.onnx", says=("nothing to quantize",))
     fails("inspect", "empty.onnx", says=("nothing to quantize",))
+
+
+def test_a_model_that_is_quantized_already(here: Path) -> None:
+    works("quantize", "model.onnx", "--calib", "images", "--method", "nearest", "-o", "quant.onnx")
+    quantize_fails("quant.onnx", says=("quantized already",))
 
 
 def test_an_op_that_cannot_be_converted_is_named_with_its_node(here: Path) -> None:
@@ -504,6 +535,14 @@ def test_a_path_that_cannot_be_written_is_refused_before_the_work(here: Path, op
     for path in ("missing/out.onnx", "images", "model.onnx/out.onnx"):
         line = quantize_fails("model.onnx", option, path, says=(path,))
         assert "folder" in line
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in the file system")
+@pytest.mark.parametrize("option", ["--output", "--json"])
+def test_a_device_or_pipe_is_not_replaced_by_a_file(here: Path, option: str) -> None:
+    os.mkfifo(here / "pipe")
+    quantize_fails("model.onnx", option, "pipe", says=("device or pipe",))
+    assert (here / "pipe").is_fifo()
 
 
 def test_an_interrupted_run_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bar
 
-    from mrecg_onnx.quantization import Progress
+    from mrecg_onnx.progress import Progress
 
 __all__ = ["TimeLeft", "counter", "duration", "progress"]
 

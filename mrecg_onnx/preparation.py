@@ -1,0 +1,177 @@
+"""What every run does before anything is learned: load, plan, read the images, convert, equalize, search ranges."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from mrecg_onnx.calibration import NORMS, activation_grids, nearest_weights
+from mrecg_onnx.converters import check_parity, load_model, normalize, to_torch
+from mrecg_onnx.converters.errors import DataError, SettingsError
+from mrecg_onnx.equalization import Equalized, apply_scale, choose_scales, find_streams
+from mrecg_onnx.granularity import default_merges, groups_from_mask, read_scheme, select_eq4, select_peaks
+from mrecg_onnx.grids import P_NORM
+from mrecg_onnx.images import Dataset, InputSpec, open_calibration
+from mrecg_onnx.methods import METHODS
+from mrecg_onnx.network import Network
+from mrecg_onnx.placement import place, plan_layers
+from mrecg_onnx.plan import Plan
+from mrecg_onnx.progress import Clock
+from mrecg_onnx.settings import Settings
+from mrecg_onnx.simulation import Simulation
+from mrecg_onnx.units import plan_layer_units, plan_units
+
+__all__ = ["Prepared", "calibrate", "make_plan", "merge_by", "pick_device", "prepare"]
+
+#: Images on which the bridge is compared with ONNX Runtime.
+PARITY_IMAGES = 8
+#: Largest relative error of the bridge, and of the rescaled float network, against the user's model in float32.
+PARITY_TOLERANCE = 1e-4
+
+
+@dataclass
+class Prepared:
+    """A model that is ready to be calibrated.
+
+    Attributes:
+        original: the user's model as loaded.
+        graph: normalized and equalized float graph: what gets its Q/DQ.
+        plan: who is quantized.
+        settings: with the preprocessing resolved.
+        dataset: calibration images.
+        data: the same as tensors [N, ...] on the CPU, by input name.
+        network: the graph in torch.
+        parity: relative error between ONNX Runtime and torch.
+        equalized: decision for every stream.
+    """
+
+    original: onnx.ModelProto
+    graph: ir.Model
+    plan: Plan
+    settings: Settings
+    dataset: Dataset
+    data: dict[str, Tensor]
+    network: Network
+    parity: float
+    equalized: list[Equalized]
+
+
+def prepare(
+    model: onnx.ModelProto | str | Path, calib: str | Path | Dataset, settings: Settings, clock: Clock
+) -> Prepared:
+    """Load, plan, read the images, convert and equalize.
+
+    Raises:
+        MrecgError: the model, the images or the settings do not do; the subclass says which.
+    """
+    device = pick_device(settings.device)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    with clock.stage("load"):
+        original = load_model(model)
+        graph = normalize(original)
+        plan = make_plan(graph, settings)
+        dataset = _open(calib, graph, settings)
+        arrays = dataset.load()
+        data = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if len(next(iter(data.values()))) < 2:
+            raise DataError("calibration needs at least two images")
+        settings = dataclasses.replace(settings, preprocess=dataset.preprocess or settings.preprocess)
+        few = {name: array[:PARITY_IMAGES] for name, array in arrays.items()}
+        module = to_torch(graph)
+        parity = check_parity(original, module, few, PARITY_TOLERANCE)
+        network = Network(module, device)
+    equalized: list[Equalized] = []
+    if settings.equalize == "auto" and plan.activations:
+        with clock.stage("equalize"):
+            equalized = choose_scales(network, find_streams(graph), plan.activations, data)
+            if any(entry.alpha for entry in equalized):
+                for entry in equalized:
+                    if entry.alpha:
+                        apply_scale(graph, entry.stream, entry.scale)
+                module = to_torch(graph)
+                check_parity(original, module, few, PARITY_TOLERANCE)
+                network = Network(module, device)
+    return Prepared(original, graph, plan, settings, dataset, data, network, parity, equalized)
+
+
+def _open(calib: str | Path | Dataset, graph: ir.Model, settings: Settings) -> Dataset:
+    if isinstance(calib, Dataset):
+        return calib
+    inputs = graph_inputs(graph)
+    return open_calibration(calib, inputs, settings.preprocess, samples=settings.samples, seed=settings.seed)
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device for "auto", "cpu" or "cuda".
+
+    Raises:
+        SettingsError: CUDA is asked for and torch sees no device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("--device cuda: torch finds no CUDA device here; use --device cpu or auto")
+    return torch.device(name)
+
+
+def graph_inputs(model: ir.Model) -> list[InputSpec]:
+    """What the graph wants to be fed."""
+    specs = []
+    for value in model.graph.inputs:
+        shape = tuple(d if isinstance(d, int) else None for d in value.shape) if value.shape is not None else ()
+        dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
+        specs.append(InputSpec(value.name or "", shape, np.dtype(dtype)))
+    return specs
+
+
+def make_plan(model: ir.Model, settings: Settings, protected: frozenset[str] = frozenset()) -> Plan:
+    """Plan everything that needs no data; merges of the scheme "loss" come after the probing run.
+
+    Raises:
+        ModelError: nothing to quantize.
+        SettingsError: a pattern or the scheme file does not fit the model.
+    """
+    layers = plan_layers(model, settings)
+    activations = place(model, layers, settings, protected)
+    method = METHODS[settings.method]
+    if method.granularity == "layer":
+        units = plan_layer_units(model, layers, settings.alpha)
+    else:
+        units = plan_units(model, layers, settings.alpha)
+    plan = Plan(layers, activations, units, tuple((i,) for i in range(len(units))))
+    if not method.merge or settings.scheme in {"none", "loss"}:
+        return plan
+    if settings.scheme == "modcap":
+        return merge_by(plan, settings, [u.capacity for u in units], "modcap")
+    return dataclasses.replace(plan, merges=read_scheme(settings.scheme, units), scheme=settings.scheme)
+
+
+def merge_by(plan: Plan, settings: Settings, capacities: list[float], scheme: str) -> Plan:
+    """Choose merges from capacities: module capacities or losses (Eq. 3 and 4)."""
+    k = settings.merges
+    if settings.selection == "eq4":
+        mask = select_eq4(
+            capacities, default_merges(len(capacities)) if k is None else k, settings.penalty, units=plan.units
+        )
+    else:
+        rising = scheme == "modcap"
+        if rising and k is None:
+            k = default_merges(len(capacities))
+        mask = select_peaks(capacities, k, rising=rising, units=plan.units)
+    losses = tuple(capacities) if scheme == "loss" else None
+    return dataclasses.replace(plan, merges=groups_from_mask(mask), scheme=scheme, losses=losses)
+
+
+def calibrate(network: Network, plan: Plan, data: dict[str, Tensor], settings: Settings) -> Simulation:
+    """Nearest-rounded weights and searched activation ranges: where every method starts."""
+    norms = NORMS if settings.ranges == "output" else (P_NORM,)
+    grids = activation_grids(network, plan.activations, data, images=settings.range_samples, norms=norms)
+    return Simulation(network, plan, grids, nearest_weights(network, plan.quantized_layers))
