@@ -14,7 +14,7 @@ from mrecg_onnx.network import Network
 from mrecg_onnx.plan import ActivationPlan, LayerPlan
 from mrecg_onnx.simulation import QuantizedWeight, forward_batches
 
-__all__ = ["activation_grids", "nearest_weights", "output_error", "sample_activations"]
+__all__ = ["activation_grids", "nearest_weights", "output_error", "require_finite", "sample_activations"]
 
 #: Values kept of each tensor for the range search; the true minimum and maximum are kept beside them.
 SAMPLED_VALUES = 1 << 17
@@ -40,6 +40,17 @@ def nearest_weights(network: Network, layers: Sequence[LayerPlan]) -> dict[str, 
     return result
 
 
+def require_finite(name: str, value: Tensor) -> Tensor:
+    """Activation hook that lets every value pass.
+
+    Raises:
+        DataError: ``value`` holds NaN or Inf; the tensor is named.
+    """
+    if value.is_floating_point() and value.numel() and not bool(torch.isfinite(value.amin() + value.amax())):
+        raise DataError(f"tensor '{name}' holds NaN or Inf on the calibration images: the float model is broken there")
+    return value
+
+
 class _Sampler:
     """Keeps an evenly spread sample of a tensor's values over batches, and its true range."""
 
@@ -49,12 +60,8 @@ class _Sampler:
         self.low, self.high = torch.tensor(float("inf")), torch.tensor(float("-inf"))
 
     def add(self, name: str, value: Tensor) -> None:
-        flat = value.detach().reshape(-1)
+        flat = require_finite(name, value).detach().reshape(-1)
         low, high = flat.amin(), flat.amax()
-        if not bool(torch.isfinite(low + high)):
-            raise DataError(
-                f"tensor '{name}' holds NaN or Inf on the calibration images: the float model is broken there"
-            )
         self.low, self.high = torch.minimum(self.low.to(low), low), torch.maximum(self.high.to(high), high)
         # An odd stride walks through all channels and positions.
         stride = max(1, flat.numel() // self.per_batch) | 1

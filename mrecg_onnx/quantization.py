@@ -233,6 +233,7 @@ def reconstruct(
             learn_scales=method.learn_scales,
             learn_bias=settings.learn_bias and method.learn_scales,
             rounding_weight=settings.rounding_weight,
+            knee=settings.knee if settings.loss == "huber" else None,
             window=settings.window,
             seed=settings.seed + i,
             clock=time.perf_counter,

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from mrecg_onnx.calibration import require_finite
 from mrecg_onnx.grids import Grid, learnable_fake_quantize
 from mrecg_onnx.network import Step
 from mrecg_onnx.plan import UnitPlan
@@ -94,10 +96,28 @@ class UnitResult:
         return self.loss if self.kept == "learned" else self.loss_nearest
 
 
-def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Squared error summed over channels (dim 1), mean over batch and space; shape () (method.md 3.7)."""
-    error = (output - target).square()
-    return error.sum() * (1.0 / (error.numel() / (error.shape[1] if error.dim() > 1 else 1)))
+def reconstruction_loss(output: Tensor, target: Tensor, knee: float | None = None) -> Tensor:
+    """Error of a unit's output, summed over channels (dim 1), mean over batch and space; shape ().
+
+    Args:
+        output: the quantized unit's output.
+        target: the float one, same shape.
+        knee: None for the squared error (method.md 3.7); else twice the Huber loss: e^2 for errors below d = ``knee`` and
+            2 d |e| - d^2 above. Some networks carry values of sixty standard deviations that hardly matter to their
+            output; squared, they are all that a unit learns.
+    """
+    if knee is None:
+        total = functional.mse_loss(output, target, reduction="sum")
+    else:
+        total = 2.0 * functional.huber_loss(output, target, reduction="sum", delta=knee)
+    return total / (output.numel() / (output.shape[1] if output.dim() > 1 else 1))
+
+
+def _knees(targets: Mapping[str, Tensor], share: float | None) -> dict[str, float | None]:
+    """Knee of the loss at each output: ``share`` of the float output's standard deviation, None for squares."""
+    if share is None:
+        return dict.fromkeys(targets)
+    return {name: share * max(float(x.float().std()), 1e-6) for name, x in targets.items()}
 
 
 class _Masks:
@@ -179,6 +199,7 @@ class _Loop:
     trainable: _Trainable
     masks: _Masks
     quantize_activations: bool
+    knees: dict[str, float | None]
     window: Window | None = None
     generator: torch.Generator = field(default_factory=torch.Generator)
 
@@ -225,7 +246,9 @@ class _Loop:
                 wanted = target[:, :, top:bottom, left:right]
             else:
                 wanted = target
-            total = total + reconstruction_loss(output, wanted[index.to(wanted.device)].to(output.device))
+            total = total + reconstruction_loss(
+                output, wanted[index.to(wanted.device)].to(output.device), self.knees[name]
+            )
         return total
 
 
@@ -238,6 +261,7 @@ def evaluate_unit(
     *,
     quantize_activations: bool,
     batch_size: int,
+    knees: Mapping[str, float | None],
 ) -> float:
     """Mean reconstruction loss of the unit as ``simulation`` has it now, over the samples ``index``."""
     total, count = 0.0, 0
@@ -248,7 +272,7 @@ def evaluate_unit(
     for batch, target in pairs:
         outputs = simulation.run(batch, steps, keep=unit.outputs, quantize_activations=quantize_activations)
         size = len(next(iter(batch.values())))
-        total += size * sum(float(reconstruction_loss(outputs[n], t)) for n, t in target.items())
+        total += size * sum(float(reconstruction_loss(outputs[n], t, knees[n])) for n, t in target.items())
         count += size
     return total / max(1, count)
 
@@ -281,6 +305,7 @@ def reconstruct_unit(
     learn_scales: bool,
     learn_bias: bool,
     rounding_weight: float,
+    knee: float | None,
     window: int,
     seed: int,
     clock: Callable[[], float],
@@ -299,6 +324,7 @@ def reconstruct_unit(
         learn_scales: activation scales are learned too.
         learn_bias: biases are learned too (they are int32 in the file: free to move).
         rounding_weight: weight of the rounding regularizer.
+        knee: see :func:`reconstruction_loss`, in standard deviations of the output; None for the squared error.
         window: side of the largest map in pixels, 0 for whole maps.
         seed: for batches, windows and masks.
         clock: seconds, monotonic.
@@ -315,10 +341,11 @@ def reconstruct_unit(
     generator = torch.Generator().manual_seed(seed)
     quantize = keep_quantized is not None
     trainable = _Trainable(unit, simulation, made, learn_scales=learn_scales and quantize, learn_bias=learn_bias)
+    knees = _knees(data.targets, knee)
     masks = _Masks(keep_quantized if keep_quantized is not None else 1.0, network.device, generator)
-    loop = _Loop(unit, steps, simulation, data, trainable, masks, quantize)
+    loop = _Loop(unit, steps, simulation, data, trainable, masks, quantize, knees)
     judge = data.held_out if len(data.held_out) else data.training
-    options = {"quantize_activations": quantize, "batch_size": batch_size}
+    options = {"quantize_activations": quantize, "batch_size": batch_size, "knees": knees}
     nearest = evaluate_unit(unit, steps, simulation, data, judge, **options)  # type: ignore[arg-type]
     if not trainable.rounding:
         return UnitResult(unit.name, unit.layers, 0, nearest, nearest, "nearest", 0.0, clock() - begin)
@@ -392,7 +419,11 @@ class Prefix:
         }
 
     def targets(self, unit: UnitPlan) -> dict[str, Tensor]:
-        """Float outputs of ``unit`` on all samples."""
+        """Float outputs of ``unit`` on all samples.
+
+        Raises:
+            DataError: a tensor of the unit holds NaN or Inf; it is named.
+        """
         steps = self._steps(unit)
         network = self.simulation.network
         parts: list[dict[str, Tensor]] = []
@@ -400,7 +431,8 @@ class Prefix:
             for batch in forward_batches(
                 {n: self.floating[n] for n in self._reads(unit)}, self.batch_size, network.device
             ):
-                parts.append({n: x.cpu() for n, x in network.run(batch, steps, keep=unit.outputs).items()})
+                made = network.run(batch, steps, keep=unit.outputs, activation=require_finite)
+                parts.append({n: x.cpu() for n, x in made.items()})
         return {n: torch.cat([p[n] for p in parts]) for n in unit.outputs}
 
     def data(self, unit: UnitPlan, targets: dict[str, Tensor], training: Tensor, held_out: Tensor) -> UnitData:

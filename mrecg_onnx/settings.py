@@ -81,6 +81,8 @@ class Settings:
         probe_fraction: iterations of the probing run as a share of ``iters``.
         lr_rounding: Adam's rate for the rounding variables, None for a rate that grows as ``iters`` shrinks.
         lr_scale: Adam's rate for activation scales, relative to the scale, None likewise.
+        loss: "huber" (robust to outliers) or "mse" (the papers').
+        knee: where the Huber loss turns from squares to magnitudes, in standard deviations of the unit's output.
         learn_bias: biases are learned with the rounding (beyond the paper; they cost nothing, being int32).
         rounding_weight: weight of the rounding regularizer.
         ranges: "output": several norms propose a range and the network's output chooses; "mse": the papers' p = 2.4 alone.
@@ -98,7 +100,7 @@ class Settings:
     protect: int = 0
     iters: int = 1000
     batch_size: int = 32
-    samples: int = 512
+    samples: int = 1024
     seed: int = 0
     device: str = "auto"
     first_last_bits: int = 8
@@ -115,7 +117,9 @@ class Settings:
     probe_fraction: float = 0.1
     lr_rounding: float | None = None
     lr_scale: float | None = None
-    learn_bias: bool = False
+    loss: str = "huber"
+    knee: float = 0.5
+    learn_bias: bool = True
     rounding_weight: float = 0.01
     ranges: str = "output"
     range_samples: int = 64
@@ -139,6 +143,7 @@ class Settings:
             "device": ("auto", "cpu", "cuda"),
             "selection": ("peak", "eq4"),
             "ranges": ("output", "mse"),
+            "loss": ("huber", "mse"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -161,6 +166,7 @@ class Settings:
             _in("drop", self.drop, 0.0, 1.0)
         _in("alpha", self.alpha, 0.0, math.inf)
         _in("probe_fraction", self.probe_fraction, 0.001, 1.0)
+        _in("knee", self.knee, 1e-3, 100.0)
         _in("held_out", self.held_out, 0.0, 0.5)
         for pattern in (*self.exclude, *(rule.pattern for rule in self.bits)):
             try:

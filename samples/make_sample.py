@@ -15,6 +15,10 @@ with Gaussian noise of standard deviation 0.15 (white is 1). In training every e
 calibration and validation files hold one fixed, seeded draw of the same perturbations. Accuracy on these files is thus
 not comparable with accuracy on the unperturbed digits.
 
+Size of the network, length of training and strength of the perturbations were picked from a few dozen combinations so
+that FP32 accuracy is high while rounding to nearest at 4 bits costs several points. The pick looked at the validation
+part: these accuracies compare quantizations of this one network and say little about digits in general.
+
 Split, perturbation, initial weights and order of the mini-batches are seeded: on one machine the same versions of the
 libraries give the same files.
 """
@@ -114,7 +118,7 @@ class InvertedBottleneck(nn.Module):
 class DigitsNet(nn.Module):
     """Stem, one plain residual block, six inverted bottlenecks, head: (N, 3, 32, 32) -> logits (N, 10).
 
-    Deliberately narrow (PARAMS parameters): with the usual expansion by 4 and twice the channels, rounding to nearest at
+    Deliberately narrow (2,430 parameters): with the usual expansion by 4 and twice the channels, rounding to nearest at
     4 bits costs nothing on this task, and the sample would show nothing.
     """
 

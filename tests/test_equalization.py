@@ -318,7 +318,7 @@ def chosen(model: onnx.ModelProto, **options) -> dict[str, float]:
 def test_outlier_channels_are_equalized():
     entry = chosen(planted({2: 12.0, 5: 8.0}))["project_out"]
     assert entry.alpha > 0
-    assert entry.spread == pytest.approx(12, rel=0.01)
+    assert entry.spread == pytest.approx(12, rel=0.05)
     assert entry.error_after < (1 - MIN_GAIN) * entry.error_before
     scale = torch.tensor(entry.scale)
     assert torch.topk(scale, 2).indices.tolist() == [2, 5]

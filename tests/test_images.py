@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mrecg_onnx.converters.errors import DataError, MrecgError, SettingsError
 from PIL import Image
 
+from mrecg_onnx.converters.errors import DataError, MrecgError, SettingsError
 from mrecg_onnx.images import (
     IMAGE_SUFFIXES,
     InputSpec,

@@ -10,11 +10,11 @@ import onnx
 import onnxruntime as ort
 import pytest
 from architectures import Graph, conv_relu, conv_transpose, two_inputs
-from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from mrecg_onnx import runtime
+from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
 from mrecg_onnx.images import InputSpec, Preprocess, open_validation
 from mrecg_onnx.metrics import mcnemar_p, sqnr_db, wilson_interval
 from mrecg_onnx.runtime import (

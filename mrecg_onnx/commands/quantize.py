@@ -140,6 +140,7 @@ def _summary(result: QuantizationResult, model: Path, *, images_ignored: bool) -
             "preprocessing": result.settings.preprocess.describe()
             if _used_images(result)
             else "none, arrays as they are",
+            "notes": list(result.verification.notes),
             "warnings": warnings,
             "time": _time(result),
         }
