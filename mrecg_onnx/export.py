@@ -338,10 +338,11 @@ def _keep_float(writer: _Writer, node: ir.Node) -> None:
         return
     codes, scale, zero_point = source.inputs[:3]
     axis = 1 - node.attributes.get_int("transA", 0)
+    sizes = stored.numpy().shape
     if node.op_type == "Conv":
-        channels = int(stored.shape[1]) * node.attributes.get_int("group", 1)
+        channels = sizes[1] * node.attributes.get_int("group", 1)
     else:
-        channels = int(stored.shape[node.attributes.get_int("transB", 0)])
+        channels = sizes[node.attributes.get_int("transB", 0)]
     vectors = [np.full(channels, constant(v).numpy()) for v in (scale, zero_point)]  # type: ignore[union-attr]
     name = f"{node.name}_input"
     parameters = [

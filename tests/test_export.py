@@ -205,6 +205,13 @@ def computed_bias() -> onnx.ModelProto:
     return g.model()
 
 
+def computed_bound() -> onnx.ModelProto:
+    """Clip without a lower bound whose upper one the graph computes: nothing to absorb."""
+    g = Graph()
+    high = g.op("Abs", [g.op("ReduceMin", [g.input()], "least", keepdims=0)], "high")
+    return _tail(g, g.op("Clip", [g.conv("input", 8, 8), "", high], "clip"))
+
+
 MORE = {
     build.__name__: build
     for build in (
@@ -216,6 +223,7 @@ MORE = {
         clip_positive,
         clip_above,
         clip_twice,
+        computed_bound,
         relu_output,
         two_heads,
         split,
