@@ -42,7 +42,7 @@ def main() -> None:
             rows.append({"bits": f"W{wbits}A4", "method": method, "top1": tops, "seconds": round(max(seconds), 1)})
             print(rows[-1], flush=True)
     (RESULTS / "sample.json").write_text(json.dumps({"header": header(), "fp32": fp32, "rows": rows}, indent=1) + "\n")
-    lines = ["# The sample", "", f"Written by `python benchmarks/sample.py`; 450 images, FP32 top-1 {fp32:.4f}, default settings.",
+    lines = ["# The sample", "", f"By `python benchmarks/sample.py`; 450 images, FP32 top-1 {fp32:.4f}, default settings.",
              "", "| bits | method | top-1, seeds 0, 1, 2 | mean | slowest run |", "|---|---|---|---|---|"]  # fmt: skip
     for row in rows:
         tops = ", ".join(f"{t:.4f}" for t in row["top1"])

@@ -23,7 +23,7 @@ NORMS = (P_NORM, 1.0, 1.5, 2.0)
 #: Proposals whose scales differ by less than this share are one.
 SAME_SCALE = 0.04
 #: Images on which proposals are judged.
-JUDGED_IMAGES = 8
+JUDGED_IMAGES = 16
 #: From this width on weights are symmetric: the shifted asymmetric codes would not fit int8 (deployment measurements).
 SYMMETRIC_FROM = 8
 

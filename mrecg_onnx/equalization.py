@@ -42,6 +42,8 @@ __all__ = ["Equalized", "Stream", "apply_scale", "choose_scales", "find_streams"
 FIRST_ALPHA, OTHER_ALPHAS = 0.5, (0.25, 0.75, 1.0)
 #: A stream whose largest channel is less than this multiple of the median has nothing to equalize.
 MIN_SPREAD = 1.15
+#: An output error below this share is left alone: at 8 bits there is nothing to gain, and weights would pay for it.
+MIN_ERROR = 0.01
 #: An exponent must lower the error at least this much, or the stream stays as it is.
 MIN_GAIN = 0.02
 #: Bounds of s: beyond them a channel is dead or an outlier of its own kind.
@@ -274,7 +276,7 @@ def choose_scales(
 
         before = judge.error(scaled(0.0), values)
         best = (before, 0.0)
-        if spread >= MIN_SPREAD:
+        if spread >= MIN_SPREAD and before >= MIN_ERROR:
             best = min(best, (judge.error(scaled(FIRST_ALPHA), values), FIRST_ALPHA))
             if best[1]:
                 best = min([best, *((judge.error(scaled(a), values), a) for a in OTHER_ALPHAS)])
