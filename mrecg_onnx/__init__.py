@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mrecg_onnx.converters.errors import MrecgError
     from mrecg_onnx.images import Preprocess
-    from mrecg_onnx.inspection import inspect
+    from mrecg_onnx.inspection import Inspection, inspect
     from mrecg_onnx.quantization import QuantizationResult, quantize
     from mrecg_onnx.settings import BitRule, Settings
     from mrecg_onnx.validation import ValidationResult, validate
 
 __all__ = [
-    "BitRule", "MrecgError", "Preprocess", "QuantizationResult", "Settings", "ValidationResult", "inspect", "quantize",
-    "validate",
+    "BitRule", "Inspection", "MrecgError", "Preprocess", "QuantizationResult", "Settings", "ValidationResult", "inspect",
+    "quantize", "validate",
 ]  # fmt: skip
 
 try:
@@ -33,6 +33,7 @@ except metadata.PackageNotFoundError:  # a checkout that is not installed
 
 _HOME = {
     "BitRule": "settings",
+    "Inspection": "inspection",
     "MrecgError": "converters.errors",
     "Preprocess": "images",
     "QuantizationResult": "quantization",

@@ -24,7 +24,7 @@ NORMS = (P_NORM, 1.0, 1.5, 2.0)
 SAME_SCALE = 0.04
 #: Images on which proposals are judged.
 JUDGED_IMAGES = 16
-#: From this width on weights are symmetric: the shifted asymmetric codes would not fit int8 (deployment measurements).
+#: From this width on weights are symmetric: the shifted asymmetric codes would not fit int8 (docs/method.md 6).
 SYMMETRIC_FROM = 8
 
 
@@ -110,7 +110,7 @@ def activation_grids(
 ) -> dict[str, Grid]:
     """Per-tensor grid of every quantizer on the float network, by quantizer name.
 
-    With one norm this is the papers' search: the range of least mean |x - Q(x)|^p (method.md 3.6). With several, each
+    With one norm this is the papers' search: the range of least mean |x - Q(x)|^p (docs/method.md 1). With several, each
     norm proposes a range and the proposal is taken that changes the network's output least when only this tensor is
     quantized. On heavy-tailed tensors that decides everything: on the last residual sum of MobileNetV2 at 4 bits p = 2.4
     keeps a few outliers and rounds the rest away (relative output error .50), p = 1.5 does the opposite (.06).

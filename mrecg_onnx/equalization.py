@@ -2,7 +2,7 @@
 
 One scale vector s per stream: every producer's output channels (weights and bias) are divided by s, every consumer's input
 channels multiplied by it. Ops between must be positively homogeneous, channel by channel (Nagel et al. 2019, eq. 8-11;
-for residual streams all tensors that meet in the same Adds share one vector, method.md 10). Relu6 is not homogeneous and
+for residual streams all tensors that meet in the same Adds share one vector, docs/method.md 5). Relu6 is not homogeneous and
 ends a stream.
 
 s_c = (m_c / median m)^alpha with m_c = (mean |x_c|^4)^(1/4) on calibration images: between the largest magnitude, which one

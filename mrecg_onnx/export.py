@@ -1,6 +1,6 @@
 """Writing the quantized model: Q/DQ pairs and integer codes into the user's own graph, in the 8-bit container.
 
-Measured on ONNX Runtime (deployment measurements; benchmarks of this repository): low bits run on the integer kernels only
+Measured on ONNX Runtime (1.31, CPU provider): low bits run on the integer kernels only
 when they are kept in 8-bit tensors, so
 
 1. an activation of b < 8 bits is ``QuantizeLinear(uint8) -> Clip(0, 2^b - 1) -> DequantizeLinear``: the Clip works on codes;

@@ -3,7 +3,7 @@
 Capacity, Eq. 3:  ModCap = sum over conv layers of params * bits * a,  a = 1 at stride 1 and alpha at stride 2.
 Choice, Eq. 4:    max over m in {0,1}^(L-1) of  sum m_i (C_i - C_{i+1})^2 - lambda (sum m_i - k)^2.
 
-Two selections are offered (method.md 4.2): ``eq4`` is the formula, solved exactly; ``peak`` is the signed rule that
+Two selections are offered (docs/method.md 4): ``eq4`` is the formula, solved exactly; ``peak`` is the signed rule that
 reproduces the authors' own choices: a unit whose loss is higher than that of the next one is joined with it, because the
 peak disappears when the error is measured behind it.
 

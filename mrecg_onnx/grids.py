@@ -88,7 +88,7 @@ def search_range(
     high: Tensor | None = None,
     candidates: int | None = None,
 ) -> Grid:
-    """Find the range whose grid has the least mean ``|x - Q(x)|^p`` (method.md 3.6, MQBench's MSE observer).
+    """Find the range whose grid has the least mean ``|x - Q(x)|^p`` (docs/method.md 1, MQBench's MSE observer).
 
     Both ends of [min, max] shrink together in steps of 1 %; every channel makes its own choice.
 

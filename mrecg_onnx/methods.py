@@ -1,7 +1,7 @@
 """The table of methods: each is a row of choices over shared parts, not a branch.
 
 Sources: AdaRound (Nagel 2020), BRECQ (Li 2021, in the joint variant of the MRECG code base), QDrop (Wei 2022),
-MRECG (Ma 2023); method.md 3.7 and 5-7.
+MRECG (Ma 2023); docs/method.md 2.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Reconstruction of one unit: rounding and activation scales learned so that the unit's output stays what it was.
 
-The loop of the MRECG code base (method.md 3.7, QDrop sections 7): loss = mean over batch and space of the channel-summed
+The loop of the MRECG code base (docs/method.md 2): loss = mean over batch and space of the channel-summed
 squared error to the float output, plus the rounding regularizer; inputs from the quantized prefix, mixed element by element
 with the float ones under drop.
 """
@@ -102,7 +102,7 @@ def reconstruction_loss(output: Tensor, target: Tensor, knee: float | None = Non
     Args:
         output: the quantized unit's output.
         target: the float one, same shape.
-        knee: None for the squared error (method.md 3.7); else twice the Huber loss: e^2 for errors below d = ``knee`` and
+        knee: None for the squared error (docs/method.md 2); else twice the Huber loss: e^2 for errors below d = ``knee`` and
             2 d |e| - d^2 above. Some networks carry values of sixty standard deviations that hardly matter to their
             output; squared, they are all that a unit learns.
     """

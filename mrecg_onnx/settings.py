@@ -73,8 +73,8 @@ class Settings:
         bits: widths of single layers.
         preprocess: how an image becomes an input.
         threads: CPU threads of torch, None for its default.
-        drop: probability that QDrop keeps an element quantized, None for the method's own (method.md 7).
-        selection: "peak" (signed rule) or "eq4" (literal top-k objective), method.md 4.2.
+        drop: probability that QDrop keeps an element quantized, None for the method's own (docs/method.md 2).
+        selection: "peak" (signed rule) or "eq4" (literal top-k objective), docs/method.md 4.
         merges: number of merges k, None for the rule of :mod:`mrecg_onnx.granularity`.
         penalty: lambda of Eq. 4, None for a hard limit at k.
         alpha: stride correction of the module capacity, Eq. 3.

@@ -10,7 +10,7 @@
 5. A branch structure with more than eight layers (a U-Net, a dense block) is cut inside, where the fewest tensors are
    alive, into units with several inputs and outputs.
 
-Reproduces the base partition of the MRECG code base (method.md 3.2-3.4) on ResNet, RegNet and MobileNetV2.
+Reproduces the base partition of the MRECG code base (docs/method.md 3) on ResNet, RegNet and MobileNetV2.
 """
 
 from __future__ import annotations

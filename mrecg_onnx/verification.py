@@ -25,7 +25,7 @@ MIN_AGREEMENT, MIN_SQNR_DB = 0.995, 40.0
 #: Relative difference up to which an image counts as equal, and the share of such images that proves the export right where
 #: the SQNR falls short: one code that lies between two steps and falls the other way in an early layer costs that image.
 EXACT, MIN_EXACT = 1e-4, 0.25
-#: At the default level integer kernels requantize once instead of twice; single steps differ (deployment measurements 6).
+#: At the default level integer kernels requantize once instead of twice; single steps differ.
 MIN_AGREEMENT_FUSED = 0.95
 
 #: Integer kernels ONNX Runtime's CPU provider has for the ops that the exporter leaves between quantizers.

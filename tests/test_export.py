@@ -397,7 +397,7 @@ def exported(model: onnx.ModelProto, **options) -> tuple[Stage, Exported]:
 
 @pytest.mark.parametrize("wbits", [2, 3, 4, 7])
 def test_shifted_codes_are_the_asymmetric_weights(wbits):
-    """Codes 0..2^b-1 with a zero point a channel, stored as code - zero point with zero point 0 (deployment.md 2)."""
+    """Codes 0..2^b-1 with a zero point a channel, stored as code - zero point with zero point 0 (docs/method.md 6)."""
     stage, result = exported(residual(), wbits=wbits, first_last_bits=wbits)
     values = initializers(result.model)
     asymmetric = 0

@@ -22,7 +22,7 @@ from mrecg_onnx.granularity import (
 )
 from mrecg_onnx.plan import LayerPlan, Plan, UnitPlan
 
-#: Loss of BRECQ on MobileNetV2 by block, features.1 to features.17 (method.md 2, last table), and behind them the
+#: Loss of BRECQ on MobileNetV2 by block, features.1 to features.17 (Ma et al. 2023, read off the figure), and behind them the
 #: classifier's unit, which takes part in no merge.
 PUBLISHED_LOSSES = [1.0, 1.5, 7.0, 4.0, 5.1, 7.4, 5.2, 7.4, 8.1, 9.4, 7.2, 10.0, 14.6, 6.8, 10.9, 16.7, 10.7, 12.0]
 PUBLISHED_MERGES = [(2, 3), (5, 6), (9, 10), (12, 13), (15, 16)]
@@ -131,7 +131,7 @@ def test_eq4_without_weight_on_k_takes_all_that_gains():
 
 
 def test_literal_eq4_is_not_the_authors_choice():
-    # method.md 4.2: top-7 by squared difference.
+    # Top-7 by squared difference.
     expected = {(12, 13), (15, 16), (14, 15), (1, 2), (11, 12), (13, 14), (2, 3)}
     losses = PUBLISHED_LOSSES[:17]
     ranked = sorted(range(16), key=lambda i: -((losses[i] - losses[i + 1]) ** 2))[:7]

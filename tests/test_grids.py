@@ -52,7 +52,7 @@ def values(kind: str, seed: int, shape: tuple[int, ...]) -> Tensor:
 def brute_force(
     x: np.ndarray, bits: int, symmetric: bool, candidates: int, p: float = 2.4
 ) -> list[tuple[float, float, float]]:
-    """(error, scale, zero point) of every candidate range, method.md 3.6 written as a loop in float64."""
+    """(error, scale, zero point) of every candidate range, docs/method.md 1 written as a loop in float64."""
     top = 2 ** (bits - 1) - 1 if symmetric else 2**bits - 1
     least, most = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
     found = []

@@ -27,7 +27,7 @@ def architecture(name: str) -> tuple[ir.Model, Plan]:
     return planned(export(ARCHITECTURES[name]()))
 
 
-# --- the published partitions (method.md 3.2 to 3.4) -------------------------------------------------------------
+# --- the published partitions (Ma et al. 2023 and its code) -------------------------------------------------------------
 
 
 def resnet_block(stage: int, block: int, convolutions: int) -> set[str]:
@@ -72,7 +72,7 @@ UNITS = {
     "regnet_x_600mf": regnet((1, 3, 5, 7)),
     "mobilenet_v2": mobilenet(),
 }
-#: Scheme lists of the published configurations (method.md 3.3) and what they join (3.4).
+#: Scheme lists of the published configurations and what they join.
 SCHEMES = {
     "resnet18": ([1, 2, [3, 3], [4, 4], 5, 6, 7, 8], ["1.1 2.0", "2.1 3.0"]),
     "resnet50": (
