@@ -55,7 +55,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "mb2-w4a4-300": _row(MB2, 4, 4, iters=300),
     "mb2-w4a4-1000": _row(MB2, 4, 4, iters=1000),
     "mb2-w4a4-1000-qdrop": _row(MB2, 4, 4, iters=1000, method="qdrop"),
-    "mb2-w4a4-3000": _row(MB2, 4, 4, iters=3000),
+    "mb2-w4a4-2000": _row(MB2, 4, 4, iters=2000),
     "mb2-w8a8": _row(MB2, 8, 8, iters=300),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from mrecg_onnx.converters import check_parity, load_model, normalize, to_torch
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.equalization import Equalized, apply_scale, choose_scales, find_streams
 from mrecg_onnx.granularity import default_merges, groups_from_mask, read_scheme, select_eq4, select_peaks
-from mrecg_onnx.grids import P_NORM
+from mrecg_onnx.grids import P_NORM, Grid
 from mrecg_onnx.images import Dataset, InputSpec, open_calibration
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.network import Network
@@ -28,7 +29,7 @@ from mrecg_onnx.settings import Settings
 from mrecg_onnx.simulation import Simulation
 from mrecg_onnx.units import plan_layer_units, plan_units
 
-__all__ = ["Prepared", "calibrate", "make_plan", "merge_by", "pick_device", "prepare"]
+__all__ = ["Prepared", "calibrate", "make_plan", "merge_by", "pick_device", "prepare", "search_grids"]
 
 #: Images on which the bridge is compared with ONNX Runtime.
 PARITY_IMAGES = 8
@@ -170,8 +171,15 @@ def merge_by(plan: Plan, settings: Settings, capacities: list[float], scheme: st
     return dataclasses.replace(plan, merges=groups_from_mask(mask), scheme=scheme, losses=losses)
 
 
+def search_grids(
+    network: Network, plan: Plan, data: dict[str, Tensor], settings: Settings, only: Collection[str] | None = None
+) -> dict[str, Grid]:
+    """Activation grids by quantizer name, searched as the settings say; those in ``only``, or all."""
+    norms = NORMS if settings.ranges == "output" else (P_NORM,)
+    return activation_grids(network, plan.activations, data, images=settings.range_samples, only=only, norms=norms)
+
+
 def calibrate(network: Network, plan: Plan, data: dict[str, Tensor], settings: Settings) -> Simulation:
     """Nearest-rounded weights and searched activation ranges: where every method starts."""
-    norms = NORMS if settings.ranges == "output" else (P_NORM,)
-    grids = activation_grids(network, plan.activations, data, images=settings.range_samples, norms=norms)
+    grids = search_grids(network, plan, data, settings)
     return Simulation(network, plan, grids, nearest_weights(network, plan.quantized_layers))

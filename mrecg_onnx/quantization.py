@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from mrecg_onnx import __version__
-from mrecg_onnx.calibration import activation_grids
 from mrecg_onnx.converters import check_writable, save_model
 from mrecg_onnx.equalization import Equalized
 from mrecg_onnx.export import export
@@ -23,7 +22,7 @@ from mrecg_onnx.images import Dataset
 from mrecg_onnx.methods import METHODS, Method
 from mrecg_onnx.placement import place
 from mrecg_onnx.plan import BYSTANDER_BITS, Plan, UnitPlan
-from mrecg_onnx.preparation import calibrate, merge_by, prepare
+from mrecg_onnx.preparation import calibrate, merge_by, prepare, search_grids
 from mrecg_onnx.progress import Clock, Progress, Report
 from mrecg_onnx.reconstruction import LearningRates, Prefix, UnitResult, default_rates, reconstruct_unit
 from mrecg_onnx.sensitivity import Sensitivity, measure_sensitivity
@@ -150,7 +149,7 @@ def quantize(
             protected = tuple(s.name for s in sensitivities if s.bits < BYSTANDER_BITS)[: settings.protect]
             raised = place(ready.graph, plan.layers, settings, frozenset(protected))
             plan = dataclasses.replace(plan, activations=raised)
-            grids = activation_grids(network, raised, data, images=settings.range_samples, only=protected)
+            grids = search_grids(network, plan, data, settings, protected)
             simulation = Simulation(network, plan, simulation.activations | grids, simulation.weights)
 
     method = method_of(settings)
