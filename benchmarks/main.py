@@ -40,10 +40,13 @@ ROWS: dict[str, dict[str, Any]] = {
     "r20-w4a4-brecq": _row(R20, 4, 4, method="brecq"),
     "r20-w4a4-qdrop": _row(R20, 4, 4, method="qdrop"),
     "r20-w4a4": _row(R20, 4, 4),
+    "r20-w4a4-on-brecq": _row(R20, 4, 4, base="brecq"),
     "r20-w4a4-modcap": _row(R20, 4, 4, scheme="modcap"),
     "r20-w2a4-nearest": _row(R20, 2, 4, method="nearest"),
     "r20-w2a4-qdrop": _row(R20, 2, 4, method="qdrop"),
     "r20-w2a4": _row(R20, 2, 4),
+    "r20-w2a4-brecq": _row(R20, 2, 4, method="brecq"),
+    "r20-w2a4-on-brecq": _row(R20, 2, 4, base="brecq"),
     "r20-w3a3": _row(R20, 3, 3),
     "r20-w2a2": _row(R20, 2, 2),
     "r20-w8a8": _row(R20, 8, 8),
@@ -137,7 +140,7 @@ def write_markdown(rows: dict[str, Any]) -> str:
     for name in [n for n in ROWS if n in rows]:
         r = rows[name]
         s, said, lat = r["settings"], r["referee"], r["latency"]
-        scheme = f" ({s['scheme']})" if "scheme" in s else ""
+        scheme = f" ({s['scheme']})" if "scheme" in s else f" on {s['base']}" if "base" in s else ""
         off = ", no equalization" if s.get("equalize") == "off" else ""
         cells = [
             name,
