@@ -56,6 +56,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "mb2-w4a4-nearest": _row(MB2, 4, 4, method="nearest"),
     "mb2-w4a4-nearest-noeq": _row(MB2, 4, 4, method="nearest", equalize="off"),
     "mb2-w4a4-300": _row(MB2, 4, 4, iters=300),
+    "mb2-w4a4-300-noeq": _row(MB2, 4, 4, iters=300, equalize="off"),
+    "mb2-w4a4-300-mse": _row(MB2, 4, 4, iters=300, loss="mse"),
+    "mb2-w4a4-300-qdrop": _row(MB2, 4, 4, iters=300, method="qdrop"),
     "mb2-w4a4-1000": _row(MB2, 4, 4, iters=1000),
     "mb2-w4a4-1000-qdrop": _row(MB2, 4, 4, iters=1000, method="qdrop"),
     "mb2-w4a4-2000": _row(MB2, 4, 4, iters=2000),
@@ -141,7 +144,7 @@ def write_markdown(rows: dict[str, Any]) -> str:
         r = rows[name]
         s, said, lat = r["settings"], r["referee"], r["latency"]
         scheme = f" ({s['scheme']})" if "scheme" in s else f" on {s['base']}" if "base" in s else ""
-        off = ", no equalization" if s.get("equalize") == "off" else ""
+        off = ", no equalization" if s.get("equalize") == "off" else ", squared loss" if s.get("loss") == "mse" else ""
         cells = [
             name,
             f"W{s['wbits']}A{s['abits']}",
