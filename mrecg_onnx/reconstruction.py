@@ -140,7 +140,9 @@ class _Masks:
             self.bank, self.uses = bank.to(self.device, torch.float32), 0
         self.uses += 1
         start = int(torch.randint(0, self.bank.numel() - count + 1, (), generator=self.generator))
-        return self.bank.as_strided(like.shape, like.stride(), start)
+        if like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last):
+            return self.bank.as_strided(like.shape, like.stride(), start)
+        return self.bank[start : start + count].view(like.shape)
 
 
 class _Trainable:
