@@ -57,6 +57,16 @@ class Exported:
     integer_ops: dict[str, list[str]] = field(default_factory=dict)
 
 
+def _claim(wish: str, taken: set[str | None]) -> str:
+    """``wish``, numbered where it is among ``taken``, and now among them."""
+    found, count = wish, 1
+    while found in taken:
+        count += 1
+        found = f"{wish}_{count}"
+    taken.add(found)
+    return found
+
+
 class _Writer:
     """Edits one graph; names it makes are unique."""
 
@@ -69,21 +79,11 @@ class _Writer:
 
     def name(self, wish: str) -> str:
         """A tensor name that nobody has."""
-        found, count = wish, 1
-        while found in self.taken:
-            count += 1
-            found = f"{wish}_{count}"
-        self.taken.add(found)
-        return found
+        return _claim(wish, self.taken)
 
     def node_name(self, wish: str) -> str:
         """A node name that nobody has."""
-        found, count = wish, 1
-        while found in self.nodes_taken:
-            count += 1
-            found = f"{wish}_{count}"
-        self.nodes_taken.add(found)
-        return found
+        return _claim(wish, self.nodes_taken)
 
     def constant(self, wish: str, array: np.ndarray) -> ir.Value:
         """A new initializer."""
@@ -106,6 +106,16 @@ class _Writer:
             op, inputs, dict(attributes or {}), name=self.node_name(name), outputs=[ir.Value(name=self.name(output))]
         )
 
+    def feed_codes(self, node: ir.Node, index: int, name: str, codes: np.ndarray, scale: np.ndarray, axis: int) -> None:
+        """Let input ``index`` of ``node`` be integer ``codes`` behind a DequantizeLinear with zero point 0 of their type."""
+        parts = {"quantized": codes, "scale": scale, "zero_point": np.zeros(scale.shape, codes.dtype)}
+        inputs: list[ir.Value | None] = [self.constant(f"{name}_{part}", array) for part, array in parts.items()]
+        dequantize = self.node(
+            "DequantizeLinear", f"{name}_DequantizeLinear", inputs, f"{name}_dequantized", {"axis": axis}
+        )
+        self.graph.insert_before(node, dequantize)
+        node.replace_input_with(index, dequantize.outputs[0])
+
 
 def export(model: ir.Model, simulation: Simulation, metadata: Mapping[str, str]) -> Exported:
     """Write the quantized form of ``model``.
@@ -123,8 +133,9 @@ def export(model: ir.Model, simulation: Simulation, metadata: Mapping[str, str])
     result = Exported(onnx.ModelProto())
     for layer in simulation.plan.quantized_layers:
         _write_layer(writer, layer, simulation, result)
+    values = {v.name or "": v for v in (*copy.graph.inputs, *(o for n in copy.graph for o in n.outputs))}
     for plan in simulation.plan.activations:
-        _write_activation(writer, plan, simulation.activations[plan.name])
+        _write_activation(writer, values, plan, simulation.activations[plan.name])
     for node in list(copy.graph):
         _keep_float(writer, node)
     _drop_unused_initializers(copy)
@@ -153,21 +164,7 @@ def _write_layer(writer: _Writer, layer: LayerPlan, simulation: Simulation, resu
     quantized = simulation.weights[layer.name]
     position = weight_index(node)
     assert position is not None
-    scale = _scale_array(quantized.grid)
-    zero_point = np.zeros(scale.shape, np.int8)
-    dequantize = writer.node(
-        "DequantizeLinear",
-        f"{layer.weight}_DequantizeLinear",
-        [
-            writer.constant(f"{layer.weight}_quantized", _stored_codes(quantized)),
-            writer.constant(f"{layer.weight}_scale", scale),
-            writer.constant(f"{layer.weight}_zero_point", zero_point),
-        ],
-        f"{layer.weight}_dequantized",
-        {"axis": layer.axis},
-    )
-    writer.graph.insert_before(node, dequantize)
-    node.replace_input_with(position, dequantize.outputs[0])
+    writer.feed_codes(node, position, layer.weight, _stored_codes(quantized), _scale_array(quantized.grid), layer.axis)
     grid = simulation.input_grid(layer)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is None or constant(bias) is None:
@@ -213,19 +210,7 @@ def _write_bias(
         result.float_biases.append(layer.name)
         return
     name = layer.bias or f"{layer.name}_bias"
-    dequantize = writer.node(
-        "DequantizeLinear",
-        f"{name}_DequantizeLinear",
-        [
-            writer.constant(f"{name}_quantized", codes.astype(np.int32).reshape(values.shape)),
-            writer.constant(f"{name}_scale", scale),
-            writer.constant(f"{name}_zero_point", np.zeros(scale.shape, np.int32)),
-        ],
-        f"{name}_dequantized",
-        {"axis": max(0, values.ndim - 1)},
-    )
-    writer.graph.insert_before(node, dequantize)
-    node.replace_input_with(2, dequantize.outputs[0])
+    writer.feed_codes(node, 2, name, codes.astype(np.int32).reshape(values.shape), scale, max(0, values.ndim - 1))
 
 
 def code_bounds(plan: ActivationPlan, grid: Grid) -> tuple[int, int]:
@@ -239,11 +224,10 @@ def code_bounds(plan: ActivationPlan, grid: Grid) -> tuple[int, int]:
     return low, max(low, high)
 
 
-def _write_activation(writer: _Writer, plan: ActivationPlan, grid: Grid) -> None:
-    values = {v.name: v for v in (*writer.graph.inputs, *(o for n in writer.graph for o in n.outputs))}
+def _write_activation(writer: _Writer, values: Mapping[str, ir.Value], plan: ActivationPlan, grid: Grid) -> None:
     root = values[plan.name]
     scale = writer.constant(f"{plan.name}_scale", _scale_array(grid))
-    zero_point = writer.constant(f"{plan.name}_zero_point", np.uint8(grid.zero_point.item()) * np.ones((), np.uint8))
+    zero_point = writer.constant(f"{plan.name}_zero_point", np.array(int(grid.zero_point), np.uint8))
     clamp = root.producer() if plan.absorbs is not None else None
     keeps_clamp = clamp is not None and clamp.op_type == "Relu" and int(grid.zero_point) == 0
     low, high = code_bounds(plan, grid) if not keeps_clamp else (grid.qmin, grid.qmax)

@@ -133,7 +133,7 @@ def graph_inputs(model: ir.Model) -> list[InputSpec]:
     return specs
 
 
-def make_plan(model: ir.Model, settings: Settings, protected: frozenset[str] = frozenset()) -> Plan:
+def make_plan(model: ir.Model, settings: Settings) -> Plan:
     """Plan everything that needs no data; merges of the scheme "loss" come after the probing run.
 
     Raises:
@@ -141,7 +141,7 @@ def make_plan(model: ir.Model, settings: Settings, protected: frozenset[str] = f
         SettingsError: a pattern or the scheme file does not fit the model.
     """
     layers = plan_layers(model, settings)
-    activations = place(model, layers, settings, protected)
+    activations = place(model, layers, settings)
     method = METHODS[settings.method]
     if method.granularity == "layer":
         units = plan_layer_units(model, layers, settings.alpha)
@@ -157,15 +157,12 @@ def make_plan(model: ir.Model, settings: Settings, protected: frozenset[str] = f
 
 def merge_by(plan: Plan, settings: Settings, capacities: list[float], scheme: str) -> Plan:
     """Choose merges from capacities: module capacities or losses (Eq. 3 and 4)."""
-    k = settings.merges
+    k, rising = settings.merges, scheme == "modcap"
+    if k is None and (rising or settings.selection == "eq4"):
+        k = default_merges(len(capacities))
     if settings.selection == "eq4":
-        mask = select_eq4(
-            capacities, default_merges(len(capacities)) if k is None else k, settings.penalty, units=plan.units
-        )
+        mask = select_eq4(capacities, k or 0, settings.penalty, units=plan.units)
     else:
-        rising = scheme == "modcap"
-        if rising and k is None:
-            k = default_merges(len(capacities))
         mask = select_peaks(capacities, k, rising=rising, units=plan.units)
     losses = tuple(capacities) if scheme == "loss" else None
     return dataclasses.replace(plan, merges=groups_from_mask(mask), scheme=scheme, losses=losses)

@@ -8,7 +8,7 @@ import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 import torch
@@ -30,9 +30,6 @@ from mrecg_onnx.settings import Settings
 from mrecg_onnx.simulation import Simulation
 from mrecg_onnx.validation import PREPROCESS_KEY, SOURCE_KEY, source_sha256
 from mrecg_onnx.verification import Verification, verify
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Progress", "QuantizationResult", "Report", "quantize"]
 
