@@ -6,7 +6,7 @@ an exit code; Python callers catch :class:`MrecgError`.
 
 from __future__ import annotations
 
-__all__ = ["ConversionError", "DataError", "ExportError", "ModelError", "MrecgError", "SettingsError"]
+__all__ = ["ConversionError", "DataError", "ExportError", "ModelError", "MrecgError", "SettingsError", "WorkerError"]
 
 
 class MrecgError(Exception):
@@ -35,3 +35,7 @@ class DataError(MrecgError):
 
 class ExportError(MrecgError):
     """The quantized file could not be written, opened or verified."""
+
+
+class WorkerError(MrecgError):
+    """Another process of a job on several devices or machines is gone."""

@@ -16,7 +16,9 @@ file is not replaced by another one: which images were chosen depends on their n
 
 from __future__ import annotations
 
+import copy
 import csv
+import hashlib
 import logging
 import math
 import os
@@ -324,6 +326,14 @@ class Dataset(ABC):
         return [(files[index], self._lost[index]) for index in sorted(indices)]
 
     @abstractmethod
+    def shard(self, rank: int, size: int) -> Dataset:
+        """Every ``size``-th sample from the ``rank``-th on: what one of ``size`` processes reads."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Changes with the files chosen and their sizes, so that two runs can tell whether they see the same data."""
+
+    @abstractmethod
     def _read(self, indices: Sequence[int]) -> tuple[dict[str, NDArray[Any]], list[int]]:
         """Inputs of those ``indices`` that can be read, and which these are, in order."""
 
@@ -410,6 +420,13 @@ class _ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self._paths)
 
+    def shard(self, rank: int, size: int) -> Dataset:
+        labels = self.labels[rank::size] if self.labels is not None else None
+        return _ImageDataset(self.inputs[0], self._paths[rank::size], labels, self._resolved)
+
+    def fingerprint(self) -> str:
+        return _digest(self._paths, repr(self._resolved))
+
     def _read(self, indices: Sequence[int]) -> tuple[dict[str, NDArray[Any]], list[int]]:
         wanted = [index for index in indices if index not in self._lost]
         paths = [self._paths[index] for index in wanted]
@@ -475,6 +492,14 @@ class _ArrayDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self._chosen)
+
+    def shard(self, rank: int, size: int) -> Dataset:
+        part = copy.copy(self)
+        part._chosen = self._chosen[rank::size]  # noqa: SLF001 - its own class
+        return part
+
+    def fingerprint(self) -> str:
+        return _digest(self._paths, repr(self._chosen.tolist()))
 
     def _arrays(self, number: int) -> dict[str, NDArray[Any]]:
         if self._held is None or self._held[0] != number:
@@ -917,6 +942,11 @@ def _int64(labels: Sequence[int], source: Path) -> NDArray[np.int64]:
 # ---- small things ---------------------------------------------------------------------------------------------------
 
 _USE_ARRAYS = "give ready inputs as .npy, or .npz by input name"
+
+
+def _digest(paths: Sequence[Path], more: str) -> str:
+    listing = "\n".join(f"{path.name} {path.stat().st_size if path.exists() else -1}" for path in paths)
+    return hashlib.sha256(f"{listing}\n{more}".encode()).hexdigest()
 
 
 def _concatenate(parts: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:

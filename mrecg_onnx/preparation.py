@@ -22,6 +22,7 @@ from mrecg_onnx.grids import P_NORM, Grid
 from mrecg_onnx.images import Dataset, InputSpec, open_calibration
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.network import Network
+from mrecg_onnx.parallel import ALONE, Workers
 from mrecg_onnx.placement import place, plan_layers
 from mrecg_onnx.plan import Plan
 from mrecg_onnx.progress import Clock
@@ -33,6 +34,8 @@ __all__ = ["Prepared", "calibrate", "make_plan", "merge_by", "pick_device", "pre
 
 #: Images on which the bridge is compared with ONNX Runtime.
 PARITY_IMAGES = 8
+#: Images held in full for everything but reconstruction: ranges, equalization, checks. Spread over the whole set.
+HEAD = 256
 #: Largest relative error of the bridge, and of the rescaled float network, against the user's model in float32.
 PARITY_TOLERANCE = 1e-4
 
@@ -47,7 +50,7 @@ class Prepared:
         plan: who is quantized.
         settings: with the preprocessing resolved.
         dataset: calibration images.
-        data: the same as tensors [N, ...] on the CPU, by input name.
+        data: some of them (:data:`HEAD`), spread over the set, as tensors [N, ...] on the CPU, by input name.
         network: the graph in torch.
         parity: relative error between ONNX Runtime and torch.
         equalized: decision for every stream.
@@ -65,7 +68,11 @@ class Prepared:
 
 
 def prepare(
-    model: onnx.ModelProto | str | Path, calib: str | Path | Dataset, settings: Settings, clock: Clock
+    model: onnx.ModelProto | str | Path,
+    calib: str | Path | Dataset,
+    settings: Settings,
+    clock: Clock,
+    workers: Workers = ALONE,
 ) -> Prepared:
     """Load, plan, read the images, convert and equalize.
 
@@ -80,7 +87,7 @@ def prepare(
         graph = normalize(original)
         plan = make_plan(graph, settings)
         dataset = _open(calib, graph, settings)
-        arrays = dataset.load()
+        arrays = dataset.load(max(HEAD, settings.range_samples))
         data = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if len(next(iter(data.values()))) < 2:
             raise DataError("calibration needs at least two images")
@@ -92,7 +99,7 @@ def prepare(
     equalized: list[Equalized] = []
     if settings.equalize == "auto" and plan.activations:
         with clock.stage("equalize"):
-            equalized = choose_scales(network, find_streams(graph), plan.activations, data)
+            equalized = workers.once(lambda: choose_scales(network, find_streams(graph), plan.activations, data))
             if any(entry.alpha for entry in equalized):
                 for entry in equalized:
                     if entry.alpha:

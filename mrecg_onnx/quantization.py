@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import time
@@ -11,20 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import psutil
 import torch
-from torch import Tensor
 
 from mrecg_onnx import __version__
+from mrecg_onnx.cache import Pool, default_memory
+from mrecg_onnx.checkpoint import Checkpoint
 from mrecg_onnx.converters import check_writable, save_model
+from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.equalization import Equalized
 from mrecg_onnx.export import export
 from mrecg_onnx.images import Dataset
 from mrecg_onnx.methods import METHODS, Method
+from mrecg_onnx.parallel import Workers, joined
 from mrecg_onnx.placement import place
 from mrecg_onnx.plan import BYSTANDER_BITS, Plan, UnitPlan
-from mrecg_onnx.preparation import calibrate, merge_by, prepare, search_grids
+from mrecg_onnx.prefix import Inputs, Prefix
+from mrecg_onnx.preparation import Prepared, calibrate, merge_by, pick_device, prepare, search_grids
 from mrecg_onnx.progress import Clock, Progress, Report
-from mrecg_onnx.reconstruction import LearningRates, Prefix, UnitResult, default_rates, reconstruct_unit
+from mrecg_onnx.reconstruction import LearningRates, UnitResult, default_rates, reconstruct_unit
 from mrecg_onnx.sensitivity import Sensitivity, measure_sensitivity
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.simulation import Simulation
@@ -39,6 +45,10 @@ logger = logging.getLogger(__name__)
 VERIFY_IMAGES = 256
 #: A probing run shorter than this does not tell units apart.
 MIN_PROBE = 50
+#: Share of the memory budget kept free for the loop itself: a batch on its way through a unit, forth and back.
+WORKING_SHARE = 0.3
+#: Keeps the random numbers of different processes apart: more than there are units.
+SEED_STRIDE = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -106,139 +116,212 @@ def method_of(settings: Settings) -> Method:
     return row
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What every learning stage of one run shares."""
+
+    settings: Settings
+    method: Method
+    pool: Pool
+    workers: Workers
+    checkpoint: Checkpoint | None
+    report: Report | None
+
+
 def quantize(
     model: onnx.ModelProto | str | Path,
     calib: str | Path | Dataset,
     settings: Settings | None = None,
     *,
     output: str | Path | None = None,
+    checkpoint: str | Path | None = None,
     report: Report | None = None,
 ) -> QuantizationResult:
     """Quantize a float ONNX model with learned rounding.
+
+    Under torchrun every process calls this with the same arguments: each reads its share of the images, gradients are
+    averaged, the first process writes, and all return the same result.
 
     Args:
         model: the float model; not changed.
         calib: folder of images, ``.npy``/``.npz`` file of ready inputs, or an open data set.
         settings: every choice; the defaults are those of the command line.
         output: where to write the result; it appears there whole or not at all.
+        checkpoint: folder for finished units; the same call goes on with those it finds there.
         report: called as the work proceeds.
 
     Returns:
         The quantized model with everything measured on the way.
 
     Raises:
-        MrecgError: a subclass says what is wrong: SettingsError, ModelError, ConversionError, DataError, ExportError.
+        MrecgError: a subclass says what is wrong: SettingsError, ModelError, ConversionError, DataError, ExportError,
+            WorkerError.
     """
     settings = settings or Settings()
-    clock = Clock(report)
-    if output is not None:
-        check_writable(output)
-    ready = prepare(model, calib, settings, clock)
+    memory = settings.memory or default_memory()
+    with joined(pick_device(settings.device).type) as workers:
+        if settings.batch_size % workers.size:
+            raise SettingsError(
+                f"--batch-size {settings.batch_size} cannot be divided among {workers.size} processes: use a multiple"
+            )
+        clock = Clock(report if workers.first else None)
+        if output is not None:
+            workers.once(lambda: check_writable(output))
+        ready = prepare(model, calib, settings, clock, workers)
+        return _quantize(model, ready, memory, workers, clock, output, checkpoint)
+
+
+def _quantize(
+    model: onnx.ModelProto | str | Path,
+    ready: Prepared,
+    memory: int,
+    workers: Workers,
+    clock: Clock,
+    output: str | Path | None,
+    folder: str | Path | None,
+) -> QuantizationResult:
     settings, plan, network, data = ready.settings, ready.plan, ready.network, ready.data
     with clock.stage("calibrate"):
-        simulation = calibrate(network, plan, data, settings)
+        simulation = Simulation(network, plan)
+        simulation.adopt(workers.once(lambda: calibrate(network, plan, data, settings).state()))
 
     sensitivities: list[Sensitivity] = []
     protected: tuple[str, ...] = ()
     if settings.protect:
         with clock.stage("sensitivity"):
-            sensitivities = measure_sensitivity(simulation, data)
+            sensitivities = workers.once(lambda: measure_sensitivity(simulation, data))
             protected = tuple(s.name for s in sensitivities if s.bits < BYSTANDER_BITS)[: settings.protect]
             raised = place(ready.graph, plan.layers, settings, frozenset(protected))
             plan = dataclasses.replace(plan, activations=raised)
-            grids = search_grids(network, plan, data, settings, protected)
+            grids = workers.once(lambda: search_grids(network, plan, data, settings, protected))
             simulation = Simulation(network, plan, simulation.activations | grids, simulation.weights)
 
     method = method_of(settings)
-    probe: list[UnitResult] = []
-    if method.merge and settings.scheme == "loss":
-        with clock.stage("probe"):
-            iters = min(settings.iters, max(MIN_PROBE, round(settings.iters * settings.probe_fraction)))
-            trial = Simulation(network, plan, dict(simulation.activations), dict(simulation.weights))
-            probe = reconstruct(trial, plan.units, data, settings, method, iters, "probe", report)
-            plan = merge_by(plan, settings, [u.final_loss for u in probe], "loss")
-            simulation = Simulation(network, plan, simulation.activations, simulation.weights)
     results: list[UnitResult] = []
+    probe: list[UnitResult] = []
+    images = len(next(iter(data.values())))
     if method.granularity != "none":
-        with clock.stage("reconstruct"):
-            results = reconstruct(
-                simulation, plan.merged_units(), data, settings, method, settings.iters, "reconstruct", report
+        checkpoint = Checkpoint(folder, _same_run(ready)) if folder is not None else None
+        pool = Pool(_cache_budget(memory), network.device)
+        run = _Run(settings, method, pool, workers, checkpoint, clock.report)
+        with clock.stage("read"):
+            inputs = Inputs.read(
+                ready.dataset.shard(workers.rank, workers.size),
+                simulation,
+                pool,
+                quantize_activations=method.keep_quantized is not None,
             )
+            images = int(workers.total([inputs.count])[0])
+        if method.merge and settings.scheme == "loss":
+            with clock.stage("probe"):
+                iters = min(settings.iters, max(MIN_PROBE, round(settings.iters * settings.probe_fraction)))
+                trial = Simulation(network, plan, dict(simulation.activations), dict(simulation.weights))
+                probe = reconstruct(_prefix(trial, plan.units, inputs, run), run, iters, "probe")
+                plan = merge_by(plan, settings, [u.final_loss for u in probe], "loss")
+                simulation = Simulation(network, plan, simulation.activations, simulation.weights)
+        with clock.stage("reconstruct"):
+            prefix = _prefix(simulation, plan.merged_units(), inputs, run)
+            del inputs  # the prefix forgets the images as soon as the first unit is done
+            results = reconstruct(prefix, run, settings.iters, "reconstruct")
 
-    with clock.stage("export"):
-        exported = export(ready.graph, simulation, _metadata(model, settings, ready.dataset, plan, protected))
-    with clock.stage("verify"):
-        verification = verify(exported, simulation, {n: x[:VERIFY_IMAGES] for n, x in data.items()})
-    for warning in verification.warnings:
-        logger.warning("%s", warning)
-    if output is not None:
-        save_model(exported.model, output)
-    return QuantizationResult(
-        model=exported.model,
-        output=Path(output) if output is not None else None,
-        settings=settings,
-        plan=plan,
-        units=tuple(results),
-        probe=tuple(probe),
-        equalized=tuple(ready.equalized),
-        sensitivities=tuple(sensitivities),
-        protected=protected,
-        parity=ready.parity,
-        verification=verification,
-        skipped=tuple(f"{path} ({reason})" for path, reason in ready.dataset.skipped),
-        images=len(next(iter(data.values()))),
-        seconds=clock.seconds,
-    )
+    def finish() -> QuantizationResult:
+        with clock.stage("export"):
+            exported = export(ready.graph, simulation, _metadata(model, settings, ready.dataset, plan, protected))
+        with clock.stage("verify"):
+            verification = verify(exported, simulation, {n: x[:VERIFY_IMAGES] for n, x in data.items()})
+        for warning in verification.warnings:
+            logger.warning("%s", warning)
+        if output is not None:
+            save_model(exported.model, output)
+        return QuantizationResult(
+            model=exported.model,
+            output=Path(output) if output is not None else None,
+            settings=settings,
+            plan=plan,
+            units=tuple(results),
+            probe=tuple(probe),
+            equalized=tuple(ready.equalized),
+            sensitivities=tuple(sensitivities),
+            protected=protected,
+            parity=ready.parity,
+            verification=verification,
+            skipped=skipped,
+            images=images,
+            seconds=clock.seconds,
+        )
+
+    mine = [f"{path} ({reason})" for path, reason in ready.dataset.skipped]
+    skipped = tuple(dict.fromkeys(entry for part in workers.gather(mine) for entry in part))
+    return workers.once(finish)
 
 
-def reconstruct(
-    simulation: Simulation,
-    units: tuple[UnitPlan, ...],
-    data: dict[str, Tensor],
-    settings: Settings,
-    method: Method,
-    iters: int,
-    stage: str,
-    report: Report | None,
-) -> list[UnitResult]:
-    """Learn ``units`` one after the other and write the outcome into ``simulation``."""
+def _cache_budget(memory: int) -> int:
+    """Bytes of ``memory`` that are left for cached activations beside what the process holds and the loop needs."""
+    held = psutil.Process().memory_info().rss
+    return max(0, int(memory * (1 - WORKING_SHARE)) - held)
+
+
+def _same_run(ready: Prepared) -> dict[str, Any]:
+    """What has to be the same for finished units of an earlier run to be used."""
+    content = ready.original.SerializeToString(deterministic=True)
+    settings = {k: v for k, v in ready.settings.to_json().items() if k not in {"device", "threads", "memory"}}
+    return {
+        "version": __version__,
+        "model": hashlib.sha256(content).hexdigest(),
+        "images": ready.dataset.fingerprint(),
+        **settings,
+    }
+
+
+def _prefix(simulation: Simulation, units: tuple[UnitPlan, ...], inputs: Inputs, run: _Run) -> Prefix:
+    return Prefix(simulation, units, inputs, run.pool, quantize_activations=run.method.keep_quantized is not None)
+
+
+def reconstruct(prefix: Prefix, run: _Run, iters: int, stage: str) -> list[UnitResult]:
+    """Learn the units of ``prefix`` one after the other and write the outcome into its simulation."""
+    settings, method, workers, report = run.settings, run.method, run.workers, run.report
     base = default_rates(iters)
     rates = LearningRates(settings.lr_rounding or base.rounding, settings.lr_scale or base.scale)
-    count = len(next(iter(data.values())))
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(settings.seed))
-    held = round(count * settings.held_out)
-    prefix = Prefix(
-        simulation, units, data, batch_size=settings.batch_size, quantize_activations=method.keep_quantized is not None
-    )
+    order = torch.randperm(prefix.count, generator=torch.Generator().manual_seed(settings.seed))
+    held = round(prefix.count * settings.held_out)
     results = []
-    for i, unit in enumerate(units):
+    for i, unit in enumerate(prefix.units):
 
         def tell(iteration: int, loss: float, unit: UnitPlan = unit, i: int = i) -> None:
             if report is not None:
-                report(Progress(stage, unit.name, i, len(units), iteration, iters, loss))
+                report(Progress(stage, unit.name, i, len(prefix.units), iteration, iters, loss))
 
         targets = prefix.targets(unit)
-        result = reconstruct_unit(
-            unit,
-            simulation,
-            prefix.data(unit, targets, order[held:], order[:held]),
-            iters=iters,
-            batch_size=settings.batch_size,
-            rates=rates,
-            keep_quantized=method.keep_quantized,
-            learn_scales=method.learn_scales,
-            learn_bias=settings.learn_bias and method.learn_scales,
-            rounding_weight=settings.rounding_weight,
-            knee=settings.knee if settings.loss == "huber" else None,
-            window=settings.window,
-            seed=settings.seed + i,
-            clock=time.perf_counter,
-            report=tell,
-        )
+        kept = run.checkpoint.load(stage, i, unit.layers, prefix.simulation.network.device) if run.checkpoint else None
+        if kept is not None:
+            result, state = kept
+            prefix.simulation.adopt(state)
+        else:
+            result = reconstruct_unit(
+                unit,
+                prefix.simulation,
+                prefix.data(unit, targets, order[held:], order[:held]),
+                iters=iters,
+                batch_size=settings.batch_size // workers.size,
+                rates=rates,
+                keep_quantized=method.keep_quantized,
+                learn_scales=method.learn_scales,
+                learn_bias=settings.learn_bias and method.learn_scales,
+                rounding_weight=settings.rounding_weight,
+                knee=settings.knee if settings.loss == "huber" else None,
+                window=settings.window,
+                seed=settings.seed + i + SEED_STRIDE * workers.rank,
+                clock=time.perf_counter,
+                workers=workers,
+                report=tell,
+            )
+            prefix.simulation.adopt(workers.once(lambda unit=unit: prefix.simulation.state(unit)))  # type: ignore[misc]
+            if run.checkpoint is not None and workers.first:
+                run.checkpoint.save(stage, i, prefix.simulation.state(unit), result)
         prefix.advance(unit, targets)
         results.append(result)
         if report is not None:
-            report(Progress(stage, unit.name, i + 1, len(units), iters, iters, result.loss, result))
+            report(Progress(stage, unit.name, i + 1, len(prefix.units), iters, iters, result.loss, result))
     return results
 
 

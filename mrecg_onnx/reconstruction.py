@@ -15,15 +15,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mrecg_onnx.calibration import require_finite
+from mrecg_onnx.cache import Store
 from mrecg_onnx.grids import Grid, learnable_fake_quantize
 from mrecg_onnx.network import Step
+from mrecg_onnx.parallel import ALONE, Workers
 from mrecg_onnx.plan import UnitPlan
+from mrecg_onnx.prefix import UnitData
 from mrecg_onnx.rounding import BetaSchedule, SoftRounding, regularizer
-from mrecg_onnx.simulation import QuantizedWeight, Simulation, dense, forward_batches
+from mrecg_onnx.simulation import QuantizedWeight, Simulation, bias_scale
 from mrecg_onnx.windows import Window, plan_windows
 
-__all__ = ["LearningRates", "UnitData", "UnitResult", "default_rates", "reconstruct_unit", "reconstruction_loss"]
+__all__ = ["LearningRates", "UnitResult", "default_rates", "reconstruct_unit", "reconstruction_loss"]
 
 #: Published iterations, and Adam's rates there (QDrop, MRECG): 1e-3 for V; 4e-5 for scales of about 0.3.
 PAPER_ITERS, PAPER_LR_ROUNDING, PAPER_LR_SCALE = 20000, 1e-3, 1.3e-4
@@ -45,25 +47,6 @@ def default_rates(iters: int) -> LearningRates:
     """Rates for ``iters`` iterations: the published ones at 20,000, larger in shorter runs (measured, see docs)."""
     factor = max(1.0, PAPER_ITERS / max(iters, SHORTEST)) ** EXPONENT
     return LearningRates(PAPER_LR_ROUNDING * factor, PAPER_LR_SCALE * factor)
-
-
-@dataclass
-class UnitData:
-    """What a unit is trained on, tensors of shape [N, ...] by name.
-
-    Attributes:
-        quantized: inputs from the quantized prefix.
-        floating: the same inputs from the float network.
-        targets: float outputs.
-        held_out: indices of samples kept for the comparison with nearest rounding.
-        training: all other indices.
-    """
-
-    quantized: dict[str, Tensor]
-    floating: dict[str, Tensor]
-    targets: dict[str, Tensor]
-    training: Tensor
-    held_out: Tensor
 
 
 @dataclass(frozen=True)
@@ -113,11 +96,15 @@ def reconstruction_loss(output: Tensor, target: Tensor, knee: float | None = Non
     return total / (output.numel() / (output.shape[1] if output.dim() > 1 else 1))
 
 
-def _knees(targets: Mapping[str, Tensor], share: float | None) -> dict[str, float | None]:
+def _knees(targets: Mapping[str, Store], share: float | None, workers: Workers) -> dict[str, float | None]:
     """Knee of the loss at each output: ``share`` of the float output's standard deviation, None for squares."""
     if share is None:
         return dict.fromkeys(targets)
-    return {name: share * max(float(x.float().std()), 1e-6) for name, x in targets.items()}
+    found = {}
+    for name, store in targets.items():
+        count, total, squares = workers.total(store.moments)
+        found[name] = share * max(math.sqrt(max(0.0, squares / count - (total / count) ** 2)), 1e-6)
+    return found  # type: ignore[return-value]
 
 
 class _Masks:
@@ -210,7 +197,23 @@ class _Loop:
         module = step.module
         if rounding is None:
             return module.weight, module.bias  # type: ignore[return-value]
-        return rounding.soft(), self.trainable.current_bias(step.node)
+        return rounding.soft(), self._integer_bias(step, self.trainable.current_bias(step.node), rounding.grid)
+
+    def _integer_bias(self, step: Step, bias: Tensor | None, weight: Grid) -> Tensor | None:
+        """``bias`` rounded to the int32 grid of the file, straight-through.
+
+        At 4 bits its steps s_x * s_w are as wide as those of the layer's output where a channel's weights are large
+        (1.3 in MobileNetV2's first depthwise layer): what is learned has to know.
+        """
+        if bias is None or not self.quantize_activations:
+            return bias
+        name = self.simulation.quantizer_of(self.simulation.layer(step.node).input)
+        if name is None:
+            return bias
+        learned = name in self.trainable.start
+        scale = self.trainable.scale(name) if learned else self.simulation.activations[name].scale
+        unit = bias_scale(scale, weight).detach()
+        return bias + (torch.round(bias / unit) * unit - bias).detach()
 
     def activation(self, name: str, value: Tensor) -> Tensor:
         if not self.quantize_activations or name not in self.trainable.start:
@@ -221,36 +224,27 @@ class _Loop:
         )
 
     def inputs(self, index: Tensor) -> dict[str, Tensor]:
+        """A batch of the unit's inputs, quantized and float ones mixed element by element."""
+        read = self.window.read if self.window is not None else None
         result = {}
-        for name, quantized in self.data.quantized.items():
-            x = self._cut(quantized, index)
+        for name, store in self.data.quantized.items():
+            x = store.gather(index, read)
             mask = self.masks.draw(x) if x.is_floating_point() else None
-            result[name] = x if mask is None else torch.lerp(self._cut(self.data.floating[name], index), x, mask)
+            result[name] = x if mask is None else torch.lerp(self.data.floating[name].gather(index, read), x, mask)
         return result
 
-    def _cut(self, values: Tensor, index: Tensor) -> Tensor:
-        if self.window is not None:
-            (top, bottom), (left, right) = self.window.read
-            values = values[:, :, top:bottom, left:right]
-        return dense(values[index.to(values.device)].to(self.simulation.network.device))
-
     def loss(self, index: Tensor) -> Tensor:
+        """Reconstruction loss on the samples ``index``, in the current window."""
         outputs = self.simulation.network.run(
             self.inputs(index), self.steps, keep=self.unit.outputs, activation=self.activation, weight=self.weight
         )
         total = torch.zeros((), device=self.simulation.network.device)
-        for name, target in self.data.targets.items():
-            output = outputs[name]
+        for name, store in self.data.targets.items():
+            output, aim = outputs[name], None
             if self.window is not None:
                 (top, bottom), (left, right) = self.window.use
-                output = output[:, :, top:bottom, left:right]
-                (top, bottom), (left, right) = self.window.aim
-                wanted = target[:, :, top:bottom, left:right]
-            else:
-                wanted = target
-            total = total + reconstruction_loss(
-                output, wanted[index.to(wanted.device)].to(output.device), self.knees[name]
-            )
+                output, aim = output[:, :, top:bottom, left:right], self.window.aim
+            total = total + reconstruction_loss(output, store.gather(index, aim), self.knees[name])
         return total
 
 
@@ -264,19 +258,18 @@ def evaluate_unit(
     quantize_activations: bool,
     batch_size: int,
     knees: Mapping[str, float | None],
+    workers: Workers = ALONE,
 ) -> float:
     """Mean reconstruction loss of the unit as ``simulation`` has it now, over the samples ``index``."""
     total, count = 0.0, 0
-    chosen = {n: x[index] for n, x in data.quantized.items()}
-    targets = {n: x[index] for n, x in data.targets.items()}
-    device = simulation.network.device
-    pairs = zip(forward_batches(chosen, batch_size, device), forward_batches(targets, batch_size, device), strict=True)
-    for batch, target in pairs:
+    for part in torch.split(index, batch_size):
+        batch = {name: store.gather(part) for name, store in data.quantized.items()}
         outputs = simulation.run(batch, steps, keep=unit.outputs, quantize_activations=quantize_activations)
-        size = len(next(iter(batch.values())))
-        total += size * sum(float(reconstruction_loss(outputs[n], t, knees[n])) for n, t in target.items())
-        count += size
-    return total / max(1, count)
+        losses = [reconstruction_loss(outputs[n], store.gather(part), knees[n]) for n, store in data.targets.items()]
+        total += len(part) * float(torch.stack(losses).sum())
+        count += len(part)
+    total, samples = workers.total([total, count])
+    return total / max(1.0, samples)
 
 
 def _shapes(loop: _Loop) -> dict[str, tuple[int, ...]]:
@@ -287,7 +280,7 @@ def _shapes(loop: _Loop) -> dict[str, tuple[int, ...]]:
         found[name] = tuple(value.shape)
         return value
 
-    values = {n: x[:1].to(loop.simulation.network.device) for n, x in loop.data.quantized.items()}
+    values = {n: store.read(0, 1) for n, store in loop.data.quantized.items()}
     for name, value in values.items():
         note(name, value)
     with torch.no_grad():
@@ -311,6 +304,7 @@ def reconstruct_unit(
     window: int,
     seed: int,
     clock: Callable[[], float],
+    workers: Workers = ALONE,
     report: Callable[[int, float], None] | None = None,
 ) -> UnitResult:
     """Learn one unit and write what is better, learned or nearest, into ``simulation``.
@@ -320,7 +314,7 @@ def reconstruct_unit(
         simulation: holds nearest-rounded weights and searched ranges of the unit; changed.
         data: inputs and targets.
         iters: iterations.
-        batch_size: samples an iteration, drawn with replacement.
+        batch_size: samples an iteration in this process, drawn with replacement.
         rates: Adam's learning rates; the scale's falls to 0 along a cosine.
         keep_quantized: probability of an element to be quantized; None trains with float activations.
         learn_scales: activation scales are learned too.
@@ -330,6 +324,7 @@ def reconstruct_unit(
         window: side of the largest map in pixels, 0 for whole maps.
         seed: for batches, windows and masks.
         clock: seconds, monotonic.
+        workers: the processes that learn this unit together, each on its own samples.
         report: called with (iteration, loss) every now and then.
 
     Returns:
@@ -343,11 +338,11 @@ def reconstruct_unit(
     generator = torch.Generator().manual_seed(seed)
     quantize = keep_quantized is not None
     trainable = _Trainable(unit, simulation, made, learn_scales=learn_scales and quantize, learn_bias=learn_bias)
-    knees = _knees(data.targets, knee)
+    knees = _knees(data.targets, knee, workers)
     masks = _Masks(keep_quantized if keep_quantized is not None else 1.0, network.device, generator)
     loop = _Loop(unit, steps, simulation, data, trainable, masks, quantize, knees)
     judge = data.held_out if len(data.held_out) else data.training
-    options = {"quantize_activations": quantize, "batch_size": batch_size, "knees": knees}
+    options = {"quantize_activations": quantize, "batch_size": batch_size, "knees": knees, "workers": workers}
     nearest = evaluate_unit(unit, steps, simulation, data, judge, **options)  # type: ignore[arg-type]
     if not trainable.rounding:
         return UnitResult(unit.name, unit.layers, 0, nearest, nearest, "nearest", 0.0, clock() - begin)
@@ -376,6 +371,7 @@ def reconstruct_unit(
         )
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
+        workers.mean_([t.grad for group in groups for t in group["params"] if t.grad is not None])  # type: ignore[attr-defined]
         optimizer.step()
         if report is not None and (step % 10 == 9 or step == iters - 1):
             report(step + 1, float(loss.detach()))
@@ -395,74 +391,3 @@ def reconstruct_unit(
         v.numel() for v in variables
     )
     return UnitResult(unit.name, unit.layers, iters, nearest, learned, kept, unsettled, clock() - begin)
-
-
-class Prefix:
-    """Inputs of the units, advanced unit by unit: a float copy and a quantized one, never recomputed from the image."""
-
-    def __init__(
-        self,
-        simulation: Simulation,
-        units: Sequence[UnitPlan],
-        data: Mapping[str, Tensor],
-        *,
-        batch_size: int,
-        quantize_activations: bool,
-    ) -> None:
-        self.simulation, self.units, self.batch_size = simulation, list(units), batch_size
-        self.quantize_activations = quantize_activations
-        self.floating = dict(data)
-        hook = simulation.activation_hook()
-        self.quantized = {
-            n: torch.cat([hook(n, part.to(simulation.network.device)).cpu() for part in x.split(256)])  # type: ignore[no-untyped-call]
-            if quantize_activations and x.is_floating_point()
-            else x
-            for n, x in data.items()
-        }
-
-    def targets(self, unit: UnitPlan) -> dict[str, Tensor]:
-        """Float outputs of ``unit`` on all samples.
-
-        Raises:
-            DataError: a tensor of the unit holds NaN or Inf; it is named.
-        """
-        steps = self._steps(unit)
-        network = self.simulation.network
-        parts: list[dict[str, Tensor]] = []
-        with torch.no_grad():
-            for batch in forward_batches(
-                {n: self.floating[n] for n in self._reads(unit)}, self.batch_size, network.device
-            ):
-                made = network.run(batch, steps, keep=unit.outputs, activation=require_finite)
-                parts.append({n: x.cpu() for n, x in made.items()})
-        return {n: torch.cat([p[n] for p in parts]) for n in unit.outputs}
-
-    def data(self, unit: UnitPlan, targets: dict[str, Tensor], training: Tensor, held_out: Tensor) -> UnitData:
-        """Everything :func:`reconstruct_unit` needs."""
-        reads = self._reads(unit)
-        return UnitData(
-            {n: self.quantized[n] for n in reads}, {n: self.floating[n] for n in reads}, targets, training, held_out
-        )
-
-    def advance(self, unit: UnitPlan, targets: dict[str, Tensor]) -> None:
-        """Put the outputs of the finished ``unit`` where the next units read, and forget what nobody reads any more."""
-        steps, network = self._steps(unit), self.simulation.network
-        parts = []
-        for batch in forward_batches(
-            {n: self.quantized[n] for n in self._reads(unit)}, self.batch_size, network.device
-        ):
-            made = self.simulation.run(batch, steps, keep=unit.outputs, quantize_activations=self.quantize_activations)
-            parts.append({n: x.cpu() for n, x in made.items()})
-        self.floating.update(targets)
-        self.quantized.update({n: torch.cat([p[n] for p in parts]) for n in unit.outputs})
-        later = {n for u in self.units[self.units.index(unit) + 1 :] for n in u.inputs}
-        for store in (self.floating, self.quantized):
-            for name in [n for n in store if n not in later]:
-                del store[name]
-
-    def _reads(self, unit: UnitPlan) -> list[str]:
-        return [n for n in unit.inputs if n in self.floating]
-
-    def _steps(self, unit: UnitPlan) -> list[Step]:
-        network = self.simulation.network
-        return network.helpers(network.part(unit.nodes), unit.inputs)

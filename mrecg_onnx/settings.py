@@ -73,6 +73,8 @@ class Settings:
         bits: widths of single layers.
         preprocess: how an image becomes an input.
         threads: CPU threads of torch, None for its default.
+        memory: bytes that the process should stay within, None for half of what is free; activations that do not fit go
+            to temporary files.
         drop: probability that QDrop keeps an element quantized, None for the method's own (docs/method.md 2).
         selection: "peak" (signed rule) or "eq4" (literal top-k objective), docs/method.md 4.
         merges: number of merges k, None for the rule of :mod:`mrecg_onnx.granularity`.
@@ -109,6 +111,7 @@ class Settings:
     preprocess: Preprocess = field(default_factory=Preprocess)
 
     threads: int | None = None
+    memory: int | None = None
     drop: float | None = None
     selection: str = "peak"
     merges: int | None = None
@@ -159,7 +162,7 @@ class Settings:
             "window": 0,
         }.items():
             _in(name, getattr(self, name), low, math.inf)
-        for name, least in {"threads": 1.0, "merges": 0.0, "penalty": 0.0}.items():
+        for name, least in {"threads": 1.0, "memory": 1.0, "merges": 0.0, "penalty": 0.0}.items():
             if getattr(self, name) is not None:
                 _in(name, getattr(self, name), least, math.inf)
         if self.drop is not None:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from mrecg_onnx.grids import Grid, fake_quantize, fake_quantize_weight
 from mrecg_onnx.network import ActivationHook, Network, Step, WeightHook
-from mrecg_onnx.plan import ActivationPlan, LayerPlan, Plan
+from mrecg_onnx.plan import ActivationPlan, LayerPlan, Plan, UnitPlan
 
-__all__ = ["QuantizedWeight", "Simulation", "bias_scale", "dense", "forward_batches"]
+__all__ = ["QuantizedWeight", "Simulation", "State", "bias_scale", "dense", "forward_batches"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,15 @@ class QuantizedWeight:
 def bias_scale(input_scale: Tensor, weight: Grid) -> Tensor:
     """Scale of an int32 bias, s_x * s_w per output channel: float32 of shape (C,) or ()."""
     return input_scale.to(torch.float32) * weight.scale.to(torch.float32)
+
+
+@dataclass
+class State:
+    """What was learned: grids of activations by quantizer, weights and biases by layer."""
+
+    activations: dict[str, Grid] = field(default_factory=dict)
+    weights: dict[str, QuantizedWeight] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -55,10 +64,36 @@ class Simulation:
         self._quantizer_of: dict[str, str] = {m: a.name for a in self.plan.activations for m in a.members}
         self.quantizers: dict[str, ActivationPlan] = {a.name: a for a in self.plan.activations}
 
+    def state(self, unit: UnitPlan | None = None) -> State:
+        """What was learned so far, of everything or of ``unit``."""
+        if unit is None:
+            return State(dict(self.activations), dict(self.weights), dict(self.biases))
+        made = {name for node in unit.nodes for name in self.network.step(node).outputs}
+        return State(
+            {n: g for n, g in self.activations.items() if n in made},
+            {n: w for n, w in self.weights.items() if n in unit.layers},
+            {n: b for n, b in self.biases.items() if n in unit.layers},
+        )
+
+    def adopt(self, state: State) -> None:
+        """Put ``state`` over what is there."""
+        self.activations.update(state.activations)
+        self.weights.update(state.weights)
+        self.biases.update(state.biases)
+
+    def layer(self, name: str) -> LayerPlan:
+        """The weighted layer called ``name``; KeyError without."""
+        return self._layer[name]
+
+    def quantizer_of(self, tensor: str) -> str | None:
+        """Name of the quantizer whose grid ``tensor`` is on, None if it is float."""
+        name = self._quantizer_of.get(tensor)
+        return name if name in self.activations else None
+
     def input_grid(self, layer: LayerPlan) -> Grid | None:
         """Grid of the tensor a layer reads, None if that is float."""
-        name = self._quantizer_of.get(layer.input)
-        return self.activations.get(name) if name is not None else None
+        name = self.quantizer_of(layer.input)
+        return self.activations[name] if name is not None else None
 
     def activation_hook(self, only: Collection[str] | None = None) -> ActivationHook:
         """Hook that fake-quantizes at every quantizer (or those in ``only``)."""

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
 from mrecg_onnx.images import Dataset, Preprocess, open_validation
 from mrecg_onnx.metrics import decibels, mcnemar_p, topk_correct, wilson_interval
+from mrecg_onnx.parallel import Workers, joined
 from mrecg_onnx.runtime import (
     describe,
     fixed_batch,
@@ -222,6 +223,40 @@ def validate(
     """
     if latency_batch < 1 or repeats < 0:
         raise SettingsError(f"latency of {repeats} runs with {latency_batch} images: give >= 0 runs and >= 1 images")
+    with joined("cpu") as workers:
+        return _validate(
+            fp32,
+            quantized,
+            data,
+            workers,
+            labels=labels,
+            preprocess=preprocess,
+            limit=limit,
+            batch_size=batch_size,
+            latency_batch=latency_batch,
+            repeats=repeats,
+            threads=threads,
+            device=device,
+            report=report if workers.first else None,
+        )
+
+
+def _validate(
+    fp32: Model,
+    quantized: Model,
+    data: Dataset | str | Path,
+    workers: Workers,
+    *,
+    labels: str | Path | None,
+    preprocess: Preprocess | None,
+    limit: int | None,
+    batch_size: int,
+    latency_batch: int,
+    repeats: int,
+    threads: int | None,
+    device: str,
+    report: Callable[[int, int], None] | None,
+) -> ValidationResult:
     names = describe(fp32, "the FP32 model"), describe(quantized, "the quantized model")
     sessions = {
         name: open_session(model, threads=threads, device=device)
@@ -239,6 +274,7 @@ def validate(
         preprocess = preprocess or stored_preprocess(sessions["quantized"], names[1])
         dataset = open_validation(data, specs, preprocess, labels, limit)
 
+    dataset = dataset.shard(workers.rank, workers.size) if workers.size > 1 else dataset
     tally = _Tally(names, dataset)
     rows = fixed_batch(sessions["fp32"]) or fixed_batch(sessions["quantized"]) or latency_batch
     for feeds, indices in dataset.batches(batch_size):
@@ -247,17 +283,22 @@ def validate(
         logger.info("validated %d of %d images", tally.images, len(dataset))
         if report is not None:
             report(tally.images, len(dataset))
+    tally.join(workers)
     if not tally.images:
         raise DataError("there is no image to validate on")
 
-    seconds: dict[str, float] = medians(latency(sessions, tally.rows(rows), repeats)) if repeats else {}
+    def measure() -> dict[str, float]:
+        return medians(latency(sessions, tally.rows(rows), repeats)) if repeats else {}
+
+    seconds = workers.once(measure)  # the others wait: timings beside working processes mean nothing
+    skipped = [f"{path} ({reason})" for path, reason in dataset.skipped]
     reports = [
         ModelReport(name, size_bytes(model), *tally.accuracies(i), seconds.get(key))
         for i, (key, model, name) in enumerate(zip(sessions, (fp32, quantized), names, strict=True))
     ]
     return ValidationResult(
         images=tally.images,
-        skipped=tuple(f"{path} ({reason})" for path, reason in dataset.skipped),
+        skipped=tuple(entry for part in workers.gather(skipped) for entry in part),
         fp32=reports[0],
         quantized=reports[1],
         drop=reports[0].top1.value - reports[1].top1.value if reports[0].top1 and reports[1].top1 else None,
@@ -354,6 +395,20 @@ class _Tally:
         if self._row_count < count:
             self._rows.append(feeds)
             self._row_count += len(next(iter(feeds.values())))
+
+    def join(self, workers: Workers) -> None:
+        """Put together what all processes counted, each on its share of the images."""
+        parts = workers.gather((self.images, self.classes, self.energies, self._same, self._right))
+        if len(parts) == 1:
+            return
+        self.images = sum(part[0] for part in parts)
+        self.classes = next((part[1] for part in parts if part[1] is not None), None)
+        self.energies = {
+            name: [sum(part[2].get(name, [0.0, 0.0])[k] for part in parts) for k in (0, 1)]
+            for name in {name: None for part in parts for name in part[2]}
+        }
+        self._same = [right for part in parts for right in part[3]]
+        self._right = {k: [right for part in parts for right in part[4][k]] for k in self._right}
 
     def rows(self, count: int) -> dict[str, Array]:
         """Inputs of exactly ``count`` rows, repeated where the data set has fewer."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mrecg_onnx.cache import Region
 from mrecg_onnx.network import Step
 
 __all__ = ["Window", "WindowPlan", "plan_windows"]
@@ -40,9 +41,9 @@ class Window:
     ``read`` of the inputs, ``use`` of the outputs that come of them, ``aim`` of the whole outputs.
     """
 
-    read: tuple[tuple[int, int], tuple[int, int]]
-    use: tuple[tuple[int, int], tuple[int, int]]
-    aim: tuple[tuple[int, int], tuple[int, int]]
+    read: Region
+    use: Region
+    aim: Region
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,17 @@ def test_quantize_writes_a_checked_file_and_says_what_it_did(here: Path) -> None
     ):
         assert text in result.stdout
     stages = re.findall(r"^(\w+) done in", result.stderr, re.MULTILINE)
-    assert stages == ["load", "equalize", "calibrate", "sensitivity", "probe", "reconstruct", "export", "verify"]
+    assert stages == [
+        "load",
+        "equalize",
+        "calibrate",
+        "sensitivity",
+        "read",
+        "probe",
+        "reconstruct",
+        "export",
+        "verify",
+    ]
     assert re.search(r"^probe 1/5 stem: loss .* about .* left$", result.stderr, re.MULTILINE)
     assert re.search(r"^reconstruct 1/\d stem: loss .* 5 iterations in", result.stderr, re.MULTILINE)
 

@@ -46,6 +46,10 @@ _PREPROCESS = frozenset(field.name for field in dataclasses.fields(Preprocess))
 _SIZE = re.compile(r"^(\d+)(?:[x,](\d+))?$")
 
 
+_MEMORY = re.compile(r"^(\d+(?:\.\d+)?)\s*(K|M|G|T)i?B?$", re.IGNORECASE)
+_UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
 class Option(click.Option):
     """An option that the help page lists under ``section``."""
 
@@ -120,6 +124,15 @@ calibration_options = _apply(
 )
 
 learning_options = _apply(
+    _option(
+        _RUN,
+        "--memory",
+        metavar="SIZE",
+        help="Memory to stay within, such as 2GB; more goes to temporary files.  [default: half of what is free]",
+    ),
+    _option(
+        _RUN, "--checkpoint", type=PATH, metavar="DIR", help="Keep finished units here; the same command goes on there."
+    ),
     _option(_METHOD, "--protect", type=int, metavar="N", help="Raise the N most sensitive tensors to 8 bits."),
     _option(_METHOD, "--iters", type=int, metavar="N", help="Iterations a unit."),
     _option(_METHOD, "--batch-size", type=int, metavar="N", help="Images an iteration."),
@@ -164,6 +177,8 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
         SettingsError: a value is out of range.
     """
     given = {name: value for name, value in options.items() if name in _FIELDS}
+    if given.get("memory") is not None:
+        given["memory"] = _bytes("--memory", given["memory"])
     return Settings(
         **given,
         exclude=tuple(options["exclude"]),
@@ -208,6 +223,13 @@ def unused_options(settings: Settings, given: Sequence[str]) -> list[str]:
         for name in given
         if name in names
     ]
+
+
+def _bytes(option: str, text: str) -> int:
+    match = _MEMORY.match(text.strip())
+    if match is None:
+        raise SettingsError(f"{option} '{text}': expected a size such as 2GB or 800MB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def _number(option: str, text: str) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mrecg_onnx.commands._console import standard_error
+from mrecg_onnx.parallel import is_first
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -76,7 +77,9 @@ def share_done(progress: Progress) -> float:
 def progress(iters: int) -> Iterator[Callable[[Progress], None]]:
     """The ``report`` of a run of ``iters`` iterations a unit; shown on stderr until the context ends."""
     stderr = standard_error()
-    if stderr.is_terminal and not stderr.is_dumb_terminal:
+    if not is_first():
+        yield lambda _: None
+    elif stderr.is_terminal and not stderr.is_dumb_terminal:
         with _Live(stderr, iters) as live:
             yield live.report
     else:
@@ -153,7 +156,7 @@ class _Live:
 def counter(what: str) -> Iterator[Callable[[int, int], None]]:
     """The ``report(done, total)`` of a run over images: a bar on a terminal, else nothing."""
     stderr = standard_error()
-    if not stderr.is_terminal or stderr.is_dumb_terminal:
+    if not stderr.is_terminal or stderr.is_dumb_terminal or not is_first():
         yield lambda _done, _total: None
         return
     with _bar(stderr) as bar:

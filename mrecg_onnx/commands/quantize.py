@@ -25,6 +25,7 @@ from mrecg_onnx.commands._options import (
 )
 from mrecg_onnx.commands._progress import duration, progress
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.parallel import is_first
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -67,6 +68,7 @@ def quantize_command(
     model: Path,
     calib: Path,
     out: Path | None,
+    checkpoint: Path | None,
     json_file: Path | None,
     debug: bool,
     **options: Any,
@@ -90,7 +92,9 @@ def quantize_command(
         from mrecg_onnx.quantization import quantize
 
         with progress(settings.iters) as report:
-            result = quantize(model, calib, settings, output=out, report=report)
+            result = quantize(model, calib, settings, output=out, checkpoint=checkpoint, report=report)
+        if not is_first():
+            return
         if json_file is not None:
             write_json(result.to_json(), json_file)
         images_ignored = preprocess_from(options) is not None and not _used_images(result)

@@ -10,6 +10,7 @@ from mrecg_onnx.commands._console import grid, guarded, mebibytes, ratio, rows, 
 from mrecg_onnx.commands._options import PATH, Command, Option, image_options, output_options, preprocess_from
 from mrecg_onnx.commands._progress import counter
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.parallel import is_first
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,6 +90,8 @@ def validate_command(
                 report=report,
                 **{name: options[name] for name in plain},
             )
+        if not is_first():
+            return
         if json_file is not None:
             write_json(result.to_json(), json_file)
         show(_side_by_side(result), _comparison(result))

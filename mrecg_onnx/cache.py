@@ -1,0 +1,232 @@
+"""Activations between units, kept small: codes as bytes, floats as half precision, on disk where the memory ends.
+
+A :class:`Pool` hands out memory while its budget lasts and memory-mapped temporary files after that; a :class:`Store` keeps
+one tensor of all calibration samples in it and gives batches (or windows of them) back as float32.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from mrecg_onnx.converters.errors import DataError
+from mrecg_onnx.grids import Grid, quantize_codes
+
+__all__ = ["Pool", "Region", "Store", "default_memory", "gigabytes"]
+
+#: ((row start, row stop), (column start, column stop)) of a map.
+Region = tuple[tuple[int, int], tuple[int, int]]
+
+#: Mantissas of half precision are used between 2^-14 and 2^PEAK, so that sums of them stay finite, too.
+PEAK = 10
+#: Share of the free memory of a GPU that the cache may take.
+GPU_SHARE = 0.6
+
+
+def default_memory() -> int:
+    """Bytes that a run may use where the user names none: half of what is free."""
+    return int(psutil.virtual_memory().available // 2)
+
+
+def gigabytes(count: float) -> str:
+    """``count`` bytes for people."""
+    return f"{count / 1e9:.2f} GB"
+
+
+class Pool:
+    """Memory for stores: ``budget`` bytes of it (on the GPU, then pinned, where the network runs there), then files.
+
+    The files are in ``folder`` (default: the system's temporary folder, TMPDIR), have no name there and go away with the
+    process however it ends.
+
+    Attributes:
+        used: bytes in memory now.
+        spilled: bytes in files now.
+        peak_spilled: the most there ever was in files.
+    """
+
+    def __init__(
+        self, budget: int | None = None, device: torch.device | str = "cpu", folder: Path | None = None
+    ) -> None:
+        self.budget, self.device, self.folder = budget, torch.device(device), folder
+        self.used = self.spilled = self.peak_spilled = 0
+
+    def block(self, shape: Sequence[int], dtype: torch.dtype) -> _Block:
+        """Room for a tensor; it is given back when nobody holds the block any more.
+
+        Raises:
+            DataError: neither the memory nor the temporary folder has room for it.
+        """
+        size = dtype.itemsize
+        for extent in shape:
+            size *= extent
+        if self.device.type == "cuda" and size <= torch.cuda.mem_get_info(self.device)[0] * GPU_SHARE:
+            return _Block(self, torch.empty(tuple(shape), dtype=dtype, device=self.device), 0)
+        if self.budget is None or self.used + size <= self.budget:
+            pinned = self.device.type == "cuda"
+            return _Block(self, torch.empty(tuple(shape), dtype=dtype, pin_memory=pinned), size)
+        return _FileBlock(self, shape, dtype, size)
+
+
+class _Block:
+    """A tensor in memory."""
+
+    def __init__(self, pool: Pool, tensor: Tensor, size: int) -> None:
+        self.pool, self.tensor, self.size = pool, tensor, size
+        pool.used += size
+
+    def trim(self) -> None:
+        """Called after every access."""
+
+    def __del__(self) -> None:
+        self.pool.used -= self.size
+
+
+class _FileBlock(_Block):
+    """A tensor in a memory-mapped file without a name."""
+
+    def __init__(self, pool: Pool, shape: Sequence[int], dtype: torch.dtype, size: int) -> None:
+        folder = str(pool.folder or tempfile.gettempdir())
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                # A mapped file that the disk has no room for would end the process at some later write.
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, max(1, size))
+                else:
+                    file.truncate(max(1, size))
+                self._map = mmap.mmap(file.fileno(), max(1, size))
+        except OSError as error:
+            raise DataError(
+                f"no room for {gigabytes(size)} of cached activations in '{folder}' ({error.strerror}): set TMPDIR to a "
+                "folder with more space, raise --memory, or use fewer --samples"
+            ) from error
+        super().__init__(pool, torch.frombuffer(self._map, dtype=dtype, count=size // dtype.itemsize).view(*shape), 0)
+        self._bytes = size
+        pool.spilled += size
+        pool.peak_spilled = max(pool.peak_spilled, pool.spilled)
+
+    def trim(self) -> None:
+        # Pages of the file stay in the system's cache; they leave this process's memory at once, not when it runs short.
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_bytes"):
+            self.pool.spilled -= self._bytes
+            super().__del__()
+
+
+class Store:
+    """One tensor of all samples.
+
+    Values on a grid are kept as their codes, one byte each and without loss; other floats in half precision with a power
+    of two for each sample, so that none is too large or too small; integers as they are. Images are kept channels-last:
+    what convolutions on the CPU read fastest.
+
+    Attributes:
+        count: number of samples.
+        shape: shape of one sample, () before the first write.
+    """
+
+    def __init__(self, pool: Pool, count: int, grid: Grid | None = None) -> None:
+        self.pool, self.count, self.grid = pool, count, grid
+        self.shape: tuple[int, ...] = ()
+        self._block: _Block | None = None
+        self._exponent: Tensor | None = None
+        self._values, self._sum, self._squares = 0, 0.0, 0.0
+
+    @classmethod
+    def of(cls, x: Tensor, grid: Grid | None = None, pool: Pool | None = None) -> Store:
+        """A store that holds ``x`` of shape [N, ...]."""
+        store = cls(pool or Pool(device=x.device), len(x), grid)
+        store.write(0, x)
+        return store
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def moments(self) -> tuple[float, float, float]:
+        """Number, sum and sum of squares of the values written so far."""
+        return self._values, self._sum, self._squares
+
+    def write(self, start: int, x: Tensor) -> None:
+        """Put ``x`` of shape [b, ...] at the samples ``start`` and after.
+
+        Raises:
+            DataError: its shape differs from what was written before.
+        """
+        block = self._block or self._allocate(x)
+        if tuple(x.shape[1:]) != self.shape:
+            raise DataError(
+                f"samples of different shapes, {tuple(x.shape[1:])} and {self.shape}: they cannot be calibrated together"
+            )
+        rows = slice(start, start + len(x))
+        if x.is_floating_point():
+            x = x.float()
+            self._values += x.numel()
+            self._sum += float(x.sum(dtype=torch.float64))
+            self._squares += float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
+        if self.grid is not None:
+            x = quantize_codes(x, self.grid)
+        elif x.is_floating_point():
+            assert self._exponent is not None
+            peak = x.flatten(1).abs().amax(1) if x.numel() else x.new_zeros(len(x))
+            exponent = torch.floor(torch.log2(peak.clamp(min=2.0**-100))).sub_(PEAK)
+            self._exponent[rows] = exponent.to(self._exponent.device)
+            x = x * torch.exp2(-exponent).view(-1, *[1] * len(self.shape))
+        block.tensor[rows] = (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).to(block.tensor.dtype)
+        block.trim()
+
+    def _allocate(self, x: Tensor) -> _Block:
+        self.shape = tuple(x.shape[1:])
+        inner = (*self.shape[1:], self.shape[0]) if x.dim() == 4 else self.shape
+        if self.grid is not None:
+            dtype = torch.uint8
+        elif x.is_floating_point():
+            dtype = torch.float16
+            self._exponent = torch.zeros(self.count)
+        else:
+            dtype = x.dtype
+        self._block = self.pool.block((self.count, *inner), dtype)
+        return self._block
+
+    def gather(self, index: Tensor, region: Region | None = None) -> Tensor:
+        """Samples ``index`` (int64 on the CPU), float32 (integers as they were), on the pool's device.
+
+        Args:
+            index: shape (b,).
+            region: of images, the rows and columns wanted; everything by default.
+
+        Returns:
+            Shape [b, ...], images channels-last.
+        """
+        assert self._block is not None, "nothing was written yet"
+        values = self._block.tensor
+        if region is not None:
+            (top, bottom), (left, right) = region
+            values = values[:, top:bottom, left:right]
+        rows = values[index.to(values.device)]
+        self._block.trim()
+        return self._decode(rows, index)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Samples ``start`` to ``stop`` in order, as :meth:`gather`."""
+        return self.gather(torch.arange(start, min(stop, self.count)))
+
+    def _decode(self, rows: Tensor, index: Tensor) -> Tensor:
+        rows = rows.to(self.pool.device, non_blocking=True)
+        if self.grid is not None:
+            shift = self.grid.zero_point.to(rows.device)
+            rows = rows.to(torch.float32).sub_(shift).mul_(self.grid.scale.to(rows.device))
+        elif self._exponent is not None:
+            factor = torch.exp2(self._exponent[index]).to(rows.device)
+            rows = rows.to(torch.float32).mul_(factor.view(-1, *[1] * len(self.shape)))
+        return rows.permute(0, 3, 1, 2) if len(self.shape) == 3 else rows

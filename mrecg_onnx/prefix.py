@@ -1,0 +1,170 @@
+"""The calibration set on its way through the network: what every unit reads and what it should answer.
+
+A float copy and a quantized one advance unit by unit, never recomputed from the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mrecg_onnx.cache import Pool, Store
+from mrecg_onnx.calibration import require_finite
+from mrecg_onnx.images import Dataset
+from mrecg_onnx.network import Step
+from mrecg_onnx.plan import UnitPlan
+from mrecg_onnx.simulation import Simulation
+
+__all__ = ["Inputs", "Prefix", "UnitData"]
+
+#: Elements of a unit's largest tensor in one forward batch: 16 MB of float32, which stays near the processor.
+FORWARD_ELEMENTS = 1 << 22
+#: Images read at a time.
+READ = 64
+
+
+@dataclass
+class UnitData:
+    """What a unit is trained on: N samples by tensor name.
+
+    Attributes:
+        quantized: inputs from the quantized prefix.
+        floating: the same inputs from the float network.
+        targets: float outputs.
+        held_out: indices of samples kept for the comparison with nearest rounding.
+        training: all other indices.
+    """
+
+    quantized: dict[str, Store]
+    floating: dict[str, Store]
+    targets: dict[str, Store]
+    training: Tensor
+    held_out: Tensor
+
+
+@dataclass
+class Inputs:
+    """The calibration set as the network is fed: float, and as its input quantizers see it."""
+
+    floating: dict[str, Store]
+    quantized: dict[str, Store]
+    count: int
+
+    @classmethod
+    def read(cls, dataset: Dataset, simulation: Simulation, pool: Pool, *, quantize_activations: bool) -> Inputs:
+        """Read all of ``dataset`` once.
+
+        Raises:
+            DataError: too many files cannot be read.
+        """
+        names = [spec.name for spec in dataset.inputs]
+        grids = simulation.activations if quantize_activations else {}
+        floating = {n: Store(pool, len(dataset)) for n in names}
+        quantized = {n: Store(pool, len(dataset), grids[n]) if n in grids else floating[n] for n in names}
+        count = 0
+        for arrays, indices in dataset.batches(READ):
+            for name in names:
+                x = torch.from_numpy(arrays[name]).to(simulation.network.device)
+                for store in {id(s): s for s in (floating[name], quantized[name])}.values():
+                    store.write(count, x)
+            count += len(indices)
+        for store in (*floating.values(), *quantized.values()):
+            store.count = count
+        return cls(floating, quantized, count)
+
+
+class Prefix:
+    """Inputs of the units, advanced unit by unit: a float copy and a quantized one, never recomputed from the image."""
+
+    def __init__(
+        self,
+        simulation: Simulation,
+        units: Sequence[UnitPlan],
+        inputs: Inputs,
+        pool: Pool,
+        *,
+        quantize_activations: bool,
+    ) -> None:
+        self.simulation, self.units, self.pool, self.count = simulation, list(units), pool, inputs.count
+        self.quantize_activations = quantize_activations
+        self.floating, self.quantized = dict(inputs.floating), dict(inputs.quantized)
+
+    def targets(self, unit: UnitPlan) -> dict[str, Store]:
+        """Float outputs of ``unit`` on all samples.
+
+        Raises:
+            DataError: a tensor of the unit holds NaN or Inf; it is named.
+        """
+        steps, network = self._steps(unit), self.simulation.network
+
+        def run(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            return network.run(batch, steps, keep=unit.outputs, activation=require_finite)
+
+        return self._run(unit, self.floating, {n: Store(self.pool, self.count) for n in unit.outputs}, run)
+
+    def data(self, unit: UnitPlan, targets: dict[str, Store], training: Tensor, held_out: Tensor) -> UnitData:
+        """Everything :func:`reconstruct_unit` needs."""
+        reads = self._reads(unit)
+        return UnitData(
+            {n: self.quantized[n] for n in reads}, {n: self.floating[n] for n in reads}, targets, training, held_out
+        )
+
+    def advance(self, unit: UnitPlan, targets: dict[str, Store]) -> None:
+        """Put the outputs of the finished ``unit`` where the next units read, and forget what nobody reads any more."""
+        steps, later = self._steps(unit), {n for u in self.units[self.units.index(unit) + 1 :] for n in u.inputs}
+
+        def run(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            return self.simulation.run(batch, steps, keep=unit.outputs, quantize_activations=self.quantize_activations)
+
+        grids = self.simulation.activations if self.quantize_activations else {}
+        wanted = [n for n in unit.outputs if n in later]
+        if wanted:
+            made = {n: Store(self.pool, self.count, grids.get(n)) for n in wanted}
+            self.quantized.update(self._run(unit, self.quantized, made, run))
+            self.floating.update({n: targets[n] for n in wanted})
+        for stores in (self.floating, self.quantized):
+            for name in [n for n in stores if n not in later]:
+                del stores[name]
+
+    def _run(
+        self,
+        unit: UnitPlan,
+        source: Mapping[str, Store],
+        made: dict[str, Store],
+        run: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    ) -> dict[str, Store]:
+        """``made``, filled with what ``run`` makes of all samples."""
+        size = self._forward_size(unit)
+        with torch.no_grad():
+            for start in range(0, self.count, size):
+                outputs = run({n: source[n].read(start, start + size) for n in self._reads(unit)})
+                for name, store in made.items():
+                    store.write(start, outputs[name])
+        return made
+
+    def _forward_size(self, unit: UnitPlan) -> int:
+        """Samples to run at a time: the unit's largest tensor stays below :data:`FORWARD_ELEMENTS`."""
+        return max(1, min(256, FORWARD_ELEMENTS // max(1, self._largest(unit))))
+
+    def _largest(self, unit: UnitPlan) -> int:
+        """Elements of the largest tensor that one sample makes in ``unit``."""
+        largest = 1
+
+        def note(_: str, value: Tensor) -> Tensor:
+            nonlocal largest
+            largest = max(largest, value.numel())
+            return value
+
+        values = {n: self.floating[n].read(0, 1) for n in self._reads(unit)}
+        self.simulation.network.run(values, self._steps(unit), activation=note)
+        return largest
+
+    def _reads(self, unit: UnitPlan) -> list[str]:
+        return [n for n in unit.inputs if n in self.floating]
+
+    def _steps(self, unit: UnitPlan) -> list[Step]:
+        network = self.simulation.network
+        return network.helpers(network.part(unit.nodes), unit.inputs)
