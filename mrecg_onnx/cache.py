@@ -178,7 +178,7 @@ class Store:
             x = quantize_codes(x, self.grid)
         elif x.is_floating_point():
             assert self._exponent is not None
-            peak = x.flatten(1).abs().amax(1) if x.numel() else x.new_zeros(len(x))
+            peak = x.reshape(len(x), -1).abs().amax(1) if x.numel() else x.new_zeros(len(x))
             exponent = torch.floor(torch.log2(peak.clamp(min=2.0**-100))).sub_(PEAK)
             self._exponent[rows] = exponent.to(self._exponent.device)
             x = x * torch.exp2(-exponent).view(-1, *[1] * len(self.shape))

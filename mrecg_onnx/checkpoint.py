@@ -37,18 +37,17 @@ class Checkpoint:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             description = self.folder / "run.json"
-            if description.exists():
-                found = json.loads(description.read_text())
-                differ = sorted(k for k in {*found, *run} if found.get(k) != run.get(k))
-                if differ:
-                    raise SettingsError(
-                        f"--checkpoint {folder}: the units in it belong to another run (different: {', '.join(differ)}); "
-                        "name another folder or remove this one"
-                    )
-            else:
+            if not description.exists():
                 self._write(description, json.dumps(run, indent=1).encode())
-        except (OSError, json.JSONDecodeError) as error:
+            found = dict(json.loads(description.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
             raise SettingsError(f"--checkpoint {folder}: cannot be used ({error})") from error
+        differ = sorted(k for k in {*found, *run} if found.get(k) != run.get(k))
+        if differ:
+            raise SettingsError(
+                f"--checkpoint {folder}: the units in it belong to another run (different: {', '.join(differ)}); "
+                "name another folder or remove this one"
+            )
 
     def load(
         self, stage: str, number: int, layers: tuple[str, ...], device: torch.device
@@ -96,9 +95,11 @@ class Checkpoint:
             raise DataError(f"checkpoint '{path}' cannot be written ({error.strerror})") from error
 
     def _write(self, path: Path, content: bytes) -> None:
-        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=path.name, delete=False) as file:
-            file.write(content)
-        Path(file.name).replace(path)
+        # A folder of its own, not a named file: that would stay behind where the disk is full.
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=f".{path.name}.") as folder:
+            temporary = Path(folder) / path.name
+            temporary.write_bytes(content)
+            temporary.replace(path)
 
     def _path(self, stage: str, number: int) -> Path:
         return self.folder / f"{stage}-{number:04d}.pt"

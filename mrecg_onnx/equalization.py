@@ -2,8 +2,12 @@
 
 One scale vector s per stream: every producer's output channels (weights and bias) are divided by s, every consumer's input
 channels multiplied by it. Ops between must be positively homogeneous, channel by channel (Nagel et al. 2019, eq. 8-11;
-for residual streams all tensors that meet in the same Adds share one vector, docs/method.md 5). Relu6 is not homogeneous and
-ends a stream.
+for residual streams all tensors that meet in the same Adds share one vector, docs/method.md 5).
+
+Relu6 is homogeneous below its ceiling: a channel that stays below 6 / t may be enlarged t times, and the tensor's one scale then
+serves it as well as the largest channel. Channels that reach the ceiling keep their size (Nagel et al. replace Relu6 by Relu
+instead). This is done where a depthwise layer reads the tensor and it costs nothing: its weights have a scale for each
+channel. Behind a depthwise layer the next weights would pay: at W4A4 MobileNetV2 loses more there than its activations gain.
 
 s_c = (m_c / median m)^alpha with m_c = (mean |x_c|^4)^(1/4) on calibration images: between the largest magnitude, which one
 outlier decides, and the standard deviation, which does not see what a clipped range costs. On MobileNetV2's worst stream
@@ -14,6 +18,7 @@ output, none where it does not help. Weights take no part in the choice: learned
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +30,7 @@ from torch import Tensor
 from mrecg_onnx.activations import (
     activation_inputs,
     activation_outputs,
+    clamp_bounds,
     constant,
     is_activation,
     is_weighted,
@@ -48,6 +54,8 @@ MIN_ERROR = 0.01
 MIN_GAIN = 0.02
 #: Bounds of s: beyond them a channel is dead or an outlier of its own kind.
 SMALLEST, LARGEST = 0.02, 50.0
+#: Images on which the largest value of a channel below a ceiling is measured, and the room left above it.
+CEILING_IMAGES, HEADROOM = 64, 1.05
 #: Images on which an exponent is judged, and norms of the range search it is judged with.
 IMAGES, NORMS = 16, (1.5, 2.4)
 
@@ -65,6 +73,7 @@ class Stream:
         channels: length of the vector.
         producers: nodes whose output channels are divided.
         consumers: nodes whose input channels are multiplied.
+        ceilings: (tensor, bound) of every Clip in the stream: channels may be enlarged up to it, and none made smaller.
     """
 
     name: str
@@ -72,6 +81,7 @@ class Stream:
     channels: int
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
+    ceilings: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,23 @@ def _joined(node: ir.Node) -> list[ir.Value] | None:
         return [*inputs, node.outputs[0]]
     if node.op_type in _VIEWS and _spatially_flat(node):
         return [*inputs, *outputs]
+    if _ceiling(node) is not None:
+        return [*inputs, *outputs]
     return None
+
+
+def _depthwise(node: ir.Node) -> bool:
+    """True for a convolution whose output channels read one input channel each."""
+    weight = constant(node.inputs[1]) if node.op_type == "Conv" else None
+    return weight is not None and list(weight.shape)[1] == 1
+
+
+def _ceiling(node: ir.Node | None) -> float | None:
+    """Upper bound of a Relu6 (or another Clip from 0 to a constant), None for anything else."""
+    bounds = clamp_bounds(node) if node is not None and node.op_type == "Clip" else None
+    if bounds is None or bounds[0] != 0.0 or bounds[1] is None or not 0.0 < bounds[1] < math.inf:
+        return None
+    return bounds[1]
 
 
 def _usable_weight(node: ir.Node) -> bool:
@@ -168,9 +194,18 @@ def find_streams(model: ir.Model) -> list[Stream]:
         sizes = {_channels(v) for v in values}
         if blocked & set(values) or not made or not read or len(sizes) != 1 or None in sizes:
             continue
+        if any(_ceiling(v.producer()) for v in values) and not all(
+            _depthwise(n) for v in values for n in consumers.get(v, [])
+        ):
+            continue
         streams.append(
             Stream(
-                values[0].name or "", tuple(v.name or "" for v in values), sizes.pop() or 0, tuple(made), tuple(read)
+                values[0].name or "",
+                tuple(v.name or "" for v in values),
+                sizes.pop() or 0,
+                tuple(made),
+                tuple(read),
+                tuple((v.name or "", bound) for v in values if (bound := _ceiling(v.producer())) is not None),
             )
         )
     return streams
@@ -219,9 +254,38 @@ class _Judge:
     def __init__(self, network: Network, quantizers: Sequence[ActivationPlan], data: Mapping[str, Tensor]) -> None:
         self.network = network
         self.quantizers = {plan.name: plan for plan in quantizers}
+        self.data = data
         self.batch = next(forward_batches(data, IMAGES, network.device))
         with torch.no_grad():
             self.reference = network.run(self.batch)
+
+    def begin(self, stream: Stream) -> None:
+        """Run the network up to ``stream`` once: every judgement on it goes on from there."""
+        steps = self.network.steps
+        names = set(stream.tensors) & set(self.quantizers)
+        start = next((i for i, step in enumerate(steps) if names & set(step.outputs)), 0)
+        self._rest = steps[start:]
+        needed = {n for step in self._rest for n in step.arguments if n is not None}
+        made = {n for step in steps[:start] for n in step.outputs}
+        with torch.no_grad():
+            self._live = self.network.run(self.batch, steps[:start], keep=needed & (made | set(self.batch)))
+
+    def floors(self, streams: Sequence[Stream]) -> dict[str, Tensor]:
+        """How small s may become under the ceilings, by name of each stream that has some: shape (C,), at most 1."""
+        bounds = {tensor: (stream, bound) for stream in streams for tensor, bound in stream.ceilings}
+        found = {s.name: torch.zeros(s.channels, device=self.network.device) for s in streams if s.ceilings}
+
+        def look(name: str, value: Tensor) -> Tensor:
+            if name in bounds:
+                stream, bound = bounds[name]
+                share = value.transpose(0, 1).flatten(1).amax(1) * (HEADROOM / bound)
+                found[stream.name] = torch.maximum(found[stream.name], share)
+            return value
+
+        with torch.no_grad():
+            for batch in forward_batches(self.data, IMAGES, self.network.device, CEILING_IMAGES):
+                self.network.run(batch, activation=look)
+        return {name: floor.clamp(max=1.0) for name, floor in found.items()}
 
     def magnitudes(self, stream: Stream) -> tuple[Tensor, dict[str, Tensor]]:
         """m_c over the stream's quantized tensors, shape (C,), and those tensors by name."""
@@ -251,7 +315,8 @@ class _Judge:
             return fake_quantize(value / s, grids[name]) * s
 
         with torch.no_grad():
-            return output_error(self.network.run(self.batch, activation=activation), self.reference)
+            outputs = self.network.run(self._live, self._rest, keep=self.network.outputs, activation=activation)
+        return output_error(outputs, self.reference)
 
 
 def choose_scales(
@@ -262,17 +327,20 @@ def choose_scales(
 ) -> list[Equalized]:
     """Choose alpha for every stream on calibration images; one decision a stream, in order."""
     judge = _Judge(network, quantizers, data)
+    streams = [s for s in streams if any(name in judge.quantizers for name in s.tensors)]
+    floors = judge.floors(streams)
     result = []
     for stream in streams:
-        if not any(name in judge.quantizers for name in stream.tensors):
-            continue
+        judge.begin(stream)
         magnitude, values = judge.magnitudes(stream)
         middle = magnitude.median().clamp(min=1e-12)
         spread = float(magnitude.amax() / middle)
-        ratio = torch.where(magnitude > 0, magnitude / middle, torch.ones_like(magnitude))
+        unit = magnitude.amax() if stream.ceilings else middle
+        ratio = torch.where(magnitude > 0, magnitude / unit, torch.ones_like(magnitude))
+        floor = floors.get(stream.name, torch.tensor(SMALLEST))
 
-        def scaled(alpha: float, ratio: Tensor = ratio) -> Tensor:
-            return ratio.pow(alpha).clamp(SMALLEST, LARGEST)
+        def scaled(alpha: float, ratio: Tensor = ratio, floor: Tensor = floor) -> Tensor:
+            return torch.maximum(ratio.pow(alpha).clamp(SMALLEST, LARGEST), floor.to(ratio))
 
         before = judge.error(scaled(0.0), values)
         best = (before, 0.0)

@@ -60,11 +60,15 @@ class Grid:
 
     def along(self, rank: int) -> tuple[Tensor, Tensor]:
         """Scale and zero point shaped to broadcast over a tensor of ``rank`` dimensions."""
+        return self.shaped(self.scale, rank), self.shaped(self.zero_point, rank)
+
+    def shaped(self, values: Tensor, rank: int) -> Tensor:
+        """``values`` of the scale's shape, shaped to broadcast over a tensor of ``rank`` dimensions."""
         if self.axis is None:
-            return self.scale, self.zero_point
+            return values
         shape = [1] * rank
         shape[self.axis] = -1
-        return self.scale.view(shape), self.zero_point.view(shape)
+        return values.view(shape)
 
 
 def _grid_from_range(low: Tensor, high: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor]:

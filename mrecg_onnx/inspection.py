@@ -7,11 +7,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mrecg_onnx.converters import load_model, normalize
+from mrecg_onnx.converters import load_model
 from mrecg_onnx.converters.load import standard_opset
 from mrecg_onnx.equalization import Equalized
 from mrecg_onnx.images import Dataset, Preprocess
-from mrecg_onnx.preparation import calibrate, make_plan, prepare
+from mrecg_onnx.preparation import calibrate, editable_graph, make_plan, prepare
 from mrecg_onnx.progress import Clock, Progress
 from mrecg_onnx.runtime import describe
 from mrecg_onnx.sensitivity import Sensitivity, measure_sensitivity
@@ -147,7 +147,7 @@ def inspect(
     if calib is None:
         with clock.stage("load"):
             original = load_model(model)
-            graph = normalize(original)
+            graph = editable_graph(original, settings)
             return Inspection(_source(model, original, graph), settings, make_plan(graph, settings))
     ready = prepare(model, calib, settings, clock)
     with clock.stage("calibrate"):

@@ -6,21 +6,28 @@ torch.distributed, with the reconstruction unit's few variables as the only thin
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
+from itertools import count
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from mrecg_onnx.converters.errors import MrecgError, WorkerError
 
 if TYPE_CHECKING:  # torch takes seconds to load: only a process among several needs it here
     from torch import Tensor
+    from torch._C._distributed_c10d import Store
 
-__all__ = ["ALONE", "Workers", "is_first", "joined"]
+__all__ = ["ALONE", "Workers", "is_first", "joined", "local_size"]
 
 T = TypeVar("T")
+
+#: Numbers the groups of this process; all processes count alike.
+_groups = count()
 
 #: A process that is not heard of for so long counts as gone; a unit's slowest stage on large sets stays well below.
 PATIENCE = timedelta(minutes=30)
@@ -93,17 +100,25 @@ class Workers:
         import torch
         from torch import distributed as dist
 
-        box: list[object] = [None, None]
+        made: tuple[T | None, MrecgError | None] = None, None
+        box: list[bytes] = [b""]
         if self.first:
             try:
-                box[0] = make()
+                made = make(), None
             except MrecgError as error:
-                box[1] = error
+                made = None, error
+            buffer = io.BytesIO()
+            torch.save(made, buffer)
+            box = [buffer.getvalue()]
         with _guarded():
-            dist.broadcast_object_list(box, src=0, device=torch.device(self.device))
-        if box[1] is not None:
-            raise cast("MrecgError", box[1])
-        return cast("T", box[0])
+            dist.broadcast_object_list(box, src=0)
+        if not self.first:
+            # Pickled alone, tensors would stay on the first process's GPU.
+            made = torch.load(io.BytesIO(box[0]), map_location=self.device, weights_only=False)
+        value, failure = made
+        if failure is not None:
+            raise failure
+        return cast("T", value)
 
 
 ALONE = Workers()
@@ -116,7 +131,7 @@ def _guarded() -> Iterator[None]:
     except RuntimeError as error:
         raise WorkerError(
             "another process of this job ended or cannot be reached; finished units are kept where --checkpoint was given: "
-            f"start the same command again ({str(error).splitlines()[0]})"
+            f"start the same command again ({str(error).splitlines()[0].split('. ')[0]})"
         ) from error
 
 
@@ -124,9 +139,24 @@ def _size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
+def local_size() -> int:
+    """Processes of this job on this machine, which share its memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _size() > 1 else 1
+
+
 def is_first() -> bool:
     """True in the process that talks to the user: the only one, or torchrun's first."""
     return _size() == 1 or os.environ["RANK"] == "0"
+
+
+@cache
+def _meeting_place() -> Store:
+    """The store of torchrun, kept while the process lives: one group after the other may meet there."""
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+    store.set_timeout(PATIENCE)
+    return cast("Store", store)
 
 
 @contextmanager
@@ -151,7 +181,15 @@ def joined(device: str) -> Iterator[Workers]:
     ours = not dist.is_initialized()
     if ours:
         with _guarded():
-            dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+            # A name of its own: the store still has the addresses of a group that was there before.
+            name = f"mrecg_onnx/{next(_groups)}"
+            dist.init_process_group(
+                "nccl" if device == "cuda" else "gloo",
+                timeout=PATIENCE,
+                store=dist.PrefixStore(name, _meeting_place()),  # type: ignore[attr-defined]
+                rank=int(os.environ["RANK"]),
+                world_size=_size(),
+            )
     try:
         yield Workers(dist.get_rank(), dist.get_world_size(), device)
     finally:

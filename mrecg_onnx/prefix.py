@@ -16,12 +16,10 @@ from mrecg_onnx.calibration import require_finite
 from mrecg_onnx.images import Dataset
 from mrecg_onnx.network import Step
 from mrecg_onnx.plan import UnitPlan
-from mrecg_onnx.simulation import Simulation
+from mrecg_onnx.simulation import Simulation, forward_size
 
 __all__ = ["Inputs", "Prefix", "UnitData"]
 
-#: Elements of a unit's largest tensor in one forward batch: 16 MB of float32, which stays near the processor.
-FORWARD_ELEMENTS = 1 << 22
 #: Images read at a time.
 READ = 64
 
@@ -146,11 +144,7 @@ class Prefix:
         return made
 
     def _forward_size(self, unit: UnitPlan) -> int:
-        """Samples to run at a time: the unit's largest tensor stays below :data:`FORWARD_ELEMENTS`."""
-        return max(1, min(256, FORWARD_ELEMENTS // max(1, self._largest(unit))))
-
-    def _largest(self, unit: UnitPlan) -> int:
-        """Elements of the largest tensor that one sample makes in ``unit``."""
+        """Samples to run at a time."""
         largest = 1
 
         def note(_: str, value: Tensor) -> Tensor:
@@ -160,7 +154,7 @@ class Prefix:
 
         values = {n: self.floating[n].read(0, 1) for n in self._reads(unit)}
         self.simulation.network.run(values, self._steps(unit), activation=note)
-        return largest
+        return forward_size(largest)
 
     def _reads(self, unit: UnitPlan) -> list[str]:
         return [n for n in unit.inputs if n in self.floating]

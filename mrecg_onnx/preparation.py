@@ -13,6 +13,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from mrecg_onnx.branches import branch_narrow_reads
 from mrecg_onnx.calibration import NORMS, activation_grids, nearest_weights
 from mrecg_onnx.converters import check_parity, load_model, normalize, to_torch
 from mrecg_onnx.converters.errors import DataError, SettingsError
@@ -24,13 +25,13 @@ from mrecg_onnx.methods import METHODS
 from mrecg_onnx.network import Network
 from mrecg_onnx.parallel import ALONE, Workers
 from mrecg_onnx.placement import place, plan_layers
-from mrecg_onnx.plan import Plan
+from mrecg_onnx.plan import BYSTANDER_BITS, Plan
 from mrecg_onnx.progress import Clock
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.simulation import Simulation
 from mrecg_onnx.units import plan_layer_units, plan_units
 
-__all__ = ["Prepared", "calibrate", "make_plan", "merge_by", "pick_device", "prepare", "search_grids"]
+__all__ = ["Prepared", "calibrate", "editable_graph", "make_plan", "merge_by", "pick_device", "prepare", "search_grids"]
 
 #: Images on which the bridge is compared with ONNX Runtime.
 PARITY_IMAGES = 8
@@ -84,7 +85,7 @@ def prepare(
         torch.set_num_threads(settings.threads)
     with clock.stage("load"):
         original = load_model(model)
-        graph = normalize(original)
+        graph = editable_graph(original, settings)
         plan = make_plan(graph, settings)
         dataset = _open(calib, graph, settings)
         arrays = dataset.load(max(HEAD, settings.range_samples))
@@ -108,6 +109,18 @@ def prepare(
                 check_parity(original, module, few, PARITY_TOLERANCE)
                 network = Network(module, device)
     return Prepared(original, graph, plan, settings, dataset, data, network, parity, equalized)
+
+
+def editable_graph(original: onnx.ModelProto, settings: Settings) -> ir.Model:
+    """The normalized graph that gets its Q/DQ, with the branches that the settings want.
+
+    Raises:
+        MrecgError: the model or the settings do not do.
+    """
+    graph = normalize(original)
+    if settings.residual == "wide" and settings.abits < BYSTANDER_BITS:
+        branch_narrow_reads(graph, settings)
+    return graph
 
 
 def _open(calib: str | Path | Dataset, graph: ir.Model, settings: Settings) -> Dataset:

@@ -19,12 +19,12 @@ from mrecg_onnx import __version__
 from mrecg_onnx.cache import Pool, default_memory
 from mrecg_onnx.checkpoint import Checkpoint
 from mrecg_onnx.converters import check_writable, save_model
-from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.equalization import Equalized
 from mrecg_onnx.export import export
 from mrecg_onnx.images import Dataset
 from mrecg_onnx.methods import METHODS, Method
-from mrecg_onnx.parallel import Workers, joined
+from mrecg_onnx.parallel import Workers, joined, local_size
 from mrecg_onnx.placement import place
 from mrecg_onnx.plan import BYSTANDER_BITS, Plan, UnitPlan
 from mrecg_onnx.prefix import Inputs, Prefix
@@ -33,7 +33,7 @@ from mrecg_onnx.progress import Clock, Progress, Report
 from mrecg_onnx.reconstruction import LearningRates, UnitResult, default_rates, reconstruct_unit
 from mrecg_onnx.sensitivity import Sensitivity, measure_sensitivity
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.simulation import Simulation
+from mrecg_onnx.simulation import Simulation, State
 from mrecg_onnx.validation import PREPROCESS_KEY, SOURCE_KEY, source_sha256
 from mrecg_onnx.verification import Verification, verify
 
@@ -158,7 +158,7 @@ def quantize(
             WorkerError.
     """
     settings = settings or Settings()
-    memory = settings.memory or default_memory()
+    memory = settings.memory or default_memory() // local_size()
     with joined(pick_device(settings.device).type) as workers:
         if settings.batch_size % workers.size:
             raise SettingsError(
@@ -168,6 +168,10 @@ def quantize(
         if output is not None:
             workers.once(lambda: check_writable(output))
         ready = prepare(model, calib, settings, clock, workers)
+        if len(ready.dataset) < 2 * workers.size:
+            raise DataError(
+                f"{len(ready.dataset)} calibration images are too few for {workers.size} processes: each needs two"
+            )
         return _quantize(model, ready, memory, workers, clock, output, checkpoint)
 
 
@@ -200,17 +204,13 @@ def _quantize(
     results: list[UnitResult] = []
     probe: list[UnitResult] = []
     images = len(next(iter(data.values())))
+    share = ready.dataset.shard(workers.rank, workers.size)
     if method.granularity != "none":
-        checkpoint = Checkpoint(folder, _same_run(ready)) if folder is not None else None
+        checkpoint = Checkpoint(folder, _same_run(ready, protected)) if folder is not None else None
         pool = Pool(_cache_budget(memory), network.device)
         run = _Run(settings, method, pool, workers, checkpoint, clock.report)
         with clock.stage("read"):
-            inputs = Inputs.read(
-                ready.dataset.shard(workers.rank, workers.size),
-                simulation,
-                pool,
-                quantize_activations=method.keep_quantized is not None,
-            )
+            inputs = Inputs.read(share, simulation, pool, quantize_activations=method.keep_quantized is not None)
             images = int(workers.total([inputs.count])[0])
         if method.merge and settings.scheme == "loss":
             with clock.stage("probe"):
@@ -250,7 +250,7 @@ def _quantize(
             seconds=clock.seconds,
         )
 
-    mine = [f"{path} ({reason})" for path, reason in ready.dataset.skipped]
+    mine = [f"{path} ({reason})" for path, reason in ready.dataset.skipped + share.skipped]
     skipped = tuple(dict.fromkeys(entry for part in workers.gather(mine) for entry in part))
     return workers.once(finish)
 
@@ -261,14 +261,22 @@ def _cache_budget(memory: int) -> int:
     return max(0, int(memory * (1 - WORKING_SHARE)) - held)
 
 
-def _same_run(ready: Prepared) -> dict[str, Any]:
-    """What has to be the same for finished units of an earlier run to be used."""
+def _same_run(ready: Prepared, protected: tuple[str, ...]) -> dict[str, Any]:
+    """What has to be the same for finished units of an earlier run to be used.
+
+    Decisions that a last digit may tip are in it, too: other threads or another device sum in another order.
+    """
     content = ready.original.SerializeToString(deterministic=True)
+    images = hashlib.sha256(ready.dataset.fingerprint().encode())
+    for name in sorted(ready.data):  # arrays prepared in another way may have the same names and sizes
+        images.update(ready.data[name].contiguous().numpy().data)
     settings = {k: v for k, v in ready.settings.to_json().items() if k not in {"device", "threads", "memory"}}
     return {
         "version": __version__,
         "model": hashlib.sha256(content).hexdigest(),
-        "images": ready.dataset.fingerprint(),
+        "images": images.hexdigest(),
+        "equalized": {e.stream.name: e.alpha for e in ready.equalized},
+        "protected": list(protected),
         **settings,
     }
 
@@ -292,7 +300,7 @@ def reconstruct(prefix: Prefix, run: _Run, iters: int, stage: str) -> list[UnitR
                 report(Progress(stage, unit.name, i, len(prefix.units), iteration, iters, loss))
 
         targets = prefix.targets(unit)
-        kept = run.checkpoint.load(stage, i, unit.layers, prefix.simulation.network.device) if run.checkpoint else None
+        kept = workers.once(lambda unit=unit, i=i: _kept(run, stage, i, unit, prefix))  # type: ignore[misc]
         if kept is not None:
             result, state = kept
             prefix.simulation.adopt(state)
@@ -306,6 +314,7 @@ def reconstruct(prefix: Prefix, run: _Run, iters: int, stage: str) -> list[UnitR
                 rates=rates,
                 keep_quantized=method.keep_quantized,
                 learn_scales=method.learn_scales,
+                learn_weight_scales=settings.learn_weight_scales and method.learn_scales,
                 learn_bias=settings.learn_bias and method.learn_scales,
                 rounding_weight=settings.rounding_weight,
                 knee=settings.knee if settings.loss == "huber" else None,
@@ -323,6 +332,13 @@ def reconstruct(prefix: Prefix, run: _Run, iters: int, stage: str) -> list[UnitR
         if report is not None:
             report(Progress(stage, unit.name, i + 1, len(prefix.units), iters, iters, result.loss, result))
     return results
+
+
+def _kept(run: _Run, stage: str, number: int, unit: UnitPlan, prefix: Prefix) -> tuple[UnitResult, State] | None:
+    """``unit`` as an earlier run left it; the first process asks, others may lie on machines without the folder."""
+    if run.checkpoint is None:
+        return None
+    return run.checkpoint.load(stage, number, unit.layers, prefix.simulation.network.device)
 
 
 def _metadata(

@@ -21,8 +21,8 @@ from mrecg_onnx.network import Step
 from mrecg_onnx.parallel import ALONE, Workers
 from mrecg_onnx.plan import UnitPlan
 from mrecg_onnx.prefix import UnitData
-from mrecg_onnx.rounding import BetaSchedule, SoftRounding, regularizer
-from mrecg_onnx.simulation import QuantizedWeight, Simulation, bias_scale
+from mrecg_onnx.rounding import BetaSchedule, SoftRounding
+from mrecg_onnx.simulation import QuantizedWeight, Simulation, bias_scale, forward_size
 from mrecg_onnx.windows import Window, plan_windows
 
 __all__ = ["LearningRates", "UnitResult", "default_rates", "reconstruct_unit", "reconstruction_loss"]
@@ -31,6 +31,8 @@ __all__ = ["LearningRates", "UnitResult", "default_rates", "reconstruct_unit", "
 PAPER_ITERS, PAPER_LR_ROUNDING, PAPER_LR_SCALE = 20000, 1e-3, 1.3e-4
 #: Rates grow as iterations shrink, (PAPER_ITERS / iters)^EXPONENT: 300 iterations learn best near 3e-2 and 3e-3.
 EXPONENT = 0.8
+#: Devices on which torch's Adam takes one pass over a variable.
+FUSED = frozenset({"cpu", "cuda"})
 #: Below so many iterations larger steps only do harm: the rates stop growing.
 SHORTEST = 150
 
@@ -136,15 +138,25 @@ class _Trainable:
     """Everything a unit learns: rounding variables and bias shifts by layer, log-ratios of scales by quantizer."""
 
     def __init__(
-        self, unit: UnitPlan, simulation: Simulation, made: Sequence[str], *, learn_scales: bool, learn_bias: bool
+        self,
+        unit: UnitPlan,
+        simulation: Simulation,
+        made: Sequence[str],
+        *,
+        learn_scales: bool,
+        learn_weight_scales: bool,
+        learn_bias: bool,
     ) -> None:
         self.rounding: dict[str, SoftRounding] = {}
         self.bias: dict[str, Tensor] = {}
         self.shift: dict[str, Tensor] = {}
+        self.log_gain: dict[str, Tensor] = {}
         for name in unit.layers:
             module = simulation.network.step(name).module
             if name in simulation.weights:
                 self.rounding[name] = SoftRounding(module.weight.detach(), simulation.weights[name].grid)  # type: ignore[operator]
+                scale = simulation.weights[name].grid.scale
+                self.log_gain[name] = torch.zeros_like(scale, requires_grad=learn_weight_scales)
                 bias: Tensor | None = simulation.biases.get(name, module.bias)  # type: ignore[arg-type]
                 if bias is not None:
                     self.bias[name] = bias.detach()
@@ -176,7 +188,17 @@ class _Trainable:
 
     def codes(self) -> dict[str, QuantizedWeight]:
         """Hard-rounded weights."""
-        return {name: QuantizedWeight(r.hard_codes(), r.grid) for name, r in self.rounding.items()}
+        return {name: QuantizedWeight(r.hard_codes(), self.weight_grid(name)) for name, r in self.rounding.items()}
+
+    def gain(self, name: str) -> Tensor:
+        """Differentiable ratio of a layer's weight scale to the searched one, shaped to multiply the weight."""
+        rounding = self.rounding[name]
+        return rounding.grid.shaped(torch.exp(self.log_gain[name]), rounding.V.dim())
+
+    def weight_grid(self, name: str) -> Grid:
+        """Learned weight grid."""
+        grid = self.rounding[name].grid
+        return replace(grid, scale=grid.scale * torch.exp(self.log_gain[name].detach()))
 
 
 @dataclass
@@ -189,6 +211,8 @@ class _Loop:
     masks: _Masks
     quantize_activations: bool
     knees: dict[str, float | None]
+    rounding_weight: float = 0.0
+    beta: float | None = None
     window: Window | None = None
     generator: torch.Generator = field(default_factory=torch.Generator)
 
@@ -197,7 +221,9 @@ class _Loop:
         module = step.module
         if rounding is None:
             return module.weight, module.bias  # type: ignore[return-value]
-        return rounding.soft(), self._integer_bias(step, self.trainable.current_bias(step.node), rounding.grid)
+        grid = self.trainable.weight_grid(step.node)
+        weight = rounding.soft(self.beta, self.rounding_weight) * self.trainable.gain(step.node)
+        return weight, self._integer_bias(step, self.trainable.current_bias(step.node), grid)
 
     def _integer_bias(self, step: Step, bias: Tensor | None, weight: Grid) -> Tensor | None:
         """``bias`` rounded to the int32 grid of the file, straight-through.
@@ -298,6 +324,7 @@ def reconstruct_unit(
     rates: LearningRates,
     keep_quantized: float | None,
     learn_scales: bool,
+    learn_weight_scales: bool,
     learn_bias: bool,
     rounding_weight: float,
     knee: float | None,
@@ -318,6 +345,7 @@ def reconstruct_unit(
         rates: Adam's learning rates; the scale's falls to 0 along a cosine.
         keep_quantized: probability of an element to be quantized; None trains with float activations.
         learn_scales: activation scales are learned too.
+        learn_weight_scales: so are those of weights, one a channel. Noisy inputs want smaller gains than clean ones.
         learn_bias: biases are learned too (they are int32 in the file: free to move).
         rounding_weight: weight of the rounding regularizer.
         knee: see :func:`reconstruction_loss`, in standard deviations of the output; None for the squared error.
@@ -337,24 +365,33 @@ def reconstruct_unit(
     made = [name for step in steps for name in step.outputs]
     generator = torch.Generator().manual_seed(seed)
     quantize = keep_quantized is not None
-    trainable = _Trainable(unit, simulation, made, learn_scales=learn_scales and quantize, learn_bias=learn_bias)
+    trainable = _Trainable(
+        unit,
+        simulation,
+        made,
+        learn_scales=learn_scales and quantize,
+        learn_weight_scales=learn_weight_scales,
+        learn_bias=learn_bias,
+    )
     knees = _knees(data.targets, knee, workers)
     masks = _Masks(keep_quantized if keep_quantized is not None else 1.0, network.device, generator)
-    loop = _Loop(unit, steps, simulation, data, trainable, masks, quantize, knees)
+    loop = _Loop(unit, steps, simulation, data, trainable, masks, quantize, knees, rounding_weight)
     judge = data.held_out if len(data.held_out) else data.training
-    options = {"quantize_activations": quantize, "batch_size": batch_size, "knees": knees, "workers": workers}
+    shapes = _shapes(loop)
+    size = forward_size(max(math.prod(shape[1:]) for shape in shapes.values()))
+    options = {"quantize_activations": quantize, "batch_size": size, "knees": knees, "workers": workers}
     nearest = evaluate_unit(unit, steps, simulation, data, judge, **options)  # type: ignore[arg-type]
     if not trainable.rounding:
         return UnitResult(unit.name, unit.layers, 0, nearest, nearest, "nearest", 0.0, clock() - begin)
-    windows = plan_windows(steps, _shapes(loop), inputs, unit.outputs, window)
+    windows = plan_windows(steps, shapes, inputs, unit.outputs, window)
 
     variables = [r.V for r in trainable.rounding.values()]
     groups = [{"params": variables, "lr": rates.rounding}]
     scales = [t for t in trainable.log_ratio.values() if t.requires_grad]
-    smooth = scales + [b for b in trainable.shift.values() if b.requires_grad]
+    smooth = scales + [t for t in (*trainable.shift.values(), *trainable.log_gain.values()) if t.requires_grad]
     if smooth:
         groups.append({"params": smooth, "lr": rates.scale})
-    optimizer = torch.optim.Adam(groups)
+    optimizer = torch.optim.Adam(groups, fused=network.device.type in FUSED)
     beta_at = BetaSchedule(iters)
     for step in range(iters):
         index = data.training[torch.randint(0, len(data.training), (batch_size,), generator=generator)]
@@ -362,15 +399,10 @@ def reconstruct_unit(
             loop.window = windows.draw(generator)
         if smooth:
             optimizer.param_groups[1]["lr"] = rates.scale * 0.5 * (1 + math.cos(math.pi * step / iters))
+        loop.beta = beta_at(step)
         loss = loop.loss(index)
-        beta = beta_at(step)
-        total = (
-            loss
-            if beta is None
-            else loss + rounding_weight * torch.stack([regularizer(v, beta) for v in variables]).sum()
-        )
         optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
         workers.mean_([t.grad for group in groups for t in group["params"] if t.grad is not None])  # type: ignore[attr-defined]
         optimizer.step()
         if report is not None and (step % 10 == 9 or step == iters - 1):

@@ -62,6 +62,8 @@ class Settings:
         base: reconstruction under ``mrecg``: "qdrop" or "brecq".
         scheme: how ``mrecg`` merges units: "loss", "modcap", "none" or the path of a JSON file.
         equalize: "auto" or "off".
+        residual: "wide": tensors that low-bit layers share with additions keep 8 bits, the layers read a copy of their
+            own width; "shared": one quantizer of the layers' width for all, as in the papers.
         protect: number of activation tensors raised to 8 bits, the most sensitive first.
         iters: iterations a reconstruction unit.
         batch_size: images an iteration.
@@ -86,6 +88,7 @@ class Settings:
         loss: "huber" (robust to outliers) or "mse" (the papers').
         knee: where the Huber loss turns from squares to magnitudes, in standard deviations of the unit's output.
         learn_bias: biases are learned with the rounding (beyond the paper; they cost nothing, being int32).
+        learn_weight_scales: learn the scale of each channel's weights together with the rounding (beyond the paper, too).
         rounding_weight: weight of the rounding regularizer.
         ranges: "output": several norms propose a range and the network's output chooses; "mse": the papers' p = 2.4 alone.
         range_samples: images for the range search.
@@ -99,6 +102,7 @@ class Settings:
     base: str = "qdrop"
     scheme: str = "loss"
     equalize: str = "auto"
+    residual: str = "wide"
     protect: int = 0
     iters: int = 1000
     batch_size: int = 32
@@ -123,6 +127,7 @@ class Settings:
     loss: str = "huber"
     knee: float = 0.5
     learn_bias: bool = True
+    learn_weight_scales: bool = True
     rounding_weight: float = 0.01
     ranges: str = "output"
     range_samples: int = 64
@@ -143,6 +148,7 @@ class Settings:
             "method": tuple(METHODS),
             "base": ("qdrop", "brecq"),
             "equalize": ("auto", "off"),
+            "residual": ("wide", "shared"),
             "device": ("auto", "cpu", "cuda"),
             "selection": ("peak", "eq4"),
             "ranges": ("output", "mse"),

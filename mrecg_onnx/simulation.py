@@ -12,7 +12,11 @@ from mrecg_onnx.grids import Grid, fake_quantize, fake_quantize_weight
 from mrecg_onnx.network import ActivationHook, Network, Step, WeightHook
 from mrecg_onnx.plan import ActivationPlan, LayerPlan, Plan, UnitPlan
 
-__all__ = ["QuantizedWeight", "Simulation", "State", "bias_scale", "dense", "forward_batches"]
+__all__ = ["QuantizedWeight", "Simulation", "State", "bias_scale", "dense", "forward_batches", "forward_size"]
+
+
+#: See :func:`forward_size`.
+FORWARD_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,14 @@ def forward_batches(
     count = min(len(next(iter(data.values()))), limit or 10**12)
     for start in range(0, count, size):
         yield {name: dense(x[start : min(start + size, count)].to(device)) for name, x in data.items()}
+
+
+def forward_size(largest: int) -> int:
+    """Samples to run forward at a time where a sample's largest tensor has ``largest`` elements.
+
+    That tensor then takes 16 MB of float32: near the processor, and little beside what the cache of activations holds.
+    """
+    return max(1, min(256, FORWARD_ELEMENTS // max(1, largest)))
 
 
 def dense(x: Tensor) -> Tensor:

@@ -106,6 +106,12 @@ plan_options = _apply(
     _option(_METHOD, "--scheme", metavar="loss|modcap|none|FILE.json", help="How mrecg merges units."),
     _option(_METHOD, "--equalize", type=click.Choice(["auto", "off"]), help="Rescale channels first."),
     _option(
+        _METHOD,
+        "--residual",
+        type=click.Choice(["wide", "shared"]),
+        help="Skip paths keep 8 bits beside what layers read of them, or share its bits as in the papers.",
+    ),
+    _option(
         _EXPERT,
         "--selection",
         type=click.Choice(["peak", "eq4"]),
