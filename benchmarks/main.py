@@ -62,6 +62,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "mb2-w4a4-1000": _row(MB2, 4, 4, iters=1000),
     "mb2-w4a4-1000-qdrop": _row(MB2, 4, 4, iters=1000, method="qdrop"),
     "mb2-w4a4-2000": _row(MB2, 4, 4, iters=2000),
+    "mb2-w4a4-hour": _row(MB2, 4, 4, method="brecq", iters=2500, augment="flip"),
     "mb2-w8a8": _row(MB2, 8, 8, iters=300),
 }
 

@@ -69,10 +69,13 @@ def fake_quantize_lsq(x: Tensor, scale: Tensor, zero_point: float, qmax: int) ->
 
 
 class PlainLayer:
-    """AdaRound's variables of one weight, and the shift of its bias."""
+    """AdaRound's variables of one weight, the gains of its channels, and the shift of its bias."""
 
-    def __init__(self, weight: Tensor, grid: Grid, bias: Tensor | None, *, learn_bias: bool) -> None:
+    def __init__(
+        self, weight: Tensor, grid: Grid, bias: Tensor | None, *, learn_bias: bool, learn_weight_scales: bool
+    ) -> None:
         self.grid, self.bias = grid, bias
+        self.log_gain = torch.zeros_like(grid.scale, requires_grad=learn_weight_scales)
         self.scale, self.zero = grid.along(weight.dim())
         self.floor = torch.floor(weight / self.scale)
         rest = (weight / self.scale - self.floor).clamp(1e-4, 1 - 1e-4)
@@ -88,7 +91,11 @@ class PlainLayer:
     def weight(self) -> Tensor:
         """Soft-rounded weight (eq. 22)."""
         codes = torch.clamp(self.floor + self.h() + self.zero, self.grid.qmin, self.grid.qmax)
-        return (codes - self.zero) * self.scale
+        return (codes - self.zero) * self.scale * self.grid.shaped(torch.exp(self.log_gain), self.V.dim())
+
+    def learned_grid(self) -> Grid:
+        """The weight's grid with the gains in its scale."""
+        return dataclasses.replace(self.grid, scale=self.grid.scale * torch.exp(self.log_gain.detach()))
 
     def current_bias(self, input_scale: Tensor | None) -> Tensor | None:
         """The bias, on the int32 grid of the file if the layer's input is quantized."""
@@ -97,7 +104,7 @@ class PlainLayer:
         bias = self.bias + self.shift * self.spread
         if input_scale is None:
             return bias
-        step = (input_scale * self.grid.scale).detach()
+        step = (input_scale * self.learned_grid().scale).detach()
         return round_ste(bias / step) * step
 
     def hard_codes(self) -> Tensor:
@@ -162,7 +169,8 @@ class PlainLoop:
                 weight, bias = step.module.weight.detach(), simulation.bias(step)  # type: ignore[operator]
                 bias = None if bias is None else bias.detach()
                 grid = simulation.weights[name].grid
-                self.layers[name] = PlainLayer(weight, grid, bias, learn_bias=options["learn_bias"])
+                learned = {key: options[key] for key in ("learn_bias", "learn_weight_scales")}
+                self.layers[name] = PlainLayer(weight, grid, bias, **learned)
         made = [name for step in self.steps for name in step.outputs]
         self.start = {n: simulation.activations[n] for n in made if n in simulation.activations and self.quantize}
         self.zero = {n: float(g.zero_point) for n, g in self.start.items()}
@@ -230,6 +238,7 @@ class PlainLoop:
         groups = [{"params": [layer.V for layer in self.layers.values()], "lr": rates.rounding}]
         smooth = [t for t in self.log_ratio.values() if t.requires_grad]
         smooth += [la.shift for la in self.layers.values() if la.bias is not None and la.shift.requires_grad]
+        smooth += [layer.log_gain for layer in self.layers.values() if layer.log_gain.requires_grad]
         if smooth:
             groups.append({"params": smooth, "lr": rates.scale})
         optimizer, beta_at = torch.optim.Adam(groups), BetaSchedule(iters)
@@ -251,7 +260,7 @@ class PlainLoop:
     def write(self) -> None:
         """Put what was learned into the simulation."""
         for name, layer in self.layers.items():
-            self.simulation.weights[name] = QuantizedWeight(layer.hard_codes(), layer.grid)
+            self.simulation.weights[name] = QuantizedWeight(layer.hard_codes(), layer.learned_grid())
             if layer.bias is not None and layer.shift.requires_grad:
                 self.simulation.biases[name] = (layer.bias + layer.shift * layer.spread).detach()
         for name, grid in self.start.items():

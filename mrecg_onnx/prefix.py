@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mrecg_onnx.cache import Pool, Store
 from mrecg_onnx.calibration import require_finite
+from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.images import Dataset
 from mrecg_onnx.network import Step
 from mrecg_onnx.plan import UnitPlan
@@ -45,33 +46,65 @@ class UnitData:
 
 @dataclass
 class Inputs:
-    """The calibration set as the network is fed: float, and as its input quantizers see it."""
+    """The calibration set as the network is fed: float, and as its input quantizers see it.
+
+    Attributes:
+        floating: by input name.
+        quantized: likewise; the same store where an input has no quantizer.
+        count: samples.
+        copies: samples made of one image, next to each other.
+    """
 
     floating: dict[str, Store]
     quantized: dict[str, Store]
     count: int
+    copies: int = 1
 
     @classmethod
-    def read(cls, dataset: Dataset, simulation: Simulation, pool: Pool, *, quantize_activations: bool) -> Inputs:
+    def read(
+        cls, dataset: Dataset, simulation: Simulation, pool: Pool, *, quantize_activations: bool, flip: bool = False
+    ) -> Inputs:
         """Read all of ``dataset`` once.
+
+        Args:
+            dataset: images or arrays.
+            simulation: knows the quantizers of the inputs.
+            pool: where the samples are kept.
+            quantize_activations: False keeps everything float.
+            flip: a mirror image follows every image.
 
         Raises:
             DataError: too many files cannot be read.
+            SettingsError: mirror images are asked for and the inputs are no images.
         """
-        names = [spec.name for spec in dataset.inputs]
+        if flip and dataset.preprocess is None:
+            raise SettingsError("--augment flip needs a folder of images: arrays may be anything")
+        axis = 2 if dataset.preprocess is not None and dataset.preprocess.layout == "nhwc" else -1
+        names, copies = [spec.name for spec in dataset.inputs], 1 + flip
         grids = simulation.activations if quantize_activations else {}
-        floating = {n: Store(pool, len(dataset)) for n in names}
-        quantized = {n: Store(pool, len(dataset), grids[n]) if n in grids else floating[n] for n in names}
+        room = len(dataset) * copies
+        floating = {n: Store(pool, room) for n in names}
+        quantized = {n: Store(pool, room, grids[n]) if n in grids else floating[n] for n in names}
         count = 0
         for arrays, indices in dataset.batches(READ):
             for name in names:
                 x = torch.from_numpy(arrays[name]).to(simulation.network.device)
+                if flip:
+                    x = torch.stack((x, x.flip(axis)), 1).flatten(0, 1)
                 for store in {id(s): s for s in (floating[name], quantized[name])}.values():
                     store.write(count, x)
-            count += len(indices)
+            count += len(indices) * copies
         for store in (*floating.values(), *quantized.values()):
             store.count = count
-        return cls(floating, quantized, count)
+        return cls(floating, quantized, count, copies)
+
+    def split(self, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
+        """Indices to train on and to judge on, drawn image by image: a mirror image is no judge of its original."""
+        images = self.count // self.copies
+        order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
+        order = order.view(-1, 1) * self.copies + torch.arange(self.copies)
+        held = round(images * held_out)
+        return order[held:].flatten(), order[:held].flatten()
 
 
 class Prefix:
@@ -117,15 +150,16 @@ class Prefix:
         def run(batch: dict[str, Tensor]) -> dict[str, Tensor]:
             return self.simulation.run(batch, steps, keep=unit.outputs, quantize_activations=self.quantize_activations)
 
+        for name in [n for n in self.floating if n not in later]:
+            del self.floating[name]
         grids = self.simulation.activations if self.quantize_activations else {}
         wanted = [n for n in unit.outputs if n in later]
         if wanted:
             made = {n: Store(self.pool, self.count, grids.get(n)) for n in wanted}
             self.quantized.update(self._run(unit, self.quantized, made, run))
             self.floating.update({n: targets[n] for n in wanted})
-        for stores in (self.floating, self.quantized):
-            for name in [n for n in stores if n not in later]:
-                del stores[name]
+        for name in [n for n in self.quantized if n not in later]:
+            del self.quantized[name]
 
     def _run(
         self,
@@ -135,7 +169,7 @@ class Prefix:
         run: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     ) -> dict[str, Store]:
         """``made``, filled with what ``run`` makes of all samples."""
-        size = self._forward_size(unit)
+        size = self._forward_size(unit, source)
         with torch.no_grad():
             for start in range(0, self.count, size):
                 outputs = run({n: source[n].read(start, start + size) for n in self._reads(unit)})
@@ -143,7 +177,7 @@ class Prefix:
                     store.write(start, outputs[name])
         return made
 
-    def _forward_size(self, unit: UnitPlan) -> int:
+    def _forward_size(self, unit: UnitPlan, source: Mapping[str, Store]) -> int:
         """Samples to run at a time."""
         largest = 1
 
@@ -152,12 +186,12 @@ class Prefix:
             largest = max(largest, value.numel())
             return value
 
-        values = {n: self.floating[n].read(0, 1) for n in self._reads(unit)}
+        values = {n: source[n].read(0, 1) for n in self._reads(unit)}
         self.simulation.network.run(values, self._steps(unit), activation=note)
         return forward_size(largest)
 
     def _reads(self, unit: UnitPlan) -> list[str]:
-        return [n for n in unit.inputs if n in self.floating]
+        return [n for n in unit.inputs if n in self.quantized]
 
     def _steps(self, unit: UnitPlan) -> list[Step]:
         network = self.simulation.network

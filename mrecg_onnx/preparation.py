@@ -35,8 +35,8 @@ __all__ = ["Prepared", "calibrate", "editable_graph", "make_plan", "merge_by", "
 
 #: Images on which the bridge is compared with ONNX Runtime.
 PARITY_IMAGES = 8
-#: Images held in full for everything but reconstruction: ranges, equalization, checks. Spread over the whole set.
-HEAD = 256
+#: Images held in full for what comes before reconstruction: parity, equalization, ranges. Spread over the whole set.
+HEAD = 64
 #: Largest relative error of the bridge, and of the rescaled float network, against the user's model in float32.
 PARITY_TOLERANCE = 1e-4
 

@@ -14,14 +14,16 @@ from typing import Any
 import onnx
 import psutil
 import torch
+from torch import Tensor
 
 from mrecg_onnx import __version__
-from mrecg_onnx.cache import Pool, default_memory
+from mrecg_onnx.cache import Pool, default_memory, give_back
 from mrecg_onnx.checkpoint import Checkpoint
 from mrecg_onnx.converters import check_writable, save_model
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.equalization import Equalized
 from mrecg_onnx.export import export
+from mrecg_onnx.grids import compile_kernels
 from mrecg_onnx.images import Dataset
 from mrecg_onnx.methods import METHODS, Method
 from mrecg_onnx.parallel import Workers, joined, local_size
@@ -47,6 +49,8 @@ VERIFY_IMAGES = 256
 MIN_PROBE = 50
 #: Share of the memory budget kept free for the loop itself: a batch on its way through a unit, forth and back.
 WORKING_SHARE = 0.3
+#: Iterations, all units together, from which compiled kernels win back the 20 s of their making.
+COMPILE_FROM = 10_000
 #: Keeps the random numbers of different processes apart: more than there are units.
 SEED_STRIDE = 1_000_003
 
@@ -122,6 +126,8 @@ class _Run:
 
     settings: Settings
     method: Method
+    training: Tensor
+    held_out: Tensor
     pool: Pool
     workers: Workers
     checkpoint: Checkpoint | None
@@ -208,10 +214,28 @@ def _quantize(
     if method.granularity != "none":
         checkpoint = Checkpoint(folder, _same_run(ready, protected)) if folder is not None else None
         pool = Pool(_cache_budget(memory), network.device)
-        run = _Run(settings, method, pool, workers, checkpoint, clock.report)
+        worth_it = network.device.type == "cuda" and settings.iters * len(plan.units) >= COMPILE_FROM
+        wanted = settings.compile == "on" or (settings.compile == "auto" and worth_it)
+        if not compile_kernels(network.device, on=wanted) and settings.compile == "on":
+            raise SettingsError("--compile on: torch.compile does not work here (--debug says why); use --compile auto")
         with clock.stage("read"):
-            inputs = Inputs.read(share, simulation, pool, quantize_activations=method.keep_quantized is not None)
-            images = int(workers.total([inputs.count])[0])
+            inputs = Inputs.read(
+                share,
+                simulation,
+                pool,
+                quantize_activations=method.keep_quantized is not None,
+                flip=settings.augment == "flip",
+            )
+            images = int(workers.total([inputs.count // inputs.copies])[0])
+            run = _Run(
+                settings,
+                method,
+                *inputs.split(settings.held_out, settings.seed),
+                pool,
+                workers,
+                checkpoint,
+                clock.report,
+            )
         if method.merge and settings.scheme == "loss":
             with clock.stage("probe"):
                 iters = min(settings.iters, max(MIN_PROBE, round(settings.iters * settings.probe_fraction)))
@@ -228,7 +252,8 @@ def _quantize(
         with clock.stage("export"):
             exported = export(ready.graph, simulation, _metadata(model, settings, ready.dataset, plan, protected))
         with clock.stage("verify"):
-            verification = verify(exported, simulation, {n: x[:VERIFY_IMAGES] for n, x in data.items()})
+            checked = {n: torch.from_numpy(x) for n, x in ready.dataset.load(VERIFY_IMAGES).items()}
+            verification = verify(exported, simulation, checked)
         for warning in verification.warnings:
             logger.warning("%s", warning)
         if output is not None:
@@ -257,6 +282,7 @@ def _quantize(
 
 def _cache_budget(memory: int) -> int:
     """Bytes of ``memory`` that are left for cached activations beside what the process holds and the loop needs."""
+    give_back()
     held = psutil.Process().memory_info().rss
     return max(0, int(memory * (1 - WORKING_SHARE)) - held)
 
@@ -270,7 +296,9 @@ def _same_run(ready: Prepared, protected: tuple[str, ...]) -> dict[str, Any]:
     images = hashlib.sha256(ready.dataset.fingerprint().encode())
     for name in sorted(ready.data):  # arrays prepared in another way may have the same names and sizes
         images.update(ready.data[name].contiguous().numpy().data)
-    settings = {k: v for k, v in ready.settings.to_json().items() if k not in {"device", "threads", "memory"}}
+    settings = {
+        k: v for k, v in ready.settings.to_json().items() if k not in {"device", "threads", "memory", "compile"}
+    }
     return {
         "version": __version__,
         "model": hashlib.sha256(content).hexdigest(),
@@ -290,8 +318,6 @@ def reconstruct(prefix: Prefix, run: _Run, iters: int, stage: str) -> list[UnitR
     settings, method, workers, report = run.settings, run.method, run.workers, run.report
     base = default_rates(iters)
     rates = LearningRates(settings.lr_rounding or base.rounding, settings.lr_scale or base.scale)
-    order = torch.randperm(prefix.count, generator=torch.Generator().manual_seed(settings.seed))
-    held = round(prefix.count * settings.held_out)
     results = []
     for i, unit in enumerate(prefix.units):
 
@@ -308,7 +334,7 @@ def reconstruct(prefix: Prefix, run: _Run, iters: int, stage: str) -> list[UnitR
             result = reconstruct_unit(
                 unit,
                 prefix.simulation,
-                prefix.data(unit, targets, order[held:], order[:held]),
+                prefix.data(unit, targets, run.training, run.held_out),
                 iters=iters,
                 batch_size=settings.batch_size // workers.size,
                 rates=rates,
@@ -328,6 +354,8 @@ def reconstruct(prefix: Prefix, run: _Run, iters: int, stage: str) -> list[UnitR
             if run.checkpoint is not None and workers.first:
                 run.checkpoint.save(stage, i, prefix.simulation.state(unit), result)
         prefix.advance(unit, targets)
+        del targets
+        give_back()
         results.append(result)
         if report is not None:
             report(Progress(stage, unit.name, i + 1, len(prefix.units), iters, iters, result.loss, result))

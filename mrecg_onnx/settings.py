@@ -68,6 +68,7 @@ class Settings:
         iters: iterations a reconstruction unit.
         batch_size: images an iteration.
         samples: calibration images used at most.
+        augment: "flip": units learn from the mirror image of every calibration image, too; "none".
         seed: seed of every random choice.
         device: "auto", "cpu" or "cuda".
         first_last_bits: width of the first and the last weighted layers and of their inputs.
@@ -77,6 +78,8 @@ class Settings:
         threads: CPU threads of torch, None for its default.
         memory: bytes that the process should stay within, None for half of what is free; activations that do not fit go
             to temporary files.
+        compile: use kernels that torch.compile makes: "on", "off", or "auto", on a GPU in runs long enough to earn their
+            making (on the CPU they were measured to bring nothing).
         drop: probability that QDrop keeps an element quantized, None for the method's own (docs/method.md 2).
         selection: "peak" (signed rule) or "eq4" (literal top-k objective), docs/method.md 4.
         merges: number of merges k, None for the rule of :mod:`mrecg_onnx.granularity`.
@@ -99,7 +102,7 @@ class Settings:
     wbits: int = 4
     abits: int = 4
     method: str = "mrecg"
-    base: str = "qdrop"
+    base: str = "brecq"
     scheme: str = "loss"
     equalize: str = "auto"
     residual: str = "wide"
@@ -107,6 +110,7 @@ class Settings:
     iters: int = 1000
     batch_size: int = 32
     samples: int = 1024
+    augment: str = "none"
     seed: int = 0
     device: str = "auto"
     first_last_bits: int = 8
@@ -116,6 +120,7 @@ class Settings:
 
     threads: int | None = None
     memory: int | None = None
+    compile: str = "auto"
     drop: float | None = None
     selection: str = "peak"
     merges: int | None = None
@@ -149,6 +154,8 @@ class Settings:
             "base": ("qdrop", "brecq"),
             "equalize": ("auto", "off"),
             "residual": ("wide", "shared"),
+            "augment": ("none", "flip"),
+            "compile": ("auto", "on", "off"),
             "device": ("auto", "cpu", "cuda"),
             "selection": ("peak", "eq4"),
             "ranges": ("output", "mse"),

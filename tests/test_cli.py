@@ -112,7 +112,7 @@ def test_quantize_writes_a_checked_file_and_says_what_it_did(here: Path) -> None
         "model_w4a4.onnx",
         "in FP32",
         "W4A4",
-        "mrecg on qdrop, scheme loss, 5 iterations",
+        "mrecg on brecq, scheme loss, 5 iterations",
         "agree, SQNR",
         "QLinearConv 7 of 7",
         "(8 bits)",

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
+from mrecg_onnx import grids
 from mrecg_onnx.grids import (
     EPSILON,
     PER_CHANNEL_CANDIDATES,
@@ -251,17 +252,53 @@ def test_gradients_are_those_of_lsq_and_the_straight_through_estimator(bits, see
     keep = (torch.rand(x0.shape, generator=generator) < 0.5).double() if drop else None
     weight = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
 
+    def by_operations(x, s):
+        """What a GPU runs, and what torch.compile makes one pass of."""
+        kernels = grids._forward_math, grids._backward_math
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(grids, "_kernels", kernels)
+            return learnable_fake_quantize(x, s, zero, qmax, keep)
+
     found = []
     for function in (
         lambda x, s: learnable_fake_quantize(x, s, zero, qmax, keep),
+        by_operations,
         lambda x, s: plain_lsq(x, s, -zero, qmax - zero, keep),
     ):
         x, scale = x0.clone().requires_grad_(), start.clone().requires_grad_()
         y = function(x, scale)
         (y * weight).sum().backward()
         found.append((y.detach(), x.grad, scale.grad))
-    for own, plain in zip(*found, strict=True):
+    for own, operations, plain in zip(*found, strict=True):
         assert torch.allclose(own, plain, rtol=1e-9, atol=1e-9)
+        assert torch.allclose(operations, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_kernels_that_cannot_be_compiled_change_nothing(monkeypatch, caplog):
+    def broken(function, **_):
+        def call(*_):
+            raise RuntimeError("no C++ compiler")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with caplog.at_level("INFO"):
+        assert grids.compile_kernels(torch.device("cpu")) is False
+    assert "no C++ compiler" in caplog.text
+    assert grids._kernels is None
+
+
+def test_compiled_kernels_compute_the_same(monkeypatch):
+    """With torch.compile's eager backend, so that no compiler is needed."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compile_(f, backend="eager", **options))
+    x, scale, keep = values("normal", 0, (2, 3, 4, 5)), torch.tensor(0.3), torch.ones(2, 3, 4, 5)
+    expected = learnable_fake_quantize(x, scale, 2.0, 15, keep)
+    try:
+        assert grids.compile_kernels(torch.device("cpu"))
+        assert torch.allclose(learnable_fake_quantize(x, scale, 2.0, 15, keep), expected, atol=1e-6)
+    finally:
+        assert grids.compile_kernels(torch.device("cpu"), on=False) is False
 
 
 def test_learnable_quantization_gives_the_values_of_fake_quantization():

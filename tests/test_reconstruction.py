@@ -28,9 +28,9 @@ from mrecg_onnx.preparation import make_plan
 from mrecg_onnx.progress import Progress
 from mrecg_onnx.quantization import QuantizationResult, method_of, quantize
 from mrecg_onnx.reconstruction import (
+    LR_SCALE,
     PAPER_ITERS,
     PAPER_LR_ROUNDING,
-    PAPER_LR_SCALE,
     SHORTEST,
     _Masks,
     default_rates,
@@ -113,9 +113,9 @@ def test_loss_is_the_channel_sum_and_the_mean_over_the_rest():
     assert float(reconstruction_loss(output, torch.zeros(6, 10))) == pytest.approx(float(expected))
 
 
-def test_rates_are_the_papers_at_their_iterations_and_larger_below():
+def test_rates_grow_as_iterations_shrink_from_the_papers():
     paper = default_rates(PAPER_ITERS)
-    assert (paper.rounding, paper.scale) == (PAPER_LR_ROUNDING, PAPER_LR_SCALE)
+    assert (paper.rounding, paper.scale) == (PAPER_LR_ROUNDING, LR_SCALE)
     assert default_rates(10 * PAPER_ITERS) == paper
     found = [default_rates(iters) for iters in (SHORTEST, 500, 2000, PAPER_ITERS)]
     assert all(a.rounding > b.rounding and a.scale > b.scale for a, b in zip(found, found[1:], strict=False))
@@ -360,7 +360,7 @@ def test_merging_leaves_fewer_units(quantized, scheme):
 
 def test_probing_run_leaves_no_trace(quantized):
     # Without merges the second run is the base method's own.
-    probed, plain = quantized("mrecg", scheme="loss", merges=0), quantized("qdrop")
+    probed, plain = quantized("mrecg", scheme="loss", merges=0), quantized("brecq")
     assert all(len(group) == 1 for group in probed.plan.merges)
     assert codes(probed).keys() == codes(plain).keys()
     assert all(np.array_equal(codes(probed)[name], codes(plain)[name]) for name in codes(plain))

@@ -140,8 +140,15 @@ learning_options = _apply(
         _RUN, "--checkpoint", type=PATH, metavar="DIR", help="Keep finished units here; the same command goes on there."
     ),
     _option(_METHOD, "--protect", type=int, metavar="N", help="Raise the N most sensitive tensors to 8 bits."),
+    _option(_IMAGES, "--augment", type=click.Choice(["none", "flip"]), help="Learn from mirror images, too."),
     _option(_METHOD, "--iters", type=int, metavar="N", help="Iterations a unit."),
     _option(_METHOD, "--batch-size", type=int, metavar="N", help="Images an iteration."),
+    _option(
+        _EXPERT,
+        "--compile",
+        type=click.Choice(["auto", "on", "off"]),
+        help="Kernels of torch.compile; auto: on a GPU.",
+    ),
     _option(_EXPERT, "--drop", type=float, metavar="P", help="Probability that QDrop keeps an element quantized."),
     _option(
         _EXPERT, "--window", type=int, metavar="PIXELS", help="Largest side of the maps trained on; 0: whole maps."
@@ -220,7 +227,7 @@ def unused_options(settings: Settings, given: Sequence[str]) -> list[str]:
     elif settings.selection != "eq4":
         idle.append((f"--selection {settings.selection}", {"penalty"}))
     if method.granularity == "none":
-        idle.append((f"--method {settings.method}", {"iters", "batch_size", "window", "drop"}))
+        idle.append((f"--method {settings.method}", {"iters", "batch_size", "window", "drop", "augment", "compile"}))
     elif method.keep_quantized is None:
         idle.append((f"--method {settings.method}", {"drop"}))
     return [
