@@ -40,13 +40,11 @@ ROWS: dict[str, dict[str, Any]] = {
     "r20-w4a4-brecq": _row(R20, 4, 4, method="brecq"),
     "r20-w4a4-qdrop": _row(R20, 4, 4, method="qdrop"),
     "r20-w4a4": _row(R20, 4, 4),
-    "r20-w4a4-on-brecq": _row(R20, 4, 4, base="brecq"),
     "r20-w4a4-modcap": _row(R20, 4, 4, scheme="modcap"),
     "r20-w2a4-nearest": _row(R20, 2, 4, method="nearest"),
     "r20-w2a4-qdrop": _row(R20, 2, 4, method="qdrop"),
     "r20-w2a4": _row(R20, 2, 4),
     "r20-w2a4-brecq": _row(R20, 2, 4, method="brecq"),
-    "r20-w2a4-on-brecq": _row(R20, 2, 4, base="brecq"),
     "r20-w3a3": _row(R20, 3, 3),
     "r20-w2a2": _row(R20, 2, 2),
     "r20-w8a8": _row(R20, 8, 8),
@@ -57,13 +55,24 @@ ROWS: dict[str, dict[str, Any]] = {
     "mb2-w4a4-nearest-noeq": _row(MB2, 4, 4, method="nearest", equalize="off"),
     "mb2-w4a4-300": _row(MB2, 4, 4, iters=300),
     "mb2-w4a4-300-noeq": _row(MB2, 4, 4, iters=300, equalize="off"),
-    "mb2-w4a4-300-mse": _row(MB2, 4, 4, iters=300, loss="mse"),
+    "mb2-w4a4-300-brecq": _row(MB2, 4, 4, iters=300, method="brecq"),
+    "mb2-w4a4-300-shared": _row(MB2, 4, 4, iters=300, method="brecq", residual="shared"),
+    "mb2-w4a4-300-fixed": _row(MB2, 4, 4, iters=300, method="brecq", learn_weight_scales=False),
     "mb2-w4a4-300-qdrop": _row(MB2, 4, 4, iters=300, method="qdrop"),
     "mb2-w4a4-1000": _row(MB2, 4, 4, iters=1000),
-    "mb2-w4a4-1000-qdrop": _row(MB2, 4, 4, iters=1000, method="qdrop"),
-    "mb2-w4a4-2000": _row(MB2, 4, 4, iters=2000),
-    "mb2-w4a4-hour": _row(MB2, 4, 4, method="brecq", iters=2500, augment="flip"),
+    "mb2-w4a4-1000-brecq": _row(MB2, 4, 4, iters=1000, method="brecq"),
+    "mb2-w4a4-1500-flip": _row(MB2, 4, 4, iters=1500, augment="flip"),
+    "mb2-w4a4-hour": _row(MB2, 4, 4, iters=4000, augment="flip"),
     "mb2-w8a8": _row(MB2, 8, 8, iters=300),
+}
+
+
+#: What sets a row apart, by setting and value.
+VARIANTS = {
+    ("equalize", "off"): "no equalization",
+    ("residual", "shared"): "shared residual",
+    ("learn_weight_scales", False): "weight scales fixed",
+    ("augment", "flip"): "mirror images",
 }
 
 
@@ -145,7 +154,7 @@ def write_markdown(rows: dict[str, Any]) -> str:
         r = rows[name]
         s, said, lat = r["settings"], r["referee"], r["latency"]
         scheme = f" ({s['scheme']})" if "scheme" in s else f" on {s['base']}" if "base" in s else ""
-        off = ", no equalization" if s.get("equalize") == "off" else ", squared loss" if s.get("loss") == "mse" else ""
+        off = "".join(f", {text}" for (key, value), text in VARIANTS.items() if s.get(key) == value)
         cells = [
             name,
             f"W{s['wbits']}A{s['abits']}",

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import mmap
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,8 +34,26 @@ GPU_SHARE = 0.6
 
 
 def default_memory() -> int:
-    """Bytes that a run may use where the user names none: half of what is free."""
-    return int(psutil.virtual_memory().available // 2)
+    """Bytes that a run may use where the user names none: half of what is free, to a container as to the machine."""
+    free = int(psutil.virtual_memory().available)
+    return min(free, _free_in_group(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))) // 2
+
+
+def _free_in_group(mount: Path, membership: Path) -> int:
+    """Bytes that the control groups of this process (cgroup v2, as containers and Slurm use them) still allow."""
+    free = sys.maxsize
+    with contextlib.suppress(OSError, StopIteration):
+        path = next(line[3:] for line in membership.read_text().splitlines() if line.startswith("0::"))
+        group = mount / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(mount):
+                break
+            with contextlib.suppress(OSError, ValueError, KeyError):  # the root has no limit, and "max" is none
+                limit = int((folder / "memory.max").read_text())
+                fields = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                cached = int(fields["inactive_file"])  # given up as soon as somebody wants it
+                free = min(free, max(0, limit - int((folder / "memory.current").read_text()) + cached))
+    return free
 
 
 def give_back() -> None:

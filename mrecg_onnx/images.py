@@ -46,6 +46,7 @@ __all__ = [
     "Dataset",
     "InputSpec",
     "Preprocess",
+    "check_lost",
     "labels_for",
     "open_calibration",
     "open_validation",
@@ -312,9 +313,15 @@ class Dataset(ABC):
         self.labels = labels
         self.preprocess = preprocess
         self._lost: dict[int, str] = {}
+        self._whole: int | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    @property
+    def whole(self) -> int:
+        """``len()`` of the set that this one is a share of; its own otherwise."""
+        return len(self) if self._whole is None else self._whole
 
     @property
     def skipped(self) -> list[tuple[Path, str]]:
@@ -325,9 +332,17 @@ class Dataset(ABC):
         files = self.files or []  # rows of arrays are never lost
         return [(files[index], self._lost[index]) for index in sorted(indices)]
 
-    @abstractmethod
     def shard(self, rank: int, size: int) -> Dataset:
-        """Every ``size``-th sample from the ``rank``-th on: what one of ``size`` processes reads."""
+        """Every ``size``-th sample from the ``rank``-th on: what one of ``size`` processes reads.
+
+        Unreadable files are counted against the whole set; :func:`check_lost` adds up those of all shares.
+        """
+        share = self._share(rank, size)
+        share._whole = self.whole  # noqa: SLF001 - its own class
+        return share
+
+    @abstractmethod
+    def _share(self, rank: int, size: int) -> Dataset: ...
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -401,6 +416,22 @@ class Dataset(ABC):
         return {name: rows[:filled] for name, rows in out.items()}
 
 
+def check_lost(lost: Sequence[str], whole: int) -> None:
+    """Give up on a set of ``whole`` images when those ``lost`` (as file and reason) are more than 5 % of it.
+
+    Raises:
+        DataError: they are.
+    """
+    if len(lost) <= MAX_LOST * whole:
+        return
+    if whole == 1:
+        raise DataError(f"cannot read {lost[0]}")
+    raise DataError(
+        f"more than {MAX_LOST:.0%} of {whole} images cannot be read ({len(lost)} so far): {_first_of(lost)}; "
+        "replace or remove them"
+    )
+
+
 class _ImageDataset(Dataset):
     """Image files, decoded on demand by a few threads."""
 
@@ -420,7 +451,7 @@ class _ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self._paths)
 
-    def shard(self, rank: int, size: int) -> Dataset:
+    def _share(self, rank: int, size: int) -> Dataset:
         labels = self.labels[rank::size] if self.labels is not None else None
         return _ImageDataset(self.inputs[0], self._paths[rank::size], labels, self._resolved)
 
@@ -459,13 +490,7 @@ class _ImageDataset(Dataset):
             return
         self._lost[index] = reason
         logger.info("skipped %s: %s", self._paths[index], reason)
-        if len(self._lost) > MAX_LOST * len(self):
-            if len(self) == 1:
-                raise DataError(f"cannot read {_lost_text(self.skipped[0])}")
-            raise DataError(
-                f"more than {MAX_LOST:.0%} of {len(self)} images cannot be read ({len(self._lost)} so far): "
-                f"{_lost_list(self.skipped)}; replace or remove them"
-            )
+        check_lost([_lost_text(item) for item in self.skipped], self.whole)
 
 
 class _ArrayDataset(Dataset):
@@ -493,7 +518,7 @@ class _ArrayDataset(Dataset):
     def __len__(self) -> int:
         return len(self._chosen)
 
-    def shard(self, rank: int, size: int) -> Dataset:
+    def _share(self, rank: int, size: int) -> Dataset:
         part = copy.copy(self)
         part._chosen = self._chosen[rank::size]  # noqa: SLF001 - its own class
         return part
@@ -991,6 +1016,9 @@ def _lost_text(item: tuple[Path, str]) -> str:
     return f"{item[0]} ({item[1]})"
 
 
-def _lost_list(lost: Sequence[tuple[Path, str]], most: int = 3) -> str:
-    more = f" and {len(lost) - most} more" if len(lost) > most else ""
-    return ", ".join(_lost_text(item) for item in lost[:most]) + more
+def _lost_list(lost: Sequence[tuple[Path, str]]) -> str:
+    return _first_of([_lost_text(item) for item in lost])
+
+
+def _first_of(texts: Sequence[str], most: int = 3) -> str:
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")

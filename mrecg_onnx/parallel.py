@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # torch takes seconds to load: only a process among several n
     from torch import Tensor
     from torch._C._distributed_c10d import Store
 
-__all__ = ["ALONE", "Workers", "is_first", "joined", "local_size"]
+__all__ = ["ALONE", "Workers", "is_first", "joined", "local_rank", "local_size"]
 
 T = TypeVar("T")
 
@@ -144,6 +144,11 @@ def local_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _size() > 1 else 1
 
 
+def local_rank() -> int:
+    """Number of this process among those on this machine: that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if _size() > 1 else 0
+
+
 def is_first() -> bool:
     """True in the process that talks to the user: the only one, or torchrun's first."""
     return _size() == 1 or os.environ["RANK"] == "0"
@@ -177,7 +182,7 @@ def joined(device: str) -> Iterator[Workers]:
     from torch import distributed as dist
 
     if device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(local_rank())
     ours = not dist.is_initialized()
     if ours:
         with _guarded():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mrecg_onnx.cache import Pool, Store
 from mrecg_onnx.calibration import require_finite
-from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.images import Dataset
 from mrecg_onnx.network import Step
 from mrecg_onnx.plan import UnitPlan
@@ -128,6 +128,7 @@ class Prefix:
 
         Raises:
             DataError: a tensor of the unit holds NaN or Inf; it is named.
+            ModelError: an output has not one row for each sample.
         """
         steps, network = self._steps(unit), self.simulation.network
 
@@ -173,7 +174,13 @@ class Prefix:
         with torch.no_grad():
             for start in range(0, self.count, size):
                 outputs = run({n: source[n].read(start, start + size) for n in self._reads(unit)})
+                rows = min(size, self.count - start)
                 for name, store in made.items():
+                    if outputs[name].dim() == 0 or len(outputs[name]) != rows:
+                        raise ModelError(
+                            f"tensor '{name}' has shape {list(outputs[name].shape)} for {rows} images: reconstruction needs "
+                            "the batch in the first dimension; --exclude the layers around it, or use --method nearest"
+                        )
                     store.write(start, outputs[name])
         return made
 

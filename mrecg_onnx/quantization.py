@@ -24,7 +24,7 @@ from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.equalization import Equalized
 from mrecg_onnx.export import export
 from mrecg_onnx.grids import compile_kernels
-from mrecg_onnx.images import Dataset
+from mrecg_onnx.images import Dataset, check_lost
 from mrecg_onnx.methods import METHODS, Method
 from mrecg_onnx.parallel import Workers, joined, local_size
 from mrecg_onnx.placement import place
@@ -211,6 +211,7 @@ def _quantize(
     probe: list[UnitResult] = []
     images = len(next(iter(data.values())))
     share = ready.dataset.shard(workers.rank, workers.size)
+    skipped = _skipped(workers, ready.dataset)
     if method.granularity != "none":
         checkpoint = Checkpoint(folder, _same_run(ready, protected)) if folder is not None else None
         pool = Pool(_cache_budget(memory), network.device)
@@ -227,6 +228,8 @@ def _quantize(
                 flip=settings.augment == "flip",
             )
             images = int(workers.total([inputs.count // inputs.copies])[0])
+            skipped = _skipped(workers, ready.dataset, share)
+            check_lost(skipped, share.whole)
             run = _Run(
                 settings,
                 method,
@@ -275,9 +278,13 @@ def _quantize(
             seconds=clock.seconds,
         )
 
-    mine = [f"{path} ({reason})" for path, reason in ready.dataset.skipped + share.skipped]
-    skipped = tuple(dict.fromkeys(entry for part in workers.gather(mine) for entry in part))
     return workers.once(finish)
+
+
+def _skipped(workers: Workers, *datasets: Dataset) -> tuple[str, ...]:
+    """Images that any process could not read, with the reason, each once."""
+    mine = [f"{path} ({reason})" for dataset in datasets for path, reason in dataset.skipped]
+    return tuple(dict.fromkeys(entry for part in workers.gather(mine) for entry in part))
 
 
 def _cache_budget(memory: int) -> int:

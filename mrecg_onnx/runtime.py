@@ -18,6 +18,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
 from mrecg_onnx.images import InputSpec, pad_batch
+from mrecg_onnx.parallel import local_rank
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -265,7 +266,8 @@ def _options(level: str, threads: int | None) -> ort.SessionOptions:
 def _open(model: Model, options: ort.SessionOptions, providers: list[str]) -> ort.InferenceSession:
     try:
         # enable_fallback=0: on a provider's failure the wrapper would print and go on with another one.
-        return ort.InferenceSession(_source(model), options, providers=providers, enable_fallback=0)
+        choices = [{"device_id": str(local_rank())} if "CUDA" in name else {} for name in providers]
+        return ort.InferenceSession(_source(model), options, providers, choices, enable_fallback=0)
     except _ORT_ERRORS as error:
         raise ModelError(f"{describe(model)}: ONNX Runtime cannot open it: {_first_line(error)}") from error
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
-from mrecg_onnx.images import Dataset, Preprocess, open_validation
+from mrecg_onnx.images import Dataset, Preprocess, check_lost, open_validation
 from mrecg_onnx.metrics import decibels, mcnemar_p, topk_correct, wilson_interval
 from mrecg_onnx.parallel import Workers, joined
 from mrecg_onnx.runtime import (
@@ -283,6 +283,10 @@ def _validate(
         logger.info("validated %d of %d images", tally.images, len(dataset))
         if report is not None:
             report(tally.images, len(dataset))
+    skipped = tuple(
+        entry for part in workers.gather([f"{path} ({reason})" for path, reason in dataset.skipped]) for entry in part
+    )
+    check_lost(skipped, dataset.whole)
     tally.join(workers)
     if not tally.images:
         raise DataError("there is no image to validate on")
@@ -291,14 +295,13 @@ def _validate(
         return medians(latency(sessions, tally.rows(rows), repeats)) if repeats else {}
 
     seconds = workers.once(measure)  # the others wait: timings beside working processes mean nothing
-    skipped = [f"{path} ({reason})" for path, reason in dataset.skipped]
     reports = [
         ModelReport(name, size_bytes(model), *tally.accuracies(i), seconds.get(key))
         for i, (key, model, name) in enumerate(zip(sessions, (fp32, quantized), names, strict=True))
     ]
     return ValidationResult(
         images=tally.images,
-        skipped=tuple(entry for part in workers.gather(skipped) for entry in part),
+        skipped=skipped,
         fp32=reports[0],
         quantized=reports[1],
         drop=reports[0].top1.value - reports[1].top1.value if reports[0].top1 and reports[1].top1 else None,

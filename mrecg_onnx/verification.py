@@ -108,7 +108,7 @@ def _compare(
 
 
 def verify(
-    exported: Exported, simulation: Simulation, data: Mapping[str, Tensor], *, batch_size: int = 32
+    exported: Exported, simulation: Simulation, data: Mapping[str, Tensor], *, batch_size: int = 8
 ) -> Verification:
     """Check ``exported`` against ``simulation`` on ``data`` (tensors [N, ...] by input name, on the CPU).
 

@@ -21,7 +21,7 @@ from onnx import numpy_helper
 from stages import feeds
 
 from mrecg_onnx import quantization
-from mrecg_onnx.cache import Pool, Store, default_memory, gigabytes
+from mrecg_onnx.cache import Pool, Store, _free_in_group, default_memory, gigabytes
 from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.grids import Grid, fake_quantize, quantize_codes
 from mrecg_onnx.quantization import QuantizationResult, quantize
@@ -309,6 +309,27 @@ def test_full_disk_is_said_before_the_work(tmp_path, monkeypatch):
 def test_default_memory_is_some_of_what_is_free():
     assert 0 < default_memory() < 2**50
     assert gigabytes(2_345_000_000) == "2.35 GB"
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "expected"),
+    [
+        ("1000", "max", 1000 - 300 + 100),  # what files are read through is no use of memory
+        ("1000", "700", 700 - 300 + 100),  # the tightest of the groups around
+        ("200", "max", 0),
+        ("max", "max", sys.maxsize),
+    ],
+)
+def test_memory_of_a_container_is_what_its_group_allows(tmp_path, inner, outer, expected):
+    membership = tmp_path / "cgroup"
+    membership.write_text("0::/slice/job\n")
+    for folder, limit in ((tmp_path / "fs/slice/job", inner), (tmp_path / "fs/slice", outer)):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text("300\n")
+        (folder / "memory.stat").write_text("anon 200\ninactive_file 100\n")
+    assert _free_in_group(tmp_path / "fs", membership) == expected
+    assert _free_in_group(tmp_path / "fs", tmp_path / "no such file") == sys.maxsize
 
 
 # --- whole runs --------------------------------------------------------------------------------------------------

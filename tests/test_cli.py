@@ -22,6 +22,7 @@ from PIL import Image
 import mrecg_onnx
 from mrecg_onnx import Settings
 from mrecg_onnx.commands import main
+from mrecg_onnx.commands._options import _bytes
 from mrecg_onnx.commands._progress import TimeLeft, duration
 from mrecg_onnx.progress import Progress
 
@@ -303,6 +304,13 @@ def test_the_checkout_has_a_door_that_needs_no_installation(tmp_path: Path) -> N
     assert "Usage: python cli.py" in shown.stdout
 
 
+def test_the_package_runs_as_a_module(tmp_path: Path) -> None:
+    """What ``torchrun -m mrecg_onnx`` starts."""
+    done = python("-m", "mrecg_onnx", "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "Usage: mrecg-onnx" in done.stdout
+
+
 def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
     code = "import sys, mrecg_onnx.commands; print([m for m in ('torch', 'onnx', 'onnxruntime') if m in sys.modules])"
     assert python("-c", code, cwd=tmp_path).stdout.strip() == "[]"
@@ -520,6 +528,7 @@ def test_one_corrupt_image_is_skipped_and_counted_but_not_two(here: Path) -> Non
         (("--crop", "20"), ("20x20", "input")),
         (("--color", "gray", "--layout", "up"), ("--layout", "up")),
         (("--nonsense", "1"), ("--nonsense",)),
+        (("--memory", "much"), ("--memory", "much", "2GB")),
         (("-o", "model.onnx"), ("model.onnx", "model itself")),
         (("-o", "images/../model.onnx"), ("model.onnx", "model itself")),
         (("--json", "model.onnx"), ("model.onnx", "model itself")),
@@ -635,6 +644,11 @@ def test_time_left_follows_the_probing_run_and_then_its_own_pace() -> None:
     assert alone.update(Progress("reconstruct")) is None
     now[0] += 10
     assert alone.update(Progress("reconstruct", "u", 0, 4, 500, 1000)) == pytest.approx(70)
+
+
+@pytest.mark.parametrize(("text", "count"), [("2GB", 2 * 10**9), ("1.5 gib", 3 * 2**29), ("800M", 8 * 10**8)])
+def test_sizes_of_people(text: str, count: int) -> None:
+    assert _bytes("--memory", text) == count
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (59.9, "59.9 s"), (59.97, "1:00"), (3725.2, "1:02:05")])

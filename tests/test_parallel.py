@@ -24,7 +24,7 @@ from stages import feeds
 
 from mrecg_onnx import preparation
 from mrecg_onnx.converters.errors import DataError, WorkerError
-from mrecg_onnx.images import InputSpec, Preprocess, open_calibration, open_validation
+from mrecg_onnx.images import Dataset, InputSpec, Preprocess, check_lost, open_calibration, open_validation
 from mrecg_onnx.metrics import sqnr_db
 from mrecg_onnx.parallel import ALONE, Workers, is_first, joined, local_size
 from mrecg_onnx.quantization import quantize
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS: dict[str, Any] = {"method": "qdrop", "wbits": 2, "iters": 20, "batch_size": 16, "equalize": "off"}
-#: Enough of everything for the learning to differ little from seed to seed (standard deviation 0.3 dB).
-STEADY: dict[str, Any] = {**SETTINGS, "iters": 100, "ranges": "mse", "range_samples": 8}
+#: Enough of everything for the learning to differ little from seed to seed (standard deviation 0.5 to 1.4 dB).
+STEADY: dict[str, Any] = {**SETTINGS, "wbits": 3, "iters": 200, "ranges": "mse", "range_samples": 8}
 UNITS = 3
 
 
@@ -211,8 +211,8 @@ def test_two_processes_learn_what_one_does(here, together, tmp_path):
         settings = Settings(**STEADY | {"method": method})
         quantize(here / "model.onnx", here / "calib.npz", settings, output=tmp_path / "out.onnx")
         found[name] = distance(here, tmp_path / "out.onnx")
-    assert found["two"] == pytest.approx(found["one"], abs=1.5)
-    assert min(found["two"], found["one"]) > found["nearest"] + 1
+    assert found["two"] == pytest.approx(found["one"], abs=4.0)
+    assert min(found["two"], found["one"]) > found["nearest"] + 6, found
 
 
 def test_batch_that_cannot_be_divided_is_a_usage_error(here, together):
@@ -357,6 +357,29 @@ def test_shares_of_arrays_are_disjoint_and_whole(here, samples):
     shares = [whole.shard(rank, 3).load()["input"] for rank in range(3)]
     assert all(np.array_equal(share, images[rank::3]) for rank, share in enumerate(shares))
     assert sum(map(len, shares)) == (samples or 192)
+
+
+def test_unreadable_images_count_against_the_whole_set(tmp_path):
+    """One of forty is no matter, though it is a tenth of its share; three of forty are too many, one a share."""
+    for number in range(40):
+        Image.fromarray(np.full((16, 16, 3), 6 * number, np.uint8)).save(tmp_path / f"{number:02d}.png")
+
+    def shares() -> list[Dataset]:
+        whole = open_calibration(tmp_path, [SPEC], Preprocess())
+        found = [whole.shard(rank, 4) for rank in range(4)]
+        for share in found:
+            share.load()
+        return found
+
+    (tmp_path / "01.png").write_bytes(b"not an image")
+    assert [len(share.skipped) for share in shares()] == [0, 1, 0, 0]
+    for number in (2, 3):
+        (tmp_path / f"{number:02d}.png").write_bytes(b"not an image")
+    lost = [f"{path} ({reason})" for share in shares() for path, reason in share.skipped]
+    assert len(lost) == 3
+    check_lost(lost[:2], 40)
+    with pytest.raises(DataError, match=r"more than 5% of 40 images cannot be read \(3 so far\): .*01\.png"):
+        check_lost(lost, 40)
 
 
 def test_fingerprint_tells_data_apart(here):

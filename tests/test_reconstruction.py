@@ -15,11 +15,13 @@ import pytest
 import torch
 from architectures import Graph
 from onnx import numpy_helper
+from PIL import Image
 from stages import feeds, simulated, tensors
 
 from mrecg_onnx import quantization
 from mrecg_onnx.cache import Pool, Store
 from mrecg_onnx.converters import normalize
+from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.images import InputSpec, Preprocess, open_calibration
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.metrics import sqnr_db
@@ -300,6 +302,48 @@ def test_held_out_images_are_not_trained_on(calibration, monkeypatch):
     seen.clear()
     quantize(tiny(), calibration, Settings(held_out=0.0, **settings))
     assert all((len(training), len(held_out)) == (64, 0) for training, held_out in seen)
+
+
+def test_mirror_images_stay_on_the_side_of_their_originals(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{number:02d}.png")
+    g = Graph()
+    g.classifier(g.relu(g.conv(g.input(3), 3, 8)), 8)
+    seen = []
+    original = quantization.reconstruct_unit
+
+    def spy(unit, simulation, data, **options):
+        images = next(iter(data.floating.values())).read(0, 40)
+        seen.append((images, data.training.tolist(), data.held_out.tolist()))
+        return original(unit, simulation, data, **options)
+
+    monkeypatch.setattr(quantization, "reconstruct_unit", spy)
+    settings = Settings(method="qdrop", iters=2, augment="flip", held_out=0.25, equalize="off")
+    result = quantize(g.model(), tmp_path, settings)
+    images, training, held_out = seen[0]
+    assert result.images == 20
+    assert torch.equal(images[0::2].flip(-1), images[1::2])
+    assert sorted(training + held_out) == list(range(40))
+    assert len(held_out) == 10
+    assert {index ^ 1 for index in held_out} == set(held_out)
+
+
+def test_mirror_images_of_arrays_are_refused(calibration):
+    with pytest.raises(SettingsError, match="--augment flip needs a folder of images"):
+        quantize(tiny(), calibration, Settings(method="qdrop", iters=2, augment="flip"))
+
+
+def test_batch_folded_into_another_dimension_is_named(tmp_path):
+    g = Graph()
+    x = g.op("Transpose", [g.relu(g.conv(g.input(3, size=4), 3, 8))], "last", perm=[0, 2, 3, 1])
+    x = g.op("Reshape", [x, g.constant("rows", np.array([-1, 8]))], "fold")
+    x = g.gemm(x, 8, 8, "hidden")
+    g.gemm(g.relu(x, "relu2"), 8, 4, output="output")
+    np.save(tmp_path / "calib.npy", feeds(g.model(), 32)["input"])
+    settings = Settings(method="qdrop", iters=2, equalize="off")
+    with pytest.raises(ModelError, match=r"tensor 'output' .* for 32 images: .*first dimension"):
+        quantize(g.model(), tmp_path / "calib.npy", settings)
 
 
 @pytest.mark.parametrize("quantize_activations", [True, False])

@@ -46,8 +46,8 @@ _PREPROCESS = frozenset(field.name for field in dataclasses.fields(Preprocess))
 _SIZE = re.compile(r"^(\d+)(?:[x,](\d+))?$")
 
 
-_MEMORY = re.compile(r"^(\d+(?:\.\d+)?)\s*(K|M|G|T)i?B?$", re.IGNORECASE)
-_UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_MEMORY = re.compile(r"^(\d+(?:\.\d+)?)\s*(K|M|G|T)(i?)B?$", re.IGNORECASE)
+_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 
 class Option(click.Option):
@@ -242,7 +242,7 @@ def _bytes(option: str, text: str) -> int:
     match = _MEMORY.match(text.strip())
     if match is None:
         raise SettingsError(f"{option} '{text}': expected a size such as 2GB or 800MB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2].upper()])
 
 
 def _number(option: str, text: str) -> float:
