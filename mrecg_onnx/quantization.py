@@ -48,7 +48,7 @@ VERIFY_IMAGES = 256
 #: A probing run shorter than this does not tell units apart.
 MIN_PROBE = 50
 #: Share of the memory budget kept free for the loop itself: a batch on its way through a unit, forth and back.
-WORKING_SHARE = 0.3
+WORKING_SHARE = 0.35
 #: Iterations, all units together, from which compiled kernels win back the 20 s of their making.
 COMPILE_FROM = 10_000
 #: Keeps the random numbers of different processes apart: more than there are units.
