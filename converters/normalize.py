@@ -35,7 +35,7 @@ __all__ = ["editable", "normalize", "restructure"]
 _MAX_ROUNDS = 10
 
 
-def normalize(model: onnx.ModelProto) -> ir.Model:
+def normalize(model: onnx.ModelProto, *, keep_batchnorm: bool = False) -> ir.Model:
     """Return ``model`` as a simplified, typed, sorted graph of opset 13 or higher that computes the same.
 
     Constants are initializers; functions are inlined; Identity and Dropout are gone; shape arithmetic is folded where
@@ -45,6 +45,7 @@ def normalize(model: onnx.ModelProto) -> ir.Model:
 
     Args:
         model: A valid model with its tensors in memory (see :func:`mrecg_onnx.converters.load_model`); not changed.
+        keep_batchnorm: Leave BatchNormalization, and other per-channel maps behind layers, as nodes of their own.
 
     Raises:
         ModelError: A node cannot be raised to opset 13.
@@ -58,7 +59,8 @@ def normalize(model: onnx.ModelProto) -> ir.Model:
         infer_shapes(graph)
         if not changed:
             break
-    for step in (plain_gemm, fuse_matmul_add, fold_batchnorm, fold_affine, plain_gemm, mean_to_pool, free_batch):
+    folds = () if keep_batchnorm else (fold_batchnorm, fold_affine, plain_gemm)
+    for step in (plain_gemm, fuse_matmul_add, *folds, mean_to_pool, free_batch):
         step(graph)
     for finish in (remove_unused, sort, name_all, infer_shapes):
         finish(graph)

@@ -3,6 +3,7 @@
     import mrecg_onnx
     result = mrecg_onnx.quantize("model.onnx", "images/", mrecg_onnx.Settings(wbits=4, abits=4), output="model_w4a4.onnx")
     report = mrecg_onnx.validate("model.onnx", "model_w4a4.onnx", "labelled_images/")
+    found = mrecg_onnx.compare("model.onnx", "images/", "labelled_images/", "out/", methods=["nearest", "mrecg"], bits=["W4A4"])
 
 Names are resolved on first use, so that importing the package does not import torch.
 """
@@ -14,6 +15,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mrecg_onnx.comparison import Comparison, compare
     from mrecg_onnx.converters.errors import MrecgError
     from mrecg_onnx.images import Preprocess
     from mrecg_onnx.inspection import Inspection, inspect
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
     from mrecg_onnx.validation import ValidationResult, validate
 
 __all__ = [
-    "BitRule", "Inspection", "MrecgError", "Preprocess", "QuantizationResult", "Settings", "ValidationResult", "inspect",
-    "quantize", "validate",
+    "BitRule", "Comparison", "Inspection", "MrecgError", "Preprocess", "QuantizationResult", "Settings", "ValidationResult",
+    "compare", "inspect", "quantize", "validate",
 ]  # fmt: skip
 
 try:
@@ -33,12 +35,14 @@ except metadata.PackageNotFoundError:  # a checkout that is not installed
 
 _HOME = {
     "BitRule": "settings",
+    "Comparison": "comparison",
     "Inspection": "inspection",
     "MrecgError": "converters.errors",
     "Preprocess": "images",
     "QuantizationResult": "quantization",
     "Settings": "settings",
     "ValidationResult": "validation",
+    "compare": "comparison",
     "inspect": "inspection",
     "quantize": "quantization",
     "validate": "validation",

@@ -12,14 +12,21 @@ from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.grids import P_NORM, Grid, fake_quantize, quantize_codes, search_range
 from mrecg_onnx.network import Network
 from mrecg_onnx.plan import ActivationPlan, LayerPlan
+from mrecg_onnx.ranges import Estimator, mse
 from mrecg_onnx.simulation import QuantizedWeight, forward_batches
 
-__all__ = ["activation_grids", "nearest_weights", "output_error", "require_finite", "sample_activations"]
+__all__ = [
+    "SYMMETRIC_FROM",
+    "activation_grids",
+    "nearest_weights",
+    "output_error",
+    "proposed_grids",
+    "require_finite",
+    "sample_activations",
+]
 
 #: Values kept of each tensor for the range search; the true minimum and maximum are kept beside them.
 SAMPLED_VALUES = 1 << 17
-#: Norms that propose a range where the output decides; the papers' own comes first.
-NORMS = (P_NORM, 1.0, 1.5, 2.0)
 #: Proposals whose scales differ by less than this share are one.
 SAME_SCALE = 0.04
 #: Images on which proposals are judged.
@@ -28,14 +35,26 @@ JUDGED_IMAGES = 16
 SYMMETRIC_FROM = 8
 
 
-def nearest_weights(network: Network, layers: Sequence[LayerPlan]) -> dict[str, QuantizedWeight]:
-    """Per-channel grids by range search and codes rounded to nearest, for every quantized layer, by layer name."""
+def nearest_weights(
+    network: Network, layers: Sequence[LayerPlan], *, min_max: bool = False, p: float = P_NORM
+) -> dict[str, QuantizedWeight]:
+    """Per-channel grids and codes rounded to nearest, for every quantized layer, by layer name.
+
+    Grids are those of least mean |w - Q(w)|^p; with ``min_max`` they cover the whole channel.
+    """
     result = {}
     for layer in layers:
         if layer.excluded:
             continue
         weight: Tensor = network.step(layer.name).module.weight.detach()  # type: ignore[assignment, operator]
-        grid = search_range(weight, layer.wbits, axis=layer.axis, symmetric=layer.wbits >= SYMMETRIC_FROM)
+        grid = search_range(
+            weight,
+            layer.wbits,
+            axis=layer.axis,
+            symmetric=layer.wbits >= SYMMETRIC_FROM,
+            p=p,
+            candidates=1 if min_max else None,
+        )
         result[layer.name] = QuantizedWeight(quantize_codes(weight, grid), grid)
     return result
 
@@ -106,14 +125,14 @@ def activation_grids(
     *,
     images: int,
     only: Collection[str] | None = None,
-    norms: Sequence[float] = (P_NORM,),
+    estimators: Sequence[Estimator] = (mse,),
 ) -> dict[str, Grid]:
     """Per-tensor grid of every quantizer on the float network, by quantizer name.
 
-    With one norm this is the papers' search: the range of least mean |x - Q(x)|^p (docs/method.md 1). With several, each
-    norm proposes a range and the proposal is taken that changes the network's output least when only this tensor is
-    quantized. On heavy-tailed tensors that decides everything: on the last residual sum of MobileNetV2 at 4 bits p = 2.4
-    keeps a few outliers and rounds the rest away (relative output error .50), p = 1.5 does the opposite (.06).
+    With one estimator its grid is taken. With several (docs/method.md 1: norms p of a search for the least |x - Q(x)|^p)
+    each proposes a grid, and the one is taken that changes the network's output least when only this tensor is quantized.
+    On heavy-tailed tensors that decides everything: on the last residual sum of MobileNetV2 at 4 bits p = 2.4 keeps a few
+    outliers and rounds the rest away (relative output error .50), p = 1.5 does the opposite (.06).
 
     Args:
         network: the float network.
@@ -121,21 +140,25 @@ def activation_grids(
         data: calibration inputs by name, [N, ...].
         images: how many of them are used for the search.
         only: names of the quantizers wanted; all by default.
-        norms: exponents p.
+        estimators: who proposes grids (:data:`mrecg_onnx.ranges.RANGES`).
     """
     chosen = [plan for plan in quantizers if only is None or plan.name in only]
     samplers = sample_activations(network, chosen, data, images=images)
     proposals: dict[str, list[Grid]] = {}
     for plan in chosen:
-        sampler = samplers[plan.name]
-        values = torch.cat(sampler.parts)
-        found: list[Grid] = []
-        for p in norms:
-            grid = search_range(values, plan.bits, p=p, low=sampler.low, high=sampler.high)
-            if all(abs(float(grid.scale / other.scale) - 1.0) > SAME_SCALE for other in found):
-                found.append(grid)
-        proposals[plan.name] = found
+        proposals[plan.name] = proposed_grids(samplers[plan.name], plan.bits, estimators)
     return _least_output_error(network, proposals, data)
+
+
+def proposed_grids(sampler: _Sampler, bits: int, estimators: Sequence[Estimator]) -> list[Grid]:
+    """The grid of ``bits`` bits that each of ``estimators`` finds for the sampled values; equal ones once."""
+    values = torch.cat(sampler.parts)
+    found: list[Grid] = []
+    for estimate in estimators:
+        grid = estimate(values, bits, sampler.low, sampler.high)
+        if all(abs(float(grid.scale / other.scale) - 1.0) > SAME_SCALE for other in found):
+            found.append(grid)
+    return found
 
 
 def _least_output_error(

@@ -12,7 +12,9 @@ when they are kept in 8-bit tensors, so
    fusion, works on the codes directly and pads with the code of 0;
 6. a layer that keeps a float weight or bias reads its input through a DequantizeLinear with one (equal) scale a channel.
    Behind one scale a tensor ONNX Runtime quantizes such weights itself when it loads the file, to 8 bits per tensor, and
-   such biases to int32, which overflow (WeightBiasQuantization; measured with 1.31).
+   such biases to int32, which overflow (WeightBiasQuantization; measured with 1.31);
+7. where channels have widths of their own, the codes of an activation meet ``Min`` with a largest code a channel: the runtime
+   has it for uint8 and keeps it between its integer kernels, as it does with the Clip (measured with 1.31).
 """
 
 from __future__ import annotations
@@ -142,6 +144,9 @@ def export(model: ir.Model, simulation: Simulation, metadata: Mapping[str, str])
     _note_integer_nodes(copy, simulation, result)
     copy.metadata_props.update(metadata)
     copy.metadata_props["mrecg_onnx.bits"] = json.dumps(_bits(simulation), separators=(",", ":"))
+    channels = _channel_bits(simulation)
+    if channels:
+        copy.metadata_props["mrecg_onnx.channel_bits"] = json.dumps(channels, separators=(",", ":"))
     copy.opset_imports[""] = max(MIN_OPSET, copy.opset_imports.get("", MIN_OPSET))
     copy.ir_version = max(MIN_IR, copy.ir_version or MIN_IR)
     copy.graph.sort()
@@ -153,6 +158,13 @@ def _bits(simulation: Simulation) -> dict[str, int]:
     """Width of every quantized tensor, weights by initializer name."""
     widths = {plan.name: plan.bits for plan in simulation.plan.activations}
     return widths | {layer.weight: layer.wbits for layer in simulation.plan.quantized_layers}
+
+
+def _channel_bits(simulation: Simulation) -> dict[str, list[int]]:
+    """Widths of the channels of every tensor where they differ, by the names of :func:`_bits`."""
+    grids = dict(simulation.activations)
+    grids |= {layer.weight: simulation.weights[layer.name].grid for layer in simulation.plan.quantized_layers}
+    return {n: [int(c).bit_length() for c in g.ceiling] for n, g in grids.items() if g.ceiling is not None}
 
 
 def _scale_array(grid: Grid) -> np.ndarray:
@@ -243,6 +255,8 @@ def _write_activation(writer: _Writer, values: Mapping[str, ir.Value], plan: Act
     )
     new = [quantize]
     codes = quantize.outputs[0]
+    if grid.ceiling is not None and low == 0 and plan.high is None:
+        high = 255  # the channels' own bounds do it all
     if (low, high) != (0, 255):
         bounds = [
             writer.constant(f"{plan.name}_{end}", np.array(c, np.uint8)) for end, c in (("low", low), ("high", high))
@@ -250,6 +264,13 @@ def _write_activation(writer: _Writer, values: Mapping[str, ir.Value], plan: Act
         clip = writer.node("Clip", clip_name, [codes, *bounds], f"{plan.name}_clipped")
         new.append(clip)
         codes = clip.outputs[0]
+    if grid.ceiling is not None:
+        assert root.shape is not None
+        most = grid.ceiling.detach().cpu().numpy().astype(np.uint8).reshape(-1, *[1] * (len(root.shape) - 2))
+        ceiling = writer.constant(f"{plan.name}_ceiling", most[None])
+        least = writer.node("Min", f"{plan.name}_Min", [codes, ceiling], f"{plan.name}_limited")
+        new.append(least)
+        codes = least.outputs[0]
     dequantize = writer.node(
         "DequantizeLinear", f"{plan.name}_DequantizeLinear", [codes, scale, zero_point], f"{plan.name}_dequantized"
     )

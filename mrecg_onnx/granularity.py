@@ -3,9 +3,10 @@
 Capacity, Eq. 3:  ModCap = sum over conv layers of params * bits * a,  a = 1 at stride 1 and alpha at stride 2.
 Choice, Eq. 4:    max over m in {0,1}^(L-1) of  sum m_i (C_i - C_{i+1})^2 - lambda (sum m_i - k)^2.
 
-Two selections are offered (docs/method.md 4): ``eq4`` is the formula, solved exactly; ``peak`` is the signed rule that
-reproduces the authors' own choices: a unit whose loss is higher than that of the next one is joined with it, because the
-peak disappears when the error is measured behind it.
+Three selections are offered (docs/method.md 4): ``eq4`` is the formula, solved exactly; ``relative`` the same on differences
+relative to the larger of the two, because capacities and losses grow with depth and the last pairs would win by their size;
+``peak`` is the signed rule that reproduces the authors' own choices: a unit whose loss is higher than that of the next one is
+joined with it, because the peak disappears when the error is measured behind it.
 
 The number of merges k, when not given, is a quarter of the adjacent pairs (rounded): the published schemes have 2 of 9
 (ResNet-18), 4 of 17 (ResNet-50, RegNetX-600M) and 7 of 17 (MobileNetV2).
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -52,18 +54,27 @@ def default_merges(units: int) -> int:
 
 
 def _eligible(units: Sequence[UnitPlan] | int) -> list[bool]:
-    """Pairs (i, i+1) that may be joined: neither the stem's unit nor the classifier's takes part."""
+    """Pairs (i, i+1) that may be joined: neither the stem's unit nor the classifier's takes part, nor one that ends in a pooling.
+
+    Behind a global pooling the loss is that of averages and always falls: no peak in front of it. On ResNet-20 the signed rule
+    joined nothing but that pair, and the networks came out worse (no published scheme joins the last block of a ResNet).
+    """
     count = units if isinstance(units, int) else len(units)
     pairs = [0 < i < count - 2 for i in range(count - 1)]
     if not isinstance(units, int):
         # Only a single-entry, single-exit neighbour can be joined: the later unit must read the earlier one's output.
         for i in range(count - 1):
-            pairs[i] = pairs[i] and bool(set(units[i].outputs) & set(units[i + 1].inputs))
+            pairs[i] = pairs[i] and not units[i + 1].pools and bool(set(units[i].outputs) & set(units[i + 1].inputs))
     return pairs
 
 
 def select_eq4(
-    capacities: Sequence[float], k: int, penalty: float | None, *, units: Sequence[UnitPlan] | None = None
+    capacities: Sequence[float],
+    k: int,
+    penalty: float | None,
+    *,
+    relative: bool = False,
+    units: Sequence[UnitPlan] | None = None,
 ) -> list[bool]:
     """Solve Eq. 4 exactly under the rules of :data:`MAX_GROUP` and :func:`_eligible`.
 
@@ -73,13 +84,17 @@ def select_eq4(
         capacities: C_i of each unit (module capacity or reconstruction loss).
         k: wanted number of merges.
         penalty: lambda; None stands for infinity, that is, exactly k merges where the rules allow as many.
+        relative: differences count in shares of the larger capacity of the pair, 0 to 1.
         units: for the rule of who may be joined; without, only stem and classifier are kept apart.
 
     Returns:
         The mask m, one entry a pair.
     """
     allowed = _eligible(units if units is not None else len(capacities))
-    gains = [(a - b) ** 2 for a, b in zip(capacities, capacities[1:], strict=False)]
+    pairs = list(zip(capacities, capacities[1:], strict=False))
+    if relative:
+        pairs = [(a / size, b / size) if (size := max(abs(a), abs(b))) else (0.0, 0.0) for a, b in pairs]
+    gains = [(a - b) ** 2 for a, b in pairs]
     # state: (merges so far, pairs in the running group) -> (gain, mask)
     states: dict[tuple[int, int], tuple[float, tuple[bool, ...]]] = {(0, 0): (0.0, ())}
     for gain, may in zip(gains, allowed, strict=True):
@@ -177,7 +192,9 @@ def _from_names(entries: list[Any], units: Sequence[UnitPlan], where: str) -> tu
             raise SettingsError(f"{where}: a unit is empty")
         unknown = [name for name in entry if not isinstance(name, str) or name not in owner]
         if unknown:
-            raise SettingsError(f"{where}: '{unknown[0]}' is not a weighted layer of the model")
+            near = get_close_matches(str(unknown[0]), owner, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else "mrecg-onnx inspect lists them"
+            raise SettingsError(f"{where}: '{unknown[0]}' is not a weighted layer of the model; {hint}")
         indices = tuple(sorted({owner[name] for name in entry}))
         missing = {name for i in indices for name in units[i].layers} - set(entry)
         if missing:

@@ -20,6 +20,7 @@ __all__ = [
     "compile_kernels",
     "fake_quantize",
     "fake_quantize_weight",
+    "grid_from_range",
     "learnable_fake_quantize",
     "quantize_codes",
     "search_range",
@@ -45,6 +46,8 @@ class Grid:
         bits: width of the codes, 2..8.
         axis: channel axis, None for one grid per tensor.
         symmetric: the codes are -(2^(bits-1)-1)..2^(bits-1)-1 around zero_point 0 instead of 0..2^bits-1.
+        ceiling: largest code of each channel, at most qmax, where channels have widths of their own: shape (C,), along
+            ``axis``, or along axis 1 of an activation whose scale is one for the tensor. ``bits`` is then the widest one's.
     """
 
     scale: Tensor
@@ -52,6 +55,7 @@ class Grid:
     bits: int
     axis: int | None = None
     symmetric: bool = False
+    ceiling: Tensor | None = None
 
     @property
     def qmin(self) -> int:
@@ -62,6 +66,14 @@ class Grid:
     def qmax(self) -> int:
         """Largest code."""
         return (1 << (self.bits - 1)) - 1 if self.symmetric else (1 << self.bits) - 1
+
+    def top(self, rank: int) -> Tensor | int:
+        """Largest code, of each channel where they differ: shaped to broadcast over a tensor of ``rank`` dimensions."""
+        if self.ceiling is None:
+            return self.qmax
+        shape = [1] * rank
+        shape[1 if self.axis is None else self.axis] = -1
+        return self.ceiling.view(shape)
 
     def along(self, rank: int) -> tuple[Tensor, Tensor]:
         """Scale and zero point shaped to broadcast over a tensor of ``rank`` dimensions."""
@@ -76,8 +88,8 @@ class Grid:
         return values.view(shape)
 
 
-def _grid_from_range(low: Tensor, high: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Scale and zero point covering [low, high] (made to include 0), elementwise."""
+def grid_from_range(low: Tensor, high: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of the grid that covers [low, high] (made to include 0), elementwise; shapes are kept."""
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     if symmetric:
         scale = torch.maximum(-low, high) / (2 ** (bits - 1) - 1)
@@ -120,7 +132,7 @@ def search_range(
     steps = candidates or (PER_TENSOR_CANDIDATES if axis is None else PER_CHANNEL_CANDIDATES)
     qmin, qmax = (-(2 ** (bits - 1) - 1), 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
     shrink = 1.0 - 0.01 * torch.arange(steps, device=x.device, dtype=channels.dtype)  # [K]
-    scale, zero = _grid_from_range(low[None] * shrink[:, None], high[None] * shrink[:, None], bits, symmetric=symmetric)
+    scale, zero = grid_from_range(low[None] * shrink[:, None], high[None] * shrink[:, None], bits, symmetric=symmetric)
     errors = torch.empty(steps, channels.shape[0], device=x.device, dtype=channels.dtype)
     # Candidates are taken a few at a time: [k, C, n] stays near 16 MB, which the caches of small machines like.
     chunk = max(1, 4_000_000 // max(1, channels.numel()))
@@ -138,13 +150,13 @@ def search_range(
 def quantize_codes(x: Tensor, grid: Grid) -> Tensor:
     """Codes of ``x`` rounded to nearest (ties to even, as ONNX QuantizeLinear), float tensor of x's shape."""
     scale, zero = grid.along(x.dim())
-    return (torch.round(x / scale) + zero).clamp(grid.qmin, grid.qmax)
+    return (torch.round(x / scale) + zero).clamp(grid.qmin, grid.qmax).clamp(max=grid.top(x.dim()))
 
 
 def fake_quantize(x: Tensor, grid: Grid) -> Tensor:
     """``DequantizeLinear(QuantizeLinear(x))`` in float32, no gradient; x's shape."""
     scale, zero = grid.along(x.dim())
-    lower, upper = grid.qmin - zero, grid.qmax - zero
+    lower, upper = grid.qmin - zero, grid.top(x.dim()) - zero
     return torch.round(x / scale).clamp_(lower, upper).mul_(scale)
 
 

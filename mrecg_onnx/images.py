@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ARRAY_SUFFIXES",
     "IMAGE_SUFFIXES",
+    "ZEROQ",
     "Dataset",
     "InputSpec",
     "Preprocess",
@@ -57,6 +58,8 @@ logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 ARRAY_SUFFIXES = (".npy", ".npz")
+#: Said in place of a path: calibration images are made (:mod:`mrecg_onnx.zeroq`).
+ZEROQ = "zeroq"
 
 # ImageNet's channel statistics of pixels in 0..1, red green blue: what torchvision's and timm's classifiers expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -298,7 +301,10 @@ class Dataset(ABC):
         files: the chosen image files in order, or None for arrays.
         labels: (len,) int64 class indices, or None.
         preprocess: what is done to images, resolved for the model; None for arrays.
+        origin: how the data were made, as plain JSON data, where no camera took them; None for files.
     """
+
+    origin: dict[str, Any] | None = None
 
     def __init__(
         self,

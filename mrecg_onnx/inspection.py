@@ -76,6 +76,7 @@ class Measured:
         parity: relative error between ONNX Runtime and torch on the float model.
         streams: decision for every stream of the equalization, empty with ``equalize="off"``.
         sensitivities: activation quantizers by how much each hurts alone, after equalization; the worst first.
+        origin: how the images were made, None where they were given.
     """
 
     images: int
@@ -84,6 +85,7 @@ class Measured:
     parity: float
     streams: tuple[Equalized, ...]
     sensitivities: tuple[Sensitivity, ...]
+    origin: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ def inspect(
     Args:
         model: the float model; not changed.
         settings: every choice, as for :func:`mrecg_onnx.quantize`.
-        calib: folder of images, ``.npy``/``.npz`` file of ready inputs, or an open data set. Without it nothing is run.
+        calib: folder of images, ``.npy``/``.npz`` file of ready inputs, an open data set, or ``"zeroq"``. Without it nothing
+            is run.
         report: called as the work proceeds.
 
     Returns:
@@ -166,6 +169,7 @@ def inspect(
         parity=ready.parity,
         streams=tuple(ready.equalized),
         sensitivities=tuple(found),
+        origin=ready.dataset.origin,
     )
     return Inspection(_source(model, ready.original, ready.graph), ready.settings, ready.plan, measured)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # torch takes seconds to load: only a process among several n
     from torch import Tensor
     from torch._C._distributed_c10d import Store
 
-__all__ = ["ALONE", "Workers", "is_first", "joined", "local_rank", "local_size"]
+__all__ = ["ALONE", "Workers", "is_first", "joined", "local_rank", "local_size", "world_size"]
 
 T = TypeVar("T")
 
@@ -135,23 +135,24 @@ def _guarded() -> Iterator[None]:
         ) from error
 
 
-def _size() -> int:
+def world_size() -> int:
+    """Processes of this job: 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def local_size() -> int:
     """Processes of this job on this machine, which share its memory."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _size() > 1 else 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
 
 
 def local_rank() -> int:
     """Number of this process among those on this machine: that of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if _size() > 1 else 0
+    return int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
 
 
 def is_first() -> bool:
     """True in the process that talks to the user: the only one, or torchrun's first."""
-    return _size() == 1 or os.environ["RANK"] == "0"
+    return world_size() == 1 or os.environ["RANK"] == "0"
 
 
 @cache
@@ -175,7 +176,7 @@ def joined(device: str) -> Iterator[Workers]:
     Raises:
         WorkerError: the others cannot be reached.
     """
-    if _size() == 1:
+    if world_size() == 1:
         yield ALONE
         return
     import torch
@@ -193,7 +194,7 @@ def joined(device: str) -> Iterator[Workers]:
                 timeout=PATIENCE,
                 store=dist.PrefixStore(name, _meeting_place()),  # type: ignore[attr-defined]
                 rank=int(os.environ["RANK"]),
-                world_size=_size(),
+                world_size=world_size(),
             )
     try:
         yield Workers(dist.get_rank(), dist.get_world_size(), device)

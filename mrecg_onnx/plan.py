@@ -95,6 +95,7 @@ class UnitPlan:
         inputs: activation tensors it reads from outside.
         outputs: tensors it hands on; the loss is taken there.
         capacity: module capacity, Eq. 3.
+        pools: a global pooling follows its last layer: its loss is that of averages, far below a map's.
     """
 
     name: str
@@ -103,6 +104,7 @@ class UnitPlan:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     capacity: float
+    pools: bool = False
 
 
 @dataclass(frozen=True)
@@ -179,4 +181,5 @@ class Plan:
             tuple(dict.fromkeys(t for unit in units for t in unit.inputs if t not in made)),
             tuple(t for t in made if t in read_outside or t not in read_anywhere),
             sum(unit.capacity for unit in units),
+            units[-1].pools,
         )

@@ -5,8 +5,8 @@ A float copy and a quantized one advance unit by unit, never recomputed from the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from mrecg_onnx.images import Dataset
 from mrecg_onnx.network import Step
 from mrecg_onnx.plan import UnitPlan
 from mrecg_onnx.simulation import Simulation, forward_size
+from mrecg_onnx.task_loss import task_loss
 
 __all__ = ["Inputs", "Prefix", "UnitData"]
 
@@ -35,6 +36,9 @@ class UnitData:
         targets: float outputs.
         held_out: indices of samples kept for the comparison with nearest rounding.
         training: all other indices.
+        gradients: magnitude of the task loss's gradient at each output, where the loss is weighted by it.
+        deferred: tensors whose quantizer acts where a unit reads them, see :class:`Prefix`.
+        entries: those of them whose scale this unit learns.
     """
 
     quantized: dict[str, Store]
@@ -42,6 +46,9 @@ class UnitData:
     targets: dict[str, Store]
     training: Tensor
     held_out: Tensor
+    gradients: dict[str, Store] = field(default_factory=dict)
+    deferred: frozenset[str] = frozenset()
+    entries: tuple[str, ...] = ()
 
 
 @dataclass
@@ -98,6 +105,10 @@ class Inputs:
             store.count = count
         return cls(floating, quantized, count, copies)
 
+    def forget(self) -> None:
+        """Let the samples go, once the last prefix has been made of them."""
+        self.floating, self.quantized = {}, {}
+
     def split(self, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
         """Indices to train on and to judge on, drawn image by image: a mirror image is no judge of its original."""
         images = self.count // self.copies
@@ -108,7 +119,18 @@ class Inputs:
 
 
 class Prefix:
-    """Inputs of the units, advanced unit by unit: a float copy and a quantized one, never recomputed from the image."""
+    """Inputs of the units, advanced unit by unit: a float copy and a quantized one, never recomputed from the image.
+
+    Args:
+        simulation: the quantized network.
+        units: in order.
+        inputs: the calibration set; not changed.
+        pool: where activations are kept.
+        quantize_activations: False leaves activations in float; only weights are quantized.
+        float_inputs: units read the float copy.
+        input_scales: a tensor's quantizer belongs to the unit that reads it first, not to the one that makes it (unless
+            that reads it as well): such tensors are kept as they are before it.
+    """
 
     def __init__(
         self,
@@ -118,10 +140,14 @@ class Prefix:
         pool: Pool,
         *,
         quantize_activations: bool,
+        float_inputs: bool = False,
+        input_scales: bool = False,
     ) -> None:
         self.simulation, self.units, self.pool, self.count = simulation, list(units), pool, inputs.count
-        self.quantize_activations = quantize_activations
-        self.floating, self.quantized = dict(inputs.floating), dict(inputs.quantized)
+        self.quantize_activations, self.float_inputs = quantize_activations, float_inputs
+        exact = float_inputs or not quantize_activations
+        self.floating, self.quantized = dict(inputs.floating), dict(inputs.floating if exact else inputs.quantized)
+        self.deferred = self._deferred() if input_scales and quantize_activations else frozenset()
 
     def targets(self, unit: UnitPlan) -> dict[str, Store]:
         """Float outputs of ``unit`` on all samples.
@@ -130,7 +156,7 @@ class Prefix:
             DataError: a tensor of the unit holds NaN or Inf; it is named.
             ModelError: an output has not one row for each sample.
         """
-        steps, network = self._steps(unit), self.simulation.network
+        steps, network = self.steps(unit), self.simulation.network
 
         def run(batch: dict[str, Tensor]) -> dict[str, Tensor]:
             return network.run(batch, steps, keep=unit.outputs, activation=require_finite)
@@ -139,24 +165,82 @@ class Prefix:
 
     def data(self, unit: UnitPlan, targets: dict[str, Store], training: Tensor, held_out: Tensor) -> UnitData:
         """Everything :func:`reconstruct_unit` needs."""
-        reads = self._reads(unit)
+        reads, earlier = self._reads(unit), self.units[: self.units.index(unit)]
+        known = {n for u in earlier for n in u.inputs}
         return UnitData(
-            {n: self.quantized[n] for n in reads}, {n: self.floating[n] for n in reads}, targets, training, held_out
+            {n: self.quantized[n] for n in reads},
+            {n: self.floating[n] for n in reads},
+            targets,
+            training,
+            held_out,
+            deferred=self.deferred,
+            entries=tuple(n for n in reads if n in self.deferred and n not in known),
         )
+
+    def gradients(self, unit: UnitPlan, targets: dict[str, Store]) -> dict[str, Store]:
+        """Magnitude of the task loss's gradient at the outputs of ``unit``, image by image.
+
+        The unit and everything in front of it is quantized as the simulation has it, everything behind is float (BRECQ's
+        diagonal Fisher information, docs/method.md 14).
+
+        Args:
+            unit: the next one, not yet advanced over.
+            targets: its float outputs.
+
+        Returns:
+            |dL/dz| by output; outputs from which the network's are not reached are left out.
+        """
+        network, reads = self.simulation.network, self._reads(unit)
+        behind = [node for later in self.units[self.units.index(unit) + 1 :] for node in later.nodes]
+        rest = network.helpers(network.part(behind), [*self.quantized, *unit.outputs])
+        made = {name for step in rest for name in step.outputs}
+        outputs = [n for n in network.outputs if n in made or n in unit.outputs]
+        found = {n: Store(self.pool, self.count) for n in unit.outputs}
+        size = max(1, self._forward_size(unit, self.quantized) // 2)
+        for start in range(0, self.count, size):
+            batch = {n: s.read(start, start + size) for n, s in self.quantized.items()}
+            float_batch = {n: s.read(start, start + size) for n, s in self.floating.items() if n in batch}
+            values = self.simulation.run(
+                {n: batch[n] for n in reads},
+                self.steps(unit),
+                keep=unit.outputs,
+                quantize_activations=self.quantize_activations,
+                deferred=self.deferred,
+            )
+            leaves = {n: values[n].detach().requires_grad_() for n in unit.outputs}
+            with torch.no_grad():
+                aims = {n: s.read(start, start + size) for n, s in targets.items()}
+                reference = network.run({**float_batch, **aims}, rest, keep=outputs)
+            loss = task_loss(network.run({**batch, **leaves}, rest, keep=outputs), reference)
+            # The loss is a mean over images: times their number each has the gradient it has alone.
+            rows = min(size, self.count - start)
+            slopes = torch.autograd.grad(loss * rows, list(leaves.values()), allow_unused=True)
+            for (name, leaf), slope in zip(leaves.items(), slopes, strict=True):
+                found[name].write(start, torch.zeros_like(leaf) if slope is None else slope.abs())
+        return found
 
     def advance(self, unit: UnitPlan, targets: dict[str, Store]) -> None:
         """Put the outputs of the finished ``unit`` where the next units read, and forget what nobody reads any more."""
-        steps, later = self._steps(unit), {n for u in self.units[self.units.index(unit) + 1 :] for n in u.inputs}
+        steps, later = self.steps(unit), {n for u in self.units[self.units.index(unit) + 1 :] for n in u.inputs}
 
         def run(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-            return self.simulation.run(batch, steps, keep=unit.outputs, quantize_activations=self.quantize_activations)
+            return self.simulation.run(
+                batch,
+                steps,
+                keep=unit.outputs,
+                quantize_activations=self.quantize_activations,
+                deferred=self.deferred,
+            )
 
         for name in [n for n in self.floating if n not in later]:
             del self.floating[name]
         grids = self.simulation.activations if self.quantize_activations else {}
         wanted = [n for n in unit.outputs if n in later]
-        if wanted:
-            made = {n: Store(self.pool, self.count, grids.get(n)) for n in wanted}
+        if wanted and self.float_inputs:
+            self.quantized.update({n: targets[n] for n in wanted})
+            self.floating.update({n: targets[n] for n in wanted})
+        elif wanted:
+            made = {n: Store(self.pool, self.count, None if n in self.deferred else grids.get(n)) for n in wanted}
             self.quantized.update(self._run(unit, self.quantized, made, run))
             self.floating.update({n: targets[n] for n in wanted})
         for name in [n for n in self.quantized if n not in later]:
@@ -194,12 +278,33 @@ class Prefix:
             return value
 
         values = {n: source[n].read(0, 1) for n in self._reads(unit)}
-        self.simulation.network.run(values, self._steps(unit), activation=note)
+        self.simulation.network.run(values, self.steps(unit), activation=note)
         return forward_size(largest)
+
+    def batches(self, unit: UnitPlan) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+        """Inputs of ``unit``, float and quantized, a few samples at a time."""
+        size, reads = self._forward_size(unit, self.quantized), self._reads(unit)
+        for start in range(0, self.count, size):
+            floating, quantized = (
+                {n: source[n].read(start, start + size) for n in reads} for source in (self.floating, self.quantized)
+            )
+            yield floating, quantized
+
+    def _deferred(self) -> frozenset[str]:
+        """Quantized tensors that no op of the unit that makes them reads, but a later unit does."""
+        later: set[str] = set()
+        found = set()
+        for unit in reversed(self.units):
+            steps = self.steps(unit)
+            inside = {n for step in steps for n in step.arguments}
+            found |= {n for step in steps for n in step.outputs if n in later and n not in inside}
+            later |= set(unit.inputs)
+        return frozenset(found & self.simulation.activations.keys())
 
     def _reads(self, unit: UnitPlan) -> list[str]:
         return [n for n in unit.inputs if n in self.quantized]
 
-    def _steps(self, unit: UnitPlan) -> list[Step]:
+    def steps(self, unit: UnitPlan) -> list[Step]:
+        """Steps of ``unit`` with the shape computations they need, in order."""
         network = self.simulation.network
         return network.helpers(network.part(unit.nodes), unit.inputs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,25 +14,30 @@ import torch
 from torch import Tensor
 
 from mrecg_onnx.branches import branch_narrow_reads
-from mrecg_onnx.calibration import NORMS, activation_grids, nearest_weights
+from mrecg_onnx.calibration import activation_grids, nearest_weights
+from mrecg_onnx.channel_bits import allocate_activations, allocate_weights
 from mrecg_onnx.converters import check_parity, load_model, normalize, to_torch
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.equalization import Equalized, apply_scale, choose_scales, find_streams
 from mrecg_onnx.granularity import default_merges, groups_from_mask, read_scheme, select_eq4, select_peaks
-from mrecg_onnx.grids import P_NORM, Grid
-from mrecg_onnx.images import Dataset, InputSpec, open_calibration
+from mrecg_onnx.grids import Grid
+from mrecg_onnx.images import ZEROQ, Dataset, InputSpec, open_calibration
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.network import Network
 from mrecg_onnx.parallel import ALONE, Workers
 from mrecg_onnx.placement import place, plan_layers
 from mrecg_onnx.plan import BYSTANDER_BITS, Plan
 from mrecg_onnx.progress import Clock
+from mrecg_onnx.ranges import chosen_ranges
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.simulation import Simulation
 from mrecg_onnx.units import plan_layer_units, plan_units
+from mrecg_onnx.zeroq import IMAGES, make_images
 
 __all__ = ["Prepared", "calibrate", "editable_graph", "make_plan", "merge_by", "pick_device", "prepare", "search_grids"]
 
+#: Calibration images used at most where the user does not say.
+SAMPLES = 1024
 #: Images on which the bridge is compared with ONNX Runtime.
 PARITY_IMAGES = 8
 #: Images held in full for what comes before reconstruction: parity, equalization, ranges. Spread over the whole set.
@@ -55,6 +60,7 @@ class Prepared:
         network: the graph in torch.
         parity: relative error between ONNX Runtime and torch.
         equalized: decision for every stream.
+        channel_grids: activation grids with widths a channel, by quantizer; the graph is rescaled for them.
     """
 
     original: onnx.ModelProto
@@ -66,6 +72,7 @@ class Prepared:
     network: Network
     parity: float
     equalized: list[Equalized]
+    channel_grids: dict[str, Grid] = field(default_factory=dict)
 
 
 def prepare(
@@ -74,8 +81,11 @@ def prepare(
     settings: Settings,
     clock: Clock,
     workers: Workers = ALONE,
+    keep: str | Path | None = None,
 ) -> Prepared:
-    """Load, plan, read the images, convert and equalize.
+    """Load, plan, read the images (or make them), convert and equalize.
+
+    ``keep`` is a folder where made images are kept.
 
     Raises:
         MrecgError: the model, the images or the settings do not do; the subclass says which.
@@ -87,7 +97,15 @@ def prepare(
         original = load_model(model)
         graph = editable_graph(original, settings)
         plan = make_plan(graph, settings)
-        dataset = _open(calib, graph, settings)
+        inputs = graph_inputs(graph)
+    # A path is a folder of that name; only the bare word is not.
+    made = isinstance(calib, str) and calib == ZEROQ
+    settings = dataclasses.replace(settings, samples=settings.samples or (IMAGES if made else SAMPLES))
+    if made:
+        with clock.stage(ZEROQ):
+            calib = make_images(original, inputs, settings, device, workers=workers, report=clock.report, keep=keep)
+    with clock.stage("load"):
+        dataset = _open(calib, inputs, settings)
         arrays = dataset.load(max(HEAD, settings.range_samples))
         data = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if len(next(iter(data.values()))) < 2:
@@ -108,7 +126,18 @@ def prepare(
                 module = to_torch(graph)
                 check_parity(original, module, few, PARITY_TOLERANCE)
                 network = Network(module, device)
-    return Prepared(original, graph, plan, settings, dataset, data, network, parity, equalized)
+    channel_grids: dict[str, Grid] = {}
+    if METHODS[settings.method].allocate and settings.channel_bits == "auto" and plan.activations:
+        with clock.stage("allocate"):
+            streams, images = find_streams(graph), settings.range_samples
+            folded = workers.once(lambda: allocate_activations(network, streams, plan.activations, data, images=images))
+            for one in folded:
+                apply_scale(graph, one.stream, one.scale)
+                channel_grids |= one.grids
+            module = to_torch(graph)
+            check_parity(original, module, few, PARITY_TOLERANCE)
+            network = Network(module, device)
+    return Prepared(original, graph, plan, settings, dataset, data, network, parity, equalized, channel_grids)
 
 
 def editable_graph(original: onnx.ModelProto, settings: Settings) -> ir.Model:
@@ -123,10 +152,9 @@ def editable_graph(original: onnx.ModelProto, settings: Settings) -> ir.Model:
     return graph
 
 
-def _open(calib: str | Path | Dataset, graph: ir.Model, settings: Settings) -> Dataset:
+def _open(calib: str | Path | Dataset, inputs: list[InputSpec], settings: Settings) -> Dataset:
     if isinstance(calib, Dataset):
         return calib
-    inputs = graph_inputs(graph)
     return open_calibration(calib, inputs, settings.preprocess, samples=settings.samples, seed=settings.seed)
 
 
@@ -178,12 +206,15 @@ def make_plan(model: ir.Model, settings: Settings) -> Plan:
 def merge_by(plan: Plan, settings: Settings, capacities: list[float], scheme: str) -> Plan:
     """Choose merges from capacities: module capacities or losses (Eq. 3 and 4)."""
     k, rising = settings.merges, scheme == "modcap"
-    if k is None and (rising or settings.selection == "eq4"):
+    if k is None and (rising or settings.selection != "peak"):
         k = default_merges(len(capacities))
-    if settings.selection == "eq4":
-        mask = select_eq4(capacities, k or 0, settings.penalty, units=plan.units)
+    # Counts of parameters do not fall behind a pooling.
+    units = [dataclasses.replace(u, pools=False) for u in plan.units] if rising else list(plan.units)
+    if settings.selection != "peak":
+        relative = settings.selection == "relative"
+        mask = select_eq4(capacities, k or 0, settings.penalty, relative=relative, units=units)
     else:
-        mask = select_peaks(capacities, k, rising=rising, units=plan.units)
+        mask = select_peaks(capacities, k, rising=rising, units=units)
     losses = tuple(capacities) if scheme == "loss" else None
     return dataclasses.replace(plan, merges=groups_from_mask(mask), scheme=scheme, losses=losses)
 
@@ -192,11 +223,19 @@ def search_grids(
     network: Network, plan: Plan, data: dict[str, Tensor], settings: Settings, only: Collection[str] | None = None
 ) -> dict[str, Grid]:
     """Activation grids by quantizer name, searched as the settings say; those in ``only``, or all."""
-    norms = NORMS if settings.ranges == "output" else (P_NORM,)
-    return activation_grids(network, plan.activations, data, images=settings.range_samples, only=only, norms=norms)
+    row = chosen_ranges(settings)
+    return activation_grids(
+        network, plan.activations, data, images=settings.range_samples, only=only, estimators=row.proposals
+    )
 
 
 def calibrate(network: Network, plan: Plan, data: dict[str, Tensor], settings: Settings) -> Simulation:
     """Nearest-rounded weights and searched activation ranges: where every method starts."""
     grids = search_grids(network, plan, data, settings)
-    return Simulation(network, plan, grids, nearest_weights(network, plan.quantized_layers))
+    weights = nearest_weights(network, plan.quantized_layers, min_max=chosen_ranges(settings).min_max_weights)
+    simulation = Simulation(network, plan, grids, weights)
+    if METHODS[settings.method].allocate:
+        each = settings.channel_bits != "off"
+        state = allocate_weights(network, plan.layers, data, images=settings.range_samples, allocate=each)
+        simulation.adopt(state)
+    return simulation

@@ -17,7 +17,8 @@ class Progress:
     """Where a run is.
 
     Attributes:
-        stage: "load", "plan", "equalize", "calibrate", "sensitivity", "read", "probe", "reconstruct", "export" or "verify".
+        stage: "load", "zeroq", "plan", "equalize", "allocate", "calibrate", "sensitivity", "lapq", "read", "probe",
+            "reconstruct", "export" or "verify".
         unit: name of the unit at work, "" in other stages.
         done: units (or other steps) finished.
         total: how many there are.

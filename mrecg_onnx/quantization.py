@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ import torch
 from torch import Tensor
 
 from mrecg_onnx import __version__
+from mrecg_onnx.allocation import allocate
+from mrecg_onnx.bias_correction import correct_biases
+from mrecg_onnx.bitsplit import split_unit
 from mrecg_onnx.cache import Pool, default_memory, give_back
 from mrecg_onnx.checkpoint import Checkpoint
 from mrecg_onnx.converters import check_writable, save_model
@@ -25,12 +29,13 @@ from mrecg_onnx.equalization import Equalized
 from mrecg_onnx.export import export
 from mrecg_onnx.grids import compile_kernels
 from mrecg_onnx.images import Dataset, check_lost
-from mrecg_onnx.methods import METHODS, Method
+from mrecg_onnx.lapq import Lapq, minimise_steps
+from mrecg_onnx.methods import METHODS, Method, Phase
 from mrecg_onnx.parallel import Workers, joined, local_size
 from mrecg_onnx.placement import place
 from mrecg_onnx.plan import BYSTANDER_BITS, Plan, UnitPlan
 from mrecg_onnx.prefix import Inputs, Prefix
-from mrecg_onnx.preparation import Prepared, calibrate, merge_by, pick_device, prepare, search_grids
+from mrecg_onnx.preparation import Prepared, calibrate, make_plan, merge_by, pick_device, prepare, search_grids
 from mrecg_onnx.progress import Clock, Progress, Report
 from mrecg_onnx.reconstruction import LearningRates, UnitResult, default_rates, reconstruct_unit
 from mrecg_onnx.sensitivity import Sensitivity, measure_sensitivity
@@ -38,6 +43,7 @@ from mrecg_onnx.settings import Settings
 from mrecg_onnx.simulation import Simulation, State
 from mrecg_onnx.validation import PREPROCESS_KEY, SOURCE_KEY, source_sha256
 from mrecg_onnx.verification import Verification, verify
+from mrecg_onnx.zeroq import CALIBRATION_KEY
 
 __all__ = ["Progress", "QuantizationResult", "Report", "quantize"]
 
@@ -64,7 +70,7 @@ class QuantizationResult:
         output: where it was written, None if it was not.
         settings: the run's settings, with everything automatic resolved.
         plan: the plan that was carried out.
-        units: outcome of every unit, in order.
+        units: outcome of every unit, in order; of the phase that learned the rounding where a method has several.
         probe: outcome of the probing run's units, empty without one.
         equalized: decision for every stream.
         sensitivities: quantizers by how much each hurts alone; measured only with ``protect``.
@@ -74,6 +80,10 @@ class QuantizationResult:
         skipped: calibration images that could not be read.
         images: calibration images used.
         seconds: wall time by stage.
+        origin: how calibration data were made, None where they were given.
+        lapq: what the joint search for steps found, None without one.
+        phases: outcome of every unit by phase, in order.
+        corrections: with ``bias_correction``, the largest shift of each layer's bias.
     """
 
     model: onnx.ModelProto
@@ -90,6 +100,10 @@ class QuantizationResult:
     skipped: tuple[str, ...]
     images: int
     seconds: dict[str, float] = field(default_factory=dict)
+    origin: dict[str, Any] | None = None
+    lapq: Lapq | None = None
+    phases: dict[str, tuple[UnitResult, ...]] = field(default_factory=dict)
+    corrections: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary without the model itself."""
@@ -98,6 +112,7 @@ class QuantizationResult:
             "settings": self.settings.to_json(),
             "plan": self.plan.to_json(),
             "units": [dataclasses.asdict(u) for u in self.units],
+            "phases": {stage: [dataclasses.asdict(u) for u in units] for stage, units in self.phases.items()},
             "probe": [dataclasses.asdict(u) for u in self.probe],
             "equalized": [dataclasses.asdict(e) for e in self.equalized],
             "sensitivities": [dataclasses.asdict(s) for s in self.sensitivities],
@@ -107,17 +122,29 @@ class QuantizationResult:
             "skipped": list(self.skipped),
             "images": self.images,
             "seconds": self.seconds,
+            "origin": self.origin,
+            "lapq": dataclasses.asdict(self.lapq) if self.lapq else None,
+            "corrections": self.corrections,
         }
 
 
 def method_of(settings: Settings) -> Method:
-    """The row of the table, with the base of ``mrecg`` and the drop of the settings put in."""
+    """The row of the table, with the base of ``mrecg`` and what the settings choose instead put in."""
     row = METHODS[settings.method]
     if row.merge:
         row = dataclasses.replace(METHODS[settings.base], merge=True)
     if settings.drop is not None and row.keep_quantized is not None:
         row = dataclasses.replace(row, keep_quantized=settings.drop)
+    if settings.rounding != "auto":
+        row = dataclasses.replace(row, rounding=settings.rounding)
+    if settings.anneal != "auto":
+        row = dataclasses.replace(row, anneal=settings.anneal)
     return row
+
+
+def solver_of(method: Method) -> Callable[..., UnitResult]:
+    """How ``method`` learns a unit; each solver takes what it needs of the loop's settings."""
+    return {"gradient": reconstruct_unit, "bit-split": split_unit}[method.solver]
 
 
 @dataclass(frozen=True)
@@ -150,7 +177,8 @@ def quantize(
 
     Args:
         model: the float model; not changed.
-        calib: folder of images, ``.npy``/``.npz`` file of ready inputs, or an open data set.
+        calib: folder of images, ``.npy``/``.npz`` file of ready inputs, or an open data set; the word ``"zeroq"`` makes images
+            from the model's BatchNormalization statistics (a folder of that name is ``"./zeroq"``).
         settings: every choice; the defaults are those of the command line.
         output: where to write the result; it appears there whole or not at all.
         checkpoint: folder for finished units; the same call goes on with those it finds there.
@@ -173,7 +201,7 @@ def quantize(
         clock = Clock(report if workers.first else None)
         if output is not None:
             workers.once(lambda: check_writable(output))
-        ready = prepare(model, calib, settings, clock, workers)
+        ready = prepare(model, calib, settings, clock, workers, checkpoint)
         if len(ready.dataset) < 2 * workers.size:
             raise DataError(
                 f"{len(ready.dataset)} calibration images are too few for {workers.size} processes: each needs two"
@@ -190,10 +218,12 @@ def _quantize(
     output: str | Path | None,
     folder: str | Path | None,
 ) -> QuantizationResult:
+    ready = _allocated(ready, workers, clock)
     settings, plan, network, data = ready.settings, ready.plan, ready.network, ready.data
     with clock.stage("calibrate"):
         simulation = Simulation(network, plan)
         simulation.adopt(workers.once(lambda: calibrate(network, plan, data, settings).state()))
+        simulation.activations.update(ready.channel_grids)
 
     sensitivities: list[Sensitivity] = []
     protected: tuple[str, ...] = ()
@@ -204,18 +234,27 @@ def _quantize(
             raised = place(ready.graph, plan.layers, settings, frozenset(protected))
             plan = dataclasses.replace(plan, activations=raised)
             grids = workers.once(lambda: search_grids(network, plan, data, settings, protected))
-            simulation = Simulation(network, plan, simulation.activations | grids, simulation.weights)
+            simulation = Simulation(
+                network, plan, simulation.activations | grids, simulation.weights, simulation.biases
+            )
 
     method = method_of(settings)
-    results: list[UnitResult] = []
+    lapq: Lapq | None = None
+    if method.joint_steps:
+        with clock.stage("lapq"):
+            lapq, found = workers.once(lambda: _minimise_steps(simulation, ready.dataset, settings, clock.report))
+            simulation.adopt(found)
+    phases: dict[str, tuple[UnitResult, ...]] = {}
+    corrections: dict[str, float] = {}
     probe: list[UnitResult] = []
     images = len(next(iter(data.values())))
     share = ready.dataset.shard(workers.rank, workers.size)
     skipped = _skipped(workers, ready.dataset)
-    if method.granularity != "none":
+    learns = method.granularity != "none"
+    if learns or settings.bias_correction:
         checkpoint = Checkpoint(folder, _same_run(ready, protected)) if folder is not None else None
         pool = Pool(_cache_budget(memory), network.device)
-        worth_it = network.device.type == "cuda" and settings.iters * len(plan.units) >= COMPILE_FROM
+        worth_it = learns and network.device.type == "cuda" and settings.iters * len(plan.units) >= COMPILE_FROM
         wanted = settings.compile == "on" or (settings.compile == "auto" and worth_it)
         if not compile_kernels(network.device, on=wanted) and settings.compile == "on":
             raise SettingsError("--compile on: torch.compile does not work here (--debug says why); use --compile auto")
@@ -224,7 +263,8 @@ def _quantize(
                 share,
                 simulation,
                 pool,
-                quantize_activations=method.keep_quantized is not None,
+                quantize_activations=any(p.keep_quantized is not None for p in method.passes)
+                or settings.bias_correction,
                 flip=settings.augment == "flip",
             )
             images = int(workers.total([inputs.count // inputs.copies])[0])
@@ -243,13 +283,23 @@ def _quantize(
             with clock.stage("probe"):
                 iters = min(settings.iters, max(MIN_PROBE, round(settings.iters * settings.probe_fraction)))
                 trial = Simulation(network, plan, dict(simulation.activations), dict(simulation.weights))
-                probe = reconstruct(_prefix(trial, plan.units, inputs, run), run, iters, "probe")
+                first = dataclasses.replace(method.passes[0], stage="probe")
+                probe = reconstruct(_prefix(trial, plan.units, inputs, run, first), run, iters, first)
                 plan = merge_by(plan, settings, [u.final_loss for u in probe], "loss")
                 simulation = Simulation(network, plan, simulation.activations, simulation.weights)
-        with clock.stage("reconstruct"):
-            prefix = _prefix(simulation, plan.merged_units(), inputs, run)
-            del inputs  # the prefix forgets the images as soon as the first unit is done
-            results = reconstruct(prefix, run, settings.iters, "reconstruct")
+        for phase in method.passes if learns else ():
+            with clock.stage(phase.stage):
+                prefix = _prefix(simulation, plan.merged_units(), inputs, run, phase)
+                if phase is method.passes[-1] and not settings.bias_correction:
+                    inputs.forget()  # the prefix lets the images go as soon as the first unit is done
+                phases[phase.stage] = tuple(
+                    reconstruct(prefix, run, max(1, round(settings.iters * phase.share)), phase)
+                )
+        if settings.bias_correction:
+            with clock.stage("correct"):
+                prefix = Prefix(simulation, plan.units, inputs, pool, quantize_activations=True)
+                inputs.forget()
+                corrections = correct_biases(prefix, workers)
 
     def finish() -> QuantizationResult:
         with clock.stage("export"):
@@ -266,7 +316,7 @@ def _quantize(
             output=Path(output) if output is not None else None,
             settings=settings,
             plan=plan,
-            units=tuple(results),
+            units=next((phases[p.stage] for p in method.passes if p.learn_rounding and p.stage in phases), ()),
             probe=tuple(probe),
             equalized=tuple(ready.equalized),
             sensitivities=tuple(sensitivities),
@@ -276,9 +326,44 @@ def _quantize(
             skipped=skipped,
             images=images,
             seconds=clock.seconds,
+            origin=ready.dataset.origin,
+            lapq=lapq,
+            phases=phases,
+            corrections=corrections,
         )
 
     return workers.once(finish)
+
+
+def _allocated(ready: Prepared, workers: Workers, clock: Clock) -> Prepared:
+    """``ready`` with a width for every layer where the settings ask for it."""
+    if ready.settings.allocation != "milp":
+        return ready
+    with clock.stage("allocate"):
+        rules = workers.once(lambda: allocate(ready.network, ready.plan, ready.data, ready.settings))
+    settings = dataclasses.replace(ready.settings, bits=(*ready.settings.bits, *rules))
+    return dataclasses.replace(ready, settings=settings, plan=make_plan(ready.graph, settings))
+
+
+def _minimise_steps(
+    simulation: Simulation, dataset: Dataset, settings: Settings, report: Report | None
+) -> tuple[Lapq, State]:
+    """Outcome of the joint search for steps (:mod:`mrecg_onnx.lapq`), and the grids it found."""
+
+    def tell(done: int, total: int, loss: float) -> None:
+        if report is not None:
+            report(Progress("lapq", done=done, total=total, loss=loss))
+
+    count = max(settings.lapq_images, settings.range_samples)
+    outcome = minimise_steps(
+        simulation,
+        {name: torch.from_numpy(x) for name, x in dataset.load(count).items()},
+        images=settings.lapq_images,
+        range_samples=settings.range_samples,
+        evaluations=settings.lapq_evaluations,
+        report=tell,
+    )
+    return outcome, simulation.state()
 
 
 def _skipped(workers: Workers, *datasets: Dataset) -> tuple[str, ...]:
@@ -316,13 +401,22 @@ def _same_run(ready: Prepared, protected: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _prefix(simulation: Simulation, units: tuple[UnitPlan, ...], inputs: Inputs, run: _Run) -> Prefix:
-    return Prefix(simulation, units, inputs, run.pool, quantize_activations=run.method.keep_quantized is not None)
+def _prefix(simulation: Simulation, units: tuple[UnitPlan, ...], inputs: Inputs, run: _Run, phase: Phase) -> Prefix:
+    return Prefix(
+        simulation,
+        units,
+        inputs,
+        run.pool,
+        quantize_activations=phase.keep_quantized is not None,
+        float_inputs=phase.float_inputs,
+        input_scales=run.method.input_scales,
+    )
 
 
-def reconstruct(prefix: Prefix, run: _Run, iters: int, stage: str) -> list[UnitResult]:
+def reconstruct(prefix: Prefix, run: _Run, iters: int, phase: Phase) -> list[UnitResult]:
     """Learn the units of ``prefix`` one after the other and write the outcome into its simulation."""
     settings, method, workers, report = run.settings, run.method, run.workers, run.report
+    stage, weigh = phase.stage, settings.loss == "fisher" and phase.power == 2.0
     base = default_rates(iters)
     rates = LearningRates(settings.lr_rounding or base.rounding, settings.lr_scale or base.scale)
     results = []
@@ -338,19 +432,25 @@ def reconstruct(prefix: Prefix, run: _Run, iters: int, stage: str) -> list[UnitR
             result, state = kept
             prefix.simulation.adopt(state)
         else:
-            result = reconstruct_unit(
+            data = prefix.data(unit, targets, run.training, run.held_out)
+            if weigh:
+                data.gradients = prefix.gradients(unit, targets)
+            result = solver_of(method)(
                 unit,
                 prefix.simulation,
-                prefix.data(unit, targets, run.training, run.held_out),
+                data,
                 iters=iters,
                 batch_size=settings.batch_size // workers.size,
                 rates=rates,
-                keep_quantized=method.keep_quantized,
-                learn_scales=method.learn_scales,
-                learn_weight_scales=settings.learn_weight_scales and method.learn_scales,
-                learn_bias=settings.learn_bias and method.learn_scales,
+                keep_quantized=phase.keep_quantized,
+                learn_scales=phase.learn_scales,
+                learn_weight_scales=settings.learn_weight_scales and phase.learn_scales,
+                learn_bias=settings.learn_bias and (phase.learn_scales or method.learn_bias),
                 rounding_weight=settings.rounding_weight,
-                knee=settings.knee if settings.loss == "huber" else None,
+                knee=settings.knee if settings.loss == "huber" and phase.power == 2.0 else None,
+                rounding=method.rounding if phase.learn_rounding else None,
+                anneal=method.anneal,
+                power=phase.power,
                 window=settings.window,
                 seed=settings.seed + i + SEED_STRIDE * workers.rank,
                 clock=time.perf_counter,
@@ -360,6 +460,7 @@ def reconstruct(prefix: Prefix, run: _Run, iters: int, stage: str) -> list[UnitR
             prefix.simulation.adopt(workers.once(lambda unit=unit: prefix.simulation.state(unit)))  # type: ignore[misc]
             if run.checkpoint is not None and workers.first:
                 run.checkpoint.save(stage, i, prefix.simulation.state(unit), result)
+            del data
         prefix.advance(unit, targets)
         del targets
         give_back()
@@ -388,6 +489,8 @@ def _metadata(
     }
     if dataset.preprocess is not None:
         entries[PREPROCESS_KEY] = json.dumps(dataset.preprocess.to_json(), separators=(",", ":"))
+    if dataset.origin is not None:
+        entries[CALIBRATION_KEY] = json.dumps(dataset.origin, separators=(",", ":"))
     source = source_sha256(model) if isinstance(model, str | Path) else None
     if source is not None:
         entries[SOURCE_KEY] = source

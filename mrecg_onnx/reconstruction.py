@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from mrecg_onnx.cache import Store
-from mrecg_onnx.grids import Grid, learnable_fake_quantize
+from mrecg_onnx.grids import Grid, fake_quantize, learnable_fake_quantize
 from mrecg_onnx.network import Step
 from mrecg_onnx.parallel import ALONE, Workers
 from mrecg_onnx.plan import UnitPlan
 from mrecg_onnx.prefix import UnitData
-from mrecg_onnx.rounding import BetaSchedule, SoftRounding
+from mrecg_onnx.rounding import ROUNDINGS, BetaSchedule, LearnedRounding
 from mrecg_onnx.simulation import QuantizedWeight, Simulation, bias_scale, forward_size
 from mrecg_onnx.windows import Window, plan_windows
 
@@ -84,7 +84,9 @@ class UnitResult:
         return self.loss if self.kept == "learned" else self.loss_nearest
 
 
-def reconstruction_loss(output: Tensor, target: Tensor, knee: float | None = None) -> Tensor:
+def reconstruction_loss(
+    output: Tensor, target: Tensor, knee: float | None = None, power: float = 2.0, gradient: Tensor | None = None
+) -> Tensor:
     """Error of a unit's output, summed over channels (dim 1), mean over batch and space; shape ().
 
     Args:
@@ -93,8 +95,15 @@ def reconstruction_loss(output: Tensor, target: Tensor, knee: float | None = Non
         knee: None for the squared error (docs/method.md 2); else twice the Huber loss: e^2 for errors below d = ``knee`` and
             2 d |e| - d^2 above. Some networks carry values of sixty standard deviations that hardly matter to their
             output; squared, they are all that a unit learns.
+        power: exponent of the error where there is no knee; BRECQ learns activation scales with 2.4.
+        gradient: magnitude g of the task loss's gradient, the output's shape: squared errors are weighted by (g + 1)^2, the
+            diagonal Fisher information with the damping of BRECQ's code.
     """
-    if knee is None:
+    if gradient is not None:
+        total = ((output - target) * (gradient + 1.0)).square().sum()
+    elif power != 2.0:
+        total = (output - target).abs().pow(power).sum()
+    elif knee is None:
         total = functional.mse_loss(output, target, reduction="sum")
     else:
         total = 2.0 * functional.huber_loss(output, target, reduction="sum", delta=knee)
@@ -149,15 +158,17 @@ class _Trainable:
         learn_scales: bool,
         learn_weight_scales: bool,
         learn_bias: bool,
+        rounding: str | None = "adaround",
     ) -> None:
-        self.rounding: dict[str, SoftRounding] = {}
+        self.rounding: dict[str, LearnedRounding] = {}
         self.bias: dict[str, Tensor] = {}
         self.shift: dict[str, Tensor] = {}
         self.log_gain: dict[str, Tensor] = {}
         for name in unit.layers:
             module = simulation.network.step(name).module
-            if name in simulation.weights:
-                self.rounding[name] = SoftRounding(module.weight.detach(), simulation.weights[name].grid)  # type: ignore[operator]
+            if name in simulation.weights and rounding is not None:
+                weight: Tensor = module.weight.detach()  # type: ignore[assignment, operator]
+                self.rounding[name] = ROUNDINGS[rounding](weight, simulation.weights[name].grid)
                 scale = simulation.weights[name].grid.scale
                 self.log_gain[name] = torch.zeros_like(scale, requires_grad=learn_weight_scales)
                 bias: Tensor | None = simulation.biases.get(name, module.bias)  # type: ignore[arg-type]
@@ -196,7 +207,7 @@ class _Trainable:
     def gain(self, name: str) -> Tensor:
         """Differentiable ratio of a layer's weight scale to the searched one, shaped to multiply the weight."""
         rounding = self.rounding[name]
-        return rounding.grid.shaped(torch.exp(self.log_gain[name]), rounding.V.dim())
+        return rounding.grid.shaped(torch.exp(self.log_gain[name]), rounding.variables[0].dim())
 
     def weight_grid(self, name: str) -> Grid:
         """Learned weight grid."""
@@ -215,13 +226,20 @@ class _Loop:
     quantize_activations: bool
     knees: dict[str, float | None]
     rounding_weight: float = 0.0
+    power: float = 2.0
     beta: float | None = None
     window: Window | None = None
     generator: torch.Generator = field(default_factory=torch.Generator)
+    fixed: dict[str, Tensor] = field(default_factory=dict)
 
     def weight(self, step: Step) -> tuple[Tensor, Tensor | None]:
         rounding = self.trainable.rounding.get(step.node)
         module = step.module
+        if rounding is None and step.node in self.simulation.weights:
+            quantized = self.simulation.weights[step.node]
+            if step.node not in self.fixed:
+                self.fixed[step.node] = quantized.dequantize()
+            return self.fixed[step.node], self._integer_bias(step, self.simulation.bias(step), quantized.grid)
         if rounding is None:
             return module.weight, module.bias  # type: ignore[return-value]
         grid = self.trainable.weight_grid(step.node)
@@ -247,10 +265,11 @@ class _Loop:
     def activation(self, name: str, value: Tensor) -> Tensor:
         if not self.quantize_activations or name not in self.trainable.start:
             return value
+        return self._quantized(name, value, self.masks.draw(value))
+
+    def _quantized(self, name: str, value: Tensor, keep: Tensor | None) -> Tensor:
         grid = self.trainable.start[name]
-        return learnable_fake_quantize(
-            value, self.trainable.scale(name), float(grid.zero_point), grid.qmax, self.masks.draw(value)
-        )
+        return learnable_fake_quantize(value, self.trainable.scale(name), float(grid.zero_point), grid.qmax, keep)
 
     def inputs(self, index: Tensor) -> dict[str, Tensor]:
         """A batch of the unit's inputs, quantized and float ones mixed element by element."""
@@ -258,6 +277,9 @@ class _Loop:
         result = {}
         for name, store in self.data.quantized.items():
             x = store.gather(index, read)
+            if name in self.data.deferred and self.quantize_activations:
+                learned = name in self.trainable.start  # the drop of an input is the one below
+                x = self._quantized(name, x, None) if learned else fake_quantize(x, self.simulation.activations[name])
             mask = self.masks.draw(x) if x.is_floating_point() else None
             result[name] = x if mask is None else torch.lerp(self.data.floating[name].gather(index, read), x, mask)
         return result
@@ -273,7 +295,10 @@ class _Loop:
             if self.window is not None:
                 (top, bottom), (left, right) = self.window.use
                 output, aim = output[:, :, top:bottom, left:right], self.window.aim
-            total = total + reconstruction_loss(output, store.gather(index, aim), self.knees[name])
+            gradient = self.data.gradients[name].gather(index, aim) if name in self.data.gradients else None
+            total = total + reconstruction_loss(
+                output, store.gather(index, aim), self.knees[name], self.power, gradient
+            )
         return total
 
 
@@ -287,18 +312,34 @@ def evaluate_unit(
     quantize_activations: bool,
     batch_size: int,
     knees: Mapping[str, float | None],
+    power: float = 2.0,
     workers: Workers = ALONE,
 ) -> float:
     """Mean reconstruction loss of the unit as ``simulation`` has it now, over the samples ``index``."""
     total, count = 0.0, 0
     for part in torch.split(index, batch_size):
         batch = {name: store.gather(part) for name, store in data.quantized.items()}
-        outputs = simulation.run(batch, steps, keep=unit.outputs, quantize_activations=quantize_activations)
-        losses = [reconstruction_loss(outputs[n], store.gather(part), knees[n]) for n, store in data.targets.items()]
+        outputs = simulation.run(
+            batch, steps, keep=unit.outputs, quantize_activations=quantize_activations, deferred=data.deferred
+        )
+        gradients = {n: store.gather(part) for n, store in data.gradients.items()}
+        losses = [
+            reconstruction_loss(outputs[n], store.gather(part), knees[n], power, gradients.get(n))
+            for n, store in data.targets.items()
+        ]
         total += len(part) * float(torch.stack(losses).sum())
         count += len(part)
     total, samples = workers.total([total, count])
     return total / max(1.0, samples)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Variables with one rate of Adam; ``decays``: it falls to 0 along a cosine."""
+
+    params: list[Tensor]
+    rate: float
+    decays: bool
 
 
 def _shapes(loop: _Loop) -> dict[str, tuple[int, ...]]:
@@ -334,6 +375,9 @@ def reconstruct_unit(
     window: int,
     seed: int,
     clock: Callable[[], float],
+    rounding: str | None = "adaround",
+    anneal: str = "linear",
+    power: float = 2.0,
     workers: Workers = ALONE,
     report: Callable[[int, float], None] | None = None,
 ) -> UnitResult:
@@ -355,6 +399,9 @@ def reconstruct_unit(
         window: side of the largest map in pixels, 0 for whole maps.
         seed: for batches, windows and masks.
         clock: seconds, monotonic.
+        rounding: a row of :data:`mrecg_onnx.rounding.ROUNDINGS`; None leaves weights and biases as they are.
+        anneal: schedule of the regularizer, a row of :data:`mrecg_onnx.rounding.ANNEALS`.
+        power: see :func:`reconstruction_loss`.
         workers: the processes that learn this unit together, each on its own samples.
         report: called with (iteration, loss) every now and then.
 
@@ -365,7 +412,7 @@ def reconstruct_unit(
     network = simulation.network
     inputs = list(data.quantized)
     steps = network.helpers(network.part(unit.nodes), inputs)
-    made = [name for step in steps for name in step.outputs]
+    made = [*data.entries, *(name for step in steps for name in step.outputs if name not in data.deferred)]
     generator = torch.Generator().manual_seed(seed)
     quantize = keep_quantized is not None
     trainable = _Trainable(
@@ -375,38 +422,45 @@ def reconstruct_unit(
         learn_scales=learn_scales and quantize,
         learn_weight_scales=learn_weight_scales,
         learn_bias=learn_bias,
+        rounding=rounding,
     )
     knees = _knees(data.targets, knee, workers)
     masks = _Masks(keep_quantized if keep_quantized is not None else 1.0, network.device, generator)
-    loop = _Loop(unit, steps, simulation, data, trainable, masks, quantize, knees, rounding_weight)
+    loop = _Loop(unit, steps, simulation, data, trainable, masks, quantize, knees, rounding_weight, power)
     judge = data.held_out if len(data.held_out) else data.training
     shapes = _shapes(loop)
     size = forward_size(max(math.prod(shape[1:]) for shape in shapes.values()))
-    options = {"quantize_activations": quantize, "batch_size": size, "knees": knees, "workers": workers}
+    options = {"quantize_activations": quantize, "batch_size": size, "knees": knees, "power": power, "workers": workers}
     nearest = evaluate_unit(unit, steps, simulation, data, judge, **options)  # type: ignore[arg-type]
-    if not trainable.rounding:
+    scales = [t for t in trainable.log_ratio.values() if t.requires_grad]
+    if not trainable.rounding and (rounding is not None or not scales):
         return UnitResult(unit.name, unit.layers, 0, nearest, nearest, "nearest", 0.0, clock() - begin)
     windows = plan_windows(steps, shapes, inputs, unit.outputs, window)
 
-    variables = [r.V for r in trainable.rounding.values()]
-    groups = [{"params": variables, "lr": rates.rounding}]
-    scales = [t for t in trainable.log_ratio.values() if t.requires_grad]
+    kinds = list(trainable.rounding.values())
     smooth = scales + [t for t in (*trainable.shift.values(), *trainable.log_gain.values()) if t.requires_grad]
+    groups: list[_Group] = []
+    if kinds:
+        variables = [t for r in kinds for t in r.variables]
+        groups.append(_Group(variables, rates.rounding * kinds[0].rate, decays=kinds[0].decays))
     if smooth:
-        groups.append({"params": smooth, "lr": rates.scale})
-    optimizer = torch.optim.Adam(groups, fused=network.device.type in FUSED)
-    beta_at = BetaSchedule(iters)
+        groups.append(_Group(smooth, rates.scale, decays=True))
+    optimizer = torch.optim.Adam(
+        [{"params": g.params, "lr": g.rate} for g in groups], fused=network.device.type in FUSED
+    )
+    beta_at = BetaSchedule(iters, anneal=anneal)
     for step in range(iters):
         index = data.training[torch.randint(0, len(data.training), (batch_size,), generator=generator)]
         if windows is not None:
             loop.window = windows.draw(generator)
-        if smooth:
-            optimizer.param_groups[1]["lr"] = rates.scale * 0.5 * (1 + math.cos(math.pi * step / iters))
+        for group, entry in zip(groups, optimizer.param_groups, strict=True):
+            if group.decays:
+                entry["lr"] = group.rate * 0.5 * (1 + math.cos(math.pi * step / iters))
         loop.beta = beta_at(step)
         loss = loop.loss(index)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        workers.mean_([t.grad for group in groups for t in group["params"] if t.grad is not None])  # type: ignore[attr-defined]
+        workers.mean_([t.grad for group in groups for t in group.params if t.grad is not None])
         optimizer.step()
         if report is not None and (step % 10 == 9 or step == iters - 1):
             report(step + 1, float(loss.detach()))
@@ -422,7 +476,6 @@ def reconstruct_unit(
         simulation.weights.update({n: before[0][n] for n in trainable.rounding})
         simulation.activations.update({n: before[1][n] for n in trainable.start})
         simulation.biases = before[2]
-    unsettled = sum(r.unsettled() * r.V.numel() for r in trainable.rounding.values()) / sum(
-        v.numel() for v in variables
-    )
+    sizes = [r.variables[0].numel() for r in kinds]
+    unsettled = sum(r.unsettled() * n for r, n in zip(kinds, sizes, strict=True)) / max(1, sum(sizes))
     return UnitResult(unit.name, unit.layers, iters, nearest, learned, kept, unsettled, clock() - begin)

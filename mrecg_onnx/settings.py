@@ -11,7 +11,7 @@ from typing import Any
 
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.images import Preprocess
-from mrecg_onnx.methods import METHODS
+from mrecg_onnx.methods import METHODS, RANGE_NAMES
 
 __all__ = ["BitRule", "Settings"]
 
@@ -67,7 +67,7 @@ class Settings:
         protect: number of activation tensors raised to 8 bits, the most sensitive first.
         iters: iterations a reconstruction unit.
         batch_size: images an iteration.
-        samples: calibration images used at most.
+        samples: calibration images used at most, None for 1024; with ``zeroq`` the number made, None for 256.
         augment: "flip": units learn from the mirror image of every calibration image, too; "none".
         seed: seed of every random choice.
         device: "auto", "cpu" or "cuda".
@@ -81,22 +81,34 @@ class Settings:
         compile: use kernels that torch.compile makes: "on", "off", or "auto", on a GPU in runs long enough to earn their
             making (on the CPU they were measured to bring nothing).
         drop: probability that QDrop keeps an element quantized, None for the method's own (docs/method.md 2).
-        selection: "peak" (signed rule) or "eq4" (literal top-k objective), docs/method.md 4.
+        selection: "peak" (signed rule), "eq4" (literal top-k objective) or "relative" (the same on relative differences),
+            docs/method.md 4.
         merges: number of merges k, None for the rule of :mod:`mrecg_onnx.granularity`.
         penalty: lambda of Eq. 4, None for a hard limit at k.
         alpha: stride correction of the module capacity, Eq. 3.
         probe_fraction: iterations of the probing run as a share of ``iters``.
         lr_rounding: Adam's rate for the rounding variables, None for a rate that grows as ``iters`` shrinks.
         lr_scale: Adam's rate for activation scales, relative to the scale, None likewise.
-        loss: "huber" (robust to outliers) or "mse" (the papers').
+        rounding: how weights are rounded: "adaround", "flexround", "ste", or "auto" for the method's own.
+        anneal: schedule of the rounding regularizer: "linear", "cosine", or "auto" for the method's own.
+        allocation: "milp": integer programming gives every layer its own widths, ``wbits`` and ``abits`` on average; "none".
+        bias_correction: biases are shifted by the mean error of their layers' outputs in the end.
+        loss: "huber" (robust to outliers), "mse" (the papers') or "fisher" (BRECQ's, weighted by the task loss's gradient).
         knee: where the Huber loss turns from squares to magnitudes, in standard deviations of the unit's output.
         learn_bias: biases are learned with the rounding (beyond the paper; they cost nothing, being int32).
         learn_weight_scales: learn the scale of each channel's weights together with the rounding (beyond the paper, too).
         rounding_weight: weight of the rounding regularizer.
-        ranges: "output": several norms propose a range and the network's output chooses; "mse": the papers' p = 2.4 alone.
+        ranges: a row of :data:`mrecg_onnx.ranges.RANGES` for activations, "auto" for the method's own. "output": several norms
+            propose a range and the network's output chooses; "mse": the papers' p = 2.4 alone; "minmax", for weights, too.
+        percentile: share of the values, in percent, that the range "percentile" keeps on either side.
+        channel_bits: "auto": ``aciq`` gives channels of weights and activations widths of their own, "weights": of weights only;
+            "off": every channel has the tensor's width.
+        lapq_evaluations: how often ``lapq`` may run the network to find its steps, None for eight times a step: about one pass.
+        lapq_images: calibration images it runs it on.
         range_samples: images for the range search.
         held_out: share of the calibration images on which a unit is compared with nearest rounding.
         window: largest side, in pixels, of the maps a unit is trained on; 0 for whole maps.
+        zeroq_iters: iterations for a batch of images made by ``zeroq``.
     """
 
     wbits: int = 4
@@ -109,7 +121,7 @@ class Settings:
     protect: int = 0
     iters: int = 1000
     batch_size: int = 32
-    samples: int = 1024
+    samples: int | None = None
     augment: str = "none"
     seed: int = 0
     device: str = "auto"
@@ -129,15 +141,24 @@ class Settings:
     probe_fraction: float = 0.1
     lr_rounding: float | None = None
     lr_scale: float | None = None
+    rounding: str = "auto"
+    anneal: str = "auto"
+    allocation: str = "none"
+    bias_correction: bool = False
     loss: str = "huber"
     knee: float = 0.5
     learn_bias: bool = True
     learn_weight_scales: bool = True
     rounding_weight: float = 0.01
-    ranges: str = "output"
+    ranges: str = "auto"
+    percentile: float = 99.99
+    channel_bits: str = "auto"
+    lapq_evaluations: int | None = None
+    lapq_images: int = 512
     range_samples: int = 64
     held_out: float = 0.125
     window: int = 28
+    zeroq_iters: int = 500
 
     def __post_init__(self) -> None:
         """Check every range.
@@ -157,9 +178,13 @@ class Settings:
             "augment": ("none", "flip"),
             "compile": ("auto", "on", "off"),
             "device": ("auto", "cpu", "cuda"),
-            "selection": ("peak", "eq4"),
-            "ranges": ("output", "mse"),
-            "loss": ("huber", "mse"),
+            "selection": ("peak", "eq4", "relative"),
+            "ranges": ("auto", *RANGE_NAMES),
+            "channel_bits": ("auto", "weights", "off"),
+            "loss": ("huber", "mse", "fisher"),
+            "rounding": ("auto", "adaround", "flexround", "ste"),
+            "anneal": ("auto", "linear", "cosine"),
+            "allocation": ("none", "milp"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -170,16 +195,26 @@ class Settings:
             "protect": 0,
             "iters": 1,
             "batch_size": 1,
-            "samples": 1,
             "range_samples": 1,
+            "lapq_images": 1,
             "window": 0,
+            "zeroq_iters": 1,
         }.items():
             _in(name, getattr(self, name), low, math.inf)
-        for name, least in {"threads": 1.0, "memory": 1.0, "merges": 0.0, "penalty": 0.0}.items():
+        for name, least in {
+            "samples": 1.0,
+            "lapq_evaluations": 1.0,
+            "threads": 1.0,
+            "memory": 1.0,
+            "merges": 0.0,
+            "penalty": 0.0,
+        }.items():
             if getattr(self, name) is not None:
                 _in(name, getattr(self, name), least, math.inf)
         if self.drop is not None:
             _in("drop", self.drop, 0.0, 1.0)
+        self._check_method_widths()
+        _in("percentile", self.percentile, 50.0, 100.0)
         _in("alpha", self.alpha, 0.0, math.inf)
         _in("probe_fraction", self.probe_fraction, 0.001, 1.0)
         _in("knee", self.knee, 1e-3, 100.0)
@@ -189,6 +224,14 @@ class Settings:
                 re.compile(pattern)
             except re.error as error:
                 raise SettingsError(f"'{pattern}' is not a regular expression: {error}") from error
+
+    def _check_method_widths(self) -> None:
+        least = METHODS[self.method].least_wbits
+        widths = {"wbits": self.wbits, "first_last_bits": self.first_last_bits}
+        widths |= {f"bits '{rule.pattern}'": rule.wbits for rule in self.bits if rule.wbits is not None}
+        for name, width in widths.items():
+            if width < least:
+                raise SettingsError(f"method {self.method} needs weights of {least} bits or more, {name} says {width}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary of all settings, as stored in the output file's metadata."""

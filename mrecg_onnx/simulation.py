@@ -72,7 +72,8 @@ class Simulation:
         """What was learned so far, of everything or of ``unit``."""
         if unit is None:
             return State(dict(self.activations), dict(self.weights), dict(self.biases))
-        made = {name for node in unit.nodes for name in self.network.step(node).outputs}
+        # A unit may have learned the scales of what it reads, too.
+        made = {*unit.inputs, *(name for node in unit.nodes for name in self.network.step(node).outputs)}
         return State(
             {n: g for n, g in self.activations.items() if n in made},
             {n: w for n, w in self.weights.items() if n in unit.layers},
@@ -146,13 +147,18 @@ class Simulation:
         *,
         keep: Iterable[str] | None = None,
         quantize_activations: bool = True,
+        deferred: Collection[str] = (),
     ) -> dict[str, Tensor]:
         """Run the quantized network (or some steps of it) without gradients; see :meth:`Network.run`.
 
         Without ``steps`` and ``keep`` it is the file that is run: its outputs stay float where others read them quantized.
+        Tensors in ``deferred`` are quantized where they enter ``steps``, not where they are made.
         """
         hook = self.activation_hook() if quantize_activations else None
         values = dict(values)
+        if deferred and hook is not None:
+            values = {name: hook(name, value) if name in deferred else value for name, value in values.items()}
+            hook = self.activation_hook(self.activations.keys() - set(deferred))
         outputs: dict[str, Tensor] = {}
         if steps is None and hook is not None:
             values = {name: hook(name, value) for name, value in values.items()}

@@ -27,6 +27,7 @@ __all__ = ["plan_layer_units", "plan_units"]
 
 MAX_CHAIN = 3
 MAX_PIECE = 8
+_POOLING = frozenset({"GlobalAveragePool", "GlobalMaxPool", "ReduceMax", "ReduceMean"})
 #: Ops between a layer and the next one that leave the layer linear.
 _LINEAR = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "BatchNormalization"})
 
@@ -228,4 +229,11 @@ def _unit(nodes: list[ir.Node], layers: dict[str, LayerPlan], alpha: float) -> U
         tuple(inputs),
         tuple(outputs),
         module_capacity(own, alpha),
+        _pools(nodes),
     )
+
+
+def _pools(nodes: list[ir.Node]) -> bool:
+    """True if a global pooling comes behind the last weighted layer."""
+    last = max(i for i, n in enumerate(nodes) if is_weighted(n))
+    return any(n.op_type in _POOLING for n in nodes[last:])

@@ -129,6 +129,8 @@ class ValidationResult:
         op_counts: operators ONNX Runtime runs for the quantized model after fusion on CPU, the most frequent first.
         preprocess: what was done to the images; None for arrays.
         warnings: what makes the numbers doubtful or absent, a sentence each.
+        top1_right: which images the float (row 0) and the quantized model (row 1) get right, shape ``[2, images]``, in the
+            data's order where one process validates; None without accuracy. Not in :meth:`to_json`.
     """
 
     images: int
@@ -144,6 +146,7 @@ class ValidationResult:
     op_counts: dict[str, int]
     preprocess: Preprocess | None
     warnings: tuple[str, ...]
+    top1_right: npt.NDArray[np.bool_] | None = field(default=None, repr=False, compare=False)
 
     @property
     def sqnr_db(self) -> float:
@@ -313,6 +316,7 @@ def _validate(
         op_counts=dict(fused_op_counts(quantized).most_common()),
         preprocess=dataset.preprocess,
         warnings=tally.warnings(reports[0].top1),
+        top1_right=tally.right(1) if tally.has_accuracy else None,
     )
 
 

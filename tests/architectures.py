@@ -415,12 +415,15 @@ def grouped(seed: int = 0) -> onnx.ModelProto:
     return g.model()
 
 
-def residual(seed: int = 0) -> onnx.ModelProto:
-    """Stem, a block with identity shortcut, a block with a projecting one (stride 2), classifier."""
+def residual(seed: int = 0, *, blocks: int = 1) -> onnx.ModelProto:
+    """Stem, blocks with identity shortcut, a block with a projecting one (stride 2), classifier."""
     g = Graph(seed)
     x = g.relu(g.conv(g.input(), 8, 8, "stem"), "stem_relu")
     y = g.relu(g.conv(x, 8, 8, "conv1"), "relu1")
     x = g.relu(g.op("Add", [g.conv(y, 8, 8, "conv2"), x], "add"), "add_relu")
+    for i in range(1, blocks):
+        y = g.relu(g.conv(x, 8, 8, f"conv1_{i}"), f"relu1_{i}")
+        x = g.relu(g.op("Add", [g.conv(y, 8, 8, f"conv2_{i}"), x], f"add_{i}"), f"add_relu_{i}")
     y = g.relu(g.conv(x, 8, 16, "conv3", stride=2), "relu3")
     y = g.conv(y, 16, 16, "conv4")
     x = g.relu(g.op("Add", [y, g.conv(x, 8, 16, "shortcut", kernel=1, stride=2)], "add2"), "add2_relu")

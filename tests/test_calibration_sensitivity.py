@@ -16,7 +16,6 @@ from stages import feeds, planned, simulated, tensors
 
 from mrecg_onnx.calibration import (
     JUDGED_IMAGES,
-    NORMS,
     activation_grids,
     nearest_weights,
     output_error,
@@ -26,6 +25,7 @@ from mrecg_onnx.converters.errors import DataError, ModelError, MrecgError
 from mrecg_onnx.export import export
 from mrecg_onnx.grids import Grid, quantize_codes, search_range
 from mrecg_onnx.quantization import QuantizationResult, quantize
+from mrecg_onnx.ranges import RANGES
 from mrecg_onnx.sensitivity import measure_sensitivity
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.verification import verify
@@ -125,7 +125,9 @@ def test_choice_among_norms_is_never_worse_for_the_output_than_the_papers_alone(
     data["input"] = data["input"] ** 3
     stage = simulated(model, data, ranges="mse")
     one = stage.simulation.activations
-    several = activation_grids(stage.network, stage.plan.activations, data, images=64, norms=NORMS)
+    several = activation_grids(
+        stage.network, stage.plan.activations, data, images=64, estimators=RANGES["output"].proposals
+    )
     assert any(float(several[name].scale) != float(one[name].scale) for name in one)
     batch = {name: x[:JUDGED_IMAGES] for name, x in data.items()}
     reference = stage.network.run(batch)

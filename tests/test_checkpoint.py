@@ -35,7 +35,7 @@ QDROP = Settings(
     method="qdrop", wbits=2, iters=12, batch_size=8, threads=1, equalize="off", ranges="mse", range_samples=8
 )
 MRECG = replace(QDROP, method="mrecg", scheme="loss", merges=1, selection="eq4", iters=60, probe_fraction=0.9)
-UNITS = 4
+UNITS = 5
 
 
 @dataclass
@@ -58,8 +58,8 @@ class Here:
 @pytest.fixture(scope="module")
 def here(tmp_path_factory) -> Here:
     folder = tmp_path_factory.mktemp("checkpoint")
-    onnx.save(residual(), folder / "model.onnx")
-    np.savez(folder / "calib.npz", **feeds(residual(), 48))
+    onnx.save(residual(blocks=2), folder / "model.onnx")
+    np.savez(folder / "calib.npz", **feeds(residual(blocks=2), 48))
     made = Here(folder / "model.onnx", folder / "calib.npz", {}, {})
     for settings in (QDROP, MRECG):
         kept = made.kept[settings.method] = folder / settings.method
@@ -214,14 +214,14 @@ def test_other_settings_are_refused_by_name(here, trained, change):
 
 
 def test_other_model_is_refused(here, tmp_path):
-    onnx.save(residual(seed=1), tmp_path / "other.onnx")
+    onnx.save(residual(seed=1, blocks=2), tmp_path / "other.onnx")
     with pytest.raises(SettingsError, match=r"different: model\)"):
         here.run(model=tmp_path / "other.onnx", checkpoint=here.kept["qdrop"])
 
 
 @pytest.mark.parametrize("change", [{"count": 47}, {"seed": 1}], ids=str)
 def test_other_images_are_refused(here, tmp_path, change):
-    np.savez(tmp_path / "calib.npz", **feeds(residual(), **{"count": 48} | change))
+    np.savez(tmp_path / "calib.npz", **feeds(residual(blocks=2), **{"count": 48} | change))
     with pytest.raises(SettingsError, match=r"different: images\)"):
         here.run(images=tmp_path / "calib.npz", checkpoint=here.kept["qdrop"])
 

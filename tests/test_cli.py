@@ -187,7 +187,7 @@ def test_options_reach_the_settings(here: Path) -> None:
     assert "bgr nchw; shorter side to 20, centre crop to 16x16; scale 0.0078125" in result.stdout
 
 
-@pytest.mark.parametrize("method", ["nearest", "adaround", "brecq", "qdrop"])
+@pytest.mark.parametrize("method", ["nearest", "bit-split", "adaround", "brecq", "qdrop"])
 def test_every_method_runs_from_the_command_line(here: Path, method: str) -> None:
     works("quantize", "model.onnx", "--calib", "images", *FAST[2:], "--iters", "2", "--method", method)
     assert (here / "model_w4a4.onnx").is_file()

@@ -143,6 +143,39 @@ def test_literal_eq4_is_not_the_authors_choice():
     assert max(len(group) for group in groups_from_mask(mask)) == MAX_GROUP
 
 
+def test_relative_differences_are_not_won_by_the_largest_capacities():
+    capacities = [1.0, 2.0, 8.0, 9.0, 60.0, 70.0, 1.0]
+    # Absolute: 9 to 60 and 60 to 70. Relative: 9 to 60 (.85) and 2 to 8 (.75).
+    assert pairs(select_eq4(capacities, 2, None)) == [(3, 4), (4, 5)]
+    assert pairs(select_eq4(capacities, 2, None, relative=True)) == [(1, 2), (3, 4)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(capacities=CAPACITIES, k=st.integers(0, 8), factor=st.sampled_from([0.5, 4.0, 64.0]))
+def test_relative_differences_do_not_depend_on_the_unit_of_capacity(capacities, k, factor):
+    scaled = [factor * c for c in capacities]  # powers of two: exact
+    assert select_eq4(scaled, k, None, relative=True) == select_eq4(capacities, k, None, relative=True)
+
+
+def test_two_units_without_capacity_do_not_differ():
+    assert pairs(select_eq4([1.0, 0.0, 0.0, 4.0, 3.0, 1.0], 1, None, relative=True)) == [(2, 3)]
+
+
+def test_the_plan_selects_by_relative_differences():
+    _, plan = planned(residual(), method="mrecg", scheme="modcap", selection="relative", merges=1)
+    assert plan.merges == ((0,), (1, 2), (3,))
+
+
+def test_losses_behind_a_global_pooling_are_no_drop():
+    """The last block of a residual network ends in averages: its loss is small for that reason alone."""
+    _, plan = planned(residual(blocks=2))
+    assert [unit.pools for unit in plan.units] == [False, False, False, True, False]
+    losses = [1.0, 2.0, 3.0, 0.1, 0.1]
+    assert pairs(select_peaks(losses, None, units=plan.units)) == []
+    assert pairs(select_peaks([1.0, 3.0, 2.0, 0.1, 0.1], None, units=plan.units)) == [(1, 2)]
+    assert pairs(select_eq4(losses, 1, None, units=plan.units)) == [(1, 2)]
+
+
 # --- the signed rule ---------------------------------------------------------------------------------------------
 
 

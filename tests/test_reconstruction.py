@@ -143,6 +143,7 @@ def test_without_drop_there_is_no_mask():
     ("method", "base", "keep", "granularity"),
     [
         ("nearest", "qdrop", 1.0, "none"),
+        ("bit-split", "qdrop", 1.0, "layer"),
         ("adaround", "qdrop", None, "layer"),
         ("brecq", "qdrop", 1.0, "block"),
         ("qdrop", "qdrop", 0.5, "block"),
@@ -154,7 +155,8 @@ def test_methods_are_rows_of_choices(method, base, keep, granularity):
     row = method_of(Settings(method=method, base=base))
     assert (row.keep_quantized, row.granularity, row.merge) == (keep, granularity, method == "mrecg")
     assert row.learn_scales == (method in {"brecq", "qdrop", "mrecg"})
-    assert set(METHODS) == {"nearest", "adaround", "brecq", "qdrop", "mrecg"}
+    assert row.solver == ("bit-split" if method == "bit-split" else "gradient")
+    assert set(METHODS) >= {"nearest", "adaround", "brecq", "qdrop", "mrecg"}
     dropped = method_of(Settings(method=method, base=base, drop=0.25))
     assert dropped.keep_quantized == (None if keep is None else 0.25)
 

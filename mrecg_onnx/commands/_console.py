@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
-    "Failure", "Group", "grid", "guarded", "mebibytes", "ratio", "rows", "show", "standard_error", "warn", "write_json",
+    "Failure", "Group", "Interrupted", "grid", "guarded", "mebibytes", "ratio", "rows", "show", "standard_error", "warn",
+    "write_json",
 ]  # fmt: skip
 
 #: Columns where no terminal says how wide it is: names are not cut in files and pipes.

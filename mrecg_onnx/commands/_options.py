@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.images import Preprocess
-from mrecg_onnx.methods import METHODS
+from mrecg_onnx.images import ZEROQ, Preprocess
+from mrecg_onnx.methods import METHODS, RANGE_NAMES
 from mrecg_onnx.settings import BitRule, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = [
+    "CALIBRATION",
     "PATH",
     "Command",
     "Option",
+    "all_but",
     "calibration_options",
     "image_options",
     "learning_options",
@@ -40,9 +42,22 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: Whether a path exists is for the method to say: its message names what was wrong with what.
 PATH = click.Path(path_type=Path)
+
+
+class Calibration(click.Path):
+    """A path, or the word zeroq as it stands: a folder of that name is ``./zeroq``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The word as a string, anything else as a path."""
+        return value if value == ZEROQ else super().convert(value, param, ctx)
+
+
+CALIBRATION = Calibration(path_type=Path)
 _DEFAULTS = Settings()
 _FIELDS = frozenset(field.name for field in dataclasses.fields(Settings)) - {"bits", "exclude", "preprocess"}
 _PREPROCESS = frozenset(field.name for field in dataclasses.fields(Preprocess))
+#: Options whose parameter has another name.
+_SPELLED = {"ranges": "range"}
 _SIZE = re.compile(r"^(\d+)(?:[x,](\d+))?$")
 
 
@@ -93,6 +108,19 @@ def _apply(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+def all_but(options: Callable[[F], F], *names: str) -> Callable[[F], F]:
+    """``options`` without the parameters called ``names``: a command may have its own in their place."""
+
+    def decorate(function: F) -> F:
+        before = list(getattr(function, "__click_params__", []))
+        function = options(function)
+        made = [p for p in function.__click_params__ if p not in before]  # type: ignore[attr-defined]
+        function.__click_params__ = before + [p for p in made if p.name not in names]  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
 plan_options = _apply(
     _option(_BITS, "--wbits", type=int, metavar="2..8", help="Weight bits."),
     _option(_BITS, "--abits", type=int, metavar="2..8|32", help="Activation bits; 32 leaves activations in float."),
@@ -102,6 +130,13 @@ plan_options = _apply(
     _option(_BITS, "--exclude", multiple=True, metavar="REGEX", help="Nodes that stay in float; repeatable."),
     _option(_BITS, "--bits", multiple=True, metavar="REGEX=W8A8", help="Bits of single layers by name; repeatable."),
     _option(_METHOD, "--method", type=click.Choice(list(METHODS)), help="How rounding is learned."),
+    _option(
+        _METHOD,
+        "--range",
+        "ranges",
+        type=click.Choice(["auto", *RANGE_NAMES]),
+        help="How activation ranges are found; auto: the method's own way.",
+    ),
     _option(_METHOD, "--base", type=click.Choice(["qdrop", "brecq"]), help="Reconstruction under mrecg."),
     _option(_METHOD, "--scheme", metavar="loss|modcap|none|FILE.json", help="How mrecg merges units."),
     _option(_METHOD, "--equalize", type=click.Choice(["auto", "off"]), help="Rescale channels first."),
@@ -114,8 +149,8 @@ plan_options = _apply(
     _option(
         _EXPERT,
         "--selection",
-        type=click.Choice(["peak", "eq4"]),
-        help="Merge at peaks of the loss, or by the paper's Eq. 4.",
+        type=click.Choice(["peak", "eq4", "relative"]),
+        help="Merge at peaks of the loss, by the paper's Eq. 4, or by it on relative differences.",
     ),
     _option(_EXPERT, "--merges", type=int, metavar="K", help="Number of merges; a rule decides by default."),
     _option(_EXPERT, "--penalty", type=float, metavar="LAMBDA", help="Eq. 4's lambda; by default exactly K merges."),
@@ -123,7 +158,14 @@ plan_options = _apply(
 )
 
 calibration_options = _apply(
-    _option(_IMAGES, "--samples", type=int, metavar="N", help="Calibration images used at most."),
+    _option(
+        _IMAGES,
+        "--samples",
+        type=int,
+        metavar="N",
+        help="Calibration images used at most.  [default: 1024; zeroq makes 256]",
+    ),
+    _option(_EXPERT, "--zeroq-iters", type=int, metavar="N", help="Iterations for a batch of images made by zeroq."),
     _option(_RUN, "--seed", type=int, metavar="N", help="Seed of every random choice."),
     _option(_RUN, "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where torch runs."),
     _option(_RUN, "--threads", type=int, metavar="N", help="CPU threads of torch; its own choice by default."),
@@ -139,10 +181,52 @@ learning_options = _apply(
     _option(
         _RUN, "--checkpoint", type=PATH, metavar="DIR", help="Keep finished units here; the same command goes on there."
     ),
+    _option(
+        _METHOD,
+        "--allocate",
+        "allocation",
+        type=click.Choice(["none", "milp"]),
+        help="Give every layer widths of its own, --wbits and --abits on average, by integer programming.",
+    ),
+    _option(
+        _METHOD,
+        "--rounding",
+        type=click.Choice(["auto", "adaround", "flexround", "ste"]),
+        help="What is learned of a weight: up or down, a divisor, or its value; auto: the method's own.",
+    ),
+    _option(
+        _METHOD,
+        "--bias-correction/--no-bias-correction",
+        "bias_correction",
+        help="Shift biases by the mean error of their layers' outputs in the end.",
+    ),
+    _option(
+        _EXPERT,
+        "--loss",
+        type=click.Choice(["huber", "mse", "fisher"]),
+        help="Error of a unit: robust, squared, or weighted by the task loss's gradient.",
+    ),
+    _option(
+        _EXPERT,
+        "--anneal",
+        type=click.Choice(["auto", "linear", "cosine"]),
+        help="Schedule of the rounding regularizer; auto: the method's own.",
+    ),
     _option(_METHOD, "--protect", type=int, metavar="N", help="Raise the N most sensitive tensors to 8 bits."),
     _option(_IMAGES, "--augment", type=click.Choice(["none", "flip"]), help="Learn from mirror images, too."),
     _option(_METHOD, "--iters", type=int, metavar="N", help="Iterations a unit."),
     _option(_METHOD, "--batch-size", type=int, metavar="N", help="Images an iteration."),
+    _option(
+        _EXPERT, "--percentile", type=float, metavar="PERCENT", help="What --range percentile keeps on either side."
+    ),
+    _option(
+        _EXPERT,
+        "--channel-bits",
+        type=click.Choice(["auto", "weights", "off"]),
+        help="Widths a channel under aciq: of weights and activations, of weights only, or one for all.",
+    ),
+    _option(_EXPERT, "--lapq-evaluations", type=int, metavar="N", help="How often lapq may run the network."),
+    _option(_EXPERT, "--lapq-images", type=int, metavar="N", help="Calibration images lapq runs it on."),
     _option(
         _EXPERT,
         "--compile",
@@ -215,27 +299,47 @@ def preprocess_from(options: Mapping[str, Any], stored: Callable[[], Preprocess]
     return dataclasses.replace(stored(), **given)
 
 
-def unused_options(settings: Settings, given: Sequence[str]) -> list[str]:
+def unused_options(settings: Settings, given: Sequence[str], calib: str | Path | None = None) -> list[str]:
     """A sentence for each option among ``given`` that the other choices leave without a use."""
+    if calib == ZEROQ:
+        given = [name for name in given if name != "batch_size"]  # images are made in batches, whatever the method
     method = METHODS[settings.method]
     scheme_only = {"selection", "merges", "penalty", "alpha"}
     idle: list[tuple[str, set[str]]] = []
+    if calib is not None and calib != ZEROQ:
+        idle.append((f"--calib {calib}", {"zeroq_iters"}))
     if not method.merge:
         idle.append((f"--method {settings.method}", {"base", "scheme"} | scheme_only))
     elif settings.scheme not in {"loss", "modcap"}:
         idle.append((f"--scheme {settings.scheme}", scheme_only))
-    elif settings.selection != "eq4":
+    elif settings.selection == "peak":
         idle.append((f"--selection {settings.selection}", {"penalty"}))
     if method.granularity == "none":
-        idle.append((f"--method {settings.method}", {"iters", "batch_size", "window", "drop", "augment", "compile"}))
+        learning = {"iters", "batch_size", "window", "drop", "compile", "rounding", "anneal", "loss"}
+        idle.append((f"--method {settings.method}", learning | (set() if settings.bias_correction else {"augment"})))
+    elif method.solver != "gradient":
+        learning = {"iters", "batch_size", "window", "drop", "compile", "rounding", "anneal", "loss"}
+        idle.append((f"--method {settings.method}", learning))
     elif method.keep_quantized is None:
         idle.append((f"--method {settings.method}", {"drop"}))
+    if method.granularity != "none" and method.solver == "gradient" and _rounding(settings) != "adaround":
+        idle.append((f"--rounding {_rounding(settings)}", {"anneal"}))
+    if settings.ranges != "percentile":
+        idle.append((f"--range {settings.ranges}", {"percentile"}))
+    if not method.allocate:
+        idle.append((f"--method {settings.method}", {"channel_bits"}))
+    if not method.joint_steps:
+        idle.append((f"--method {settings.method}", {"lapq_evaluations", "lapq_images"}))
     return [
-        f"--{name.replace('_', '-')} has no effect with {choice}"
+        f"--{_SPELLED.get(name, name).replace('_', '-')} has no effect with {choice}"
         for choice, names in idle
         for name in given
         if name in names
     ]
+
+
+def _rounding(settings: Settings) -> str:
+    return METHODS[settings.method].rounding if settings.rounding == "auto" else settings.rounding
 
 
 def _bytes(option: str, text: str) -> int:

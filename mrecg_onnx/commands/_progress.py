@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mrecg_onnx.commands._console import standard_error
+from mrecg_onnx.methods import METHODS
 from mrecg_onnx.parallel import is_first
 
 if TYPE_CHECKING:
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bar
 
+    from mrecg_onnx.comparison import Cell, ComparisonProgress
     from mrecg_onnx.progress import Progress
 
-__all__ = ["TimeLeft", "counter", "duration", "progress"]
+__all__ = ["TimeLeft", "cells", "counter", "duration", "progress"]
 
 #: Stages that take units one after the other.
-LEARNING = ("probe", "reconstruct")
+LEARNING = frozenset({"probe", *(phase.stage for method in METHODS.values() for phase in method.passes)})
 
 
 def duration(seconds: float) -> str:
@@ -150,6 +152,67 @@ class _Live:
             completed=share_done(progress),
             detail="  ".join(detail),
         )
+
+
+@contextmanager
+def cells(iters: int) -> Iterator[_Cells]:
+    """The ``report`` of a comparison: a line for every cell, and on a terminal one that changes below them."""
+    stderr = standard_error()
+    if not stderr.is_terminal or stderr.is_dumb_terminal:
+        yield _Cells(iters, lambda line: click.echo(line, err=True), None)
+        return
+    with _bar(stderr) as bar:
+        yield _Cells(iters, bar.console.print, bar)
+
+
+class _Cells:
+    """Which cell is at work, and what came of those before it."""
+
+    def __init__(self, iters: int, write: Callable[[str], None], bar: Bar | None) -> None:
+        self.iters, self.write, self.bar = iters, write, bar
+        self.task = bar.add_task("", total=None, detail="") if bar is not None else None
+        self.finished, self.at = 0, 0
+        self.left = TimeLeft(iters)
+
+    def __call__(self, progress: ComparisonProgress) -> None:
+        """Show it."""
+        if progress.stage != "latency" and progress.number != self.at:
+            self.at, self.left = progress.number, TimeLeft(self.iters)
+        if progress.finished is not None:
+            self.finished += progress.finished.error is None
+            self.write(f"cell {progress.number}/{progress.total} {progress.name}: {_outcome(progress.finished)}")
+        if self.bar is None or self.task is None:
+            return
+        inner, detail = progress.inner, []
+        share = 0.0
+        if inner is not None:
+            share, left = share_done(inner), self.left.update(inner)
+            detail.append(f"{inner.stage} {inner.done}/{inner.total}" if inner.total else inner.stage)
+            if left is not None:
+                detail.append(f"about {duration(left)} left in this cell")
+        else:
+            detail.append(progress.stage)
+        self.bar.update(
+            self.task,
+            description=f"cell {progress.number}/{progress.total} {progress.name}",
+            total=float(progress.total),
+            completed=progress.number - 1 + (share if inner is not None and inner.stage == "reconstruct" else 0.0),
+            detail="  ".join(detail),
+        )
+
+
+def _outcome(cell: Cell) -> str:
+    if cell.error is not None:
+        return f"failed: {cell.error}"
+    parts = []
+    if cell.top1 is not None:
+        parts.append(f"top-1 {cell.top1.value:.2%}")
+    elif cell.agreement is not None:
+        parts.append(f"agreement {cell.agreement:.2%}")
+    elif cell.sqnr_db is not None:
+        parts.append(f"SQNR {cell.sqnr_db:.1f} dB")
+    parts.append("kept from an earlier run" if cell.kept else f"in {duration(cell.seconds or 0.0)}")
+    return ", ".join(parts)
 
 
 @contextmanager

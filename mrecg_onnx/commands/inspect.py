@@ -9,6 +9,7 @@ import click
 
 from mrecg_onnx.commands._console import grid, guarded, mebibytes, rows, show, write_json
 from mrecg_onnx.commands._options import (
+    CALIBRATION,
     PATH,
     Command,
     Option,
@@ -37,16 +38,19 @@ __all__ = ["inspect_command"]
 @click.argument("model", type=PATH)
 @click.option(
     "--calib",
-    type=PATH,
+    type=CALIBRATION,
     cls=Option,
     section="Images",
-    help="Folder of images, or .npy/.npz of inputs: also measure each quantizer alone.",
+    metavar="PATH|zeroq",
+    help="Folder of images, .npy/.npz of inputs, or zeroq: also measure each quantizer alone.",
 )
 @plan_options
 @calibration_options
 @image_options()
 @output_options
-def inspect_command(*, model: Path, calib: Path | None, json_file: Path | None, debug: bool, **options: Any) -> None:
+def inspect_command(
+    *, model: Path, calib: str | Path | None, json_file: Path | None, debug: bool, **options: Any
+) -> None:
     """Print the plan for MODEL; nothing is trained.
 
     The plan is its layers, activation quantizers with their bits, and reconstruction units with their merges. With
@@ -99,12 +103,18 @@ def _source(found: Inspection) -> RenderableType:
             "parameters": _count(source.parameters),
             "MACs an image": _count(known) + more,
             "nodes": str(source.nodes),
-            "images": f"{measured.images}" + (f", {len(skipped)} skipped" if skipped else "") if measured else "",
+            "images": _images(measured) if measured else "",
             "skipped": skipped,
             "preprocessing": measured.preprocess.describe() if measured and measured.preprocess else "",
             "parity": f"{measured.parity:.1e} relative, torch against ONNX Runtime" if measured else "",
         }
     )
+
+
+def _images(measured: Measured) -> str:
+    if measured.origin is not None:
+        return f"{measured.images} of {measured.origin['images']} made by {measured.origin['data']}"
+    return f"{measured.images}" + (f", {len(measured.skipped)} skipped" if measured.skipped else "")
 
 
 def _layers(plan: Plan) -> RenderableType:

@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from mrecg_onnx.commands._console import grid, guarded, mebibytes, ratio, show, warn, write_json
 from mrecg_onnx.commands._options import (
+    CALIBRATION,
     PATH,
     Command,
     Option,
@@ -25,6 +26,7 @@ from mrecg_onnx.commands._options import (
 )
 from mrecg_onnx.commands._progress import duration, progress
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.methods import METHODS
 from mrecg_onnx.parallel import is_first
 
 if TYPE_CHECKING:
@@ -43,7 +45,13 @@ SHOWN = 8
 @click.command("quantize", cls=Command)
 @click.argument("model", type=PATH)
 @click.option(
-    "--calib", type=PATH, required=True, cls=Option, section="Images", help="Folder of images, or .npy/.npz of inputs."
+    "--calib",
+    type=CALIBRATION,
+    required=True,
+    cls=Option,
+    section="Images",
+    metavar="PATH|zeroq",
+    help="Folder of images, or .npy/.npz of inputs; zeroq makes images from the model's BatchNormalization statistics.",
 )
 @click.option(
     "-o",
@@ -66,7 +74,7 @@ def quantize_command(
     /,
     *,
     model: Path,
-    calib: Path,
+    calib: str | Path,
     out: Path | None,
     checkpoint: Path | None,
     json_file: Path | None,
@@ -86,7 +94,7 @@ def quantize_command(
         settings = settings_from(options)
         _check_paths(model, out, json_file)
         given = [name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
-        for sentence in unused_options(settings, given):
+        for sentence in unused_options(settings, given, calib):
             warn(sentence)
 
         from mrecg_onnx.quantization import quantize
@@ -128,11 +136,15 @@ def _summary(result: QuantizationResult, model: Path, *, images_ignored: bool) -
     if images_ignored:
         warnings.append("options about images have no effect: the calibration data are arrays, fed as they are")
     images = f"{result.images} calibration images" if _used_images(result) else f"{result.images} rows of arrays"
+    if result.origin is not None:
+        images = (
+            f"{result.images} made from {result.origin['layers']} BatchNormalization layers ({result.origin['data']})"
+        )
     return grid(
         {
             "output": _file(result, model),
             "bits": _bits(result.plan, result.settings),
-            "method": _method(result.settings),
+            "method": _method(result),
             "units": _units(result),
             "parity": f"{result.parity:.1e} relative, torch against ONNX Runtime on the float model",
             "verification": _verification(result),
@@ -173,9 +185,18 @@ def _bits(plan: Plan, settings: Settings) -> str:
     )
 
 
-def _method(settings: Settings) -> str:
-    if settings.method == "nearest":
-        return "nearest, nothing is learned"
+def _method(result: QuantizationResult) -> str:
+    settings, found = result.settings, result.lapq
+    if found is not None:
+        return (
+            f"lapq, task loss {found.loss_start:.4g} -> {found.loss:.4g} in {found.evaluations} runs over "
+            f"{settings.lapq_images} images"
+        )
+    if METHODS[settings.method].granularity == "none":
+        ranges = f", ranges by {settings.ranges}" if settings.ranges != "auto" else ""
+        return f"{settings.method}{ranges}, nothing is learned"
+    if METHODS[settings.method].solver != "gradient":
+        return f"{settings.method}, in closed form, seed {settings.seed}"
     base = f" on {settings.base}, scheme {settings.scheme}" if settings.method == "mrecg" else ""
     return f"{settings.method}{base}, {settings.iters} iterations a unit, seed {settings.seed}"
 

@@ -1,0 +1,187 @@
+"""``mrecg-onnx compare``: several methods at several widths on one model, one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mrecg_onnx.commands._console import Failure, Interrupted, grid, guarded, rows, show, warn
+from mrecg_onnx.commands._options import (
+    CALIBRATION,
+    PATH,
+    Command,
+    Option,
+    all_but,
+    calibration_options,
+    image_options,
+    learning_options,
+    output_options,
+    plan_options,
+    settings_from,
+)
+from mrecg_onnx.commands._progress import cells
+from mrecg_onnx.converters.errors import SettingsError
+
+if TYPE_CHECKING:
+    from mrecg_onnx.comparison import Comparison
+
+__all__ = ["compare_command"]
+
+
+@click.command("compare", cls=Command)
+@click.argument("model", type=PATH)
+@click.option(
+    "--calib",
+    type=CALIBRATION,
+    required=True,
+    cls=Option,
+    section="Images",
+    help="Folder of images, .npy/.npz of inputs, or zeroq: images made from the model.",
+)
+@click.option(
+    "--data",
+    type=PATH,
+    required=True,
+    cls=Option,
+    section="Images",
+    help="Images to validate on; folder names are their labels.",
+)
+@click.option("--labels", type=PATH, cls=Option, section="Images", metavar="FILE", help="CSV of file,label for --data.")
+@click.option("--limit", type=int, metavar="N", cls=Option, section="Images", help="Images of --data used at most.")
+@click.option(
+    "-o", "--output", "folder", type=PATH, required=True, cls=Option, metavar="DIR", help="Folder for all that is made."
+)
+@click.option(
+    "--methods",
+    default="nearest,adaround,brecq,qdrop,mrecg",
+    cls=Option,
+    section="Method",
+    metavar="NAME,...",
+    show_default=True,
+    help="Methods to compare; names as in quantize --method.",
+)
+@click.option(
+    "--base-method",
+    cls=Option,
+    section="Method",
+    metavar="NAME",
+    help="The one McNemar's test compares with.  [default: the first]",
+)
+@click.option(
+    "--bits",
+    "widths",
+    default="W4A4",
+    cls=Option,
+    section="Bits",
+    metavar="W4A4,...",
+    show_default=True,
+    help="Widths of weights and activations to compare.",
+)
+@click.option(
+    "--layer-bits",
+    "bits",
+    multiple=True,
+    cls=Option,
+    section="Bits",
+    metavar="REGEX=W8A8",
+    help="Bits of single layers by name, in all cells; repeatable.",
+)
+@click.option(
+    "--latency-batch", type=int, default=1, metavar="N", help="Images a timed run.", cls=Option, show_default=True
+)
+@click.option(
+    "--repeats", type=int, default=50, metavar="N", help="Timed runs of each file; 0: no timing.", cls=Option, show_default=True
+)  # fmt: skip
+@all_but(plan_options, "wbits", "abits", "bits", "method")
+@all_but(learning_options, "checkpoint")
+@calibration_options
+@image_options()
+@all_but(output_options, "json_file")
+def compare_command(
+    *,
+    model: Path,
+    calib: Path,
+    data: Path,
+    labels: Path | None,
+    limit: int | None,
+    folder: Path,
+    methods: str,
+    base_method: str | None,
+    widths: str,
+    latency_batch: int,
+    repeats: int,
+    debug: bool,
+    **options: Any,
+) -> None:
+    """Quantize MODEL by several methods at several widths and compare them.
+
+    Every combination is quantized and validated in a process of its own, in order. What is finished is kept in DIR: the
+    same command goes on from there, also inside a combination, and more methods or widths can be added later. DIR gets the
+    quantized files and the table as comparison.md, .csv, .json and .png.
+
+    \b
+    mrecg-onnx compare model.onnx --calib images/ --data labelled_images/ --methods nearest,qdrop,mrecg --bits W4A4,W2A4 -o out/
+    """  # noqa: D301 - click wants the character, not backslash and b
+    with guarded(debug=debug):
+        settings = settings_from(options)
+        names, bits = _names("--methods", methods), _names("--bits", widths)
+
+        from mrecg_onnx.comparison import compare
+
+        with cells(settings.iters) as report:
+            try:
+                result = compare(
+                    model,
+                    calib,
+                    data,
+                    folder,
+                    methods=names,
+                    bits=bits,
+                    settings=settings,
+                    base_method=base_method,
+                    labels=labels,
+                    limit=limit,
+                    latency_batch=latency_batch,
+                    repeats=repeats,
+                    report=report,
+                )
+            except KeyboardInterrupt as error:
+                raise Interrupted(_kept(report.finished, folder)) from error
+        _summary(result)
+        if result.failed:
+            what = ", ".join(cell.name for cell in result.failed)
+            raise Failure(f"{len(result.failed)} of {len(result.cells)} cells failed: {what}")
+
+
+def _names(option: str, text: str) -> list[str]:
+    """The parts of a list with commas.
+
+    Raises:
+        SettingsError: there are none, or one is empty.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise SettingsError(f"{option} '{text}': expected names with commas between them")
+    return parts
+
+
+def _kept(finished: int, folder: Path) -> str:
+    if finished == 0:
+        return f"no cell is finished yet; units that are done are kept in {folder}, and the same command goes on there"
+    cells_done = "1 cell is" if finished == 1 else f"{finished} cells are"
+    return f"{cells_done} finished and kept in {folder}; the same command goes on there"
+
+
+def _summary(result: Comparison) -> None:
+    from mrecg_onnx.tables import table
+
+    headings, content = table(result)
+    for warning in result.warnings:
+        warn(warning)
+    pairs = {
+        "images": f"{result.images}" if result.images else "",
+        "written": [str(path) for path in result.written],
+    }
+    show(rows(f"{result.model.name}", headings, content, left=(0, 1)), grid(pairs))
