@@ -56,7 +56,7 @@ def default_merges(units: int) -> int:
 def _eligible(units: Sequence[UnitPlan] | int) -> list[bool]:
     """Pairs (i, i+1) that may be joined: neither the stem's unit nor the classifier's takes part, nor one that ends in a pooling.
 
-    Behind a global pooling the loss is that of averages and always falls: no peak in front of it. On ResNet-20 the signed rule
+    Behind an averaging pooling the loss is that of averages and always falls: no peak. On ResNet-20 the signed rule
     joined nothing but that pair, and the networks came out worse (no published scheme joins the last block of a ResNet).
     """
     count = units if isinstance(units, int) else len(units)

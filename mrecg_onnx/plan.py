@@ -95,7 +95,7 @@ class UnitPlan:
         inputs: activation tensors it reads from outside.
         outputs: tensors it hands on; the loss is taken there.
         capacity: module capacity, Eq. 3.
-        pools: a global pooling follows its last layer: its loss is that of averages, far below a map's.
+        pools: an averaging or global pooling follows its last layer: its loss is that of averages, far below a map's.
     """
 
     name: str

@@ -27,7 +27,8 @@ __all__ = ["plan_layer_units", "plan_units"]
 
 MAX_CHAIN = 3
 MAX_PIECE = 8
-_POOLING = frozenset({"GlobalAveragePool", "GlobalMaxPool", "ReduceMax", "ReduceMean"})
+#: Ops behind whose averages a loss is small whatever came before; a MaxPool keeps single values, and so its loss.
+_POOLING = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMax", "ReduceMean"})
 #: Ops between a layer and the next one that leave the layer linear.
 _LINEAR = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "BatchNormalization"})
 
@@ -234,6 +235,6 @@ def _unit(nodes: list[ir.Node], layers: dict[str, LayerPlan], alpha: float) -> U
 
 
 def _pools(nodes: list[ir.Node]) -> bool:
-    """True if a global pooling comes behind the last weighted layer."""
+    """True if an averaging or global pooling comes behind the last weighted layer."""
     last = max(i for i, n in enumerate(nodes) if is_weighted(n))
     return any(n.op_type in _POOLING for n in nodes[last:])
