@@ -592,6 +592,7 @@ def test_an_interruption_after_the_file_is_there_says_so(here: Path, monkeypatch
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for one process")
+@pytest.mark.skipif(signal.getsignal(signal.SIGINT) is signal.SIG_IGN, reason="started in the background: no Ctrl-C")
 def test_control_c_ends_a_real_run(here: Path) -> None:
     before = files(here)
     command = [sys.executable, str(ROOT / "cli.py"), "quantize", "model.onnx", "--calib", "images", "--iters", "100000"]

@@ -491,6 +491,7 @@ def test_several_processes_are_refused(here: Here, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for one process")
+@pytest.mark.skipif(signal.getsignal(signal.SIGINT) is signal.SIG_IGN, reason="started in the background: no Ctrl-C")
 def test_control_c_ends_the_cells_process_and_says_what_is_kept(here: Here, tmp_path: Path) -> None:
     out = here.copy(tmp_path / "out")
     arguments = command(here, out, methods="nearest,brecq")
