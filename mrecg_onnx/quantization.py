@@ -53,8 +53,9 @@ logger = logging.getLogger(__name__)
 VERIFY_IMAGES = 256
 #: A probing run shorter than this does not tell units apart.
 MIN_PROBE = 50
-#: Share of the memory budget kept free for the loop itself: a batch on its way through a unit, forth and back.
-WORKING_SHARE = 0.35
+#: Kept free of the memory budget for the loop itself, a batch on its way through a unit and back: a share of the budget, and
+#: of small budgets up to half, as long as that is less than a gigabyte.
+WORKING_SHARE, SMALL_SHARE, SMALL = 0.3, 0.5, 10**9
 #: Iterations, all units together, from which compiled kernels win back the 20 s of their making.
 COMPILE_FROM = 10_000
 #: Keeps the random numbers of different processes apart: more than there are units.
@@ -376,7 +377,8 @@ def _cache_budget(memory: int) -> int:
     """Bytes of ``memory`` that are left for cached activations beside what the process holds and the loop needs."""
     give_back()
     held = psutil.Process().memory_info().rss
-    return max(0, int(memory * (1 - WORKING_SHARE)) - held)
+    working = max(WORKING_SHARE * memory, min(SMALL_SHARE * memory, SMALL))
+    return max(0, int(memory - working) - held)
 
 
 def _same_run(ready: Prepared, protected: tuple[str, ...]) -> dict[str, Any]:
