@@ -60,11 +60,13 @@ def allocate_bits(sigma: Tensor, average: int) -> Tensor:
         Integers in [0, 8], int64 of shape (C,), whose sum is C * average.
     """
     channels = len(sigma)
-    logs = torch.log2(sigma.double().clamp(min=torch.finfo(torch.float64).tiny)) * (2.0 / 3.0)
+    # The largest first: where rounding makes thresholds equal, the larger deviation has the bit.
+    order = torch.argsort(sigma, descending=True, stable=True)
+    logs = torch.log2(sigma[order].double().clamp(min=torch.finfo(torch.float64).tiny)) * (2.0 / 3.0)
     levels = torch.arange(1, MOST_BITS + 1, device=sigma.device)
     thresholds = (levels[None] - 0.5 - logs[:, None]).reshape(-1)
     passed = torch.argsort(thresholds, stable=True)[: channels * average]
-    return torch.bincount(passed // MOST_BITS, minlength=channels)
+    return torch.bincount(order[passed // MOST_BITS], minlength=channels)
 
 
 def grid_of_widths(weight: Tensor, widths: Tensor, axis: int) -> Grid:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 from architectures import depthwise, residual
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 from stages import feeds, network_of, simulated, tensors
@@ -55,6 +55,14 @@ def uneven(seed: int = 0) -> onnx.ModelProto:
 
 @settings(max_examples=200, deadline=None)
 @given(sigmas=SIGMAS, average=st.integers(0, 8))
+# Deviations so close that their logarithms are one number.
+@example(
+    sigmas=[0.0] * 5
+    + [1.249999999999978e29] * 2
+    + [3.5355339059326756e29] * 3
+    + [9.999999999999824e29, 9.999999999999826e29],
+    average=4,
+)
 def test_widths_keep_the_average_exactly_and_grow_with_the_spread(sigmas, average):
     sigma = torch.tensor(sigmas, dtype=torch.float64)
     widths = allocate_bits(sigma, average)
