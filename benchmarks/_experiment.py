@@ -48,6 +48,15 @@ class Rows:
         temporary.replace(self.path)
         self._write_csv(rows)
 
+    def amend(self, key: str, more: Mapping[str, Any]) -> None:
+        """Add figures to a row without changing the header that it was measured under."""
+        rows = self.all()
+        rows[key].update(more)
+        temporary = self.path.with_suffix(".partial")
+        temporary.write_text(json.dumps(rows, indent=1) + "\n")
+        temporary.replace(self.path)
+        self._write_csv(rows)
+
     def _write_csv(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
         plain = [{"key": key} | {k: v for k, v in row.items() if k != "header"} for key, row in rows.items()]
         columns = list(dict.fromkeys(name for row in plain for name in row))

@@ -1,11 +1,12 @@
 """The paper's Table 1 at our scale: every method at W4A4, W2A4, W3A3 and W2A2, all else equal.
 
 usage: python benchmarks/table1.py [--data ../shared] [--models NAME ...] [--methods NAME ...] [--bits W4A4 ...]
-           [--seeds 0 1 2] [--iters 1000] [--batch 32] [--samples 1024] [--augment none|flip] [--quick]
+           [--seeds 0 1 2] [--iters 1000] [--batch 32] [--samples 1024] [--augment none|flip] [--steps] [--quick]
 
 Equal calibration images, batch and iterations a unit for every method (AdaRound's units are layers); top-1 by the referee on
 ONNX Runtime; ResNet-20 with three seeds, the others with the first. McNemar's p of each method against FP32 is the
 referee's. A row that fails (a method that cannot do the bits) is kept with its reason and measured again by --again.
+--steps measures nothing new: it holds each method's file against its weaker parent's, image by image (McNemar, exact).
 
 Rows are merged by key into benchmarks/results/table1.json (.csv); table1.md and table1.png are written from them.
 """
@@ -16,10 +17,15 @@ import re
 import statistics
 from typing import Any
 
-from _experiment import COLORS, NAMES, RESULTS, SETS, Rows, arguments, machine, plotting, quantize, referee
+from _experiment import BUILD, COLORS, NAMES, RESULTS, SETS, Rows, arguments, machine, plotting, quantize, referee
 
 BITS = ("W4A4", "W2A4", "W3A3", "W2A2")
 SEEDED = "resnet20_cifar10"
+#: What each method adds something to; mrecg's base is brecq by default.
+PARENTS = {
+    "aciq": "nearest", "lapq": "nearest", "bit-split": "nearest", "adaround": "nearest", "adaquant": "nearest",
+    "brecq-paper": "adaround", "brecq": "adaround", "qdrop": "brecq", "mrecg": "brecq",
+}  # fmt: skip
 
 
 def widths(text: str) -> tuple[int, int]:
@@ -49,6 +55,18 @@ def measure(key: str, point: dict[str, Any], args: Any) -> dict[str, Any]:
     row = {name: run.row[name] for name in ("seconds", "images", "merges", "kept_nearest")}
     return {**point, "failed": "", "top1": said["top1"], "fp32_top1": said["against_top1"], "fp32_p": said["mcnemar_p"],
             "sqnr_db": said["sqnr_db"], **row}  # fmt: skip
+
+
+def step(key: str, rows: dict[str, Any], args: Any) -> dict[str, Any] | None:
+    """McNemar's test of a row's file against its parent's; None where one of them is not there."""
+    row = rows[key]
+    parent = PARENTS.get(row["method"], "")
+    other = key.replace(f"-{row['method']}-W", f"-{parent}-W")
+    files = [BUILD / f"{k}.onnx" for k in (key, other)]
+    if not parent or other not in rows or not all(f.exists() for f in files):
+        return None
+    said = referee(args.data, files[0], SETS[row["model"]], files[1])
+    return {"parent": parent, "parent_top1": said["against_top1"], "parent_p": said["mcnemar_p"]}
 
 
 def points(args: Any) -> dict[str, dict[str, Any]]:
@@ -89,8 +107,27 @@ def write(store: Rows) -> None:
                 cells = [_cell([r for r in mine if (r["method"], r["bits"]) == (method, b)]) for b in bits]
                 lines.append(f"| {method} | {' | '.join(cells)} |")
             lines.append("")
+            lines += _steps(mine, bits)
     (RESULTS / "table1.md").write_text("\n".join([*lines, machine(rows)]) + "\n")
     draw(rows)
+
+
+def _steps(rows: list[dict[str, Any]], bits: list[str]) -> list[str]:
+    """The table of --steps: points above the parent and McNemar's p, seed by seed."""
+    some = [r for r in rows if "parent_p" in r]
+    if not some:
+        return []
+    lines = [f"| against its parent: points, McNemar's p | {' | '.join(bits)} |", "|---" * (len(bits) + 1) + "|"]
+    for method in dict.fromkeys(r["method"] for r in some):
+        mine = [r for r in some if r["method"] == method]
+        cells = [
+            ", ".join(
+                f"{100 * (r['top1'] - r['parent_top1']):+.1f} ({r['parent_p']:.2g})" for r in mine if r["bits"] == b
+            )
+            for b in bits
+        ]
+        lines.append(f"| {method} over {mine[0]['parent']} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def _cell(rows: list[dict[str, Any]]) -> str:
@@ -147,11 +184,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--augment", default="none", choices=["none", "flip"])
+    parser.add_argument("--steps", action="store_true", help="hold the files of each method against its parent's")
     args = parser.parse_args()
     if args.quick:
         args.models, args.seeds, args.iters, args.samples = [SEEDED], [0], 60, 256
     store, wanted = Rows("table1"), points(args)
-    if not args.draw:
+    if args.steps:
+        for key, row in store.all().items():
+            found = None if row["failed"] or "parent_p" in row else step(key, store.all(), args)
+            if found is not None:
+                store.amend(key, found)
+    elif not args.draw:
         for key in store.missing(list(wanted), again=args.again):
             row = measure(key, wanted[key], args)
             store.add(key, row)
