@@ -1,13 +1,15 @@
 """Scheme selection: which rule should decide what `mrecg` joins?
 
 usage: python benchmarks/selection.py [--data ../shared] [--model resnet20_cifar10] [--bits 2 4] [--iters 300]
-           [--seeds 0 1 2] [--base brecq] [--rules NAME ...] [--quick]
+           [--seeds 0 1 2] [--base brecq] [--rules NAME ...] [--joint sum|same] [--quick]
 
 Rules, all with the same number k of joined pairs: none (k = 0); module capacity (Eq. 3) by Eq. 4 taken literally, by Eq. 4
 on relative differences, and by the signed rule (join where capacity rises); losses of the probing run by Eq. 4 taken
 literally, on relative differences, and by the signed rule ("peak"); "published": on MobileNetV2 the scheme of the
 published configuration, on ResNets its pattern (the last block of a stage with the first of the next); "random": k pairs
-drawn for each seed. "peak, own k" lets the signed rule decide how many pairs there are. k is that of the published scheme.
+drawn for each seed. "none, twice the iterations" is what the time that joining costs brings without joining. "peak, own k"
+lets the signed rule decide how many pairs there are; k is that of the published scheme. --joint: whether joined units have
+the iterations of all their members or as many as any unit (as published).
 Top-1 by the referee; the error of the logits is the relative squared error to FP32 by the referee's SQNR.
 
 Rows are merged into benchmarks/results/selection.json (.csv); table and figure are written from them.
@@ -24,6 +26,7 @@ from _experiment import BUILD, NAMES, RESULTS, SETS, Rows, arguments, machine, p
 
 RULES: dict[str, dict[str, Any]] = {
     "none": {"scheme": "none"},
+    "none, twice the iterations": {"scheme": "none"},
     "capacity, literal": {"scheme": "modcap", "selection": "eq4"},
     "capacity, relative": {"scheme": "modcap", "selection": "relative"},
     "capacity, signed": {"scheme": "modcap", "selection": "peak"},
@@ -76,15 +79,16 @@ def measure(key: str, point: dict[str, Any], args: Any) -> dict[str, Any]:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps([[i] * n if n > 1 else i for i, n in enumerate(sizes)]))
         chosen["scheme"] = str(file)
-    elif rule not in {"none", "loss, peak, own k"}:
+    elif not rule.startswith("none") and rule != "loss, peak, own k":
         chosen["merges"] = k
     settings = mrecg_onnx.Settings(
-        wbits=wbits, abits=abits, method="mrecg", base=point["base"], iters=point["iters"], seed=point["seed"],
-        samples=point["samples"], threads=args.threads, device=args.device, **chosen,
+        wbits=wbits, abits=abits, method="mrecg", base=point["base"],
+        iters=point["iters"] * (2 if "twice" in rule else 1), seed=point["seed"],
+        joint_iters=point["joint"], samples=point["samples"], threads=args.threads, device=args.device, **chosen,
     )  # fmt: skip
     dataset = SETS[point["model"]]
     fp32 = args.data / "models" / f"{point['model']}.onnx"
-    run = quantize(key.replace(", ", "-"), fp32, args.data / "data" / dataset / "calib", settings)
+    run = quantize(key.replace(", ", "-").replace(" ", "-"), fp32, args.data / "data" / dataset / "calib", settings)
     said = referee(args.data, run.row["file"], dataset, fp32)
     row = {name: run.row[name] for name in ("seconds", "images", "merges", "kept_nearest")}
     return {**point, **row, "k": merges([len(g) for g in run.row["merges"]]) if run.row["merges"] else 0, "top1": said["top1"],
@@ -92,12 +96,13 @@ def measure(key: str, point: dict[str, Any], args: Any) -> dict[str, Any]:
 
 
 def _group(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[k] for k in ("model", "bits", "base", "iters", "samples"))
+    return tuple(row[k] for k in ("model", "bits", "base", "iters", "samples", "joint"))
 
 
 def _title(group: tuple[Any, ...]) -> str:
-    model, bits, base, iters, samples = group
-    return f"{NAMES[model]}, {bits}, over {base}, {iters} iterations, {samples} images"
+    model, bits, base, iters, samples, joint = group
+    shared = "those of all members" if joint == "sum" else "as any unit"
+    return f"{NAMES[model]}, {bits}, over {base}, {iters} iterations (joined units: {shared}), {samples} images"
 
 
 def _by_rule(rows: dict[str, Any], group: tuple[Any, ...]) -> dict[str, list[dict[str, Any]]]:
@@ -161,6 +166,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs=2, default=(2, 4))
     parser.add_argument("--iters", type=int, default=300)
     parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--joint", default="sum", choices=["sum", "same"])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     args = parser.parse_args()
     if args.quick:
@@ -170,7 +176,7 @@ def main() -> None:
     for seed in args.seeds:
         for rule in args.rules:
             point = {"model": args.model, "rule": rule, "bits": bits, "base": args.base, "iters": args.iters,
-                     "samples": args.samples, "seed": seed}  # fmt: skip
+                     "samples": args.samples, "joint": args.joint, "seed": seed}  # fmt: skip
             wanted["-".join(["selection", *(str(v) for v in point.values())])] = point
     store = Rows("selection")
     if not args.draw:

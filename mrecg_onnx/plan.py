@@ -96,6 +96,7 @@ class UnitPlan:
         outputs: tensors it hands on; the loss is taken there.
         capacity: module capacity, Eq. 3.
         pools: an averaging or global pooling follows its last layer: its loss is that of averages, far below a map's.
+        members: base units that it is made of.
     """
 
     name: str
@@ -105,6 +106,7 @@ class UnitPlan:
     outputs: tuple[str, ...]
     capacity: float
     pools: bool = False
+    members: int = 1
 
 
 @dataclass(frozen=True)
@@ -182,4 +184,5 @@ class Plan:
             tuple(t for t in made if t in read_outside or t not in read_anywhere),
             sum(unit.capacity for unit in units),
             units[-1].pools,
+            sum(unit.members for unit in units),
         )

@@ -423,10 +423,11 @@ def reconstruct(prefix: Prefix, run: _Run, iters: int, phase: Phase) -> list[Uni
     rates = LearningRates(settings.lr_rounding or base.rounding, settings.lr_scale or base.scale)
     results = []
     for i, unit in enumerate(prefix.units):
+        steps = iters * unit.members if settings.joint_iters == "sum" else iters
 
-        def tell(iteration: int, loss: float, unit: UnitPlan = unit, i: int = i) -> None:
+        def tell(iteration: int, loss: float, unit: UnitPlan = unit, i: int = i, steps: int = steps) -> None:
             if report is not None:
-                report(Progress(stage, unit.name, i, len(prefix.units), iteration, iters, loss))
+                report(Progress(stage, unit.name, i, len(prefix.units), iteration, steps, loss))
 
         targets = prefix.targets(unit)
         kept = workers.once(lambda unit=unit, i=i: _kept(run, stage, i, unit, prefix))  # type: ignore[misc]
@@ -441,7 +442,7 @@ def reconstruct(prefix: Prefix, run: _Run, iters: int, phase: Phase) -> list[Uni
                 unit,
                 prefix.simulation,
                 data,
-                iters=iters,
+                iters=steps,
                 batch_size=settings.batch_size // workers.size,
                 rates=rates,
                 keep_quantized=phase.keep_quantized,
@@ -468,7 +469,7 @@ def reconstruct(prefix: Prefix, run: _Run, iters: int, phase: Phase) -> list[Uni
         give_back()
         results.append(result)
         if report is not None:
-            report(Progress(stage, unit.name, i + 1, len(prefix.units), iters, iters, result.loss, result))
+            report(Progress(stage, unit.name, i + 1, len(prefix.units), steps, steps, result.loss, result))
     return results
 
 

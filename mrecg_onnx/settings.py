@@ -84,6 +84,8 @@ class Settings:
         selection: "peak" (signed rule), "eq4" (literal top-k objective) or "relative" (the same on relative differences),
             docs/method.md 4.
         merges: number of merges k, None for the rule of :mod:`mrecg_onnx.granularity`.
+        joint_iters: iterations of joined units: "sum", those of all members, so that every weight is moved as often as alone;
+            "same" as every other unit, as published (in short runs joining then costs more than it brings, docs/method.md 4).
         penalty: lambda of Eq. 4, None for a hard limit at k.
         alpha: stride correction of the module capacity, Eq. 3.
         probe_fraction: iterations of the probing run as a share of ``iters``.
@@ -136,6 +138,7 @@ class Settings:
     drop: float | None = None
     selection: str = "peak"
     merges: int | None = None
+    joint_iters: str = "sum"
     penalty: float | None = None
     alpha: float = 1.6
     probe_fraction: float = 0.1
@@ -185,6 +188,7 @@ class Settings:
             "rounding": ("auto", "adaround", "flexround", "ste"),
             "anneal": ("auto", "linear", "cosine"),
             "allocation": ("none", "milp"),
+            "joint_iters": ("sum", "same"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

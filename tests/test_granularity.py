@@ -293,6 +293,7 @@ def test_joined_unit_has_the_borders_of_its_parts():
     assert joined[1].inputs == ("stem_relu_out",)
     assert joined[1].outputs == ("flatten_out",)
     assert joined[1].capacity == sum(u.capacity for u in plan.units[1:4])
+    assert [u.members for u in joined] == [1, 3, 1]
 
 
 def test_joined_unit_still_hands_on_what_others_read():

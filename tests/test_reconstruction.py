@@ -404,6 +404,14 @@ def test_merging_leaves_fewer_units(quantized, scheme):
     assert json.loads(metadata["mrecg_onnx.units"]) == [list(unit.layers) for unit in result.units]
 
 
+@pytest.mark.parametrize(("joint_iters", "factor"), [("sum", 2), ("same", 1)])
+def test_joined_units_have_the_iterations_of_their_members(quantized, joint_iters, factor):
+    result = quantized("mrecg", scheme="modcap", merges=1, selection="eq4", joint_iters=joint_iters)
+    wanted = [ITERS * factor if unit.members == 2 else ITERS for unit in result.plan.merged_units()]
+    assert max(wanted) == ITERS * factor
+    assert [unit.iters for unit in result.units] == wanted
+
+
 def test_probing_run_leaves_no_trace(quantized):
     # Without merges the second run is the base method's own.
     probed, plain = quantized("mrecg", scheme="loss", merges=0), quantized("brecq")
@@ -447,7 +455,8 @@ def test_progress_tells_stages_units_and_losses(calibration):
     ]
     assert set(result.seconds) == set(stages)
     work = [p for p in told if p.stage == "reconstruct" and p.total]
-    assert all(p.total == len(result.units) and 0 <= p.done <= p.total and p.iteration <= p.iters == 20 for p in work)
+    assert all(p.total == len(result.units) and 0 <= p.done <= p.total and p.iteration <= p.iters for p in work)
+    assert {p.unit: p.iters for p in work} == {u.name: 20 * u.members for u in result.plan.merged_units()}
     assert [p.result for p in work if p.result is not None] == list(result.units)
     assert [p.done for p in work if p.result is not None] == list(range(1, len(result.units) + 1))
     assert all(p.loss is not None for p in work)

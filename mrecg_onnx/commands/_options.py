@@ -153,6 +153,12 @@ plan_options = _apply(
         help="Merge at peaks of the loss, by the paper's Eq. 4, or by it on relative differences.",
     ),
     _option(_EXPERT, "--merges", type=int, metavar="K", help="Number of merges; a rule decides by default."),
+    _option(
+        _EXPERT,
+        "--joint-iters",
+        type=click.Choice(["sum", "same"]),
+        help="Joined units have the iterations of all members, or as many as any unit (as published).",
+    ),
     _option(_EXPERT, "--penalty", type=float, metavar="LAMBDA", help="Eq. 4's lambda; by default exactly K merges."),
     _option(_EXPERT, "--alpha", type=float, help="Weight of layers with stride 2 in the module capacity (Eq. 3)."),
 )
@@ -309,7 +315,9 @@ def unused_options(settings: Settings, given: Sequence[str], calib: str | Path |
     if calib is not None and calib != ZEROQ:
         idle.append((f"--calib {calib}", {"zeroq_iters"}))
     if not method.merge:
-        idle.append((f"--method {settings.method}", {"base", "scheme"} | scheme_only))
+        idle.append((f"--method {settings.method}", {"base", "scheme", "joint_iters"} | scheme_only))
+    elif settings.scheme == "none":
+        idle.append((f"--scheme {settings.scheme}", {"joint_iters"} | scheme_only))
     elif settings.scheme not in {"loss", "modcap"}:
         idle.append((f"--scheme {settings.scheme}", scheme_only))
     elif settings.selection == "peak":
