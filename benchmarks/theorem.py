@@ -1,16 +1,18 @@
 """The theorem and its corollary, tested: loss along chains of equal blocks, and where one block's capacity is scaled.
 
-usage: python benchmarks/theorem.py [--nets NAME ...] [--factors 0.25 0.5 1 2 4] [--seeds 0 1 2] [--bits 2 4] [--iters 300]
-           [--epochs 30] [--quick]
+usage: python benchmarks/theorem.py [--nets NAME ...] [--by channels|bits] [--factors 0.25 0.5 1 2 4] [--seeds 0 1 2]
+           [--bits 2 4] [--iters 300] [--epochs 30] [--quick]
 
 Claims (Ma et al. 2023, Theorem 1 and Corollary 1): between equivalent neighbours the loss does not fall; a neighbour of larger
 capacity makes it fall, one of smaller capacity makes it rise sharply.
 
 Nets are made here: a stem, nine blocks, global pooling, a classifier. "residual": two 3x3 convolutions (16 channels in and
 out, 16 between them) and the identity; "plain": three such convolutions and no way around them. The ninth block is left out
-of everything below: its unit may end behind the pooling. The fifth block's inner channels are 16 times the factor, and its
-capacity (Eq. 3) grows with them. "trained": on the handwritten digits that scikit-learn ships; "random": the same before
-training, with BatchNormalization's statistics of the images, so that all blocks see signals of one size. Units are the
+of everything below: its unit may end behind the pooling. The fifth block's capacity (Eq. 3: parameters times bits) is scaled
+in one of two ways: its inner channels are 16 times the factor (another network for every factor), or its weights have the
+factor times as many bits as the others (--by bits; one network, so that nothing else differs). "trained": on the
+handwritten digits that scikit-learn ships; "random": the same before training, with BatchNormalization's statistics of the
+images, so that all blocks see signals of one size. Units are the
 blocks, none are joined (`brecq`, squared error, no equalization, one quantizer a tensor, as in the paper). Loss: squared
 error summed over channels, mean over images and space, on held-out images; "relative": divided by the variance of the
 block's float output, because trained signals grow along a net.
@@ -20,6 +22,7 @@ Rows are merged into benchmarks/results/theorem.json (.csv); table and figure ar
 
 from __future__ import annotations
 
+import re
 import statistics
 import warnings
 from pathlib import Path
@@ -126,31 +129,46 @@ def variances(run: Any) -> list[float]:
     return [float(outputs[n].var()) * outputs[n].shape[1] for n in names]
 
 
-def measure(net: str, factor: float, seed: int, args: Any) -> dict[str, Any]:
+def layer_names(file: Path, per_block: int) -> list[str]:
+    """Names of the fifth block's convolutions."""
+    import onnx  # noqa: PLC0415
+
+    convs = [node.name for node in onnx.load(str(file)).graph.node if node.op_type == "Conv"]
+    return convs[1 + per_block * SCALED : 1 + per_block * (SCALED + 1)]
+
+
+def measure(net: str, by: str, factor: float, seed: int, args: Any) -> dict[str, Any]:
     import torch  # noqa: PLC0415
 
     import mrecg_onnx  # noqa: PLC0415
 
     torch.set_num_threads(args.threads)
-    file, calib, right = make_net(net, factor, seed, args.epochs)
+    layers = 2 if net.startswith("residual") else 3
+    file, calib, right = make_net(net, factor if by == "channels" else 1.0, seed, args.epochs)
+    rules = ()
+    if by == "bits":
+        width = round(args.bits[0] * factor)
+        rules = tuple(mrecg_onnx.BitRule(f"^{re.escape(name)}$", width, None) for name in layer_names(file, layers))
     settings = mrecg_onnx.Settings(
         wbits=args.bits[0], abits=args.bits[1], method="brecq", loss="mse", equalize="off", residual="shared", ranges="mse",
-        iters=args.iters, seed=seed, threads=args.threads, device=args.device,
+        iters=args.iters, seed=seed, threads=args.threads, device=args.device, bits=rules,
     )  # fmt: skip
-    run = quantize(f"theorem/{file.stem}-quantized", file, calib, settings, images=256)
+    run = quantize(f"theorem/{file.stem}-{by}-{factor:g}-quantized", file, calib, settings, images=256)
     units = run.result.plan.units
-    layers = 2 if net.startswith("residual") else 3
     assert [len(unit.layers) for unit in units[: BLOCKS + 1]] == [1, *[layers] * BLOCKS], "units are not the blocks"
     losses, spread = run.row.pop("unit_losses")[1:-2], variances(run)[1:-2]
     return {
-        "net": net, "factor": factor, "seed": seed, "bits": f"W{args.bits[0]}A{args.bits[1]}", "iters": args.iters,
+        "net": net, "by": by, "factor": factor, "seed": seed, "bits": f"W{args.bits[0]}A{args.bits[1]}", "iters": args.iters,
         "capacities": [unit.capacity for unit in units[1:-2]], "losses": losses,
         "relative": [a / b for a, b in zip(losses, spread, strict=True)], "fp32_accuracy": right, **run.row,
     }  # fmt: skip
 
 
 def write(store: Rows) -> None:
-    rows = {key: row | {"net": f"{row['net']}, {row['bits']}"} for key, row in store.all().items()}
+    rows = {}
+    for key, row in store.all().items():
+        bits = ", by bits" if row.get("by") == "bits" else ""
+        rows[key] = row | {"net": f"{row['net']}, {row['bits']}{bits}"}
     nets = sorted({row["net"] for row in rows.values()}, reverse=True)
     lines = ["# Theorem and corollary", "",
              "Written by `python benchmarks/theorem.py`, whose head says what is measured; rows with commands and versions in",
@@ -167,7 +185,7 @@ def write(store: Rows) -> None:
                 lines.append(f"| {net}, {len(chains)} seeds | {name} | {sum(b >= a for a, b in pairs)} of {len(pairs)} | "
                              f"{growth:.2f} |")  # fmt: skip
     lines += ["", "## One block scaled: its loss over that of the block in front, and that of the block behind over its", "",
-              "| nets | inner channels | scaled / in front, by seed | geometric mean | behind / scaled |",
+              "| nets | capacity | scaled / in front, by seed | geometric mean | behind / scaled |",
               "|---|---|---|---|---|"]  # fmt: skip
     for net in nets:
         for factor in sorted({r["factor"] for r in rows.values()}):
@@ -206,7 +224,7 @@ def draw(rows: dict[str, Any], nets: list[str]) -> None:
                 )
         scaled.axvspan(SCALED + 0.6, SCALED + 1.4, color="#f2cf63", alpha=0.35, linewidth=0)
         scaled.set_title(f"{net}: block {SCALED + 1} scaled, mean of seeds", fontsize=10.5)
-        scaled.legend(title="inner channels", ncols=2, fontsize=8.5, title_fontsize=8.5)
+        scaled.legend(title="capacity", ncols=2, fontsize=8.5, title_fontsize=8.5)
         top = max([*equal.get_ylim(), *scaled.get_ylim()])
         for axis in (equal, scaled):
             axis.set_ylim(0, top)
@@ -219,7 +237,7 @@ def draw(rows: dict[str, Any], nets: list[str]) -> None:
         ratio.set_xscale("log", base=2)
         ratio.set_xticks(factors, [f"x{f:g}" for f in factors])
         ratio.set_ylim(0, max(2.2, 1.1 * ratio.get_ylim()[1]))
-        ratio.set_xlabel(f"inner channels of block {SCALED + 1}")
+        ratio.set_xlabel(f"capacity of block {SCALED + 1}")
         ratio.set_ylabel(f"loss of block {SCALED + 1} / block {SCALED}")
         ratio.set_title("step at the scaled block; above 1 the loss rises", fontsize=10.5)
     iters = " or ".join(str(n) for n in sorted({row["iters"] for row in rows.values()}))
@@ -231,6 +249,7 @@ def draw(rows: dict[str, Any], nets: list[str]) -> None:
 def main() -> None:
     parser = arguments(__doc__, quick="2 seeds, 60 iterations, 8 epochs")
     parser.add_argument("--nets", nargs="*", default=list(NETS), choices=list(NETS), metavar="NAME")
+    parser.add_argument("--by", default="channels", choices=["channels", "bits"])
     parser.add_argument("--factors", type=float, nargs="*", default=[0.25, 0.5, 1.0, 2.0, 4.0])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--bits", type=int, nargs=2, default=(2, 4))
@@ -240,7 +259,9 @@ def main() -> None:
     if args.quick:
         args.seeds, args.iters, args.epochs = [0, 1], 60, 8
     store = Rows("theorem")
-    keys = {f"theorem-{net.replace(', ', '-')}-{factor:g}-{seed}-w{args.bits[0]}a{args.bits[1]}-{args.iters}": (net, factor, seed)
+    bits = "-bits" if args.by == "bits" else ""
+    name = f"w{args.bits[0]}a{args.bits[1]}-{args.iters}{bits}"
+    keys = {f"theorem-{net.replace(', ', '-')}-{factor:g}-{seed}-{name}": (net, args.by, factor, seed)
             for seed in args.seeds for net in args.nets for factor in args.factors}  # fmt: skip
     if not args.draw:
         for key in store.missing(list(keys), again=args.again):
