@@ -1,6 +1,7 @@
 """Does oscillation matter? Random granularity schemes on ResNet-20: the end against the largest loss on the way.
 
-usage: python benchmarks/schemes_random.py [--data ../shared] [--schemes 24] [--bits 2 4] [--iters 300] [--quick]
+usage: python benchmarks/schemes_random.py [--data ../shared] [--schemes 24] [--bits 2 4] [--iters 300]
+           [--samples 1024] [--joint sum|same] [--quick]
 
 Every row is one run of `mrecg` over `brecq` with squared error and a scheme drawn at random: neighbouring units joined with
 probability one half, groups of at most three, stem and classifier alone (the rules of mrecg_onnx/granularity.py); the
@@ -9,6 +10,7 @@ the last block is held against the final error; here also against accuracy (refe
 "unit losses" are what the runs saw (held-out images, one value a joint unit): a scheme with few, long units has fewer places
 to be large at, and they all lie further in front. "block losses" are measured on the finished network at the same places
 for all schemes, every block but the last, also inside joint units. Joining itself changes the end, hence the last column.
+--joint: whether joined units have the iterations of all their members or as many as any unit (as published).
 Squared errors summed over channels, mean over images and space. The last block's unit ends behind global pooling; schemes
 that join it with the one in front are told apart.
 
@@ -55,7 +57,7 @@ def measure(key: str, seed: int, args: Any) -> dict[str, Any]:
     file.write_text(json.dumps([[i] * n if n > 1 else i for i, n in enumerate(scheme(seed))]))
     settings = mrecg_onnx.Settings(
         wbits=args.bits[0], abits=args.bits[1], method="mrecg", base="brecq", scheme=str(file), loss="mse",
-        iters=args.iters, threads=args.threads, device=args.device,
+        iters=args.iters, samples=args.samples, joint_iters=args.joint, threads=args.threads, device=args.device,
     )  # fmt: skip
     dataset = SETS[MODEL]
     fp32 = args.data / "models" / f"{MODEL}.onnx"
@@ -63,7 +65,8 @@ def measure(key: str, seed: int, args: Any) -> dict[str, Any]:
     losses = block_losses(run)
     said = referee(args.data, run.row["file"], dataset, fp32)
     return {
-        "seed": seed, "bits": f"W{args.bits[0]}A{args.bits[1]}", "iters": args.iters, "scheme": scheme(seed), **run.row,
+        "seed": seed, "bits": f"W{args.bits[0]}A{args.bits[1]}", "iters": args.iters, "joint": args.joint,
+        "samples": args.samples, "scheme": scheme(seed), **run.row,
         "block_losses": losses, "largest_unit_loss": max(run.row["unit_losses"][:-2]), "largest_block_loss": max(losses[:-2]),
         "final_block_loss": losses[-2], "final_loss": losses[-1], "top1": said["top1"], "fp32_top1": said["against_top1"],
     }  # fmt: skip
@@ -92,6 +95,11 @@ def partial(x: list[float], y: list[float], given: list[int]) -> float:
     return float((xy - xg * yg) / math.sqrt((1 - xg**2) * (1 - yg**2)))
 
 
+def _group(row: dict[str, Any]) -> tuple[str, str]:
+    """Bits and iterations of a row; joined units may have those of all their members."""
+    return row["bits"], f"{row['iters']}{' a member' if row.get('joint') == 'sum' else ''}"
+
+
 LABELS = {"final_block_loss": "error of the last block", "final_loss": "error of the logits", "top1": "top-1",
           "joined": "number of joined pairs", "largest_unit_loss": "largest unit loss on the way",
           "largest_block_loss": "largest block loss on the way"}  # fmt: skip
@@ -104,9 +112,9 @@ def write(store: Rows) -> None:
              "![the end against the largest loss on the way](schemes_random.png)", "",
              "| bits, iterations, schemes | on the way | against | Spearman's rho | p | rho at equal numbers of joined pairs |",
              "|---|---|---|---|---|---|"]  # fmt: skip
-    groups = sorted({(r["bits"], r["iters"]) for r in rows.values()})
+    groups = sorted({_group(r) for r in rows.values()})
     for bits, iters in groups:
-        some = [r for r in rows.values() if (r["bits"], r["iters"]) == (bits, iters)]
+        some = [r for r in rows.values() if _group(r) == (bits, iters)]
         if len(some) < 4:
             continue
         for pair, (rho, p, given) in correlations(some).items():
@@ -123,7 +131,7 @@ def write(store: Rows) -> None:
         "|---|---|---|---|---|",
     ]
     for bits, iters in groups:
-        some = [r for r in rows.values() if (r["bits"], r["iters"]) == (bits, iters) and r["seed"]]
+        some = [r for r in rows.values() if _group(r) == (bits, iters) and r["seed"]]
         for what, mine in (
             ("joined", [r for r in some if last_joined(r)]),
             ("alone", [r for r in some if not last_joined(r)]),
@@ -137,7 +145,7 @@ def write(store: Rows) -> None:
     lines += ["", "Without merging and at the extremes:", "", "| bits | scheme | largest unit loss | logits | top-1 |",
               "|---|---|---|---|---|"]  # fmt: skip
     for bits, iters in groups:
-        some = [r for r in rows.values() if (r["bits"], r["iters"]) == (bits, iters)]
+        some = [r for r in rows.values() if _group(r) == (bits, iters)]
         ranked = sorted(some, key=lambda r: r["largest_unit_loss"])
         single = [r for r in some if r["seed"] == 0]
         for what, row in [*(("no merging", r) for r in single), ("smallest", ranked[0]), ("largest", ranked[-1])]:
@@ -147,13 +155,13 @@ def write(store: Rows) -> None:
     draw(rows, groups)
 
 
-def draw(rows: dict[str, Any], groups: list[tuple[str, int]]) -> None:
+def draw(rows: dict[str, Any], groups: list[tuple[str, str]]) -> None:
     plt = plotting()
     ways, ends = ("largest_unit_loss", "largest_block_loss"), ("final_loss", "top1")
     figure, axes = plt.subplots(len(ends), len(ways) * len(groups), figsize=(4.3 * len(ways) * len(groups), 6.4),
                                 squeeze=False, sharey="row")  # fmt: skip
     for g, (bits, iters) in enumerate(groups):
-        some = [r for r in rows.values() if (r["bits"], r["iters"]) == (bits, iters)]
+        some = [r for r in rows.values() if _group(r) == (bits, iters)]
         for w, way in enumerate(ways):
             for e, end in enumerate(ends):
                 axis = axes[e][g * len(ways) + w]
@@ -186,11 +194,14 @@ def main() -> None:
     parser.add_argument("--schemes", type=int, default=24)
     parser.add_argument("--bits", type=int, nargs=2, default=(2, 4))
     parser.add_argument("--iters", type=int, default=300)
+    parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--joint", default="sum", choices=["sum", "same"])
     args = parser.parse_args()
     if args.quick:
         args.schemes, args.iters = 8, 60
     store = Rows("schemes_random")
-    keys = {f"schemes-w{args.bits[0]}a{args.bits[1]}-{args.iters}-{seed}": seed for seed in range(args.schemes)}
+    point = f"w{args.bits[0]}a{args.bits[1]}-{args.iters}-{args.samples}-{args.joint}"
+    keys = {f"schemes-{point}-{seed}": seed for seed in range(args.schemes)}
     if not args.draw:
         for key in store.missing(list(keys), again=args.again):
             store.add(key, measure(key, keys[key], args))

@@ -1,10 +1,12 @@
 """The paper's Table 1 at our scale: every method at W4A4, W2A4, W3A3 and W2A2, all else equal.
 
 usage: python benchmarks/table1.py [--data ../shared] [--models NAME ...] [--methods NAME ...] [--bits W4A4 ...]
-           [--seeds 0 1 2] [--iters 1000] [--batch 32] [--samples 1024] [--augment none|flip] [--steps] [--quick]
+           [--seeds 0 1 2] [--iters 1000] [--batch 32] [--samples 1024] [--augment none|flip] [--lapq-images 512]
+           [--lapq-evaluations N] [--steps] [--quick]
 
 Equal calibration images, batch and iterations a unit for every method (AdaRound's units are layers); top-1 by the referee on
-ONNX Runtime; ResNet-20 with three seeds, the others with the first. McNemar's p of each method against FP32 is the
+ONNX Runtime; ResNet-20 with three seeds, the others with the first. mrecg merges units over
+brecq, mrecg-qdrop over qdrop. McNemar's p of each method against FP32 is the
 referee's. A row that fails (a method that cannot do the bits) is kept with its reason and measured again by --again.
 --steps measures nothing new: it holds each method's file against its weaker parent's, image by image (McNemar, exact).
 
@@ -24,8 +26,10 @@ SEEDED = "resnet20_cifar10"
 #: What each method adds something to; mrecg's base is brecq by default.
 PARENTS = {
     "aciq": "nearest", "lapq": "nearest", "bit-split": "nearest", "adaround": "nearest", "adaquant": "nearest",
-    "brecq-paper": "adaround", "brecq": "adaround", "qdrop": "brecq", "mrecg": "brecq",
+    "brecq-paper": "adaround", "brecq": "adaround", "qdrop": "brecq", "mrecg": "brecq", "mrecg-qdrop": "qdrop",
 }  # fmt: skip
+#: Rows of the table that are not rows of the package's: mrecg over its other base.
+VARIANTS = {"mrecg-qdrop": {"method": "mrecg", "base": "qdrop"}}
 
 
 def widths(text: str) -> tuple[int, int]:
@@ -33,6 +37,12 @@ def widths(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"W(\d)A(\d)", text)
     assert found is not None, text
     return int(found[1]), int(found[2])
+
+
+def choices(method: str, args: Any) -> dict[str, Any]:
+    """Settings that make a row; lapq has no iterations, it says otherwise how long it searches."""
+    search = {"lapq_images": args.lapq_images, "lapq_evaluations": args.lapq_evaluations} if method == "lapq" else {}
+    return VARIANTS.get(method, {"method": method}) | search
 
 
 def measure(key: str, point: dict[str, Any], args: Any) -> dict[str, Any]:
@@ -44,9 +54,9 @@ def measure(key: str, point: dict[str, Any], args: Any) -> dict[str, Any]:
     calib = args.data / "data" / dataset / "calib"
     try:
         settings = mrecg_onnx.Settings(
-            wbits=wbits, abits=abits, method=point["method"], seed=point["seed"], iters=point["iters"],
+            wbits=wbits, abits=abits, seed=point["seed"], iters=point["iters"],
             batch_size=point["batch"], samples=point["samples"], augment=point["augment"], threads=args.threads,
-            device=args.device,
+            device=args.device, **choices(point["method"], args),
         )  # fmt: skip
         run = quantize(key, fp32, calib, settings)
     except mrecg_onnx.MrecgError as error:
@@ -177,12 +187,14 @@ def main() -> None:
 
     parser = arguments(__doc__, quick="ResNet-20, one seed, 60 iterations, 256 images")
     parser.add_argument("--models", nargs="*", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="*", default=[*METHODS, *VARIANTS], choices=[*METHODS, *VARIANTS])
     parser.add_argument("--bits", nargs="*", default=list(BITS), choices=list(BITS))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--iters", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--lapq-images", type=int, default=512)
+    parser.add_argument("--lapq-evaluations", type=int, default=None)
     parser.add_argument("--augment", default="none", choices=["none", "flip"])
     parser.add_argument("--steps", action="store_true", help="hold the files of each method against its parent's")
     args = parser.parse_args()
