@@ -40,6 +40,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "regularizer x10": {"rounding_weight": 0.1},
     "window 14": {"window": 14},
     "whole maps": {"window": 0},
+    "no drop, window 14": {"drop": 1.0, "window": 14},
+    "no drop, whole maps": {"drop": 1.0, "window": 0},
     "128 images": {"samples": 128},
     "1000 images": {"samples": 1000},
     "no equalization": {"equalize": "off"},
