@@ -31,7 +31,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "bit-split, biases fixed": {"method": "bit-split", "learn_bias": False},
     "adaround": {"method": "adaround"},
     "adaround, cosine": {"method": "adaround", "anneal": "cosine"},
+    "adaround, float activations": {"method": "adaround", "abits": 32},
     "adaquant": {"method": "adaquant"},
+    "brecq-paper, float activations": {"method": "brecq-paper", "abits": 32},
     "brecq-paper, mse": {"method": "brecq-paper", "loss": "mse"},
     "brecq-paper, fisher": {"method": "brecq-paper", "loss": "fisher"},
     "brecq": {"method": "brecq"},
@@ -51,10 +53,10 @@ def measure(key: str, point: dict[str, Any], args: Any) -> dict[str, Any]:
     wbits, abits = widths(point["bits"])
     dataset, fp32 = SETS[MODEL], args.data / "models" / f"{MODEL}.onnx"
     try:
+        chosen = {"wbits": wbits, "abits": abits} | ROWS[point["row"]]
         settings = mrecg_onnx.Settings(
-            wbits=wbits, abits=abits, seed=point["seed"], iters=point["iters"], threads=args.threads, device=args.device,
-            **ROWS[point["row"]],
-        )  # fmt: skip
+            seed=point["seed"], iters=point["iters"], threads=args.threads, device=args.device, **chosen
+        )
         run = quantize(key, fp32, args.data / "data" / dataset / "calib", settings)
     except mrecg_onnx.MrecgError as error:
         return {**point, "failed": str(error)}
