@@ -117,6 +117,42 @@ def _captured() -> Iterator[list[Any]]:
         quantization.export = export
 
 
+def share_starts() -> None:
+    """Let all runs of this process share what is the same for methods compared at equal images: equalization and ranges.
+
+    Both depend on the float network, the activation quantizers, the first calibration images and the range search alone; on
+    MobileNetV2 they take as long as a hundred iterations of everything. Times of the rows then leave them out.
+    """
+    from mrecg_onnx import preparation  # noqa: PLC0415
+
+    choose, search = preparation.choose_scales, preparation.search_grids
+    scales: dict[Any, Any] = {}
+    grids: dict[Any, Any] = {}
+
+    def network_and_data(network: Any, data: Any) -> tuple[Any, ...]:
+        # Rounded sums tell networks and images apart; the quantizers' names and widths are in the keys, too.
+        tensors = [t for step in network.steps for t in step.module.state_dict().values() if t.is_floating_point()]
+        weights = [float(t.double().sum()) for t in tensors]
+        return tuple(weights), tuple((n, tuple(x.shape), float(x.double().sum())) for n, x in sorted(data.items()))
+
+    def chosen(network: Any, streams: Any, activations: Any, data: Any) -> Any:
+        key = (activations, tuple(s.name for s in streams), *network_and_data(network, data))
+        if key not in scales:
+            scales[key] = choose(network, streams, activations, data)
+        return scales[key]
+
+    def searched(network: Any, plan: Any, data: Any, settings: Any, only: Any = None) -> Any:
+        if only is not None:
+            return search(network, plan, data, settings, only)
+        ranges = preparation.chosen_ranges(settings)
+        key = (plan.activations, repr(ranges), settings.range_samples, *network_and_data(network, data))
+        if key not in grids:
+            grids[key] = search(network, plan, data, settings)
+        return dict(grids[key])
+
+    preparation.choose_scales, preparation.search_grids = chosen, searched
+
+
 def quantize(name: str, model: Path, calib: Path, settings: Any, *, images: int = 0) -> Run:
     """Quantize ``model`` to ``build/benchmarks/NAME.onnx``; ``images`` calibration images are kept for losses."""
     import torch  # noqa: PLC0415

@@ -35,6 +35,7 @@ from _experiment import (
     quantize,
     referee,
     rises,
+    share_starts,
 )
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -183,6 +184,7 @@ def main() -> None:
         wanted["-".join(["oscillation", *(str(v) for v in point.values())])] = point
     store = Rows("oscillation")
     if not args.draw:
+        share_starts()
         for key in store.missing(list(wanted), again=args.again):
             row = measure(key, wanted[key], args)
             store.add(key, row)

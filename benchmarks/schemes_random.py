@@ -25,7 +25,20 @@ import random
 import statistics
 from typing import Any
 
-from _experiment import BUILD, NAMES, RESULTS, SETS, Rows, arguments, block_losses, machine, plotting, quantize, referee
+from _experiment import (
+    BUILD,
+    NAMES,
+    RESULTS,
+    SETS,
+    Rows,
+    arguments,
+    block_losses,
+    machine,
+    plotting,
+    quantize,
+    referee,
+    share_starts,
+)
 from scipy.stats import spearmanr
 
 MODEL = "resnet20_cifar10"
@@ -203,6 +216,7 @@ def main() -> None:
     point = f"w{args.bits[0]}a{args.bits[1]}-{args.iters}-{args.samples}-{args.joint}"
     keys = {f"schemes-{point}-{seed}": seed for seed in range(args.schemes)}
     if not args.draw:
+        share_starts()
         for key in store.missing(list(keys), again=args.again):
             store.add(key, measure(key, keys[key], args))
             row = store.all()[key]

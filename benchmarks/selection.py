@@ -10,6 +10,7 @@ published configuration, on ResNets its pattern (the last block of a stage with 
 drawn for each seed. "none, twice the iterations" is what the time that joining costs brings without joining. "peak, own k"
 lets the signed rule decide how many pairs there are; k is that of the published scheme. --joint: whether joined units have
 the iterations of all their members or as many as any unit (as published).
+All rules of one process share equalization and ranges; times leave them out.
 Top-1 by the referee; the error of the logits is the relative squared error to FP32 by the referee's SQNR.
 
 Rows are merged into benchmarks/results/selection.json (.csv); table and figure are written from them.
@@ -22,7 +23,7 @@ import random
 import statistics
 from typing import Any
 
-from _experiment import BUILD, NAMES, RESULTS, SETS, Rows, arguments, machine, plotting, quantize, referee
+from _experiment import BUILD, NAMES, RESULTS, SETS, Rows, arguments, machine, plotting, quantize, referee, share_starts
 
 RULES: dict[str, dict[str, Any]] = {
     "none": {"scheme": "none"},
@@ -180,6 +181,7 @@ def main() -> None:
             wanted["-".join(["selection", *(str(v) for v in point.values())])] = point
     store = Rows("selection")
     if not args.draw:
+        share_starts()
         for key in store.missing(list(wanted), again=args.again):
             row = measure(key, wanted[key], args)
             store.add(key, row)

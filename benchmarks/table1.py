@@ -6,7 +6,8 @@ usage: python benchmarks/table1.py [--data ../shared] [--models NAME ...] [--met
 
 Equal calibration images, batch and iterations a unit for every method (AdaRound's units are layers); top-1 by the referee on
 ONNX Runtime; ResNet-20 with three seeds, the others with the first. mrecg merges units over
-brecq, mrecg-qdrop over qdrop. McNemar's p of each method against FP32 is the
+brecq, mrecg-qdrop over qdrop. All methods of one process share equalization and ranges; "seconds" leave them out.
+McNemar's p of each method against FP32 is the
 referee's. A row that fails (a method that cannot do the bits) is kept with its reason and measured again by --again.
 --steps measures nothing new: it holds each method's file against its weaker parent's, image by image (McNemar, exact).
 
@@ -19,7 +20,20 @@ import re
 import statistics
 from typing import Any
 
-from _experiment import BUILD, COLORS, NAMES, RESULTS, SETS, Rows, arguments, machine, plotting, quantize, referee
+from _experiment import (
+    BUILD,
+    COLORS,
+    NAMES,
+    RESULTS,
+    SETS,
+    Rows,
+    arguments,
+    machine,
+    plotting,
+    quantize,
+    referee,
+    share_starts,
+)
 
 BITS = ("W4A4", "W2A4", "W3A3", "W2A2")
 SEEDED = "resnet20_cifar10"
@@ -207,6 +221,7 @@ def main() -> None:
             if found is not None:
                 store.amend(key, found)
     elif not args.draw:
+        share_starts()
         for key in store.missing(list(wanted), again=args.again):
             row = measure(key, wanted[key], args)
             store.add(key, row)
