@@ -21,10 +21,15 @@ def free_batch(model: ir.Model) -> ir.Model:
         return model
     batch = batches.pop()
     for node in model.graph:
-        if not is_standard(node, "Reshape") or attribute_int(node, "allowzero", 0):
+        if not is_standard(node, "Reshape"):
             continue
         shape, source = constant(node.inputs[1]), dims(node.inputs[0])
         if shape is None or not source or not len(shape) or source[0] != batch or int(shape[0]) != batch:
             continue
+        if attribute_int(node, "allowzero", 0):
+            if 0 in shape:
+                continue  # an empty dimension, not "as in the input"
+            # torch.export's exporter always writes allowzero; without a 0 in the shape it says nothing.
+            node.attributes.pop("allowzero")
         set_constant(node, 1, np.asarray([0, *(int(d) for d in shape[1:])], np.int64), f"{node.name}_shape")
     return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,6 +15,8 @@ from stages import feeds, planned
 from torch import Tensor, nn
 
 from mrecg_onnx.converters import to_torch
+from mrecg_onnx.quantization import quantize
+from mrecg_onnx.settings import Settings
 
 
 class Fire(nn.Module):
@@ -58,12 +61,22 @@ def check(model: onnx.ModelProto) -> None:
     assert len(layers) == sum(node.op_type == "Conv" for node in graph.graph)
 
 
+def check_quantized(model: onnx.ModelProto, folder: Path) -> None:
+    """A few iterations at W4A4, on more samples than the model's batch: the file opens and is what was simulated."""
+    np.savez(folder / "calib.npz", **feeds(model, count=8))
+    result = quantize(model, folder / "calib.npz", Settings(iters=3, batch_size=4, threads=1))
+    assert not result.verification.warnings
+    assert {layer for unit in result.units for layer in unit.layers} == {layer.name for layer in result.plan.layers}
+
+
 @pytest.mark.parametrize("opset", [13, 17])
-def test_squeezenet_by_torchscript(opset: int) -> None:
+def test_squeezenet_by_torchscript(opset: int, tmp_path: Path) -> None:
     check(exported(opset, dynamo=False))
+    check_quantized(exported(opset, dynamo=False), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("opset", [18, 20, 23])
-def test_squeezenet_by_torch_export(opset: int) -> None:
+def test_squeezenet_by_torch_export(opset: int, tmp_path: Path) -> None:
     check(exported(opset, dynamo=True))
+    check_quantized(exported(opset, dynamo=True), tmp_path)
