@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections import Counter
 from typing import Any
 
 from _experiment import (
@@ -164,13 +165,15 @@ def _cell(rows: list[dict[str, Any]]) -> str:
 
 
 def draw(rows: dict[str, Any]) -> None:
-    """The last measured group: a panel for every model and width, a dot for every seed."""
+    """Each model's group of most rows: a panel for every model and width, a dot for every seed."""
     plt = plotting()
-    group = list(dict.fromkeys(_group(r) for r in rows.values()))[-1]
-    some = [r for r in rows.values() if _group(r) == group and not r["failed"]]
-    models = [m for m in NAMES if any(r["model"] == m for r in some)]
+    good = [r for r in rows.values() if not r["failed"]]
+    models = [m for m in NAMES if any(r["model"] == m for r in good)]
+    groups = {m: Counter(_group(r) for r in good if r["model"] == m).most_common(1)[0][0] for m in models}
+    some = [r for r in good if _group(r) == groups[r["model"]]]
     bits = [b for b in BITS if any(r["bits"] == b for r in some)]
-    methods = list(dict.fromkeys(r["method"] for r in some))
+    order = ["nearest", *PARENTS]
+    methods = sorted(dict.fromkeys(r["method"] for r in some), key=order.index)
     size = (1.6 + 2.9 * len(bits), 1 + len(models) * (0.7 + 0.3 * len(methods)))
     figure, axes = plt.subplots(len(models), len(bits), figsize=size, squeeze=False, sharey=True)
     for model, line in zip(models, axes, strict=True):
@@ -187,7 +190,7 @@ def draw(rows: dict[str, Any]) -> None:
                     )
             if mine:
                 axis.axvline(100 * mine[0]["fp32_top1"], color="#555555", linestyle="--", linewidth=1)
-            axis.set_title(f"{NAMES[model]}, {width}", fontsize=10)
+            axis.set_title(f"{NAMES[model]}, {width}, {groups[model][0]} iterations", fontsize=10)
             axis.set_yticks(range(len(methods)), methods)
             axis.set_ylim(len(methods) - 0.5, -0.7)
             axis.margins(x=0.14)
