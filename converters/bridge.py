@@ -40,6 +40,15 @@ class TorchModel(fx.GraphModule):
         """The names of the ONNX nodes by the names of the fx nodes that call their modules, in topological order."""
         return {node.name: node.meta["onnx_node"] for node in self.graph.nodes if "onnx_node" in node.meta}
 
+    @property
+    def fallback_nodes(self) -> dict[str, str]:
+        """The ONNX nodes that run through ONNX Runtime, by name, and why torch cannot run them; in topological order."""
+        return {
+            node.meta["onnx_node"]: node.meta["onnx_fallback"]
+            for node in self.graph.nodes
+            if "onnx_fallback" in node.meta
+        }
+
 
 def to_torch(model: onnx.ModelProto | ir.Model | str | Path) -> TorchModel:
     """Convert an ONNX model to a ``torch.fx.GraphModule`` with one module per node.
