@@ -25,7 +25,7 @@ _BY_BITS = {
     torch.float8_e5m2: (ml_dtypes.float8_e5m2, np.uint8, torch.uint8),
     torch.float8_e5m2fnuz: (ml_dtypes.float8_e5m2fnuz, np.uint8, torch.uint8),
 }
-_PLAIN = frozenset("?bBhHiIlLqQefdFD")
+_PLAIN_KINDS = "biufc"
 
 
 def from_array(value: Any) -> Any:
@@ -38,7 +38,10 @@ def from_array(value: Any) -> Any:
     for dtype, (own, bits, carrier) in _BY_BITS.items():
         if array.dtype == own:
             return torch.from_numpy(array.view(bits)).view(carrier).view(dtype)
-    return torch.from_numpy(array) if array.dtype.char in _PLAIN else array
+    if array.dtype.kind not in _PLAIN_KINDS:
+        return array
+    # numpy has two names for 64 bits; torch knows only one of them.
+    return torch.from_numpy(array.view(np.dtype(f"{array.dtype.kind}{array.dtype.itemsize}")))
 
 
 def to_array(value: Any) -> Any:

@@ -6,7 +6,16 @@ an exit code; Python callers catch :class:`MrecgError`.
 
 from __future__ import annotations
 
-__all__ = ["ConversionError", "DataError", "ExportError", "ModelError", "MrecgError", "RefusedError", "SettingsError", "WorkerError"]
+__all__ = [
+    "ConversionError",
+    "DataError",
+    "ExportError",
+    "ModelError",
+    "MrecgError",
+    "RefusedError",
+    "SettingsError",
+    "WorkerError",
+]
 
 
 class MrecgError(Exception):

@@ -172,7 +172,8 @@ def _check_finite(model: onnx.ModelProto, where: str) -> None:
             continue
         if np.isnan(values).any():
             raise ModelError(f"{where}: tensor '{name}' holds NaN; the model cannot be used")
-        if not readers.get(name, set()) <= _INFINITY_IS_ORDINARY:
+        # A single number is no weight but a bound or a mask's value, which may also pass a Cast first.
+        if values.size > 1 and not readers.get(name, set()) <= _INFINITY_IS_ORDINARY:
             raise ModelError(f"{where}: tensor '{name}' holds Inf; the model cannot be used")
 
 

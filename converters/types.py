@@ -33,13 +33,32 @@ _NATIVE = frozenset(
 _HELD = frozenset({TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64})
 
 # Operators that move elements, whatever they are.
-_MOVES = frozenset({"Cast", "CastLike", "Flatten", "Identity", "Reshape", "Shape", "Size", "Squeeze", "Transpose", "Unsqueeze"})
+_MOVES = frozenset(
+    {
+        "BitCast",
+        "Cast",
+        "CastLike",
+        "Flatten",
+        "Identity",
+        "Reshape",
+        "Shape",
+        "Size",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+
+# Operators whose converters know how to compute with types that torch only holds.
+_WIDENED = frozenset({"BitShift"})
 
 
 def tensor_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
     """Return the types of the graph's tensors by name, of those that are known."""
     graph = model.graph
-    found = {value.name: value.type for value in (*graph.value_info, *graph.input, *graph.output) if _is_known(value.type)}
+    found = {
+        value.name: value.type for value in (*graph.value_info, *graph.input, *graph.output) if _is_known(value.type)
+    }
     for tensor in graph.initializer:
         found[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
     return found
@@ -47,7 +66,7 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
 
 def foreign_tensor(node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto]) -> str | None:
     """Return what torch has no tensors for among what ``node`` reads and makes, None where there is nothing."""
-    fine = _NATIVE | _HELD if node.op_type in _MOVES else _NATIVE
+    fine = _NATIVE | _HELD if node.op_type in _MOVES | _WIDENED else _NATIVE
     for name in (*node.input, *node.output):
         kind = types.get(name)
         if kind is None:

@@ -152,6 +152,10 @@ _FUNCTIONS: dict[str, tuple[int, Callable[..., Tensor]]] = {
     "Floor": (1, torch.floor),
     "Greater": (7, torch.gt),
     "GreaterOrEqual": (12, torch.ge),
+    "BitwiseAnd": (18, torch.bitwise_and),
+    "BitwiseNot": (18, torch.bitwise_not),
+    "BitwiseOr": (18, torch.bitwise_or),
+    "BitwiseXor": (18, torch.bitwise_xor),
     "HardSwish": (14, F.hardswish),
     "Identity": (1, _identity),
     "IsNaN": (9, torch.isnan),
@@ -242,8 +246,24 @@ def _swish(node: OnnxNode) -> Callable[..., Tensor]:
     return lambda x: x * torch.sigmoid(alpha * x)
 
 
+def _swiglu(node: OnnxNode) -> Callable[..., Tensor]:
+    alpha = node.attributes.get("alpha", 1.0)
+    return lambda a, b: a * torch.sigmoid(alpha * a) * b
+
+
 def _mod(node: OnnxNode) -> Callable[..., Tensor]:
-    return torch.fmod if node.attributes.get("fmod", 0) else torch.remainder
+    return _through_int64(torch.fmod if node.attributes.get("fmod", 0) else torch.remainder)
+
+
+def _through_int64(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compute on uint16 and uint32, for which torch has no arithmetic, as int64."""
+
+    def compute(a: Tensor, b: Tensor) -> Tensor:
+        if a.dtype not in {torch.uint16, torch.uint32}:
+            return function(a, b)
+        return function(a.to(torch.int64), b.to(torch.int64)).to(a.dtype)
+
+    return compute
 
 
 def _is_inf(node: OnnxNode) -> Callable[..., Tensor]:
@@ -262,6 +282,7 @@ _MAKERS: dict[str, tuple[int, Callable[[OnnxNode], Callable[..., Tensor]]]] = {
     "Mod": (10, _mod),
     "Selu": (1, _selu),
     "Shrink": (9, _shrink),
+    "SwiGLU": (28, _swiglu),
     "Swish": (24, _swish),
     "ThresholdedRelu": (10, _thresholded_relu),
 }
@@ -329,6 +350,41 @@ def _cast(node: OnnxNode, _graph: OnnxGraph) -> OperationConverterResult:
 @converter("CastLike", 15)
 def _cast_like(node: OnnxNode, _graph: OnnxGraph) -> OperationConverterResult:
     return result(Elementwise(lambda x, like: x.to(like.dtype)), node)
+
+
+_SIGNED = {torch.uint8: torch.int16, torch.uint16: torch.int32, torch.uint32: torch.int64}
+
+
+def _shift(x: Tensor, by: Tensor, left: bool) -> Tensor:
+    """Shift the bits of ``x``; by their number or more, or by less than none, leaves the sign alone."""
+    bits = x.element_size() * 8
+    if x.dtype == torch.uint64:
+        # Halves of 32 bits: torch cannot shift 64 without a sign.
+        words, steps = x.view(torch.int64), by.view(torch.int64)
+        inside = (steps >= 0) & (steps < bits)
+        steps = steps.clamp(0, bits - 1)
+        # Rightwards the sign bit would be copied: the bits it was copied to are cut off.
+        kept = torch.where(steps > 0, ~(torch.full_like(words, -1) << (bits - steps).clamp(max=bits - 1)), -1)
+        moved = words << steps if left else (words >> steps) & kept
+        return torch.where(inside, moved, torch.zeros_like(moved)).view(torch.uint64)
+    wide = x.to(_SIGNED.get(x.dtype, x.dtype))
+    steps = by.to(wide.dtype)
+    inside = (steps >= 0) & (steps < bits)
+    steps = steps.clamp(0, bits - 1)
+    nothing = torch.zeros_like(wide)
+    moved = wide << steps if left else wide >> steps
+    return torch.where(inside, moved, nothing if left else torch.where(wide < 0, nothing - 1, nothing)).to(x.dtype)
+
+
+@converter("BitShift", 11)
+def _bit_shift(node: OnnxNode, _graph: OnnxGraph) -> OperationConverterResult:
+    return result(Elementwise(functools.partial(_shift, left=node.attributes["direction"] == "LEFT")), node)
+
+
+@converter("BitCast", 26)
+def _bit_cast(node: OnnxNode, _graph: OnnxGraph) -> OperationConverterResult:
+    dtype = torch_dtype(node.attributes["to"])
+    return result(Elementwise(lambda x: x.contiguous().view(dtype)), node)
 
 
 @converter("Dropout", 7)
