@@ -14,7 +14,7 @@ from torch import fx, nn
 import mrecg_onnx.converters.ops  # noqa: F401 - registers the converters
 from mrecg_onnx.converters.errors import ConversionError, RefusedError
 from mrecg_onnx.converters.fallback import convert_by_runtime
-from mrecg_onnx.converters.load import load_model
+from mrecg_onnx.converters.load import RUNTIME_DOMAINS, load_model
 from mrecg_onnx.converters.normalize import editable, restructure
 from mrecg_onnx.converters.ops.common import to_tensor
 from mrecg_onnx.converters.registry import OnnxGraph, OnnxNode, find_converter
@@ -33,9 +33,6 @@ logger = logging.getLogger(__name__)
 
 # So many are named when several nodes cannot be converted.
 _NAMED_AT_MOST = 5
-
-RUNTIME_DOMAINS = frozenset({"", "ai.onnx.ml", "ai.onnx.preview", "ai.onnx.preview.training", "com.microsoft"})
-"""The domains whose operators ONNX Runtime's CPU provider may know."""
 
 
 class TorchModel(fx.GraphModule):
@@ -137,8 +134,6 @@ class _Builder:
         self.graph.lint()
         module = TorchModel(self.root, self.graph)
         module.eval().requires_grad_(False)
-        if module.fallback_nodes:
-            logger.info("nodes that ONNX Runtime runs: %s", _listed(module.fallback_nodes))
         return module
 
     def convert_all(self) -> list[_Converted]:
@@ -172,7 +167,8 @@ class _Builder:
         except ConversionError as error:
             if domain not in RUNTIME_DOMAINS:
                 raise ConversionError(
-                    f"{domain}::{proto.op_type} is of the domain '{domain}', which neither torch nor ONNX Runtime knows"
+                    f"{domain}::{proto.op_type} version {self.opsets[domain]} is of a domain that neither torch nor "
+                    "ONNX Runtime knows"
                 ) from error
             raise ConversionError(f"{reason}; {error}") from error
         return _Converted(proto, found, reason)
@@ -236,12 +232,6 @@ class _Builder:
             node.meta["onnx_tensor"] = name
             self.values[name] = node
         return self.values[name]
-
-
-def _listed(fallen: dict[str, str]) -> str:
-    names = [f"{name} ({why})" for name, why in fallen.items()]
-    rest = len(names) - _NAMED_AT_MOST
-    return "; ".join(names[:_NAMED_AT_MOST]) + (f"; and {rest} more" if rest > 0 else "")
 
 
 def _domain(name: str) -> str:

@@ -185,7 +185,7 @@ def convert_by_runtime(
                 graph.node.append(helper.make_node("Cast", [inner], [source], to=data_type))
         graph.input.append(onnx.ValueInfoProto(name=inner, type=_free(kind)))
         inputs.append(source)
-    graph.node.append(node)
+    graph.node.append(_without_value_info(node))
     carried = {}
     for place, made in enumerate(output for output in node.output if output):
         data_type = _element_type(types.get(made))
@@ -218,6 +218,22 @@ def captured_names(node: onnx.NodeProto) -> list[str]:
                 known.update(inner.output)
             found.update(dict.fromkeys(value.name for value in graph.output if value.name not in known))
     return list(found)
+
+
+def _without_value_info(node: onnx.NodeProto) -> onnx.NodeProto:
+    """Return a copy of ``node`` whose subgraphs say nothing of the tensors inside: ONNX Runtime infers them itself.
+
+    Shape inference writes types of sequences as those of their elements there.
+    """
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    pending = [copy]
+    while pending:
+        for attribute in pending.pop().attribute:
+            for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                del graph.value_info[:]
+                pending.extend(graph.node)
+    return copy
 
 
 def _element_type(kind: onnx.TypeProto | None) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from onnx import TensorProto, numpy_helper
 
-from mrecg_onnx.converters.errors import ConversionError
+from mrecg_onnx.converters.errors import ConversionError, RefusedError
 from mrecg_onnx.converters.registry import OnnxGraph, OnnxMapping, OnnxNode, OperationConverterResult
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ __all__ = [
     "integers",
     "n_outputs",
     "rank_of",
+    "refuse_training",
     "reject",
     "result",
     "same_pads",
@@ -86,6 +87,11 @@ def result(module: nn.Module, node: OnnxNode, inputs: Sequence[str] | None = Non
 def reject(node: OnnxNode, why: str) -> ConversionError:
     """Return the error for a node that has a converter, but not for what it asks for."""
     return ConversionError(f"{node.operation_type} with {why} cannot be converted to torch")
+
+
+def refuse_training(node: OnnxNode) -> RefusedError:
+    """Return the error for a node that trains."""
+    return RefusedError(f"{node.operation_type} is in training mode; export the model in eval mode")
 
 
 def input_name(node: OnnxNode, index: int) -> str:

@@ -16,7 +16,7 @@ from mrecg_onnx.converters.ops.common import (
     constant_of,
     has_input,
     input_name,
-    reject,
+    refuse_training,
     result,
     torch_dtype,
 )
@@ -162,9 +162,9 @@ _FUNCTIONS: dict[str, tuple[int, Callable[..., Tensor]]] = {
     "Less": (7, torch.lt),
     "LessOrEqual": (12, torch.le),
     "Log": (1, torch.log),
-    "Max": (8, _largest),
-    "Mean": (8, _mean),
-    "Min": (8, _smallest),
+    "Max": (6, _largest),
+    "Mean": (6, _mean),
+    "Min": (6, _smallest),
     "Mish": (18, F.mish),
     "Mul": (7, torch.mul),
     "Neg": (1, torch.neg),
@@ -183,7 +183,7 @@ _FUNCTIONS: dict[str, tuple[int, Callable[..., Tensor]]] = {
     "Softsign": (1, F.softsign),
     "Sqrt": (1, torch.sqrt),
     "Sub": (7, torch.sub),
-    "Sum": (8, _sum),
+    "Sum": (6, _sum),
     "Tan": (7, torch.tan),
     "Tanh": (1, torch.tanh),
     "Where": (9, torch.where),
@@ -393,7 +393,7 @@ def _dropout(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
     if has_input(node, 2):
         training = constant_of(node, 2, graph)
         if training is None or bool(training.any()):
-            raise reject(node, "training_mode")
+            raise refuse_training(node)
     names = [input_name(node, 0)]
     if len(node.output_values) > 1 and node.output_values[1]:
         return result(_DropoutWithMask(), node, names)

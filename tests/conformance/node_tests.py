@@ -57,7 +57,7 @@ def run_bridge(case: Any) -> Outcome:
             found = found if len(expected) > 1 else (found,)
             wanted = [_plain(value, kind) for value, kind in zip(expected, case.model.graph.output, strict=True)]
             Runner.assert_similar_outputs(wanted, [to_array(value) for value in found], case.rtol, case.atol)
-    except Exception as error:  # whatever goes wrong is the outcome
+    except Exception as error:  # noqa: BLE001 - whatever goes wrong is the outcome
         return Outcome("refused", f"wrong: {_line(error)}")
     fallen = module.fallback_nodes
     return Outcome("fallback", next(iter(fallen.values()))) if fallen else Outcome("native")
@@ -78,7 +78,7 @@ def run_onnxruntime(case: Any) -> bool:
             }
             wanted = [_plain(value, kind) for value, kind in zip(expected, case.model.graph.output, strict=True)]
             Runner.assert_similar_outputs(wanted, session.run(None, feeds), case.rtol, case.atol)
-    except Exception:
+    except Exception:  # noqa: BLE001 - its exceptions share no base
         return False
     return True
 
