@@ -84,7 +84,7 @@ class OnnxRuntimeNode(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Open the model again."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._open()
 
     def forward(self, *inputs: Any) -> Any:
@@ -95,7 +95,7 @@ class OnnxRuntimeNode(nn.Module):
         """
         learned = [value for value in inputs if isinstance(value, Tensor) and value.requires_grad]
         if torch.is_grad_enabled() and learned:
-            found = _ForwardOnly.apply(self, *inputs)
+            found = _ForwardOnly.apply(self, *inputs)  # type: ignore[no-untyped-call]
             return found[0] if len(self._outputs) == 1 else found
         values = self._run(inputs)
         return values[0] if len(values) == 1 else values
@@ -165,7 +165,8 @@ def convert_by_runtime(
     """
     read = list(dict.fromkeys([*(name for name in node.input if name), *captured_names(node)]))
     graph = onnx.GraphProto(name="node")
-    inputs, fed = [], {}
+    inputs: list[str] = []
+    fed: dict[int, int] = {}
     for source in read:
         if source in constants and constants[source].ByteSize() <= _CONSTANT_BYTES:
             graph.initializer.append(constants[source])

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import external_data_helper, numpy_helper
 
 from mrecg_onnx.converters.errors import ModelError
+from mrecg_onnx.converters.save import openable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -132,7 +133,11 @@ def _check(model: onnx.ModelProto, where: str, subject: onnx.ModelProto | Path) 
             f"{where}: opset {opset} is unknown to onnx {onnx.__version__}, which knows up to {newest}; upgrade onnx"
         )
     try:
-        onnx.checker.check_model(str(subject) if isinstance(subject, Path) else subject)
+        if isinstance(subject, Path):
+            onnx.checker.check_model(str(subject))
+        else:
+            with openable(subject) as source:
+                onnx.checker.check_model(source)
     except (onnx.checker.ValidationError, ValueError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise ModelError(f"{where}: is not valid ONNX: {lines[0] if lines else error}") from error

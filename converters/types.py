@@ -49,6 +49,11 @@ _MOVES = frozenset(
     }
 )
 
+# Operators whose outputs are sequences.
+_MAKE_SEQUENCES = frozenset(
+    {"SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceMap", "SplitToSequence"}
+)
+
 # Operators whose converters know how to compute with types that torch only holds.
 _WIDENED = frozenset({"BitShift"})
 
@@ -61,7 +66,26 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
     }
     for tensor in graph.initializer:
         found[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+    declared = {value.name for value in (*graph.input, *graph.output)}
+    for node in graph.node:
+        for place, name in enumerate(node.output):
+            if name not in declared:
+                _correct(node, place, found)
     return found
+
+
+def _correct(node: onnx.NodeProto, place: int, found: dict[str, onnx.TypeProto]) -> None:
+    """Make the type of an output that is a sequence one: onnx_ir notes the type of its elements instead."""
+    name = node.output[place]
+    kind = found.get(name)
+    if node.op_type in _MAKE_SEQUENCES and kind is not None and kind.HasField("tensor_type"):
+        found[name] = helper.make_sequence_type_proto(kind)
+    # The carried values of a Loop come behind the number of rounds and the condition.
+    source = {"Identity": 0, "Loop": place + 2}.get(node.op_type)
+    if source is not None and source < len(node.input):
+        like = found.get(node.input[source])
+        if like is not None and not like.HasField("tensor_type"):
+            found[name] = like
 
 
 def foreign_tensor(node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto]) -> str | None:

@@ -214,7 +214,9 @@ def _from_names(entries: list[Any], units: Sequence[UnitPlan], where: str) -> tu
         if missing:
             raise SettingsError(f"{where}: a unit lists part of a block; '{min(missing)}' belongs to it as well")
         groups.append(indices)
-    groups = sorted([*groups, *((i,) for i, unit in enumerate(units) if not unit.layers)])
+    for border in (i for i, unit in enumerate(units) if not unit.layers):
+        place = next((p for p, group in enumerate(groups) if group[0] > border), len(groups))
+        groups.insert(place, (border,))
     flat = [i for group in groups for i in group]
     if flat != list(range(len(units))):
         raise SettingsError(f"{where}: units must cover all layers once, in the model's order")

@@ -175,7 +175,7 @@ def _parts(model: ir.Model) -> list[list[ir.Node]]:
     for node in model.graph:
         if is_fallback(node):
             parts += [[node], []]
-        elif activation_inputs(node):
+        elif activation_inputs(node) or activation_outputs(node):  # or a table is looked up by integers
             parts[-1].append(node)
     result: list[list[ir.Node]] = []
     ahead: list[ir.Node] = []

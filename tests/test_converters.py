@@ -23,7 +23,7 @@ from mrecg_onnx.converters.errors import ConversionError, DataError, ExportError
 from mrecg_onnx.converters.ops.weighted import OnnxConv, OnnxConvTranspose, OnnxGemm, OnnxMatMulConst
 from mrecg_onnx.converters.parity import relative_error, run_onnx
 
-OPSETS = range(9, 24)
+OPSETS = range(7, 26)
 
 
 @pytest.fixture(autouse=True)

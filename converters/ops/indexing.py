@@ -184,7 +184,9 @@ def _eye_like(node: OnnxNode, _graph: OnnxGraph) -> OperationConverterResult:
 
     def eye(x: Tensor) -> Tensor:
         rows, columns = (torch.arange(size, device=x.device) for size in x.shape)
-        return (columns - rows.reshape(-1, 1) == diagonal).to(x.dtype if data_type is None else torch_dtype(data_type))
+        on_it = columns - rows.reshape(-1, 1) == diagonal
+        y: Tensor = on_it.to(x.dtype if data_type is None else torch_dtype(data_type))
+        return y
 
     return result(Elementwise(eye), node)
 

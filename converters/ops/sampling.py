@@ -122,7 +122,7 @@ class OnnxCol2Im(Static):
         assert block is not None
         top, left, bottom, right = self.pads
         padded = [image[0] + top + bottom, image[1] + left + right]
-        y = F.fold(x, padded, block, self.dilations, 0, self.strides)
+        y = F.fold(x, tuple(padded), tuple(block), tuple(self.dilations), 0, tuple(self.strides))
         return y[..., top : top + image[0], left : left + image[1]]
 
 
