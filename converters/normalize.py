@@ -14,6 +14,7 @@ from mrecg_onnx.converters.passes.gemm import fuse_matmul_add, plain_gemm
 from mrecg_onnx.converters.passes.identity import remove_identities
 from mrecg_onnx.converters.passes.opset import raise_opset
 from mrecg_onnx.converters.passes.pooling import mean_to_pool
+from mrecg_onnx.converters.passes.sequences import unpack_sequences
 from mrecg_onnx.converters.passes.shape_values import resolve_shapes
 from mrecg_onnx.converters.passes.shapes import infer_shapes
 from mrecg_onnx.converters.passes.structure import (
@@ -54,6 +55,7 @@ def normalize(model: onnx.ModelProto, *, keep_batchnorm: bool = False) -> ir.Mod
     for _ in range(_MAX_ROUNDS):
         changed = fold_constants(graph)
         changed |= resolve_shapes(graph)
+        changed |= unpack_sequences(graph)
         changed |= remove_identities(graph)
         remove_unused(graph)
         infer_shapes(graph)

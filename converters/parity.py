@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +13,7 @@ import torch
 from torch import fx
 
 from mrecg_onnx.converters.errors import ConversionError, DataError, ModelError
-from mrecg_onnx.converters.save import EXTERNAL_DATA_BYTES, save_model
+from mrecg_onnx.converters.save import openable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -112,13 +110,8 @@ def relative_error(actual: NDArray[np.generic], expected: NDArray[np.generic]) -
 
 
 def _session(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    providers = ["CPUExecutionProvider"]
-    if model.ByteSize() <= EXTERNAL_DATA_BYTES:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        save_model(model, path)
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+    with openable(model) as source:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def _with_all_outputs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:

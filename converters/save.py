@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import ExportError
 
-__all__ = ["EXTERNAL_DATA_BYTES", "check_writable", "save_model"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["EXTERNAL_DATA_BYTES", "check_writable", "digest", "openable", "save_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +52,32 @@ def check_writable(path: str | Path) -> None:
             pass
     except OSError as error:
         raise ExportError(f"{path}: cannot be written: {error.strerror or error}; choose another path") from error
+
+
+@contextmanager
+def openable(model: onnx.ModelProto) -> Iterator[bytes | str]:
+    """Yield ``model`` as what a runtime or a checker takes: its bytes, or the path of a file where it is too large for them.
+
+    The file is there as long as the context is.
+    """
+    if model.ByteSize() <= EXTERNAL_DATA_BYTES:
+        yield model.SerializeToString()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        save_model(model, path)
+        yield str(path)
+
+
+def digest(model: onnx.ModelProto) -> str:
+    """Return a hexadecimal SHA-256 of what ``model`` computes and how it calls it, however large it is."""
+    graph = model.graph
+    found = hashlib.sha256()
+    for parts in (model.opset_import, model.functions, graph.input, graph.output, graph.node, graph.initializer):
+        for part in parts:
+            found.update(hashlib.sha256(part.SerializeToString(deterministic=True)).digest())
+        found.update(b"/")
+    return found.hexdigest()
 
 
 def save_model(model: onnx.ModelProto | ir.Model, path: str | Path) -> None:

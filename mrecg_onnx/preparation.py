@@ -17,8 +17,9 @@ from mrecg_onnx.branches import branch_narrow_reads
 from mrecg_onnx.calibration import activation_grids, nearest_weights
 from mrecg_onnx.channel_bits import allocate_activations, allocate_weights
 from mrecg_onnx.converters import check_parity, load_model, normalize, to_torch
-from mrecg_onnx.converters.errors import DataError, SettingsError
+from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
 from mrecg_onnx.equalization import Equalized, apply_scale, choose_scales, find_streams
+from mrecg_onnx.fallbacks import mark_fallbacks
 from mrecg_onnx.granularity import default_merges, groups_from_mask, read_scheme, select_eq4, select_peaks
 from mrecg_onnx.grids import Grid
 from mrecg_onnx.images import ZEROQ, Dataset, InputSpec, open_calibration
@@ -36,6 +37,10 @@ from mrecg_onnx.zeroq import IMAGES, make_images
 
 __all__ = ["Prepared", "calibrate", "editable_graph", "make_plan", "merge_by", "pick_device", "prepare", "search_grids"]
 
+#: Ops whose presence says that activations are quantized; with them all that begin with QLinear.
+QUANTIZED_OPS = frozenset({
+    "ConvInteger", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QuantizeLinear",
+})  # fmt: skip
 #: Calibration images used at most where the user does not say.
 SAMPLES = 1024
 #: Images on which the bridge is compared with ONNX Runtime.
@@ -147,9 +152,33 @@ def editable_graph(original: onnx.ModelProto, settings: Settings) -> ir.Model:
         MrecgError: the model or the settings do not do.
     """
     graph = normalize(original)
+    _check(graph)
+    mark_fallbacks(graph)
     if settings.residual == "wide" and settings.abits < BYSTANDER_BITS:
         branch_narrow_reads(graph, settings)
     return graph
+
+
+def _check(graph: ir.Model) -> None:
+    """Refuse what can be loaded but not quantized.
+
+    Raises:
+        ModelError: activations are quantized already, or an input or output is no tensor of numbers.
+    """
+    for node in graph.graph:
+        if node.op_type in QUANTIZED_OPS or node.op_type.startswith("QLinear"):
+            raise ModelError(
+                f"the model is quantized already (node '{node.name}', {node.op_type}): give the float model it was made from"
+            )
+    for kind, values in (("input", graph.graph.inputs), ("output", graph.graph.outputs)):
+        for value in values:
+            if isinstance(value.type, ir.SequenceType | ir.OptionalType):
+                what = "a sequence" if isinstance(value.type, ir.SequenceType) else "optional"
+                raise ModelError(f"{kind} '{value.name}' is {what}: export a model whose in- and outputs are tensors")
+            if value.dtype == ir.DataType.STRING:
+                raise ModelError(
+                    f"{kind} '{value.name}' holds text: export the part of the model that works on numbers"
+                )
 
 
 def _open(calib: str | Path | Dataset, inputs: list[InputSpec], settings: Settings) -> Dataset:

@@ -25,6 +25,7 @@ from mrecg_onnx.cache import Pool, default_memory, give_back
 from mrecg_onnx.checkpoint import Checkpoint
 from mrecg_onnx.converters import check_writable, save_model
 from mrecg_onnx.converters.errors import DataError, SettingsError
+from mrecg_onnx.converters.save import digest
 from mrecg_onnx.equalization import Equalized
 from mrecg_onnx.export import export
 from mrecg_onnx.grids import compile_kernels
@@ -386,7 +387,6 @@ def _same_run(ready: Prepared, protected: tuple[str, ...]) -> dict[str, Any]:
 
     Decisions that a last digit may tip are in it, too: other threads or another device sum in another order.
     """
-    content = ready.original.SerializeToString(deterministic=True)
     images = hashlib.sha256(ready.dataset.fingerprint().encode())
     for name in sorted(ready.data):  # arrays prepared in another way may have the same names and sizes
         images.update(ready.data[name].contiguous().numpy().data)
@@ -395,7 +395,7 @@ def _same_run(ready: Prepared, protected: tuple[str, ...]) -> dict[str, Any]:
     }
     return {
         "version": __version__,
-        "model": hashlib.sha256(content).hexdigest(),
+        "model": digest(ready.original),
         "images": images.hexdigest(),
         "equalized": {e.stream.name: e.alpha for e in ready.equalized},
         "protected": list(protected),

@@ -12,6 +12,7 @@ import onnx
 from torch import Tensor
 
 from mrecg_onnx.converters.errors import ExportError, ModelError
+from mrecg_onnx.converters.save import openable
 from mrecg_onnx.export import Exported
 from mrecg_onnx.metrics import agreement, sqnr_db
 from mrecg_onnx.runtime import Level, fused_op_counts, open_session, run_padded
@@ -84,7 +85,7 @@ def _simulate(
 
 
 def _run(
-    source: bytes, level: Level, data: Mapping[str, Tensor], batch_size: int
+    source: bytes | str, level: Level, data: Mapping[str, Tensor], batch_size: int
 ) -> dict[str, npt.NDArray[np.float32]]:
     session = open_session(source, level=level)
     parts: dict[str, list[npt.NDArray[np.float32]]] = {}
@@ -115,17 +116,17 @@ def verify(
     Raises:
         ExportError: the model is not valid ONNX or the runtime refuses it.
     """
-    source = exported.model.SerializeToString()
-    try:
-        onnx.checker.check_model(source, full_check=True)
-    except Exception as error:
-        raise ExportError(f"the exported model is not valid ONNX: {str(error).splitlines()[0]}") from error
-    try:
-        fused_outputs = _run(source, "all", data, batch_size)
-        plain_outputs = _run(source, "off", data, batch_size)
-        fused = fused_op_counts(source)
-    except ModelError as error:
-        raise ExportError(f"ONNX Runtime refuses the exported model: {error}") from error
+    with openable(exported.model) as source:
+        try:
+            onnx.checker.check_model(source, full_check=True)
+        except Exception as error:
+            raise ExportError(f"the exported model is not valid ONNX: {str(error).splitlines()[0]}") from error
+        try:
+            fused_outputs = _run(source, "all", data, batch_size)
+            plain_outputs = _run(source, "off", data, batch_size)
+            fused = fused_op_counts(source)
+        except ModelError as error:
+            raise ExportError(f"ONNX Runtime refuses the exported model: {error}") from error
     simulated = _simulate(simulation, data, batch_size)
     same, noise = _compare(simulated, plain_outputs)
     same_fused, noise_fused = _compare(simulated, fused_outputs)

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from mrecg_onnx.converters import normalize, to_torch
 from mrecg_onnx.converters.errors import DataError
+from mrecg_onnx.converters.save import digest
 from mrecg_onnx.images import IMAGENET_MEAN, IMAGENET_STD, ZEROQ, Dataset, InputSpec, Preprocess
 from mrecg_onnx.network import Network
 from mrecg_onnx.parallel import ALONE, Workers
@@ -329,8 +330,7 @@ def _key(model: onnx.ModelProto, wanted: _Input, settings: Settings, samples: in
     """Changes with everything that the images depend on."""
     made_of = [samples, settings.zeroq_iters, settings.batch_size, settings.seed, wanted.shape, wanted.axis]
     made_of += [wanted.mean.tolist(), wanted.std.tolist(), str(wanted.spec)]
-    content = model.SerializeToString(deterministic=True)
-    return hashlib.sha256(content + json.dumps(made_of).encode()).hexdigest()[:16]
+    return hashlib.sha256((digest(model) + json.dumps(made_of)).encode()).hexdigest()[:16]
 
 
 def _load(path: Path) -> tuple[NDArray[Any], dict[str, Any]]:
