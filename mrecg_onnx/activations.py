@@ -25,6 +25,11 @@ INTEGER_OPS = frozenset({
 })  # fmt: skip
 #: Ops that a quantizer behind them absorbs: they only clamp.
 CLAMPS = frozenset({"Relu", "Clip"})
+#: Ops that read sizes, not values.
+_SIZES = frozenset({"Shape", "Size"})
+#: Attributes through which a node may read tensors that are not among its inputs.
+_BODIES = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
+_DEPENDS = "mrecg_onnx.depends_on_input"
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
 
 
@@ -34,10 +39,34 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 
 def is_activation(value: ir.Value | None) -> bool:
-    """True for a computed or fed float tensor (unknown types count as float), False for constants and integers."""
+    """True for a float tensor (unknown types count as float) that is fed, or computed from what is fed.
+
+    False for constants, integers, and floats computed from constants and sizes alone (an expanded token, a square root of
+    a width).
+    """
     if value is None or value.is_initializer():
         return False
-    return value.dtype is None or value.dtype in _FLOATS
+    return (value.dtype is None or value.dtype in _FLOATS) and _depends_on_input(value)
+
+
+def _depends_on_input(value: ir.Value) -> bool:
+    """True if ``value`` depends on the values, not only the sizes, of a graph input; remembered in its ``meta``."""
+    stack = [value]
+    while stack:
+        top = stack[-1]
+        maker = top.producer()
+        if _DEPENDS not in top.meta and maker is not None:
+            inputs = () if maker.op_type in _SIZES else maker.inputs
+            sources = [v for v in inputs if v is not None and not v.is_initializer()]
+            unknown = [v for v in sources if _DEPENDS not in v.meta]
+            if unknown:
+                stack += unknown
+                continue
+            has_body = any(a.type in _BODIES for a in maker.attributes.values())
+            top.meta[_DEPENDS] = has_body or any(v.meta[_DEPENDS] for v in sources)
+        top.meta.setdefault(_DEPENDS, True)
+        stack.pop()
+    return bool(value.meta[_DEPENDS])
 
 
 def activation_inputs(node: ir.Node) -> list[ir.Value]:

@@ -27,6 +27,12 @@ def conv_bn(
     return nn.Sequential(conv, nn.BatchNorm2d(cout), *([act()] if act else []))
 
 
+class ShortMobileNetV2(MobileNetV2):
+    """Two blocks of stride 1 and 2 each with and without shortcut."""
+
+    STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 2, 2))
+
+
 class Classifier(nn.Module):
     """A body, the global mean, a linear layer."""
 
@@ -229,14 +235,19 @@ class Attention(nn.Module):
         self.heads, self.fused = heads, fused
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """``bias`` is added to the scores, and ``mask`` [windows, tokens, tokens] to those of each image's windows."""
         n, tokens, width = x.shape
         q, k, v = self.qkv(x).reshape(n, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         if self.fused:
             y = F.scaled_dot_product_attention(q, k, v, bias)
         else:
             scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-            y = (scores if bias is None else scores + bias).softmax(-1) @ v
+            scores = scores if bias is None else scores + bias
+            if mask is not None:
+                scores = scores.view(n // len(mask), len(mask), self.heads, tokens, tokens) + mask[None, :, None]
+                scores = scores.view(-1, self.heads, tokens, tokens)
+            y = scores.softmax(-1) @ v
         return self.out(y.transpose(1, 2).reshape(n, tokens, width))
 
 
@@ -276,7 +287,7 @@ class ViT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.tokens.expand(len(x), -1, -1), x], 1) + self.positions
+        x = torch.cat([self.tokens.expand(x.shape[0], -1, -1), x], 1) + self.positions
         x = self.norm(self.blocks(x))
         scores = [head(x[:, i]) for i, head in enumerate(self.heads)]
         return scores[0] if len(scores) == 1 else (scores[0] + scores[1]) / 2
@@ -300,7 +311,7 @@ class SwinBlock(nn.Module):
             for i, (rows, columns) in enumerate((a, b) for a in cuts for b in cuts):
                 region[:, rows, columns] = i
         region = self.windows(region).squeeze(-1)
-        self.register_buffer("mask", torch.where(region[:, None] == region[:, :, None], 0.0, -100.0)[:, None])
+        self.register_buffer("mask", torch.where(region[:, None] == region[:, :, None], 0.0, -100.0))
 
     def windows(self, x: Tensor) -> Tensor:
         """[N, size, size, C] to [N * windows, window^2, C]."""
@@ -314,9 +325,7 @@ class SwinBlock(nn.Module):
         if self.shift:
             y = torch.roll(y, (-self.shift, -self.shift), (1, 2))
         bias = self.table[self.index.view(-1)].view(self.window**2, self.window**2, -1).permute(2, 0, 1)[None]
-        if self.shift:
-            bias = (bias + self.mask).repeat(n, 1, 1, 1)
-        y = self.attention(self.windows(y), bias)
+        y = self.attention(self.windows(y), bias, self.mask if self.shift else None)
         count = self.size // self.window
         y = y.view(n, count, count, self.window, self.window, c).permute(0, 1, 3, 2, 4, 5)
         y = y.reshape(n, self.size, self.size, c)
@@ -551,8 +560,8 @@ NETWORKS: dict[str, Row] = {
     "resnet18": Row(lambda: ResNet(BasicBlock, (2, 2, 2, 2), 1, 10, width=8)),
     "resnet50": Row(lambda: ResNet(Bottleneck, (1, 2, 1, 1), 4, 10, width=4)),
     "regnet": Row(lambda: RegNet((1, 2), (16, 32), 8, 10)),
-    "mobilenet_v2_0.25": Row(lambda: MobileNetV2(0.25, 10)),
-    "mobilenet_v2_0.5": Row(lambda: MobileNetV2(0.5, 10)),
+    "mobilenet_v2_0.35": Row(lambda: ShortMobileNetV2(0.35, 10)),
+    "mobilenet_v2_1.4": Row(lambda: ShortMobileNetV2(1.4, 10)),
     "mobilenet_v3": Row(mobilenet_v3),
     "efficientnet_b0": Row(efficientnet_b0),
     "squeezenet": Row(squeezenet),
