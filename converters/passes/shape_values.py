@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mrecg_onnx.converters.passes.constants import make_constant
+from mrecg_onnx.converters.passes.shapes import infer_node, is_vague
 from mrecg_onnx.converters.passes.values import (
     add_initializer,
     attribute_int,
@@ -22,12 +23,11 @@ from mrecg_onnx.converters.passes.values import (
     is_standard,
     set_constant,
 )
-from mrecg_onnx.converters.passes.shapes import infer_node, is_vague
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-__all__ = ["note_reshape", "resolve_resize", "resolve_shapes"]
+__all__ = ["Size", "note_reshape", "resolve_resize", "resolve_shapes", "size_of"]
 
 # Longer integer tensors are data (token ids, tables of indices), not shapes.
 _MAX_LENGTH = 64
@@ -96,11 +96,13 @@ def resolve_shapes(model: ir.Model) -> bool:
             changed |= _resolve_reshape(node, known) or _keep_symbolic(node)
             note_reshape(node)
         if node.op_type == "Resize" and len(node.inputs) > 3:
-            changed |= resolve_resize(node, known)
+            sizes = known.get(node.inputs[3]) if node.inputs[3] is not None else None
+            changed |= sizes is not None and resolve_resize(node, sizes.elements)
     return changed
 
 
-def _size(value: ir.Value, axis: int) -> Element:
+def size_of(value: ir.Value, axis: int) -> Element:
+    """Return the size of an axis of a value of known rank."""
     assert value.shape is not None
     size = value.shape[axis]
     if isinstance(size, int):
@@ -133,7 +135,7 @@ def _shape(node: ir.Node, _known_values: Known) -> ShapeValue | None:
     value = node.inputs[0]
     if value is None or value.shape is None:
         return None
-    sizes = tuple(_size(value, axis) for axis in range(len(value.shape)))
+    sizes = tuple(size_of(value, axis) for axis in range(len(value.shape)))
     start = attribute_int(node, "start", 0)
     end = attribute_int(node, "end", len(sizes))
     return ShapeValue(sizes[start:end])
@@ -302,11 +304,11 @@ def _resolve_reshape(node: ir.Node, known: Known) -> bool:
     return True
 
 
-def resolve_resize(node: ir.Node, known: Known) -> bool:
-    data, sizes = node.inputs[0], node.inputs[3]
-    if data is None or data.shape is None or sizes is None or constant(sizes) is not None or sizes not in known:
+def resolve_resize(node: ir.Node, elements: Sequence[Element]) -> bool:
+    """Give a Resize constant scales in place of sizes that are ``elements``; return whether that was possible."""
+    data = node.inputs[0]
+    if data is None or data.shape is None:
         return False
-    elements = known[sizes].elements
     policy = node.attributes.get("keep_aspect_ratio_policy")
     stretches = policy is None or policy.as_string() == "stretch"
     if len(elements) != len(data.shape) or "axes" in node.attributes or not stretches:
@@ -314,7 +316,7 @@ def resolve_resize(node: ir.Node, known: Known) -> bool:
     mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "nearest"
     scales = []
     for axis, wanted in enumerate(elements):
-        own = _size(data, axis)
+        own = size_of(data, axis)
         if wanted is not None and wanted == own:
             scales.append(np.float32(1))
         elif isinstance(wanted, int) and isinstance(own, int):
@@ -369,7 +371,7 @@ def note_reshape(node: ir.Node) -> None:
     data, target = node.inputs[0], constant(node.inputs[1])
     if data is None or data.shape is None or target is None or attribute_int(node, "allowzero", 0):
         return
-    own = [_size(data, axis) for axis in range(len(data.shape))]
+    own = [size_of(data, axis) for axis in range(len(data.shape))]
     wanted: list[Element] = [
         own[place] if size == 0 and place < len(own) else int(size) for place, size in enumerate(target)
     ]
@@ -397,7 +399,7 @@ def _product(sizes: list[Element]) -> tuple[int, Size | None] | None:
 def _constant_target(data: ir.Value, elements: tuple[Element, ...]) -> list[int] | None:
     """Return sizes, 0 and -1 that say the same as ``elements``, None where that cannot be proved."""
     assert data.shape is not None
-    own = [_size(data, axis) for axis in range(len(data.shape))]
+    own = [size_of(data, axis) for axis in range(len(data.shape))]
     wanted: list[int] = []
     for place, element in enumerate(elements):
         if element is None:

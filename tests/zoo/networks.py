@@ -400,7 +400,7 @@ class MixBlock(nn.Module):
     def forward(self, x: Tensor, h: int, w: int) -> Tensor:
         x = x + self.attention(self.norm1(x), h, w)
         y = self.up(self.norm2(x))
-        n, tokens, hidden = y.shape
+        n, _, hidden = y.shape
         y = self.depthwise(y.transpose(1, 2).reshape(n, hidden, h, w)).flatten(2).transpose(1, 2)
         return x + self.down(F.gelu(y))
 
