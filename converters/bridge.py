@@ -5,17 +5,20 @@ from __future__ import annotations
 import inspect
 import logging
 import operator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 from torch import fx, nn
 
 import mrecg_onnx.converters.ops  # noqa: F401 - registers the converters
-from mrecg_onnx.converters.errors import ConversionError
-from mrecg_onnx.converters.load import load_model
+from mrecg_onnx.converters.errors import ConversionError, RefusedError
+from mrecg_onnx.converters.fallback import convert_by_runtime
+from mrecg_onnx.converters.load import RUNTIME_DOMAINS, load_model
 from mrecg_onnx.converters.normalize import editable, restructure
 from mrecg_onnx.converters.ops.common import to_tensor
 from mrecg_onnx.converters.registry import OnnxGraph, OnnxNode, find_converter
+from mrecg_onnx.converters.types import foreign_tensor, tensor_types
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
     from mrecg_onnx.converters.registry import OperationConverterResult
 
-__all__ = ["TorchModel", "to_torch"]
+__all__ = ["TorchModel", "fallback_nodes", "to_torch"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +42,15 @@ class TorchModel(fx.GraphModule):
     def onnx_nodes(self) -> dict[str, str]:
         """The names of the ONNX nodes by the names of the fx nodes that call their modules, in topological order."""
         return {node.name: node.meta["onnx_node"] for node in self.graph.nodes if "onnx_node" in node.meta}
+
+    @property
+    def fallback_nodes(self) -> dict[str, str]:
+        """The ONNX nodes that run through ONNX Runtime, by name, and why torch cannot run them; in topological order."""
+        return {
+            node.meta["onnx_node"]: node.meta["onnx_fallback"]
+            for node in self.graph.nodes
+            if "onnx_fallback" in node.meta
+        }
 
 
 def to_torch(model: onnx.ModelProto | ir.Model | str | Path) -> TorchModel:
@@ -58,12 +70,38 @@ def to_torch(model: onnx.ModelProto | ir.Model | str | Path) -> TorchModel:
             as it is, node by node (:func:`mrecg_onnx.converters.normalize` first gives a simpler one). An
             ``onnx_ir.Model`` is taken as it is. Nothing is changed in it.
 
+    A node that torch cannot run exactly is run by ONNX Runtime inside the module, forward only;
+    ``module.fallback_nodes`` lists those.
+
     Raises:
         ModelError: The file cannot be read or is not valid.
-        ConversionError: A node cannot be converted; the message names them.
+        ConversionError: A node can be run by neither torch nor ONNX Runtime; the message names them.
     """
-    prepared = model if isinstance(model, ir.Model) else restructure(editable(load_model(model)), opset=False)
-    return _Builder(ir.to_proto(prepared)).build()
+    return _Builder(ir.to_proto(_prepared(model))).build()
+
+
+def fallback_nodes(model: onnx.ModelProto | ir.Model | str | Path) -> dict[str, str]:
+    """Return the nodes that :func:`to_torch` would leave to ONNX Runtime, by name, and why.
+
+    Raises:
+        ModelError: As :func:`to_torch`.
+        ConversionError: Likewise.
+    """
+    converted = _Builder(ir.to_proto(_prepared(model))).convert_all()
+    return {result.node.name: result.fallback for result in converted if result.fallback}
+
+
+def _prepared(model: onnx.ModelProto | ir.Model | str | Path) -> ir.Model:
+    return model if isinstance(model, ir.Model) else restructure(editable(load_model(model)), opset=False)
+
+
+@dataclass(frozen=True)
+class _Converted:
+    """A node and its module; ``fallback`` says why it is one of ONNX Runtime's, "" where it is torch's own."""
+
+    node: onnx.NodeProto
+    converted: OperationConverterResult
+    fallback: str = ""
 
 
 class _Builder:
@@ -80,6 +118,7 @@ class _Builder:
         self.root.add_module("initializers", nn.Module())
         self.values: dict[str, fx.Node] = {}
         self.initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
+        self.types = tensor_types(proto)
 
     def build(self) -> TorchModel:
         for value in self.proto.graph.input:
@@ -88,8 +127,8 @@ class _Builder:
             node = self.graph.create_node("placeholder", _identifier(value.name), name=_identifier(value.name))
             node.meta["onnx_tensor"] = value.name
             self.values[value.name] = node
-        for onnx_node, converted in self._convert_all():
-            self._add_node(onnx_node, converted)
+        for converted in self.convert_all():
+            self._add_node(converted)
         outputs = tuple(self._value(value.name) for value in self.proto.graph.output)
         self.graph.output(outputs[0] if len(outputs) == 1 else outputs)
         self.graph.lint()
@@ -97,13 +136,13 @@ class _Builder:
         module.eval().requires_grad_(False)
         return module
 
-    def _convert_all(self) -> list[tuple[onnx.NodeProto, OperationConverterResult]]:
+    def convert_all(self) -> list[_Converted]:
         """Convert every node, or raise one error about all that cannot be."""
         converted, failures = [], []
         for index, proto in enumerate(self.proto.graph.node):
             name = proto.name or f"{proto.op_type}_{index}"
             try:
-                converted.append((proto, self._convert(proto, name)))
+                converted.append(self._convert(proto, name))
             except ConversionError as error:
                 failures.append(f"node '{name}': {error}")
         if failures:
@@ -112,10 +151,32 @@ class _Builder:
             raise ConversionError("; ".join(failures[:_NAMED_AT_MOST]) + more)
         return converted
 
-    def _convert(self, proto: onnx.NodeProto, name: str) -> OperationConverterResult:
+    def _convert(self, proto: onnx.NodeProto, name: str) -> _Converted:
+        """Convert a node to torch, or, where that cannot be done exactly, have ONNX Runtime run it."""
         domain = _domain(proto.domain)
         if domain not in self.opsets:
             raise ConversionError(f"{domain}::{proto.op_type} is of a domain the model does not import")
+        try:
+            return _Converted(proto, self._to_torch(proto, name, domain))
+        except RefusedError:
+            raise
+        except ConversionError as error:
+            reason = str(error)
+        try:
+            found = convert_by_runtime(proto, name, self.proto, self.types, self.initializers)
+        except ConversionError as error:
+            if domain not in RUNTIME_DOMAINS:
+                raise ConversionError(
+                    f"{domain}::{proto.op_type} version {self.opsets[domain]} is of a domain that neither torch nor "
+                    "ONNX Runtime knows"
+                ) from error
+            raise ConversionError(f"{reason}; {error}") from error
+        return _Converted(proto, found, reason)
+
+    def _to_torch(self, proto: onnx.NodeProto, name: str, domain: str) -> OperationConverterResult:
+        foreign = foreign_tensor(proto, self.types)
+        if foreign is not None:
+            raise ConversionError(f"{proto.op_type} with {foreign} cannot be converted to torch")
         convert = find_converter(proto.op_type, domain, self.opsets[domain])
         try:
             return convert(OnnxNode(proto, unique_name=name), self.onnx_graph)
@@ -127,7 +188,8 @@ class _Builder:
                 f"{domain or 'ai.onnx'}::{proto.op_type} cannot be converted to torch: {type(error).__name__}: {error}"
             ) from error
 
-    def _add_node(self, proto: onnx.NodeProto, converted: OperationConverterResult) -> None:
+    def _add_node(self, result: _Converted) -> None:
+        proto, converted = result.node, result.converted
         name = proto.name or proto.output[0]
         target = _module_name(self.root, name)
         self.root.add_module(target, converted.torch_module)
@@ -137,6 +199,8 @@ class _Builder:
         node.meta["onnx_op_type"] = proto.op_type
         node.meta["onnx_inputs"] = list(proto.input)
         node.meta["onnx_outputs"] = list(proto.output)
+        if result.fallback:
+            node.meta["onnx_fallback"] = result.fallback
         named = [(index, output) for index, output in enumerate(proto.output) if output]
         if len(named) == 1 and named[0][0] == 0:
             self.values[named[0][1]] = node

@@ -6,7 +6,16 @@ an exit code; Python callers catch :class:`MrecgError`.
 
 from __future__ import annotations
 
-__all__ = ["ConversionError", "DataError", "ExportError", "ModelError", "MrecgError", "SettingsError", "WorkerError"]
+__all__ = [
+    "ConversionError",
+    "DataError",
+    "ExportError",
+    "ModelError",
+    "MrecgError",
+    "RefusedError",
+    "SettingsError",
+    "WorkerError",
+]
 
 
 class MrecgError(Exception):
@@ -27,6 +36,10 @@ class ModelError(MrecgError):
 
 class ConversionError(MrecgError):
     """A node cannot be converted to torch, or computes something else there."""
+
+
+class RefusedError(ConversionError):
+    """A node asks for what no inference of it can give (training mode): it is not left to ONNX Runtime either."""
 
 
 class DataError(MrecgError):

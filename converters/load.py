@@ -16,14 +16,17 @@ from mrecg_onnx.converters.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["MIN_OPSET", "load_model", "standard_opset"]
+__all__ = ["MIN_OPSET", "RUNTIME_DOMAINS", "load_model", "standard_opset"]
 
 logger = logging.getLogger(__name__)
 
-MIN_OPSET = 9
+MIN_OPSET = 7
 """The oldest opset of the standard domain that is read."""
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
+
+RUNTIME_DOMAINS = frozenset({"", "ai.onnx.ml", "ai.onnx.preview", "ai.onnx.preview.training", "com.microsoft"})
+"""The domains whose operators ONNX Runtime's CPU provider may know."""
 
 # A serialized ModelProto starts with ir_version: field 1, varint, hence this tag byte.
 _FIRST_BYTE = 0x08
@@ -54,7 +57,7 @@ def load_model(source: onnx.ModelProto | str | Path) -> onnx.ModelProto:
 
     Raises:
         ModelError: The file is missing, is not ONNX, is truncated, lacks external data, fails ``onnx.checker``, has an
-            opset below 9 or unknown, or holds NaN or Inf in its weights.
+            opset below 7 or unknown, or holds NaN or Inf in its weights.
     """
     if isinstance(source, onnx.ModelProto):
         model, where, folder = source, "the model", Path()
@@ -120,11 +123,11 @@ def _check(model: onnx.ModelProto, where: str, subject: onnx.ModelProto | Path) 
     """Check the opset, then run ``onnx.checker`` on ``subject`` (the path when tensors are still outside)."""
     opset = standard_opset(model)
     newest = onnx.defs.onnx_opset_version()
-    if opset is None:
+    if opset is None and not any(entry.domain in RUNTIME_DOMAINS for entry in model.opset_import):
         raise ModelError(f"{where}: imports no opset of the standard ONNX domain; only custom operators are in it")
-    if opset < MIN_OPSET:
+    if opset is not None and opset < MIN_OPSET:
         raise ModelError(f"{where}: opset {opset} is too old; export it again with opset {MIN_OPSET} or newer")
-    if opset > newest:
+    if opset is not None and opset > newest:
         raise ModelError(
             f"{where}: opset {opset} is unknown to onnx {onnx.__version__}, which knows up to {newest}; upgrade onnx"
         )
@@ -172,7 +175,8 @@ def _check_finite(model: onnx.ModelProto, where: str) -> None:
             continue
         if np.isnan(values).any():
             raise ModelError(f"{where}: tensor '{name}' holds NaN; the model cannot be used")
-        if not readers.get(name, set()) <= _INFINITY_IS_ORDINARY:
+        # A single number is no weight but a bound or a mask's value, which may also pass a Cast first.
+        if values.size > 1 and not readers.get(name, set()) <= _INFINITY_IS_ORDINARY:
             raise ModelError(f"{where}: tensor '{name}' holds Inf; the model cannot be used")
 
 

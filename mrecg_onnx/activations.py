@@ -8,8 +8,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 __all__ = [
-    "CLAMPS", "INTEGER_OPS", "PRESERVING_OPS", "WEIGHTED_OPS", "activation_inputs", "activation_outputs", "clamp_bounds",
-    "constant", "is_activation", "is_preserving", "is_weighted", "readers", "weight_index",
+    "CAPTURES", "CLAMPS", "FALLBACK", "INTEGER_OPS", "OWNER", "PRESERVING_OPS", "WEIGHTED_OPS", "activation_inputs",
+    "activation_outputs", "clamp_bounds", "constant", "is_activation", "is_fallback", "is_preserving", "is_weighted",
+    "readers", "weight_index",
 ]  # fmt: skip
 
 #: Ops that may carry weights.
@@ -31,6 +32,15 @@ _SIZES = frozenset({"Shape", "Size"})
 _BODIES = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
 _DEPENDS = "mrecg_onnx.depends_on_input"
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
+
+#: Keys of a node's ``meta``, written by :func:`mrecg_onnx.fallbacks.mark_fallbacks`: why torch cannot run it; the outer values
+#: that its subgraphs read; the node of the main graph whose subgraph it is in.
+FALLBACK, CAPTURES, OWNER = "mrecg_onnx.fallback", "mrecg_onnx.captures", "mrecg_onnx.owner"
+
+
+def is_fallback(node: ir.Node) -> bool:
+    """True for a node that ONNX Runtime runs inside the torch module, forward only."""
+    return FALLBACK in node.meta
 
 
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
@@ -70,8 +80,9 @@ def _depends_on_input(value: ir.Value) -> bool:
 
 
 def activation_inputs(node: ir.Node) -> list[ir.Value]:
-    """Float inputs of ``node`` that are not constant, without repetition."""
-    return list(dict.fromkeys(v for v in node.inputs if v is not None and is_activation(v)))
+    """Float inputs of ``node`` that are not constant, and what its subgraphs read of such, without repetition."""
+    values = (*node.inputs, *node.meta.get(CAPTURES, ()))
+    return list(dict.fromkeys(v for v in values if v is not None and is_activation(v)))
 
 
 def activation_outputs(node: ir.Node) -> list[ir.Value]:
@@ -80,13 +91,13 @@ def activation_outputs(node: ir.Node) -> list[ir.Value]:
 
 
 def readers(value: ir.Value) -> list[ir.Node]:
-    """Nodes that read ``value``, without repetition, in the order of its uses."""
-    return list(dict.fromkeys(node for node, _ in value.uses()))
+    """Nodes of the main graph that read ``value``, without repetition, in the order of its uses."""
+    return list(dict.fromkeys(node.meta.get(OWNER, node) for node, _ in value.uses()))
 
 
 def weight_index(node: ir.Node) -> int | None:
     """Position of the constant weight among the inputs of a weighted node, None if there is none."""
-    if node.op_type not in WEIGHTED_OPS or node.domain not in {"", "ai.onnx"}:
+    if node.op_type not in WEIGHTED_OPS or node.domain not in {"", "ai.onnx"} or is_fallback(node):
         return None
     for index in (1,) if node.op_type != "MatMul" else (1, 0):
         if index >= len(node.inputs):
@@ -111,7 +122,7 @@ def is_preserving(node: ir.Node) -> bool:
     """True if the first output of ``node`` only holds values of its first input, or zeros."""
     if node.op_type not in PRESERVING_OPS or node.domain not in {"", "ai.onnx"} or not node.inputs:
         return False
-    if not is_activation(node.inputs[0]):
+    if not is_activation(node.inputs[0]) or is_fallback(node):
         return False
     if node.op_type == "Pad":
         mode = node.attributes.get_string("mode", "constant")
@@ -125,10 +136,10 @@ def is_preserving(node: ir.Node) -> bool:
 
 def clamp_bounds(node: ir.Node) -> tuple[float | None, float | None] | None:
     """(low, high) of a Relu or a Clip with constant bounds, None for any other node."""
+    if node.op_type not in CLAMPS or is_fallback(node):
+        return None
     if node.op_type == "Relu":
         return 0.0, None
-    if node.op_type != "Clip":
-        return None
     bounds: list[float | None] = []
     for index in (1, 2):
         value = node.inputs[index] if index < len(node.inputs) else None

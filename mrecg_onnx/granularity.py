@@ -56,6 +56,9 @@ def default_merges(units: int) -> int:
 def _eligible(units: Sequence[UnitPlan] | int) -> list[bool]:
     """Pairs (i, i+1) that may be joined: neither the stem's unit nor the classifier's takes part, nor one that ends in a pooling.
 
+    Units without layers are borders: nothing is trained through them.
+
+
     Behind an averaging pooling the loss is that of averages and always falls: no peak. On ResNet-20 the signed rule
     joined nothing but that pair, and the networks came out worse (no published scheme joins the last block of a ResNet).
     """
@@ -65,6 +68,7 @@ def _eligible(units: Sequence[UnitPlan] | int) -> list[bool]:
         # Only a single-entry, single-exit neighbour can be joined: the later unit must read the earlier one's output.
         for i in range(count - 1):
             pairs[i] = pairs[i] and not units[i + 1].pools and bool(set(units[i].outputs) & set(units[i + 1].inputs))
+            pairs[i] = pairs[i] and bool(units[i].layers) and bool(units[i + 1].layers)
     return pairs
 
 
@@ -184,6 +188,16 @@ def _from_counts(entries: list[Any], total: int, where: str) -> tuple[tuple[int,
     return tuple(groups)
 
 
+def _without_borders(
+    groups: tuple[tuple[int, ...], ...], units: Sequence[UnitPlan], where: str
+) -> tuple[tuple[int, ...], ...]:
+    for group in groups:
+        border = next((units[i].name for i in group if not units[i].layers), None)
+        if border is not None and len(group) > 1:
+            raise SettingsError(f"{where}: nothing can be joined with '{border}', which torch cannot run")
+    return groups
+
+
 def _from_names(entries: list[Any], units: Sequence[UnitPlan], where: str) -> tuple[tuple[int, ...], ...]:
     owner = {name: i for i, unit in enumerate(units) for name in unit.layers}
     groups: list[tuple[int, ...]] = []
@@ -200,6 +214,7 @@ def _from_names(entries: list[Any], units: Sequence[UnitPlan], where: str) -> tu
         if missing:
             raise SettingsError(f"{where}: a unit lists part of a block; '{min(missing)}' belongs to it as well")
         groups.append(indices)
+    groups = sorted([*groups, *((i,) for i, unit in enumerate(units) if not unit.layers)])
     flat = [i for group in groups for i in group]
     if flat != list(range(len(units))):
         raise SettingsError(f"{where}: units must cover all layers once, in the model's order")
@@ -224,7 +239,7 @@ def read_scheme(path: str | Path, units: Sequence[UnitPlan]) -> tuple[tuple[int,
     if isinstance(data, list):
         data = {"scheme": data}
     if isinstance(data, dict) and isinstance(data.get("scheme"), list):
-        return _from_counts(data["scheme"], len(units), where)
+        return _without_borders(_from_counts(data["scheme"], len(units), where), units, where)
     if (
         isinstance(data, dict)
         and isinstance(data.get("units"), list)

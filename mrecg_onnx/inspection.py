@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mrecg_onnx.converters import load_model
 from mrecg_onnx.converters.load import standard_opset
 from mrecg_onnx.equalization import Equalized
+from mrecg_onnx.fallbacks import fallbacks
 from mrecg_onnx.images import Dataset, Preprocess
 from mrecg_onnx.preparation import calibrate, editable_graph, make_plan, prepare
 from mrecg_onnx.progress import Clock, Progress
@@ -97,12 +98,14 @@ class Inspection:
         settings: what the plan was made for.
         plan: the plan before any training; merges of the scheme "loss" are not in it, a probing run decides them.
         measured: None without calibration images.
+        fallbacks: nodes that ONNX Runtime runs inside the torch module, by name, and why.
     """
 
     source: SourceInfo
     settings: Settings
     plan: Plan
     measured: Measured | None = None
+    fallbacks: dict[str, str] = field(default_factory=dict)
 
     @property
     def merges_pending(self) -> bool:
@@ -120,6 +123,7 @@ class Inspection:
             "settings": self.settings.to_json(),
             "plan": self.plan.to_json(),
             "merges_pending": self.merges_pending,
+            "fallbacks": self.fallbacks,
             "measured": measured,
         }
 
@@ -151,7 +155,8 @@ def inspect(
         with clock.stage("load"):
             original = load_model(model)
             graph = editable_graph(original, settings)
-            return Inspection(_source(model, original, graph), settings, make_plan(graph, settings))
+            plan = make_plan(graph, settings)
+            return Inspection(_source(model, original, graph), settings, plan, fallbacks=fallbacks(graph))
     ready = prepare(model, calib, settings, clock)
     with clock.stage("calibrate"):
         simulation = calibrate(ready.network, ready.plan, ready.data, ready.settings)
@@ -171,7 +176,8 @@ def inspect(
         sensitivities=tuple(found),
         origin=ready.dataset.origin,
     )
-    return Inspection(_source(model, ready.original, ready.graph), ready.settings, ready.plan, measured)
+    source = _source(model, ready.original, ready.graph)
+    return Inspection(source, ready.settings, ready.plan, measured, fallbacks(ready.graph))
 
 
 def _source(model: onnx.ModelProto | str | Path, original: onnx.ModelProto, graph: ir.Model) -> SourceInfo:

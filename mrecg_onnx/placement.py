@@ -9,6 +9,7 @@ The rules (measured on ONNX Runtime's CPU provider):
 4. A Relu or Clip in front of a quantizer is part of it: its bounds become bounds of the codes, and the tensor before it
    has no quantizer of its own.
 5. Ops behind the last weighted layer stay in float, and so do the graph's outputs and excluded nodes.
+6. What a node reads and makes that torch cannot run gets 8 bits, if any: no range before or behind it is learned.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from mrecg_onnx.activations import (
     clamp_bounds,
     constant,
     is_activation,
+    is_fallback,
     is_preserving,
     is_weighted,
     readers,
@@ -260,7 +262,7 @@ def place(
                 name=name,
                 members=tuple(v.name or "" for v in parts),
                 reads=tuple(dict.fromkeys(v.name or "" for v, _ in computing)) or (name,),
-                bits=max(bits, BYSTANDER_BITS) if name in protected else bits,
+                bits=max(bits, BYSTANDER_BITS) if name in protected or _touches_fallback(parts) else bits,
                 absorbs=absorbs.name if absorbs is not None else None,
                 low=bounds[0] if absorbs is not None and bounds is not None else None,
                 high=bounds[1] if absorbs is not None and bounds is not None else None,
@@ -268,6 +270,12 @@ def place(
             )
         )
     return tuple(plans)
+
+
+def _touches_fallback(parts: list[ir.Value]) -> bool:
+    """True if ONNX Runtime makes or reads one of ``parts`` inside the torch module (rule 6)."""
+    nodes = [node for value in parts for node in (*readers(value), value.producer())]
+    return any(node is not None and is_fallback(node) for node in nodes)
 
 
 def _reads_as_input(node: ir.Node, value: ir.Value) -> bool:

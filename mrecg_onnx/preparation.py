@@ -19,6 +19,7 @@ from mrecg_onnx.channel_bits import allocate_activations, allocate_weights
 from mrecg_onnx.converters import check_parity, load_model, normalize, to_torch
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.equalization import Equalized, apply_scale, choose_scales, find_streams
+from mrecg_onnx.fallbacks import mark_fallbacks
 from mrecg_onnx.granularity import default_merges, groups_from_mask, read_scheme, select_eq4, select_peaks
 from mrecg_onnx.grids import Grid
 from mrecg_onnx.images import ZEROQ, Dataset, InputSpec, open_calibration
@@ -147,6 +148,7 @@ def editable_graph(original: onnx.ModelProto, settings: Settings) -> ir.Model:
         MrecgError: the model or the settings do not do.
     """
     graph = normalize(original)
+    mark_fallbacks(graph)
     if settings.residual == "wide" and settings.abits < BYSTANDER_BITS:
         branch_narrow_reads(graph, settings)
     return graph

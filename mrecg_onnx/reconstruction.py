@@ -433,7 +433,7 @@ def reconstruct_unit(
     options = {"quantize_activations": quantize, "batch_size": size, "knees": knees, "power": power, "workers": workers}
     nearest = evaluate_unit(unit, steps, simulation, data, judge, **options)  # type: ignore[arg-type]
     scales = [t for t in trainable.log_ratio.values() if t.requires_grad]
-    if not trainable.rounding and (rounding is not None or not scales):
+    if not unit.layers or (not trainable.rounding and (rounding is not None or not scales)):
         return UnitResult(unit.name, unit.layers, 0, nearest, nearest, "nearest", 0.0, clock() - begin)
     windows = plan_windows(steps, shapes, inputs, unit.outputs, window)
 

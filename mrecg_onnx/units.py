@@ -9,6 +9,8 @@
 4. Ops without weights belong to the unit in front of them (those in front of everything to the first unit).
 5. A branch structure with more than eight layers (a U-Net, a dense block) is cut inside, where the fewest tensors are
    alive, into units with several inputs and outputs.
+6. A node that torch cannot run (:mod:`mrecg_onnx.fallbacks`) is a unit of its own without layers, wherever it stands: nothing
+   is trained through it. Ops without weights between two such nodes, or in front of the first, are with one of them.
 
 Reproduces the base partition of the MRECG code base (docs/method.md 3) on ResNet, RegNet and MobileNetV2.
 """
@@ -19,7 +21,14 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from mrecg_onnx.activations import activation_inputs, activation_outputs, is_preserving, is_weighted, readers
+from mrecg_onnx.activations import (
+    activation_inputs,
+    activation_outputs,
+    is_fallback,
+    is_preserving,
+    is_weighted,
+    readers,
+)
 from mrecg_onnx.granularity import module_capacity
 from mrecg_onnx.plan import LayerPlan, UnitPlan
 
@@ -153,9 +162,40 @@ def plan_units(model: ir.Model, layers: tuple[LayerPlan, ...], alpha: float) -> 
         alpha: stride correction of the module capacity (Eq. 3).
 
     Returns:
-        Units in topological order; each holds at least one weighted layer.
+        Units in topological order; each holds at least one weighted layer, or is one of step 6.
     """
-    nodes = [n for n in model.graph if activation_inputs(n)]
+    by_name = {layer.name: layer for layer in layers}
+    groups = [group for part in _parts(model) for group in ([part] if _is_barrier(part) else _blocks(part))]
+    return tuple(_unit(group, by_name, alpha) for group in groups)
+
+
+def _parts(model: ir.Model) -> list[list[ir.Node]]:
+    """Step 6: the nodes with activations, cut around those that torch cannot run; every part has one or a layer."""
+    parts: list[list[ir.Node]] = [[]]
+    for node in model.graph:
+        if is_fallback(node):
+            parts += [[node], []]
+        elif activation_inputs(node):
+            parts[-1].append(node)
+    result: list[list[ir.Node]] = []
+    ahead: list[ir.Node] = []
+    for part in parts:
+        if _is_barrier(part) or any(is_weighted(n) for n in part):
+            result.append(ahead + part)
+            ahead = []
+        elif result:
+            result[-1] = result[-1] + part
+        else:
+            ahead = ahead + part
+    return result
+
+
+def _is_barrier(nodes: list[ir.Node]) -> bool:
+    return any(is_fallback(n) for n in nodes)
+
+
+def _blocks(nodes: list[ir.Node]) -> list[list[ir.Node]]:
+    """Steps 1 to 5 for nodes that torch runs."""
     blocks: list[list[_Piece]] = []
     chain: list[_Piece] = []
 
@@ -176,9 +216,7 @@ def plan_units(model: ir.Model, layers: tuple[LayerPlan, ...], alpha: float) -> 
         else:
             chain.append(piece)
     flush()
-    blocks = _join_unweighted(blocks)
-    by_name = {layer.name: layer for layer in layers}
-    return tuple(_unit([n for piece in block for n in piece.nodes], by_name, alpha) for block in blocks)
+    return [[n for piece in block for n in piece.nodes] for block in _join_unweighted(blocks)]
 
 
 def plan_layer_units(model: ir.Model, layers: tuple[LayerPlan, ...], alpha: float) -> tuple[UnitPlan, ...]:
@@ -186,13 +224,13 @@ def plan_layer_units(model: ir.Model, layers: tuple[LayerPlan, ...], alpha: floa
 
     Ops in front of the first layer belong to its unit. Units may have several inputs.
     """
-    groups: list[list[ir.Node]] = [[]]
-    for node in model.graph:
-        if not activation_inputs(node):
-            continue
-        if is_weighted(node) and any(is_weighted(n) for n in groups[-1]):
-            groups.append([])
-        groups[-1].append(node)
+    groups: list[list[ir.Node]] = []
+    for part in _parts(model):
+        groups.append([])
+        for node in part:
+            if is_weighted(node) and any(is_weighted(n) for n in groups[-1]):
+                groups.append([])
+            groups[-1].append(node)
     by_name = {layer.name: layer for layer in layers}
     return tuple(_unit(group, by_name, alpha) for group in groups)
 
@@ -222,7 +260,8 @@ def _unit(nodes: list[ir.Node], layers: dict[str, LayerPlan], alpha: float) -> U
         if v.is_graph_output() or any(r not in inside and activation_inputs(r) for r in readers(v))
     ]
     own = [layers[n.name or ""] for n in nodes if is_weighted(n)]
-    name = own[0].name if len(own) == 1 else f"{own[0].name} .. {own[-1].name}"
+    names = [layer.name for layer in own] or [n.name or "" for n in nodes if is_fallback(n)]
+    name = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
     return UnitPlan(
         name,
         tuple(n.name or "" for n in nodes),
@@ -236,5 +275,5 @@ def _unit(nodes: list[ir.Node], layers: dict[str, LayerPlan], alpha: float) -> U
 
 def _pools(nodes: list[ir.Node]) -> bool:
     """True if an averaging or global pooling comes behind the last weighted layer."""
-    last = max(i for i, n in enumerate(nodes) if is_weighted(n))
+    last = max((i for i, n in enumerate(nodes) if is_weighted(n)), default=len(nodes))
     return any(n.op_type in _POOLING for n in nodes[last:])

@@ -390,9 +390,10 @@ def test_a_model_that_is_quantized_already(here: Path) -> None:
 def test_an_op_that_cannot_be_converted_is_named_with_its_node(here: Path) -> None:
     g = Graph()
     x = g.conv(g.input(3), 3, 8, "conv", output="conv_out")
-    g.op("Det", [x], "odd_one", output="output")
+    training = [x, g.constant("ratio", np.float32(0.5)), g.constant("training", np.bool_(True))]
+    g.op("Dropout", training, "odd_one", output="output")
     onnx.save(g.model(), "odd.onnx")
-    quantize_fails("odd.onnx", says=("Det", "odd_one"))
+    quantize_fails("odd.onnx", says=("Dropout is in training mode", "odd_one", "eval mode"))
 
     model = classifier()
     relu = next(node for node in model.graph.node if node.name == "relu1")

@@ -589,7 +589,7 @@ class TestLoading:
         with pytest.raises(ModelError, match=r"tensor 'w1'"):
             load_model(unread)
 
-    @pytest.mark.parametrize(("opset", "message"), [(8, "opset 8 is too old"), (999, "opset 999 is unknown")])
+    @pytest.mark.parametrize(("opset", "message"), [(6, "opset 6 is too old"), (999, "opset 999 is unknown")])
     def test_opset_out_of_range(self, opset, message):
         model = cnn(13)
         model.opset_import[0].version = opset
@@ -759,20 +759,15 @@ model = onnx.parser.parse_model(text)
 assert to_torch(model)(torch.tensor([-1.0, 2.0])).tolist() == [0.0, 2.0]
 text = '''<ir_version: 8, opset_import: ["" : 17]> g (float[1, 3, 4] b, float[1, 1, 3] s) => (int64[n, 3] y)
     {{ [boxes] y = NonMaxSuppression(b, s) }}'''
-try:
-    to_torch(onnx.parser.parse_model(text))
-except Exception as error:
-    print(type(error).__name__, error)
+print(to_torch(onnx.parser.parse_model(text)).fallback_nodes)
 """
 
     @pytest.mark.parametrize("error", ["ImportError", "RuntimeError"])
-    def test_only_the_two_operators_that_need_it_fail_without(self, error):
+    def test_only_the_two_operators_that_need_it_fall_back_without(self, error):
         run = subprocess.run(
             [sys.executable, "-c", self.PROBE.format(error=error)], capture_output=True, text=True, check=True
         )
-        assert run.stdout.startswith(
-            "ConversionError node 'boxes': ai.onnx::NonMaxSuppression version 11 needs a working"
-        )
+        assert run.stdout.startswith("{'boxes': 'ai.onnx::NonMaxSuppression version 11 needs a working")
 
     def test_errors_do_not_import_torch(self):
         code = "import sys, mrecg_onnx.converters.errors; assert not {'torch', 'onnx'} & set(sys.modules)"

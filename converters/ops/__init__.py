@@ -2,6 +2,32 @@
 
 from __future__ import annotations
 
-from mrecg_onnx.converters.ops import elementwise, indexing, normalization, pooling, reduce, resize, shape, weighted
+from mrecg_onnx.converters.ops import (
+    attention,
+    elementwise,
+    indexing,
+    losses,
+    normalization,
+    pooling,
+    reduce,
+    resize,
+    sampling,
+    shape,
+    signal,
+    weighted,
+)
 
-__all__ = ["elementwise", "indexing", "normalization", "pooling", "reduce", "resize", "shape", "weighted"]
+__all__ = [
+    "attention",
+    "elementwise",
+    "indexing",
+    "losses",
+    "normalization",
+    "pooling",
+    "reduce",
+    "resize",
+    "sampling",
+    "shape",
+    "signal",
+    "weighted",
+]

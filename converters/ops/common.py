@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from onnx import TensorProto, numpy_helper
 
-from mrecg_onnx.converters.errors import ConversionError
+from mrecg_onnx.converters.errors import ConversionError, RefusedError
 from mrecg_onnx.converters.registry import OnnxGraph, OnnxMapping, OnnxNode, OperationConverterResult
 
 if TYPE_CHECKING:
@@ -23,10 +23,13 @@ __all__ = [
     "OperationConverterResult",
     "constant_ints",
     "constant_of",
+    "element_type",
     "has_input",
     "input_name",
     "integers",
     "n_outputs",
+    "rank_of",
+    "refuse_training",
     "reject",
     "result",
     "same_pads",
@@ -86,6 +89,11 @@ def reject(node: OnnxNode, why: str) -> ConversionError:
     return ConversionError(f"{node.operation_type} with {why} cannot be converted to torch")
 
 
+def refuse_training(node: OnnxNode) -> RefusedError:
+    """Return the error for a node that trains."""
+    return RefusedError(f"{node.operation_type} is in training mode; export the model in eval mode")
+
+
 def input_name(node: OnnxNode, index: int) -> str:
     """Return the name of input ``index``, "" where the node has none."""
     return str(node.input_values[index]) if index < len(node.input_values) else ""
@@ -113,6 +121,24 @@ def constant_ints(node: OnnxNode, index: int, graph: OnnxGraph) -> list[int] | N
     """Return input ``index`` as a list of integers if it is constant, None otherwise."""
     found = constant_of(node, index, graph)
     return None if found is None else [int(item) for item in found.reshape(-1).tolist()]
+
+
+def element_type(node: OnnxNode, index: int, graph: OnnxGraph) -> int:
+    """Return the ONNX element type of input ``index``, 0 where it is not known."""
+    name = input_name(node, index)
+    if name in graph.initializers:
+        return int(graph.initializers[name].proto.data_type)
+    return int(graph.value_info[name].type.tensor_type.elem_type) if name in graph.value_info else 0
+
+
+def rank_of(node: OnnxNode, index: int, graph: OnnxGraph) -> int | None:
+    """Return the number of axes of input ``index``, None where it is not known."""
+    name = input_name(node, index)
+    if name in graph.initializers:
+        return len(graph.initializers[name].proto.dims)
+    if name not in graph.value_info or not graph.value_info[name].type.tensor_type.HasField("shape"):
+        return None
+    return len(graph.value_info[name].type.tensor_type.shape.dim)
 
 
 def integers(value: Tensor | Sequence[int]) -> list[int]:

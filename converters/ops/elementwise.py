@@ -16,7 +16,7 @@ from mrecg_onnx.converters.ops.common import (
     constant_of,
     has_input,
     input_name,
-    reject,
+    refuse_training,
     result,
     torch_dtype,
 )
@@ -152,15 +152,19 @@ _FUNCTIONS: dict[str, tuple[int, Callable[..., Tensor]]] = {
     "Floor": (1, torch.floor),
     "Greater": (7, torch.gt),
     "GreaterOrEqual": (12, torch.ge),
+    "BitwiseAnd": (18, torch.bitwise_and),
+    "BitwiseNot": (18, torch.bitwise_not),
+    "BitwiseOr": (18, torch.bitwise_or),
+    "BitwiseXor": (18, torch.bitwise_xor),
     "HardSwish": (14, F.hardswish),
     "Identity": (1, _identity),
     "IsNaN": (9, torch.isnan),
     "Less": (7, torch.lt),
     "LessOrEqual": (12, torch.le),
     "Log": (1, torch.log),
-    "Max": (8, _largest),
-    "Mean": (8, _mean),
-    "Min": (8, _smallest),
+    "Max": (6, _largest),
+    "Mean": (6, _mean),
+    "Min": (6, _smallest),
     "Mish": (18, F.mish),
     "Mul": (7, torch.mul),
     "Neg": (1, torch.neg),
@@ -179,7 +183,7 @@ _FUNCTIONS: dict[str, tuple[int, Callable[..., Tensor]]] = {
     "Softsign": (1, F.softsign),
     "Sqrt": (1, torch.sqrt),
     "Sub": (7, torch.sub),
-    "Sum": (8, _sum),
+    "Sum": (6, _sum),
     "Tan": (7, torch.tan),
     "Tanh": (1, torch.tanh),
     "Where": (9, torch.where),
@@ -242,8 +246,24 @@ def _swish(node: OnnxNode) -> Callable[..., Tensor]:
     return lambda x: x * torch.sigmoid(alpha * x)
 
 
+def _swiglu(node: OnnxNode) -> Callable[..., Tensor]:
+    alpha = node.attributes.get("alpha", 1.0)
+    return lambda a, b: a * torch.sigmoid(alpha * a) * b
+
+
 def _mod(node: OnnxNode) -> Callable[..., Tensor]:
-    return torch.fmod if node.attributes.get("fmod", 0) else torch.remainder
+    return _through_int64(torch.fmod if node.attributes.get("fmod", 0) else torch.remainder)
+
+
+def _through_int64(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compute on uint16 and uint32, for which torch has no arithmetic, as int64."""
+
+    def compute(a: Tensor, b: Tensor) -> Tensor:
+        if a.dtype not in {torch.uint16, torch.uint32}:
+            return function(a, b)
+        return function(a.to(torch.int64), b.to(torch.int64)).to(a.dtype)
+
+    return compute
 
 
 def _is_inf(node: OnnxNode) -> Callable[..., Tensor]:
@@ -262,6 +282,7 @@ _MAKERS: dict[str, tuple[int, Callable[[OnnxNode], Callable[..., Tensor]]]] = {
     "Mod": (10, _mod),
     "Selu": (1, _selu),
     "Shrink": (9, _shrink),
+    "SwiGLU": (28, _swiglu),
     "Swish": (24, _swish),
     "ThresholdedRelu": (10, _thresholded_relu),
 }
@@ -331,13 +352,48 @@ def _cast_like(node: OnnxNode, _graph: OnnxGraph) -> OperationConverterResult:
     return result(Elementwise(lambda x, like: x.to(like.dtype)), node)
 
 
+_SIGNED = {torch.uint8: torch.int16, torch.uint16: torch.int32, torch.uint32: torch.int64}
+
+
+def _shift(x: Tensor, by: Tensor, left: bool) -> Tensor:
+    """Shift the bits of ``x``; by their number or more, or by less than none, leaves the sign alone."""
+    bits = x.element_size() * 8
+    if x.dtype == torch.uint64:
+        # Halves of 32 bits: torch cannot shift 64 without a sign.
+        words, steps = x.view(torch.int64), by.view(torch.int64)
+        inside = (steps >= 0) & (steps < bits)
+        steps = steps.clamp(0, bits - 1)
+        # Rightwards the sign bit would be copied: the bits it was copied to are cut off.
+        kept = torch.where(steps > 0, ~(torch.full_like(words, -1) << (bits - steps).clamp(max=bits - 1)), -1)
+        moved = words << steps if left else (words >> steps) & kept
+        return torch.where(inside, moved, torch.zeros_like(moved)).view(torch.uint64)
+    wide = x.to(_SIGNED.get(x.dtype, x.dtype))
+    steps = by.to(wide.dtype)
+    inside = (steps >= 0) & (steps < bits)
+    steps = steps.clamp(0, bits - 1)
+    nothing = torch.zeros_like(wide)
+    moved = wide << steps if left else wide >> steps
+    return torch.where(inside, moved, nothing if left else torch.where(wide < 0, nothing - 1, nothing)).to(x.dtype)
+
+
+@converter("BitShift", 11)
+def _bit_shift(node: OnnxNode, _graph: OnnxGraph) -> OperationConverterResult:
+    return result(Elementwise(functools.partial(_shift, left=node.attributes["direction"] == "LEFT")), node)
+
+
+@converter("BitCast", 26)
+def _bit_cast(node: OnnxNode, _graph: OnnxGraph) -> OperationConverterResult:
+    dtype = torch_dtype(node.attributes["to"])
+    return result(Elementwise(lambda x: x.contiguous().view(dtype)), node)
+
+
 @converter("Dropout", 7)
 def _dropout(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
     """Dropout in inference passes its input on; the mask, where it is asked for, is all True."""
     if has_input(node, 2):
         training = constant_of(node, 2, graph)
         if training is None or bool(training.any()):
-            raise reject(node, "training_mode")
+            raise refuse_training(node)
     names = [input_name(node, 0)]
     if len(node.output_values) > 1 and node.output_values[1]:
         return result(_DropoutWithMask(), node, names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,9 +11,12 @@ from mrecg_onnx.converters.ops.common import (
     OnnxGraph,
     OnnxNode,
     OperationConverterResult,
+    constant_ints,
+    input_name,
+    integers,
     n_outputs,
-    reject,
     result,
+    torch_dtype,
 )
 from mrecg_onnx.converters.ops.elementwise import Elementwise
 from mrecg_onnx.converters.ops.shape import Static, static
@@ -104,14 +108,114 @@ def _scatter_elements(node: OnnxNode, _graph: OnnxGraph) -> OperationConverterRe
 @converter("ScatterND", 11)
 def _scatter_nd(node: OnnxNode, _graph: OnnxGraph) -> OperationConverterResult:
     reduction = node.attributes.get("reduction", "none")
-    if reduction not in {"none", "add"}:
-        raise reject(node, f"reduction {reduction}")
 
     def scatter(x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
         places = tuple(_from_front(at, x.shape[axis]) for axis, at in enumerate(indices.unbind(-1)))
-        return x.index_put(places, updates, accumulate=reduction == "add")
+        if reduction in {"none", "add"}:
+            return x.index_put(places, updates, accumulate=reduction == "add")
+        # Rows of what the indices leave whole, addressed by one number each.
+        row = torch.zeros_like(places[0])
+        for axis, at in enumerate(places):
+            row = row * x.shape[axis] + at
+        rows = x.reshape(math.prod(x.shape[: len(places)]), -1)
+        given = updates.reshape(row.numel(), -1)
+        return rows.scatter_reduce(0, row.reshape(-1, 1).expand_as(given), given, _REDUCE[reduction]).reshape(x.shape)
 
     return result(Elementwise(scatter), node)
+
+
+@converter("GatherND", 11)
+def _gather_nd(node: OnnxNode, _graph: OnnxGraph) -> OperationConverterResult:
+    batch = node.attributes.get("batch_dims", 0)
+
+    def gather(x: Tensor, indices: Tensor) -> Tensor:
+        places = [_from_front(at, x.shape[batch + axis]) for axis, at in enumerate(indices.unbind(-1))]
+        rank = places[0].ndim
+        own = [
+            torch.arange(size, device=x.device).reshape(-1, *(1,) * (rank - 1 - axis))
+            for axis, size in enumerate(x.shape[:batch])
+        ]
+        return x[(*own, *places)]
+
+    return result(Elementwise(gather), node)
+
+
+class OnnxOneHot(Static):
+    """ONNX OneHot.
+
+    Attributes:
+        axis: Where the new axis goes.
+    """
+
+    axis = -1
+
+    def forward(self, x: Tensor, *inputs: Tensor) -> Tensor:
+        """Return the second of the values (the last input) at the places ``x``, the first elsewhere."""
+        *given, values = inputs
+        (depth,) = integers(given[0]) if given else self.arguments[0] or [0]
+        axis = self.axis % (x.ndim + 1)
+        places = x.to(torch.int64).unsqueeze(axis)
+        classes = torch.arange(depth, device=x.device).reshape(-1, *(1,) * (x.ndim - axis))
+        return torch.where((places == classes) | (places + depth == classes), values[1], values[0])
+
+
+@converter("OneHot", 9)
+def _one_hot(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
+    depth = constant_ints(node, 1, graph)
+    module = OnnxOneHot([depth])
+    module.axis = node.attributes.get("axis", -1)
+    return result(module, node, [name for place, name in enumerate(node.input_values) if place != 1 or depth is None])
+
+
+@converter("Compress", 9)
+def _compress(node: OnnxNode, _graph: OnnxGraph) -> OperationConverterResult:
+    axis = node.attributes.get("axis")
+
+    def pick(x: Tensor, condition: Tensor) -> Tensor:
+        places = torch.nonzero(condition).reshape(-1)
+        return x.reshape(-1).index_select(0, places) if axis is None else x.index_select(axis, places)
+
+    return result(Elementwise(pick), node)
+
+
+@converter("EyeLike", 9)
+def _eye_like(node: OnnxNode, _graph: OnnxGraph) -> OperationConverterResult:
+    diagonal, data_type = node.attributes.get("k", 0), node.attributes.get("dtype")
+
+    def eye(x: Tensor) -> Tensor:
+        rows, columns = (torch.arange(size, device=x.device) for size in x.shape)
+        return (columns - rows.reshape(-1, 1) == diagonal).to(x.dtype if data_type is None else torch_dtype(data_type))
+
+    return result(Elementwise(eye), node)
+
+
+@converter("ReverseSequence", 10)
+def _reverse_sequence(node: OnnxNode, _graph: OnnxGraph) -> OperationConverterResult:
+    batch, time = node.attributes.get("batch_axis", 1), node.attributes.get("time_axis", 0)
+
+    def reverse(x: Tensor, lengths: Tensor) -> Tensor:
+        at = torch.arange(x.shape[time], device=x.device)
+        ends = lengths.reshape(-1, 1)
+        places = torch.where(at < ends, ends - 1 - at, at)  # (batch, time)
+        places = places if batch < time else places.t()
+        return x.gather(time, places.reshape(*places.shape, *(1,) * (x.ndim - 2)).expand(x.shape))
+
+    return result(Elementwise(reverse), node, [input_name(node, 0), input_name(node, 1)])
+
+
+@converter("TensorScatter", 24)
+def _tensor_scatter(node: OnnxNode, _graph: OnnxGraph) -> OperationConverterResult:
+    axis, circular = node.attributes.get("axis", -2), node.attributes.get("mode", "linear") == "circular"
+
+    def write(past: Tensor, update: Tensor, start: Tensor | None = None) -> Tensor:
+        starts = torch.zeros(past.shape[0], dtype=torch.int64, device=past.device) if start is None else start
+        places = starts.reshape(-1, 1) + torch.arange(update.shape[axis], device=past.device)  # (batch, length)
+        places = places % past.shape[axis] if circular else places
+        shape = [1] * past.ndim
+        shape[0], shape[axis] = places.shape
+        return past.scatter(axis, places.reshape(shape).expand(update.shape), update)
+
+    return result(Elementwise(write), node)
 
 
 @converter("Trilu", 14)

@@ -12,7 +12,7 @@ from mrecg_onnx.converters.ops.common import (
     OperationConverterResult,
     input_name,
     n_outputs,
-    reject,
+    refuse_training,
     result,
 )
 from mrecg_onnx.converters.ops.elementwise import Elementwise
@@ -26,7 +26,7 @@ _EPSILON = 1e-5  # default of all of them in the ONNX operator specification
 @converter("BatchNormalization", 7)
 def _batch_norm(node: OnnxNode, _graph: OnnxGraph) -> OperationConverterResult:
     if n_outputs(node) > 1 or node.attributes.get("training_mode", 0):
-        raise reject(node, "training mode")
+        raise refuse_training(node)
     epsilon = node.attributes.get("epsilon", _EPSILON)
 
     def normalize(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:

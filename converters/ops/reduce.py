@@ -38,11 +38,24 @@ def _prod(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
 
 def _extreme(function: Callable[..., Tensor]) -> Callable[[Tensor, tuple[int, ...], bool], Tensor]:
     def reduce(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
+        if not x.numel():
+            return _extreme_of_nothing(x, axes, keep, largest=function is torch.amax)
         if x.dtype == torch.bool:
             return function(x.to(torch.uint8), axes, keepdim=keep).to(torch.bool)
         return function(x, axes, keepdim=keep)
 
     return reduce
+
+
+def _extreme_of_nothing(x: Tensor, axes: tuple[int, ...], keep: bool, *, largest: bool) -> Tensor:
+    """Return what the specification has for empty sets: the smallest value of the type, or the largest."""
+    if x.is_floating_point():
+        value: float | bool = -math.inf if largest else math.inf
+    elif x.dtype == torch.bool:
+        value = not largest
+    else:
+        value = torch.iinfo(x.dtype).min if largest else torch.iinfo(x.dtype).max
+    return torch.full_like(x.sum(axes, keepdim=keep), value, dtype=x.dtype)
 
 
 _REDUCTIONS: dict[str, Callable[[Tensor, tuple[int, ...], bool], Tensor]] = {
@@ -129,3 +142,47 @@ def _arg_extreme(node: OnnxNode, _graph: OnnxGraph) -> OperationConverterResult:
         return place if keepdims else place.squeeze(axis)
 
     return result(Elementwise(find), node)
+
+
+class OnnxScan(Static):
+    """ONNX CumSum and CumProd.
+
+    Attributes:
+        function: (x, axis) -> running result along the axis.
+        neutral: What the running result starts from.
+        exclusive: Leave each element itself out.
+        reverse: Run from the end.
+    """
+
+    function: Callable[[Tensor, int], Tensor]
+    neutral = 0
+    exclusive = False
+    reverse = False
+
+    def compute(self, x: Tensor, *arguments: list[int] | None) -> Tensor:
+        """Run along the axis."""
+        ((axis,),) = arguments  # type: ignore[misc]
+        x = x.flip(axis) if self.reverse else x
+        if self.exclusive:
+            first = torch.full_like(x.narrow(axis, 0, 1), self.neutral)
+            x = torch.cat([first, x.narrow(axis, 0, x.shape[axis] - 1)], axis)
+        y = self.function(x, axis)
+        return y.flip(axis) if self.reverse else y
+
+
+@converter("CumSum", 11)
+@converter("CumProd", 26)
+def _running(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
+    total = node.operation_type == "CumSum"
+    return static(
+        OnnxScan,
+        node,
+        graph,
+        [1],
+        function=(lambda x, axis: x.cumsum(axis, dtype=x.dtype))
+        if total
+        else lambda x, axis: x.cumprod(axis, dtype=x.dtype),
+        neutral=0 if total else 1,
+        exclusive=bool(node.attributes.get("exclusive", 0)),
+        reverse=bool(node.attributes.get("reverse", 0)),
+    )

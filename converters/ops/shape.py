@@ -424,11 +424,12 @@ def _depth_to_space(node: OnnxNode, _graph: OnnxGraph) -> OperationConverterResu
 
 @converter("SpaceToDepth")
 def _space_to_depth(node: OnnxNode, _graph: OnnxGraph) -> OperationConverterResult:
-    block = node.attributes["blocksize"]
+    block, mode = node.attributes["blocksize"], node.attributes.get("mode", "DCR")
 
     def stack(x: Tensor) -> Tensor:
         n, c, h, w = x.shape
-        y = x.reshape(n, c, h // block, block, w // block, block).permute(0, 3, 5, 1, 2, 4)
+        y = x.reshape(n, c, h // block, block, w // block, block)
+        y = y.permute(0, 1, 3, 5, 2, 4) if mode == "CRD" else y.permute(0, 3, 5, 1, 2, 4)
         return y.reshape(n, c * block**2, h // block, w // block)
 
     return result(Elementwise(stack), node)

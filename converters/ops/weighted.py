@@ -24,6 +24,7 @@ from mrecg_onnx.converters.ops.common import (
     result,
     same_pads,
 )
+from mrecg_onnx.converters.ops.elementwise import Elementwise
 from mrecg_onnx.converters.registry import converter
 
 if TYPE_CHECKING:
@@ -350,3 +351,9 @@ def _matmul(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
     if left is not None and left.is_floating_point():
         return result(OnnxMatMulConst(left, weight_first=True), node, [input_name(node, 1)])
     return result(OnnxMatMul(), node)
+
+
+@converter("Einsum", 12)
+def _einsum(node: OnnxNode, _graph: OnnxGraph) -> OperationConverterResult:
+    equation = node.attributes["equation"]
+    return result(Elementwise(lambda *operands: torch.einsum(equation, *operands)), node)

@@ -2,7 +2,7 @@
 
 Own code rather than ``onnx.version_converter``, which goes through a C++ graph that drops doc strings and metadata and
 has no adapter for several of these steps (Upsample, Resize, Softmax over several axes), and rather than onnxscript's,
-which starts at opset 18. Of the operators of opset 9 to 12, only the ones below changed their meaning or their form up
+which starts at opset 18. Of the operators of opset 7 to 12, only the ones below changed their meaning or their form up
 to opset 13; all others were merely extended (source: ONNX's Changelog.md).
 """
 
@@ -111,7 +111,10 @@ def _slice(node: ir.Node, _version: int) -> None:
 
 
 def _upsample(node: ir.Node, _version: int) -> None:
-    """Upsample 9 is Resize with the coordinates of Resize 10."""
+    """Upsample 9 is Resize with the coordinates of Resize 10; before, the factors are an attribute."""
+    scales = node.attributes.pop("scales", None)
+    if scales is not None:
+        _set_input(node, 1, "scales", np.array(scales.as_floats(), np.float32))
     node.op_type = "Resize"
     _resize(node, _version)
 
@@ -124,6 +127,16 @@ def _resize(node: ir.Node, _version: int) -> None:
     node.replace_input_with(2, scales)
     node.attributes["coordinate_transformation_mode"] = ir.AttrString("coordinate_transformation_mode", "asymmetric")
     node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", "floor")
+
+
+def _batch_norm(node: ir.Node, _version: int) -> None:
+    if attribute_int(node, "spatial", 1) != 1:
+        raise ValueError("statistics per element, not per channel")
+    node.attributes.pop("spatial", None)
+
+
+def _scan(_node: ir.Node, _version: int) -> None:
+    raise ValueError("its inputs and outputs have another form")
 
 
 def _dropout(node: ir.Node, _version: int) -> None:
@@ -199,6 +212,7 @@ def _softmax_over_rest(node: ir.Node, axis: int) -> None:
 
 
 _STEPS: dict[str, tuple[int, Callable[[ir.Node, int], None]]] = {
+    "BatchNormalization": (9, _batch_norm),
     "Clip": (11, _clip),
     "Dropout": (12, _dropout),
     "Hardmax": (13, _softmax),
@@ -206,6 +220,7 @@ _STEPS: dict[str, tuple[int, Callable[[ir.Node, int], None]]] = {
     "Pad": (11, _pad),
     "ReduceSum": (13, _attribute_to_input("axes", 1)),
     "Resize": (11, _resize),
+    "Scan": (9, _scan),
     "Scatter": (11, _scatter),
     "Slice": (10, _slice),
     "Softmax": (13, _softmax),

@@ -81,6 +81,13 @@ def _tables(found: Inspection) -> Iterator[RenderableType]:
     yield _layers(found.plan)
     yield _quantizers(found.plan)
     yield _units(found)
+    if found.fallbacks:
+        yield rows(
+            f"{len(found.fallbacks)} nodes run by ONNX Runtime, forward only",
+            ["node", "reason"],
+            [list(row) for row in found.fallbacks.items()],
+            left=(0, 1),
+        )
     if found.measured is not None:
         if found.measured.streams:
             yield _streams(found.measured)

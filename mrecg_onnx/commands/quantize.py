@@ -204,12 +204,13 @@ def _method(result: QuantizationResult) -> str:
 def _units(result: QuantizationResult) -> list[str]:
     if not result.units:
         return []
-    nearest = [unit.name for unit in result.units if unit.kept == "nearest"]
+    learned = [unit for unit in result.units if unit.layers]
+    nearest = [unit.name for unit in learned if unit.kept == "nearest"]
     merged = [
         unit.name for unit, group in zip(result.plan.merged_units(), result.plan.merges, strict=True) if group[1:]
     ]
     kept = f"; {len(nearest)} kept nearest rounding, better on held-out images: {_some(nearest)[0]}" if nearest else ""
-    lines = [f"{len(result.units)} learned, {len(merged)} of them merged{kept}"]
+    lines = [f"{len(learned)} learned, {len(merged)} of them merged{kept}"]
     return lines + [f"merged: {name}" for name in merged]
 
 
