@@ -550,10 +550,11 @@ def keyword_spotting() -> nn.Module:
 
 @dataclass(frozen=True)
 class Row:
-    """One architecture: how to build it, and the shapes of its inputs without the batch."""
+    """One architecture: how to build it, the shapes of its inputs without the batch, the oldest opset that can hold it."""
 
     build: Callable[[], nn.Module]
     shapes: tuple[tuple[int, ...], ...] = ((3, 32, 32),)
+    oldest: int = 13
 
 
 NETWORKS: dict[str, Row] = {
@@ -568,7 +569,7 @@ NETWORKS: dict[str, Row] = {
     "shufflenet_v2": Row(shufflenet_v2),
     "densenet": Row(densenet),
     "convnext": Row(ConvNeXt),
-    "vit": Row(lambda: ViT(distilled=False)),
+    "vit": Row(lambda: ViT(distilled=False), oldest=14),  # scaled_dot_product_attention
     "deit": Row(lambda: ViT(distilled=True)),
     "swin": Row(Swin),
     "segformer": Row(SegFormer),
