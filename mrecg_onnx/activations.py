@@ -8,7 +8,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 __all__ = [
-    "CAPTURES", "CLAMPS", "FALLBACK", "INTEGER_OPS", "OWNER", "PRESERVING_OPS", "WEIGHTED_OPS", "activation_inputs",
+    "CAPTURES", "CLAMPS", "FALLBACK", "FLOATS", "INTEGER_OPS", "OWNER", "PRESERVING_OPS", "WEIGHTED_OPS", "activation_inputs",
     "activation_outputs", "clamp_bounds", "constant", "is_activation", "is_fallback", "is_preserving", "is_weighted",
     "readers", "weight_index",
 ]  # fmt: skip
@@ -31,7 +31,8 @@ _SIZES = frozenset({"Shape", "Size"})
 #: Attributes through which a node may read tensors that are not among its inputs.
 _BODIES = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
 _DEPENDS = "mrecg_onnx.depends_on_input"
-_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
+#: Element types of activations.
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
 
 #: Keys of a node's ``meta``, written by :func:`mrecg_onnx.fallbacks.mark_fallbacks`: why torch cannot run it; the outer values
 #: that its subgraphs read; the node of the main graph whose subgraph it is in.
@@ -56,7 +57,7 @@ def is_activation(value: ir.Value | None) -> bool:
     """
     if value is None or value.is_initializer():
         return False
-    return (value.dtype is None or value.dtype in _FLOATS) and _depends_on_input(value)
+    return (value.dtype is None or value.dtype in FLOATS) and _depends_on_input(value)
 
 
 def _depends_on_input(value: ir.Value) -> bool:
