@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["editable", "normalize", "restructure"]
 
-# Each round folds what the shapes found by the round before made constant; exports need two or three.
-_MAX_ROUNDS = 10
+# Each round folds what the shapes found by the round before made constant; exports need three or four, however deep.
+_MAX_ROUNDS = 30
 
 
 def normalize(model: onnx.ModelProto, *, keep_batchnorm: bool = False) -> ir.Model:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 __all__ = [
-    "CAPTURES", "CLAMPS", "FALLBACK", "INTEGER_OPS", "OWNER", "PRESERVING_OPS", "WEIGHTED_OPS", "activation_inputs",
+    "CAPTURES", "CLAMPS", "FALLBACK", "FLOATS", "INTEGER_OPS", "OWNER", "PRESERVING_OPS", "WEIGHTED_OPS", "activation_inputs",
     "activation_outputs", "clamp_bounds", "constant", "is_activation", "is_fallback", "is_preserving", "is_weighted",
     "readers", "weight_index",
 ]  # fmt: skip
@@ -26,7 +26,13 @@ INTEGER_OPS = frozenset({
 })  # fmt: skip
 #: Ops that a quantizer behind them absorbs: they only clamp.
 CLAMPS = frozenset({"Relu", "Clip"})
-_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
+#: Ops that read sizes, not values.
+_SIZES = frozenset({"Shape", "Size"})
+#: Attributes through which a node may read tensors that are not among its inputs.
+_BODIES = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
+_DEPENDS = "mrecg_onnx.depends_on_input"
+#: Element types of activations.
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
 
 #: Keys of a node's ``meta``, written by :func:`mrecg_onnx.fallbacks.mark_fallbacks`: why torch cannot run it; the outer values
 #: that its subgraphs read; the node of the main graph whose subgraph it is in.
@@ -44,10 +50,34 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 
 def is_activation(value: ir.Value | None) -> bool:
-    """True for a computed or fed float tensor (unknown types count as float), False for constants and integers."""
+    """True for a float tensor (unknown types count as float) that is fed, or computed from what is fed.
+
+    False for constants, integers, and floats computed from constants and sizes alone (an expanded token, a square root of
+    a width).
+    """
     if value is None or value.is_initializer():
         return False
-    return value.dtype is None or value.dtype in _FLOATS
+    return (value.dtype is None or value.dtype in FLOATS) and _depends_on_input(value)
+
+
+def _depends_on_input(value: ir.Value) -> bool:
+    """True if ``value`` depends on the values, not only the sizes, of a graph input; remembered in its ``meta``."""
+    stack = [value]
+    while stack:
+        top = stack[-1]
+        maker = top.producer()
+        if _DEPENDS not in top.meta and maker is not None:
+            inputs = () if maker.op_type in _SIZES else maker.inputs
+            sources = [v for v in inputs if v is not None and not v.is_initializer()]
+            unknown = [v for v in sources if _DEPENDS not in v.meta]
+            if unknown:
+                stack += unknown
+                continue
+            has_body = any(a.type in _BODIES for a in maker.attributes.values())
+            top.meta[_DEPENDS] = has_body or any(v.meta[_DEPENDS] for v in sources)
+        top.meta.setdefault(_DEPENDS, True)
+        stack.pop()
+    return bool(value.meta[_DEPENDS])
 
 
 def activation_inputs(node: ir.Node) -> list[ir.Value]:

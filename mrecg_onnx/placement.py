@@ -9,7 +9,9 @@ The rules (measured on ONNX Runtime's CPU provider):
 4. A Relu or Clip in front of a quantizer is part of it: its bounds become bounds of the codes, and the tensor before it
    has no quantizer of its own.
 5. Ops behind the last weighted layer stay in float, and so do the graph's outputs and excluded nodes.
-6. What a node reads and makes that torch cannot run gets 8 bits, if any: no range before or behind it is learned.
+6. Ops that read float constants (a bias that no layer takes, a mask), Softmax behind such an op, and a GELU that is written
+   out stay in float: ONNX Runtime has no integer kernels for them, and quantizers would hide the GELU from it.
+7. What a node reads and makes that torch cannot run gets 8 bits, if any: no range before or behind it is learned.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from mrecg_onnx.activations import (
+    FLOATS,
     INTEGER_OPS,
     activation_inputs,
     activation_outputs,
@@ -35,6 +38,7 @@ from mrecg_onnx.activations import (
     weight_index,
 )
 from mrecg_onnx.converters.errors import ModelError, SettingsError
+from mrecg_onnx.converters.passes.gelu import gelu_nodes
 from mrecg_onnx.plan import BYSTANDER_BITS, FLOAT_BITS, ActivationPlan, LayerPlan
 from mrecg_onnx.settings import Settings
 
@@ -204,11 +208,20 @@ def place(
     ahead = _reaches_weighted(model)
     wanted = {layer.name: layer.abits for layer in layers if not layer.excluded}
 
+    gelus = gelu_nodes(model.graph)
+
     def computes(node: ir.Node) -> bool:
         """The node runs on an integer kernel and therefore wants its inputs quantized."""
         if node.name in excluded:
             return False
-        return node.name in wanted or (node.op_type in INTEGER_OPS and node in ahead and not is_weighted(node))
+        if node.name in wanted:
+            return True
+        if node.op_type not in INTEGER_OPS or node not in ahead or is_weighted(node) or node in gelus:
+            return False
+        if node.op_type == "Softmax":
+            maker = _maker(node.inputs[0])
+            return maker is not None and computes(maker)
+        return not _has_float_constant(node)
 
     # Nodes through which a quantizer can act: computing ones, clamps, and value-preserving ones on the way to those.
     integer: set[ir.Node] = set()
@@ -273,9 +286,23 @@ def place(
 
 
 def _touches_fallback(parts: list[ir.Value]) -> bool:
-    """True if ONNX Runtime makes or reads one of ``parts`` inside the torch module (rule 6)."""
+    """True if ONNX Runtime makes or reads one of ``parts`` inside the torch module (rule 7)."""
     nodes = [node for value in parts for node in (*readers(value), value.producer())]
     return any(node is not None and is_fallback(node) for node in nodes)
+
+
+def _has_float_constant(node: ir.Node) -> bool:
+    """True if ``node`` reads floats that are no activation: they have no quantizer, and so the node stays in float."""
+    data = node.inputs[:1] if node.op_type == "Resize" else node.inputs
+    return any(v is not None and v.dtype in FLOATS and not is_activation(v) for v in data)
+
+
+def _maker(value: ir.Value | None) -> ir.Node | None:
+    """The node that computes what ``value`` holds, seen through value-preserving ones."""
+    maker = value.producer() if value is not None else None
+    while maker is not None and is_preserving(maker):
+        maker = maker.inputs[0].producer()  # type: ignore[union-attr]
+    return maker
 
 
 def _reads_as_input(node: ir.Node, value: ir.Value) -> bool:

@@ -99,16 +99,21 @@ class ResNet(nn.Module):
     """Stem, four stages of blocks, global pool, classifier."""
 
     def __init__(
-        self, block: Callable[[int, int, int], nn.Module], depths: Sequence[int], expansion: int, classes: int
+        self,
+        block: Callable[[int, int, int], nn.Module],
+        depths: Sequence[int],
+        expansion: int,
+        classes: int,
+        width: int = 64,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        cin = 64
+        cin = width
         for stage, depth in enumerate(depths):
-            cout = 64 * 2**stage * expansion
+            cout = width * 2**stage * expansion
             blocks = [block(cin if i == 0 else cout, cout, 2 if i == 0 and stage else 1) for i in range(depth)]
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
             cin = cout

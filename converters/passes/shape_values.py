@@ -7,13 +7,14 @@ k of a given tensor), or not at all.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from mrecg_onnx.converters.passes.constants import make_constant
+from mrecg_onnx.converters.passes.shapes import infer_node, is_vague
 from mrecg_onnx.converters.passes.values import (
     add_initializer,
     attribute_int,
@@ -24,9 +25,9 @@ from mrecg_onnx.converters.passes.values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-__all__ = ["resolve_shapes"]
+__all__ = ["Size", "note_reshape", "resolve_resize", "resolve_shapes", "size_of"]
 
 # Longer integer tensors are data (token ids, tables of indices), not shapes.
 _MAX_LENGTH = 64
@@ -34,10 +35,20 @@ _MAX_LENGTH = 64
 
 @dataclass(frozen=True)
 class Size:
-    """A size that is not known as a number; equal sizes compare equal. It is never negative."""
+    """A multiple of a size that is not known as a number; equal sizes compare equal. It is never negative."""
 
     name: str
     axis: int = -1
+    times: int = 1
+
+    @classmethod
+    def read(cls, text: str) -> Size:
+        """The size that shape inference calls ``batch`` or ``4*batch``."""
+        times, star, name = text.partition("*")
+        return cls(name, times=int(times)) if star and times.isdecimal() else cls(text)
+
+    def __str__(self) -> str:
+        return self.name if self.times == 1 else f"{self.times}*{self.name}"
 
 
 Element = int | Size | None
@@ -55,7 +66,7 @@ Known = dict[ir.Value, ShapeValue]
 
 
 def resolve_shapes(model: ir.Model) -> bool:
-    """Make constant what shape arithmetic determines.
+    """Make constant what shape arithmetic determines, in one walk in which each node sees the shapes found before it.
 
     1. A tensor of sizes whose elements are all known as numbers becomes an initializer.
     2. Reshape to sizes that are partly symbolic gets a constant target: 0 where the size is the input's own at the same
@@ -69,9 +80,12 @@ def resolve_shapes(model: ir.Model) -> bool:
     """
     known: Known = {}
     changed = False
+    version = model.opset_imports.get("", 0)
     for node in list(model.graph):
         if not is_standard(node):
             continue
+        if any(output.shape is None or is_vague(output.shape) for output in node.outputs):
+            infer_node(node, version)
         rule = _RULES.get(node.op_type)
         if rule is not None:
             found = rule(node, known)
@@ -80,17 +94,20 @@ def resolve_shapes(model: ir.Model) -> bool:
                 changed |= _to_initializer(node, found)
         if node.op_type == "Reshape":
             changed |= _resolve_reshape(node, known) or _keep_symbolic(node)
+            note_reshape(node)
         if node.op_type == "Resize" and len(node.inputs) > 3:
-            changed |= _resolve_resize(node, known)
+            sizes = known.get(node.inputs[3]) if node.inputs[3] is not None else None
+            changed |= sizes is not None and resolve_resize(node, sizes.elements)
     return changed
 
 
-def _size(value: ir.Value, axis: int) -> Element:
+def size_of(value: ir.Value, axis: int) -> Element:
+    """Return the size of an axis of a value of known rank."""
     assert value.shape is not None
     size = value.shape[axis]
     if isinstance(size, int):
         return size
-    return Size(size.value) if size.value is not None else Size(f"of {value.name}", axis)
+    return Size.read(size.value) if size.value is not None else Size(f"of {value.name}", axis)
 
 
 def _known(value: ir.Value | None, known: Known) -> ShapeValue | None:
@@ -118,7 +135,7 @@ def _shape(node: ir.Node, _known_values: Known) -> ShapeValue | None:
     value = node.inputs[0]
     if value is None or value.shape is None:
         return None
-    sizes = tuple(_size(value, axis) for axis in range(len(value.shape)))
+    sizes = tuple(size_of(value, axis) for axis in range(len(value.shape)))
     start = attribute_int(node, "start", 0)
     end = attribute_int(node, "end", len(sizes))
     return ShapeValue(sizes[start:end])
@@ -201,13 +218,8 @@ def _reshape(node: ir.Node, known: Known) -> ShapeValue | None:
     return ShapeValue(data.elements) if int(target[0]) in {-1, len(data.elements)} else None
 
 
-def _arithmetic(combine: Callable[[int, int], int | None], neutral: int | None) -> Callable[..., ShapeValue | None]:
-    """Make the rule of an elementwise operator; ``neutral`` on the right leaves even a symbolic size as it is."""
-
-    def one(left: Element, right: Element) -> Element:
-        if isinstance(left, int) and isinstance(right, int):
-            return combine(left, right)
-        return left if neutral is not None and right == neutral else None
+def _arithmetic(combine: Callable[[Element, Element], Element]) -> Callable[..., ShapeValue | None]:
+    """Make the rule of an elementwise operator from what it does to two sizes."""
 
     def rule(node: ir.Node, known: Known) -> ShapeValue | None:
         left, right = _known(node.inputs[0], known), _known(node.inputs[1], known)
@@ -221,29 +233,55 @@ def _arithmetic(combine: Callable[[int, int], int | None], neutral: int | None) 
             right.elements * (length // len(right.elements)),
             strict=True,
         )
-        return ShapeValue(tuple(one(*pair) for pair in pairs), left.is_scalar and right.is_scalar)
+        return ShapeValue(tuple(combine(*pair) for pair in pairs), left.is_scalar and right.is_scalar)
 
     return rule
 
 
-def _divide(left: int, right: int) -> int | None:
+def _add(left: Element, right: Element) -> Element:
+    if isinstance(left, int) and isinstance(right, int):
+        return left + right
+    return left if right == 0 else right if left == 0 else None
+
+
+def _subtract(left: Element, right: Element) -> Element:
+    if isinstance(left, int) and isinstance(right, int):
+        return left - right
+    return left if right == 0 else None
+
+
+def _multiply(left: Element, right: Element) -> Element:
+    if isinstance(left, int) and isinstance(right, int):
+        return left * right
+    if isinstance(left, int):
+        left, right = right, left
+    if isinstance(left, Size) and isinstance(right, int) and right > 0:
+        return replace(left, times=left.times * right)
+    return None
+
+
+def _divide(left: Element, right: Element) -> Element:
+    if not isinstance(right, int) or right <= 0:
+        return None
+    if isinstance(left, Size):
+        return replace(left, times=left.times // right) if left.times % right == 0 else None
     # ONNX rounds towards zero, Python down; they agree where both are positive.
-    return left // right if left >= 0 and right > 0 else None
+    return left // right if left is not None and left >= 0 else None
 
 
 _RULES: dict[str, Callable[[ir.Node, Known], ShapeValue | None]] = {
-    "Add": _arithmetic(lambda a, b: a + b, 0),
+    "Add": _arithmetic(_add),
     "Cast": _cast,
     "Concat": _concat,
-    "Div": _arithmetic(_divide, 1),
+    "Div": _arithmetic(_divide),
     "Gather": _gather,
     "Identity": _same,
-    "Mul": _arithmetic(lambda a, b: a * b, 1),
+    "Mul": _arithmetic(_multiply),
     "Reshape": _reshape,
     "Shape": _shape,
     "Slice": _slice,
     "Squeeze": _squeeze,
-    "Sub": _arithmetic(lambda a, b: a - b, 0),
+    "Sub": _arithmetic(_subtract),
     "Unsqueeze": _unsqueeze,
 }
 
@@ -266,11 +304,11 @@ def _resolve_reshape(node: ir.Node, known: Known) -> bool:
     return True
 
 
-def _resolve_resize(node: ir.Node, known: Known) -> bool:
-    data, sizes = node.inputs[0], node.inputs[3]
-    if data is None or data.shape is None or sizes is None or constant(sizes) is not None or sizes not in known:
+def resolve_resize(node: ir.Node, elements: Sequence[Element]) -> bool:
+    """Give a Resize constant scales in place of sizes that are ``elements``; return whether that was possible."""
+    data = node.inputs[0]
+    if data is None or data.shape is None:
         return False
-    elements = known[sizes].elements
     policy = node.attributes.get("keep_aspect_ratio_policy")
     stretches = policy is None or policy.as_string() == "stretch"
     if len(elements) != len(data.shape) or "axes" in node.attributes or not stretches:
@@ -278,7 +316,7 @@ def _resolve_resize(node: ir.Node, known: Known) -> bool:
     mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "nearest"
     scales = []
     for axis, wanted in enumerate(elements):
-        own = _size(data, axis)
+        own = size_of(data, axis)
         if wanted is not None and wanted == own:
             scales.append(np.float32(1))
         elif isinstance(wanted, int) and isinstance(own, int):
@@ -328,10 +366,40 @@ def _keep_symbolic(node: ir.Node) -> bool:
     return True
 
 
+def note_reshape(node: ir.Node) -> None:
+    """Give the output of a Reshape to constant sizes its shape, -1 as a multiple of a symbolic size where it is one."""
+    data, target = node.inputs[0], constant(node.inputs[1])
+    if data is None or data.shape is None or target is None or attribute_int(node, "allowzero", 0):
+        return
+    own = [size_of(data, axis) for axis in range(len(data.shape))]
+    wanted: list[Element] = [
+        own[place] if size == 0 and place < len(own) else int(size) for place, size in enumerate(target)
+    ]
+    if -1 in wanted:
+        total, others = _product(own), _product([size for size in wanted if size != -1])
+        if total is None or others is None or others[0] == 0:
+            return
+        if others[1] not in {None, total[1]} or total[0] % others[0]:
+            return
+        count, left = total[0] // others[0], total[1] if others[1] is None else None
+        wanted[wanted.index(-1)] = count if left is None else replace(left, times=count)
+    if None not in wanted:
+        node.outputs[0].shape = ir.Shape([size if isinstance(size, int) else str(size) for size in wanted])
+
+
+def _product(sizes: list[Element]) -> tuple[int, Size | None] | None:
+    """(number, symbolic size or None) whose product is that of ``sizes``; None if that is none or several sizes'."""
+    symbols = [size for size in sizes if isinstance(size, Size)]
+    if None in sizes or len(symbols) > 1 or any(size.axis >= 0 for size in symbols):
+        return None
+    number = math.prod(size.times if isinstance(size, Size) else size for size in sizes if size is not None)
+    return number, replace(symbols[0], times=1) if symbols else None
+
+
 def _constant_target(data: ir.Value, elements: tuple[Element, ...]) -> list[int] | None:
     """Return sizes, 0 and -1 that say the same as ``elements``, None where that cannot be proved."""
     assert data.shape is not None
-    own = [_size(data, axis) for axis in range(len(data.shape))]
+    own = [size_of(data, axis) for axis in range(len(data.shape))]
     wanted: list[int] = []
     for place, element in enumerate(elements):
         if element is None:

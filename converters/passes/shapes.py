@@ -5,14 +5,23 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import onnx
+import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 
-if TYPE_CHECKING:
-    import onnx_ir as ir
+from mrecg_onnx.converters.passes.values import constant, is_standard
 
-__all__ = ["infer_shapes"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["infer_node", "infer_shapes", "is_vague"]
 
 logger = logging.getLogger(__name__)
+
+# What onnx calls a size that it knows nothing about.
+_MADE_UP = "unk__"
+# Longer constants do not decide the shape of anything.
+_MAX_LENGTH = 64
 
 
 def infer_shapes(model: ir.Model) -> ir.Model:
@@ -20,7 +29,7 @@ def infer_shapes(model: ir.Model) -> ir.Model:
 
     Symbolic shapes of inner values are inferred anew, because names that an earlier run made up (``unk__0``) hide the
     user's own (``batch``) which become visible once shape arithmetic has been folded. Where inference has nothing to
-    say (custom operators), the old shape stays.
+    say (custom operators, a Reshape whose -1 is a multiple of ``batch``), the old shape stays.
     """
     kept = [(value, value.shape, value.type) for value in (*model.graph.inputs, *model.graph.outputs)]
     fixed = {id(value) for value, _, _ in kept}
@@ -32,7 +41,7 @@ def infer_shapes(model: ir.Model) -> ir.Model:
                 output.shape = None
     ir_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
     for value, shape in old:
-        if value.shape is None:
+        if value.shape is None or (is_vague(value.shape) and not is_vague(shape)):
             value.shape = shape
     for value, shape_, type_ in kept:
         if shape_ is not None:
@@ -40,3 +49,54 @@ def infer_shapes(model: ir.Model) -> ir.Model:
         if type_ is not None:
             value.type = type_
     return model
+
+
+def is_vague(shape: ir.Shape) -> bool:
+    """Tell whether a size of ``shape`` is unknown, without even a name that the user gave."""
+    return any(not isinstance(size, int) and (size.value is None or size.value.startswith(_MADE_UP)) for size in shape)
+
+
+def infer_node(node: ir.Node, version: int) -> None:
+    """Infer the outputs' shapes of one node of opset ``version`` from its inputs' as they are now.
+
+    Shape inference of the whole model has to be repeated for each Reshape that becomes known; this has not.
+    """
+    if not is_standard(node) or not onnx.defs.has(node.op_type, version):
+        return
+    proto = ir.to_proto(node)
+    if any(attribute.HasField("g") or attribute.graphs for attribute in proto.attribute):
+        return
+    known = [value for value in node.inputs if value is not None and value.type is not None]
+    types = {value.name or "": _type_proto(value) for value in known}
+    if len(types) < len({value for value in node.inputs if value is not None}):
+        return
+    try:
+        found = onnx.shape_inference.infer_node_outputs(
+            onnx.defs.get_schema(node.op_type, version),
+            proto,
+            types,
+            _small_constants(known),
+            opset_imports=[onnx.helper.make_opsetid("", version)],
+        )
+    except onnx.shape_inference.InferenceError as error:
+        logger.debug("no shapes for node %s: %s", node.name, error)
+        return
+    for output in node.outputs:
+        if output.name in found and found[output.name].tensor_type.HasField("shape"):
+            dims = found[output.name].tensor_type.shape.dim
+            output.shape = ir.Shape([d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in dims])
+
+
+def _type_proto(value: ir.Value) -> onnx.TypeProto:
+    sizes = None if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape]
+    element = onnx.TensorProto.UNDEFINED if value.dtype is None else int(value.dtype)
+    return onnx.helper.make_tensor_type_proto(element, sizes)
+
+
+def _small_constants(values: Iterable[ir.Value]) -> dict[str, onnx.TensorProto]:
+    arrays = {value.name or "": constant(value) for value in values}
+    return {
+        name: onnx.numpy_helper.from_array(array, name)
+        for name, array in arrays.items()
+        if array is not None and array.size <= _MAX_LENGTH
+    }

@@ -1,4 +1,8 @@
-"""Networks with random weights through torch's exporters: parity with ONNX Runtime and a plan that covers every layer."""
+"""The zoo through torch's exporters: the bridge equals ONNX Runtime, units cover all layers, W4A4 files are what was learned.
+
+Rows are :data:`networks.NETWORKS`. The TorchScript exporter writes opset 13 with a dynamic batch and 17 with a fixed one, the
+torch.export one 18 to 23; plain ``pytest`` takes a row of each kind, ``-m slow`` all of them.
+"""
 
 from __future__ import annotations
 
@@ -11,72 +15,71 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from networks import NETWORKS, Row, initialized
 from stages import feeds, planned
-from torch import Tensor, nn
 
+from mrecg_onnx.activations import is_weighted
 from mrecg_onnx.converters import to_torch
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.settings import Settings
 
-
-class Fire(nn.Module):
-    """SqueezeNet's block (Iandola 2016): a 1x1 squeeze read by two convolutions that are concatenated."""
-
-    def __init__(self, cin: int, squeeze: int, expand: int) -> None:
-        super().__init__()
-        self.squeeze = nn.Conv2d(cin, squeeze, 1)
-        self.left = nn.Conv2d(squeeze, expand, 1)
-        self.right = nn.Conv2d(squeeze, expand, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.squeeze(x).relu()
-        return torch.cat([self.left(x).relu(), self.right(x).relu()], 1)
+#: What plain pytest exports, by opset.
+FAST = {13: ("squeezenet", "vit", "keyword_spotting"), 17: ("shufflenet_v2", "deit", "two_inputs")}
 
 
-def squeezenet() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True), Fire(16, 4, 8), Fire(16, 4, 8),
-        nn.Conv2d(16, 10, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-    )  # fmt: skip
-
-
-def exported(opset: int, *, dynamo: bool) -> onnx.ModelProto:
-    torch.manual_seed(0)
-    options = {"dynamo": dynamo, "opset_version": opset, "input_names": ["input"]}
+def exported(row: Row, module: torch.nn.Module, opset: int, *, dynamo: bool, dynamic: bool) -> onnx.ModelProto:
+    """A batch of 2, or one called ``batch``."""
+    names = [f"input{i or ''}" for i in range(len(row.shapes))]
+    options: dict[str, object] = {"dynamo": dynamo, "opset_version": opset, "input_names": names}
+    if dynamic and dynamo:
+        options["dynamic_shapes"] = tuple({0: torch.export.Dim("batch")} for _ in names)
+    elif dynamic:
+        options["dynamic_axes"] = {name: {0: "batch"} for name in names}
+    if dynamo:
+        options["verbose"] = False
     file = io.BytesIO()
-    torch.onnx.export(squeezenet().eval(), (torch.randn(2, 3, 32, 32),), file, **options)
+    torch.onnx.export(module, tuple(torch.randn(2, *shape) for shape in row.shapes), file, **options)
     return onnx.load_from_string(file.getvalue())
 
 
-def check(model: onnx.ModelProto) -> None:
+def check(model: onnx.ModelProto, folder: Path) -> None:
+    """Parity and plan, then a few iterations at W4A4 on more samples than the batch: the file is what was simulated."""
     data = feeds(model, count=2)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    expected = session.run(None, data)[0]
     graph, plan = planned(model)
     with torch.no_grad():
-        got = to_torch(graph)(torch.from_numpy(data["input"]))
-    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-4, atol=1e-5)
+        got = to_torch(graph)(*(torch.from_numpy(data[value.name]) for value in model.graph.input))
+    for ours, theirs in zip(got if isinstance(got, tuple) else (got,), session.run(None, data), strict=True):
+        np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-4, atol=1e-4)
     layers = Counter(layer for unit in plan.units for layer in unit.layers)
-    assert set(layers.values()) == {1}
-    assert len(layers) == sum(node.op_type == "Conv" for node in graph.graph)
+    assert layers == Counter(node.name for node in graph.graph if is_weighted(node))
 
-
-def check_quantized(model: onnx.ModelProto, folder: Path) -> None:
-    """A few iterations at W4A4, on more samples than the model's batch: the file opens and is what was simulated."""
     np.savez(folder / "calib.npz", **feeds(model, count=8))
     result = quantize(model, folder / "calib.npz", Settings(iters=3, batch_size=4, threads=1))
     assert not result.verification.warnings
     assert {layer for unit in result.units for layer in unit.layers} == {layer.name for layer in result.plan.layers}
 
 
-@pytest.mark.parametrize("opset", [13, 17])
-def test_squeezenet_by_torchscript(opset: int, tmp_path: Path) -> None:
-    check(exported(opset, dynamo=False))
-    check_quantized(exported(opset, dynamo=False), tmp_path)
+def cases(*opsets: int) -> list[object]:
+    """A parameter a row and opset; those that are not in :data:`FAST` are slow."""
+    return [
+        pytest.param(name, opset, id=f"{name}-{opset}", marks=[] if name in FAST.get(opset, ()) else pytest.mark.slow)
+        for name in NETWORKS
+        for opset in opsets
+    ]
+
+
+@pytest.mark.parametrize(("name", "opset"), cases(13, 17))
+def test_torchscript(name: str, opset: int, tmp_path: Path) -> None:
+    row = NETWORKS[name]
+    opset = max(opset, row.oldest)
+    check(exported(row, initialized(name), opset, dynamo=False, dynamic=opset < 17), tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("opset", [18, 20, 23])
-def test_squeezenet_by_torch_export(opset: int, tmp_path: Path) -> None:
-    check(exported(opset, dynamo=True))
-    check_quantized(exported(opset, dynamo=True), tmp_path)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_torch_export(name: str, tmp_path: Path) -> None:
+    """One opset a row, the next one for the next row: exporting takes longer than all that is checked."""
+    index = list(NETWORKS).index(name)
+    model = exported(NETWORKS[name], initialized(name), 18 + index % 6, dynamo=True, dynamic=index % 2 == 1)
+    check(model, tmp_path)
