@@ -94,6 +94,10 @@ class Settings:
         rounding: how weights are rounded: "adaround", "flexround", "ste", or "auto" for the method's own.
         anneal: schedule of the rounding regularizer: "linear", "cosine", or "auto" for the method's own.
         allocation: "milp": integer programming gives every layer its own widths, ``wbits`` and ``abits`` on average; "none".
+        size_budget: bytes of the file with packed codes within which every layer's weights get widths of their own, None without.
+        avg_wbits: the same, bits a weight on average, the first and the last layer not counted.
+        max_drop: the same, by as few bits as lose at most so many points of top-1 on ONNX Runtime (without labels: percent of
+            predictions that change).
         bias_correction: biases are shifted by the mean error of their layers' outputs in the end.
         loss: "huber" (robust to outliers), "mse" (the papers') or "fisher" (BRECQ's, weighted by the task loss's gradient).
         knee: where the Huber loss turns from squares to magnitudes, in standard deviations of the unit's output.
@@ -147,6 +151,9 @@ class Settings:
     rounding: str = "auto"
     anneal: str = "auto"
     allocation: str = "none"
+    size_budget: int | None = None
+    avg_wbits: float | None = None
+    max_drop: float | None = None
     bias_correction: bool = False
     loss: str = "huber"
     knee: float = 0.5
@@ -217,6 +224,7 @@ class Settings:
                 _in(name, getattr(self, name), least, math.inf)
         if self.drop is not None:
             _in("drop", self.drop, 0.0, 1.0)
+        self._check_budgets()
         self._check_method_widths()
         _in("percentile", self.percentile, 50.0, 100.0)
         _in("alpha", self.alpha, 0.0, math.inf)
@@ -228,6 +236,24 @@ class Settings:
                 re.compile(pattern)
             except re.error as error:
                 raise SettingsError(f"'{pattern}' is not a regular expression: {error}") from error
+
+    def _check_budgets(self) -> None:
+        given = [n for n in ("size_budget", "avg_wbits", "max_drop") if getattr(self, n) is not None]
+        if len(given) > 1:
+            options = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise SettingsError(f"{options} are budgets of the same bits: give one of them")
+        if self.size_budget is not None:
+            _in("size_budget", self.size_budget, 1, math.inf)
+        if self.avg_wbits is not None:
+            _in("avg_wbits", self.avg_wbits, 2.0, 8.0)
+        if self.max_drop is not None:
+            _in("max_drop", self.max_drop, 0.0, 100.0)
+
+    @property
+    def mixed(self) -> bool:
+        """Layers get weight widths of their own."""
+        budgets = (self.size_budget, self.avg_wbits, self.max_drop)
+        return self.allocation == "milp" or any(value is not None for value in budgets)
 
     def _check_method_widths(self) -> None:
         least = METHODS[self.method].least_wbits
