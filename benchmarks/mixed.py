@@ -3,8 +3,9 @@
 usage: python benchmarks/mixed.py [--data ../shared] [--rows NAME ...] [--iters 100] [--samples 256] [--quick]
 
 Activations at 4 bits, method brecq, all else at its default; first and last layers at 8 bits, but where a size is the budget:
-there their weights take part. Equalization, ranges and measured losses are shared by the rows of a run and not in their
-times. Top-1 and output SQNR by the referee on ONNX Runtime. Rows are merged by key into benchmarks/results/mixed.json (.csv); mixed.md is written from them.
+there their weights take part. Equalization, ranges and measured losses are shared by the rows of a run and not in their times.
+Top-1 and output SQNR by the referee on ONNX Runtime. Rows are merged by key into benchmarks/results/mixed.json (.csv); mixed.md
+is written from them.
 """
 
 from __future__ import annotations

@@ -284,4 +284,5 @@ def _fixed(layer: LayerPlan, settings: Settings, kind: str) -> bool:
 
 
 def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.2f} MB"
+    """Rounded up, so that a budget of what is shown is large enough."""
+    return f"{math.ceil(size / 1e3) / 1e3:.3f} MB"

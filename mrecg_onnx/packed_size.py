@@ -89,4 +89,5 @@ def _bytes(layer: LayerPlan, bits: int) -> int:
         helper.make_node("Sub", [f"{name}_cast", zero_points.name], [f"{name}_quantized"], f"{name}_Sub"),
     )
     # Two shapes beside the tensors: zero points broadcast over the weight's dimensions.
-    return codes + zero_points.ByteSize() + sum(node.ByteSize() for node in unpacking) + 4 * len(layer.shape)
+    unpacking_bytes: int = zero_points.ByteSize() + sum(node.ByteSize() for node in unpacking)
+    return codes + unpacking_bytes + 4 * len(layer.shape)

@@ -25,6 +25,7 @@ __all__ = [
     "Command",
     "Option",
     "all_but",
+    "budget_options",
     "calibration_options",
     "image_options",
     "learning_options",
@@ -163,6 +164,41 @@ plan_options = _apply(
     _option(_EXPERT, "--alpha", type=float, help="Weight of layers with stride 2 in the module capacity (Eq. 3)."),
 )
 
+budget_options = _apply(
+    _option(
+        _BITS,
+        "--size-budget",
+        metavar="SIZE",
+        help="Every layer's weights get widths of their own (2, 4 or 8 bits) within this size of the packed file, such as 1.8MB: "
+        "codes of 2, 4 or 8 bits with scales, biases and graph. First and last layers take part; 3 bits would be stored as 4.",
+    ),
+    _option(
+        _BITS,
+        "--avg-wbits",
+        type=float,
+        metavar="BITS",
+        help="The same, so many bits a weight on average (2 to 8 each), the first and the last layer not counted.",
+    ),
+    _option(
+        _BITS,
+        "--max-drop",
+        type=float,
+        metavar="POINTS",
+        help="The same, as few bits as lose at most so many points of top-1 on ONNX Runtime (--data; without labels percent of "
+        "predictions that change). Makes up to four files.",
+    ),
+    _option(
+        _IMAGES, "--data", type=PATH, metavar="PATH", help="Labelled images for --max-drop, or .npy/.npz of inputs."
+    ),
+    _option(
+        _IMAGES,
+        "--labels",
+        type=PATH,
+        metavar="FILE",
+        help="CSV of file,label for --data, where folders are no classes.",
+    ),
+)
+
 calibration_options = _apply(
     _option(
         _IMAGES,
@@ -282,6 +318,8 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
     given = {name: value for name, value in options.items() if name in _FIELDS}
     if given.get("memory") is not None:
         given["memory"] = _bytes("--memory", given["memory"])
+    if given.get("size_budget") is not None:
+        given["size_budget"] = _bytes("--size-budget", given["size_budget"])
     return Settings(
         **given,
         exclude=tuple(options["exclude"]),
@@ -332,6 +370,7 @@ def unused_options(settings: Settings, given: Sequence[str], calib: str | Path |
         idle.append((f"--method {settings.method}", {"drop"}))
     if method.granularity != "none" and method.solver == "gradient" and _rounding(settings) != "adaround":
         idle.append((f"--rounding {_rounding(settings)}", {"anneal"}))
+    idle += _idle_budgets(settings)
     if settings.ranges != "percentile":
         idle.append((f"--range {settings.ranges}", {"percentile"}))
     if not method.allocate:
@@ -346,6 +385,12 @@ def unused_options(settings: Settings, given: Sequence[str], calib: str | Path |
     ]
 
 
+def _idle_budgets(settings: Settings) -> list[tuple[str, set[str]]]:
+    budgets = [n for n in ("size_budget", "avg_wbits", "max_drop") if getattr(settings, n) is not None]
+    found = [(f"--{name.replace('_', '-')}", {"wbits"}) for name in budgets]
+    return found if "max_drop" in budgets else [*found, ("no --max-drop", {"data", "labels"})]
+
+
 def _rounding(settings: Settings) -> str:
     return METHODS[settings.method].rounding if settings.rounding == "auto" else settings.rounding
 
@@ -353,7 +398,7 @@ def _rounding(settings: Settings) -> str:
 def _bytes(option: str, text: str) -> int:
     match = _MEMORY.match(text.strip())
     if match is None:
-        raise SettingsError(f"{option} '{text}': expected a size such as 2GB or 800MB")
+        raise SettingsError(f"{option} '{text}': expected a size such as 2GB or 1.8MB")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2].upper()])
 
 
