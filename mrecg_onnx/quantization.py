@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mrecg_onnx import __version__
+from mrecg_onnx.absorption import Absorbed
 from mrecg_onnx.allocation import Allocation, Budget, allocate, average_budget, budgets_of, with_rules
 from mrecg_onnx.bias_correction import correct_biases
 from mrecg_onnx.bitsplit import split_unit
@@ -44,7 +45,7 @@ from mrecg_onnx.progress import Clock, Progress, Report
 from mrecg_onnx.reconstruction import LearningRates, UnitResult, default_rates, reconstruct_unit
 from mrecg_onnx.sensitivity import Sensitivity, measure_sensitivity
 from mrecg_onnx.settings import BitRule, Settings
-from mrecg_onnx.simulation import Simulation, State
+from mrecg_onnx.simulation import Simulation, State, forward_batches
 from mrecg_onnx.validation import PREPROCESS_KEY, SOURCE_KEY, source_sha256, validate
 from mrecg_onnx.verification import Verification, verify
 from mrecg_onnx.zeroq import CALIBRATION_KEY
@@ -62,6 +63,8 @@ MIN_PROBE = 50
 WORKING_SHARE, SMALL_SHARE, SMALL = 0.3, 0.5, 10**9
 #: Iterations, all units together, from which compiled kernels win back the 20 s of their making.
 COMPILE_FROM = 10_000
+#: Held-out images on which corrected biases are compared with those before.
+CORRECTION_IMAGES = 128
 #: Keeps the random numbers of different processes apart: more than there are units.
 SEED_STRIDE = 1_000_003
 
@@ -78,6 +81,7 @@ class QuantizationResult:
         units: outcome of every unit, in order; of the phase that learned the rounding where a method has several.
         probe: outcome of the probing run's units, empty without one.
         equalized: decision for every stream.
+        absorbed: decision for every tensor whose channels could be shifted, with ``absorb``.
         sensitivities: quantizers by how much each hurts alone; measured only with ``protect``.
         protected: quantizers raised to 8 bits.
         parity: relative error between ONNX Runtime and torch on the float model.
@@ -88,7 +92,7 @@ class QuantizationResult:
         origin: how calibration data were made, None where they were given.
         lapq: what the joint search for steps found, None without one.
         phases: outcome of every unit by phase, in order.
-        corrections: with ``bias_correction``, the largest shift of each layer's bias.
+        corrections: with ``bias_correction``, the largest shift of each layer's bias; empty where it brought nothing.
         allocation: widths chosen by integer programming, None where they were given.
         trials: files made on the search for ``max_drop``, in order.
     """
@@ -111,6 +115,7 @@ class QuantizationResult:
     lapq: Lapq | None = None
     phases: dict[str, tuple[UnitResult, ...]] = field(default_factory=dict)
     corrections: dict[str, float] = field(default_factory=dict)
+    absorbed: tuple[Absorbed, ...] = ()
     allocation: Allocation | None = None
     trials: tuple[Trial, ...] = ()
 
@@ -134,6 +139,7 @@ class QuantizationResult:
             "origin": self.origin,
             "lapq": dataclasses.asdict(self.lapq) if self.lapq else None,
             "corrections": self.corrections,
+            "absorbed": [dataclasses.asdict(a) for a in self.absorbed],
             "allocation": self.allocation.to_json() if self.allocation else None,
             "trials": [dataclasses.asdict(t) for t in self.trials],
         }
@@ -319,8 +325,10 @@ def _quantize(
         if settings.bias_correction:
             with clock.stage("correct"):
                 prefix = Prefix(simulation, plan.units, inputs, pool, quantize_activations=True)
+                judges = (run.held_out if len(run.held_out) else run.training)[:CORRECTION_IMAGES]
+                seen = {name: store.gather(judges) for name, store in inputs.floating.items()}
                 inputs.forget()
-                corrections = correct_biases(prefix, workers)
+                corrections = _corrected(prefix, seen, workers)
 
     def finish() -> QuantizationResult:
         with clock.stage("export"):
@@ -351,6 +359,7 @@ def _quantize(
             lapq=lapq,
             phases=phases,
             corrections=corrections,
+            absorbed=tuple(ready.absorbed),
             allocation=allocation,
         )
 
@@ -454,6 +463,36 @@ def _within_drop(
     )
 
 
+def _corrected(prefix: Prefix, judges: dict[str, Tensor], workers: Workers) -> dict[str, float]:
+    """Correct the biases behind ``prefix`` and keep that where it brings the outputs on ``judges`` closer; else none."""
+    simulation = prefix.simulation
+    before, biases = _squared_error(simulation, judges, workers), dict(simulation.biases)
+    found = correct_biases(prefix, workers)
+    after = _squared_error(simulation, judges, workers)
+    if after < before:
+        return found
+    logger.warning(
+        "bias correction is left out: it would raise the error of the outputs on held-out images from %.4g to %.4g",
+        before,
+        after,
+    )
+    simulation.biases = biases
+    return {}
+
+
+def _squared_error(simulation: Simulation, data: dict[str, Tensor], workers: Workers) -> float:
+    """Squared error of the network's outputs over their energy, on the images of all processes."""
+    noise = power = 0.0
+    for batch in forward_batches(data, 32, simulation.network.device):
+        with torch.no_grad():
+            reference = simulation.network.run(batch)
+        outputs = simulation.run(batch)
+        noise += sum(float((outputs[n] - r).square().sum()) for n, r in reference.items())
+        power += sum(float(r.square().sum()) for r in reference.values())
+    noise, power = workers.total([noise, power])
+    return noise / max(power, 1e-30)
+
+
 def _minimise_steps(
     simulation: Simulation, dataset: Dataset, settings: Settings, report: Report | None
 ) -> tuple[Lapq, State]:
@@ -505,7 +544,8 @@ def _same_run(ready: Prepared, protected: tuple[str, ...]) -> dict[str, Any]:
         "version": __version__,
         "model": hashlib.sha256(content).hexdigest(),
         "images": images.hexdigest(),
-        "equalized": {e.stream.name: e.alpha for e in ready.equalized},
+        "equalized": {e.stream.name: (e.alpha, e.bounded) for e in ready.equalized},
+        "absorbed": [a.tensor for a in ready.absorbed if a.used],
         "protected": list(protected),
         **settings,
     }

@@ -62,6 +62,9 @@ class Settings:
         base: reconstruction under ``mrecg``: "qdrop" or "brecq".
         scheme: how ``mrecg`` merges units: "loss", "modcap", "none" or the path of a JSON file.
         equalize: "auto" or "off".
+        relu6: "auto": equalization may turn a Relu6 into an upper bound for each channel where that lowers the error of the
+            output; "off".
+        absorb: "auto": what a channel never falls below moves into the biases behind it where that lowers it; "off".
         residual: "wide": tensors that low-bit layers share with additions keep 8 bits, the layers read a copy of their
             own width; "shared": one quantizer of the layers' width for all, as in the papers.
         protect: number of activation tensors raised to 8 bits, the most sensitive first.
@@ -98,7 +101,8 @@ class Settings:
         avg_wbits: the same, bits a weight on average, the first and the last layer not counted.
         max_drop: the same, by as few bits as lose at most so many points of top-1 on ONNX Runtime (without labels: percent of
             predictions that change).
-        bias_correction: biases are shifted by the mean error of their layers' outputs in the end.
+        bias_correction: biases are shifted by the mean error of their layers' outputs in the end, where that lowers the error of
+            the network's outputs on held-out images.
         loss: "huber" (robust to outliers), "mse" (the papers') or "fisher" (BRECQ's, weighted by the task loss's gradient).
         knee: where the Huber loss turns from squares to magnitudes, in standard deviations of the unit's output.
         learn_bias: biases are learned with the rounding (beyond the paper; they cost nothing, being int32).
@@ -123,6 +127,8 @@ class Settings:
     base: str = "brecq"
     scheme: str = "loss"
     equalize: str = "auto"
+    relu6: str = "off"
+    absorb: str = "off"
     residual: str = "wide"
     protect: int = 0
     iters: int = 1000
@@ -184,6 +190,8 @@ class Settings:
             "method": tuple(METHODS),
             "base": ("qdrop", "brecq"),
             "equalize": ("auto", "off"),
+            "relu6": ("auto", "off"),
+            "absorb": ("auto", "off"),
             "residual": ("wide", "shared"),
             "augment": ("none", "flip"),
             "compile": ("auto", "on", "off"),

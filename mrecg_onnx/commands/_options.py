@@ -143,6 +143,18 @@ plan_options = _apply(
     _option(_METHOD, "--equalize", type=click.Choice(["auto", "off"]), help="Rescale channels first."),
     _option(
         _METHOD,
+        "--relu6",
+        type=click.Choice(["auto", "off"]),
+        help="Rescaling may turn a Relu6 into an upper bound for each channel, where that lowers the output's error.",
+    ),
+    _option(
+        _METHOD,
+        "--absorb",
+        type=click.Choice(["auto", "off"]),
+        help="Move what a channel never falls below into the biases behind it, where that lowers the output's error.",
+    ),
+    _option(
+        _METHOD,
         "--residual",
         type=click.Choice(["wide", "shared"]),
         help="Skip paths keep 8 bits beside what layers read of them, or share its bits as in the papers.",
