@@ -471,7 +471,7 @@ def _corrected(prefix: Prefix, judges: dict[str, Tensor], workers: Workers) -> d
     after = _squared_error(simulation, judges, workers)
     if after < before:
         return found
-    logger.warning(
+    logger.info(
         "bias correction is left out: it would raise the error of the outputs on held-out images from %.4g to %.4g",
         before,
         after,

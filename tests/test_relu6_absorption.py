@@ -163,3 +163,26 @@ def test_absorption_brings_the_file_closer(tmp_path):
 def test_unknown_choices_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} is 'on'"):
         Settings(**{name: "on"})
+
+
+# --- bias correction -----------------------------------------------------------------------------------------------------
+
+
+def test_corrected_biases_are_kept_only_where_held_out_images_gain(tmp_path, monkeypatch):
+    np.savez(tmp_path / "calib.npz", **feeds(spread(), 48))
+    settings = Settings(method="nearest", wbits=2, abits=8, equalize="off", bias_correction=True)
+    plain = quantize(spread(), tmp_path / "calib.npz", replace(settings, bias_correction=False))
+    kept = quantize(spread(), tmp_path / "calib.npz", settings)
+    assert kept.corrections
+
+    def spoil(prefix, _):
+        simulation = prefix.simulation
+        for layer in simulation.plan.quantized_layers:
+            simulation.biases[layer.name] = simulation.bias(simulation.network.step(layer.name)) + 50.0
+        return {"all": 50.0}
+
+    monkeypatch.setattr("mrecg_onnx.quantization.correct_biases", spoil)
+    left_out = quantize(spread(), tmp_path / "calib.npz", settings)
+    assert left_out.corrections == {}
+    same = [[t.raw_data for t in r.model.graph.initializer] for r in (plain, left_out)]
+    assert same[0] == same[1]

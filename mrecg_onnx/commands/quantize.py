@@ -161,6 +161,7 @@ def _summary(result: QuantizationResult, model: Path, *, images_ignored: bool) -
             "verification": _verification(result),
             "kernels": _kernels(result),
             "equalized": _equalized(result),
+            "biases": _biases(result),
             "protected": ", ".join(f"{name} (8 bits)" for name in result.protected),
             "images": images + (f", {len(result.skipped)} skipped" if result.skipped else ""),
             "skipped": _some(result.skipped),
@@ -265,8 +266,20 @@ def _equalized(result: QuantizationResult) -> list[str]:
     lines = [f"{len(used)} of {len(result.equalized)} streams"]
     for entry in used[:SHOWN]:
         errors = f"{entry.error_before:.3g} -> {entry.error_after:.3g}"
-        lines.append(f"{entry.stream.name}: alpha {entry.alpha:g}, output error {errors}")
+        bounds = ", a bound for each channel" if entry.bounded else ""
+        lines.append(f"{entry.stream.name}: alpha {entry.alpha:g}, output error {errors}{bounds}")
     return lines + ([f"and {len(used) - SHOWN} more"] if len(used) > SHOWN else [])
+
+
+def _biases(result: QuantizationResult) -> list[str]:
+    lines = []
+    if result.settings.bias_correction:
+        corrected = f"corrected in {len(result.corrections)} layers" if result.corrections else ""
+        lines.append(corrected or "not corrected: on held-out images that would raise the error of the outputs")
+    used = [entry.tensor for entry in result.absorbed if entry.used]
+    if result.settings.absorb == "auto":
+        lines.append(f"absorbed at {', '.join(_some(used))}" if used else "nothing is worth absorbing")
+    return lines
 
 
 def _some(names: tuple[str, ...] | list[str]) -> list[str]:
