@@ -382,7 +382,7 @@ def unused_options(settings: Settings, given: Sequence[str], calib: str | Path |
         idle.append((f"--method {settings.method}", {"drop"}))
     if method.granularity != "none" and method.solver == "gradient" and _rounding(settings) != "adaround":
         idle.append((f"--rounding {_rounding(settings)}", {"anneal"}))
-    idle += _idle_budgets(settings)
+    idle += _idle_choices(settings)
     if settings.ranges != "percentile":
         idle.append((f"--range {settings.ranges}", {"percentile"}))
     if not method.allocate:
@@ -397,10 +397,14 @@ def unused_options(settings: Settings, given: Sequence[str], calib: str | Path |
     ]
 
 
-def _idle_budgets(settings: Settings) -> list[tuple[str, set[str]]]:
+def _idle_choices(settings: Settings) -> list[tuple[str, set[str]]]:
     budgets = [n for n in ("size_budget", "avg_wbits", "max_drop") if getattr(settings, n) is not None]
     found = [(f"--{name.replace('_', '-')}", {"wbits"}) for name in budgets]
-    return found if "max_drop" in budgets else [*found, ("no --max-drop", {"data", "labels"})]
+    if "max_drop" not in budgets:
+        found.append(("no --max-drop", {"data", "labels"}))
+    if settings.equalize == "off":
+        found.append(("--equalize off", {"relu6"}))
+    return found
 
 
 def _rounding(settings: Settings) -> str:
