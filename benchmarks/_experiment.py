@@ -135,10 +135,10 @@ def share_starts() -> None:
         weights = [float(t.double().sum()) for t in tensors]
         return tuple(weights), tuple((n, tuple(x.shape), float(x.double().sum())) for n, x in sorted(data.items()))
 
-    def chosen(network: Any, streams: Any, activations: Any, data: Any) -> Any:
-        key = (activations, tuple(s.name for s in streams), *network_and_data(network, data))
+    def chosen(network: Any, streams: Any, activations: Any, data: Any, layers: Any = ()) -> Any:
+        key = (activations, tuple(s.name for s in streams), layers, *network_and_data(network, data))
         if key not in scales:
-            scales[key] = choose(network, streams, activations, data)
+            scales[key] = choose(network, streams, activations, data, layers)
         return scales[key]
 
     def searched(network: Any, plan: Any, data: Any, settings: Any, only: Any = None) -> Any:

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from mrecg_onnx.images import Preprocess
     from mrecg_onnx.inspection import Inspection, inspect
     from mrecg_onnx.quantization import QuantizationResult, quantize
+    from mrecg_onnx.ranking import Ranking, rank
     from mrecg_onnx.settings import BitRule, Settings
     from mrecg_onnx.validation import ValidationResult, validate
 
 __all__ = [
-    "BitRule", "Comparison", "Inspection", "MrecgError", "Preprocess", "QuantizationResult", "Settings", "ValidationResult",
-    "compare", "inspect", "quantize", "validate",
+    "BitRule", "Comparison", "Inspection", "MrecgError", "Preprocess", "QuantizationResult", "Ranking", "Settings",
+    "ValidationResult", "compare", "inspect", "quantize", "rank", "validate",
 ]  # fmt: skip
 
 try:
@@ -40,11 +41,13 @@ _HOME = {
     "MrecgError": "converters.errors",
     "Preprocess": "images",
     "QuantizationResult": "quantization",
+    "Ranking": "ranking",
     "Settings": "settings",
     "ValidationResult": "validation",
     "compare": "comparison",
     "inspect": "inspection",
     "quantize": "quantization",
+    "rank": "ranking",
     "validate": "validation",
 }
 

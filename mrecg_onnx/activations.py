@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 __all__ = [
     "CAPTURES", "CLAMPS", "FALLBACK", "FLOATS", "INTEGER_OPS", "OWNER", "PRESERVING_OPS", "WEIGHTED_OPS", "activation_inputs",
-    "activation_outputs", "clamp_bounds", "constant", "is_activation", "is_fallback", "is_preserving", "is_weighted",
-    "readers", "weight_index",
+    "activation_outputs", "channel_ceilings", "clamp_bounds", "constant", "is_activation", "is_clamp", "is_fallback",
+    "is_preserving", "is_weighted", "readers", "weight_index",
 ]  # fmt: skip
 
 #: Ops that may carry weights.
@@ -149,3 +149,21 @@ def clamp_bounds(node: ir.Node) -> tuple[float | None, float | None] | None:
             return None
         bounds.append(None if tensor is None else float(tensor.numpy()))
     return bounds[0], bounds[1]
+
+
+def channel_ceilings(node: ir.Node) -> tuple[float, ...] | None:
+    """Upper bound of each channel behind a Min with one activation and a constant [1, C, 1, ...], None for any other node."""
+    if node.op_type != "Min" or len(node.inputs) != 2 or not is_activation(node.inputs[0]):
+        return None
+    tensor, source = constant(node.inputs[1]), node.inputs[0]
+    if tensor is None or source is None or source.shape is None or len(source.shape) < 2:
+        return None
+    array = tensor.numpy()
+    if array.ndim != len(source.shape) or array.shape[1] != source.shape[1] or array.size != array.shape[1]:
+        return None
+    return tuple(float(x) for x in array.reshape(-1))
+
+
+def is_clamp(node: ir.Node) -> bool:
+    """True for an op that only clamps, and that a quantizer behind it absorbs: bounds of its own, or one a channel."""
+    return clamp_bounds(node) is not None or channel_ceilings(node) is not None

@@ -1,213 +1,288 @@
-"""Bit allocation by integer programming: every layer its own widths at a fixed average (AdaQuant, Hubara et al. 2021, eq. 6).
+"""Bit allocation by integer programming: every layer its own widths within a budget (AdaQuant, Hubara et al. 2021, eq. 6).
 
 1. Each layer's weights, and each tensor that layers read, is quantized alone, to every width on offer; what that does to the
-   network's output (:mod:`mrecg_onnx.task_loss`) is its cost.
-2. One width each is chosen so that the sum of costs is least and the average width, weighted by the number of weights, plain
-   for tensors, is at most what was asked for. Weights and activations do not meet in a constraint: two small problems.
+   network's output is its cost (:mod:`mrecg_onnx.costs`).
+2. One width each is chosen so that the sum of costs is least and what the widths spend stays within the budget. Weights and
+   activations do not meet in a constraint: two small problems.
 
-First and last layers have widths of their own and do not count, as in the usual W4A4. What ``--bits`` fixes counts.
+A budget says what an item spends at each width: the average (its number of weights times bits; a tensor counts once), or the
+packed file (:mod:`mrecg_onnx.packed_size`). First and last layers have widths of their own and do not count for an average, as in
+the usual W4A4; they take part under a size, which their weights may be half of. What ``--bits`` fixes counts.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
-from torch import Tensor
 
-from mrecg_onnx.calibration import SYMMETRIC_FROM, proposed_grids, sample_activations
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.grids import fake_quantize, search_range
-from mrecg_onnx.network import Network, Step, WeightHook
-from mrecg_onnx.plan import FLOAT_BITS, ActivationPlan, LayerPlan, Plan
-from mrecg_onnx.ranges import chosen_ranges
+from mrecg_onnx.costs import WIDTHS, Costs
+from mrecg_onnx.methods import METHODS
+from mrecg_onnx.packed_size import STORED, PackedSize
+from mrecg_onnx.plan import FLOAT_BITS, LayerPlan, Plan
 from mrecg_onnx.settings import BitRule, Settings
-from mrecg_onnx.simulation import forward_batches
-from mrecg_onnx.task_loss import task_loss
 
-__all__ = ["WIDTHS", "allocate", "choose_widths"]
+__all__ = [
+    "Allocation",
+    "Budget",
+    "allocate",
+    "average_budget",
+    "budgets_of",
+    "choose_widths",
+    "size_budget",
+    "tensor_budget",
+    "with_rules",
+]
 
 logger = logging.getLogger(__name__)
 
-#: Widths on offer.
-WIDTHS = (2, 3, 4, 5, 6, 8)
-#: Images on which the loss is measured.
-IMAGES = 32
+
+@dataclass(frozen=True)
+class Budget:
+    """What the widths of weights, or of tensors, may spend together.
+
+    Attributes:
+        option: how the user said it.
+        kind: "weights" or "tensors".
+        limit: units to spend, free and fixed items together.
+        fixed: units that are spent whatever is chosen.
+        spent: units by name of each free item and width on offer.
+        layers: names of the layers that get an item's width.
+        show: units in the user's terms, such as "3.50 bits on average".
+    """
+
+    option: str
+    kind: str
+    limit: int
+    fixed: int
+    spent: Mapping[str, Mapping[int, int]]
+    layers: Mapping[str, tuple[str, ...]]
+    show: Callable[[int], str]
+
+    @property
+    def smallest(self) -> int:
+        """Least that can be spent."""
+        return self.fixed + sum(min(row.values()) for row in self.spent.values())
+
+    def used(self, widths: Mapping[str, int]) -> int:
+        """What ``widths`` of the free items spend, with what is fixed."""
+        return self.fixed + sum(self.spent[name][width] for name, width in widths.items())
+
+    def check(self) -> None:
+        """Refuse a budget that no widths keep.
+
+        Raises:
+            SettingsError: it says the smallest possible.
+        """
+        if self.smallest > self.limit:
+            raise SettingsError(
+                f"{self.option} is too little for the {'activations' if self.kind == 'tensors' else self.kind}: the smallest "
+                f"possible is {self.show(self.smallest)}, all of them at the least bits that --bits and the method leave"
+            )
 
 
 @dataclass(frozen=True)
-class _Item:
-    """What gets one width: ``size`` is its weight in the average, ``bits`` the width it has now, ``free`` that it may change."""
+class Allocation:
+    """Widths that were chosen.
 
-    name: str
-    size: int
-    bits: int
-    free: bool
-    layers: tuple[str, ...]
+    Attributes:
+        widths: of each free item by name: layers of weights budgets, quantizers of tensor budgets.
+        rules: the same as rules of ``--bits``.
+        costs: measured losses behind the choice.
+        spent: for each budget its option, what is spent, and the limit, in the user's terms.
+    """
+
+    widths: Mapping[str, int]
+    rules: tuple[BitRule, ...]
+    costs: Costs
+    spent: tuple[Mapping[str, str], ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary."""
+        return {
+            "widths": dict(self.widths),
+            "weights": {n: {str(w): c for w, c in row.items()} for n, row in self.costs.weights.items()},
+            "tensors": {n: {str(w): c for w, c in row.items()} for n, row in self.costs.tensors.items()},
+            "budgets": [dict(s) for s in self.spent],
+        }
 
 
-def allocate(network: Network, plan: Plan, data: Mapping[str, Tensor], settings: Settings) -> tuple[BitRule, ...]:
-    """Rules that give each layer the widths of least total output error within the averages of ``settings``.
+def budgets_of(plan: Plan, settings: Settings, sizes: Callable[[], PackedSize]) -> tuple[Budget, ...]:
+    """The budgets that ``settings`` ask for, none where widths are given.
 
     Args:
-        network: the float network.
         plan: with uniform widths.
-        data: calibration inputs by name, [N, ...]; the first images are used.
-        settings: averages (``wbits``, ``abits``) and widths fixed by ``bits``.
+        settings: what was asked for; ``max_drop`` brings no budget of its own, it is searched for.
+        sizes: makes the sizes of the packed file; called only under ``size_budget``.
+    """
+    joint = settings.allocation == "milp"
+    found = []
+    if settings.size_budget is not None:
+        found.append(size_budget(plan, settings, sizes(), settings.size_budget))
+    elif settings.avg_wbits is not None:
+        found.append(average_budget(plan, settings, settings.avg_wbits, f"--avg-wbits {settings.avg_wbits:g}"))
+    elif joint and settings.max_drop is None:
+        found.append(average_budget(plan, settings, settings.wbits, f"--allocate milp with --wbits {settings.wbits}"))
+    if joint and plan.activations:
+        found.append(tensor_budget(plan, settings))
+    return tuple(found)
+
+
+def average_budget(plan: Plan, settings: Settings, bits: float, option: str) -> Budget:
+    """``bits`` a weight on average, layers weighted by their number of weights; without the first and the last layer."""
+    inner = [x for x in plan.quantized_layers if not (x.first or x.last)]
+    count = max(1, sum(x.params for x in inner))
+    free = {x.name: {w: w * x.params for w in _widths(settings, WIDTHS)} for x in inner if not _fixed(x, settings, "w")}
+    fixed = sum(x.wbits * x.params for x in inner if x.name not in free)
+    limit = math.floor(bits * count + 1e-6)
+    return Budget(
+        option,
+        "weights",
+        limit,
+        fixed,
+        free,
+        {n: (n,) for n in free},
+        lambda used: f"{used / count:.2f} bits on average",
+    )
+
+
+def size_budget(plan: Plan, settings: Settings, sizes: PackedSize, limit: int) -> Budget:
+    """``limit`` bytes of packed file."""
+    # A width between two types is stored as the wider one: it would only lose accuracy.
+    offered = [w for w in STORED if w in _widths(settings, STORED)]
+    layers = plan.quantized_layers
+    free = {x.name: {w: sizes.layers[x.name][w] for w in offered} for x in layers if not _fixed(x, settings, "w")}
+    fixed = sizes.total({x.name: x.wbits for x in layers if x.name not in free})
+    return Budget(
+        f"--size-budget {_megabytes(limit)}", "weights", limit, fixed, free, {n: (n,) for n in free}, _megabytes
+    )  # fmt: skip
+
+
+def tensor_budget(plan: Plan, settings: Settings) -> Budget:
+    """``abits`` on average for the tensors that layers read, without those of the first or the last layer."""
+    free: dict[str, dict[int, int]] = {}
+    layers: dict[str, tuple[str, ...]] = {}
+    fixed = count = 0
+    for quantizer in plan.activations:
+        readers = [x for x in plan.quantized_layers if x.input in quantizer.members and x.abits != FLOAT_BITS]
+        if not readers or any(x.first or x.last for x in readers):
+            continue
+        count += 1
+        if any(_fixed(x, settings, "a") for x in readers):
+            fixed += quantizer.bits
+        else:
+            free[quantizer.name] = {w: w for w in WIDTHS}
+            layers[quantizer.name] = tuple(x.name for x in readers)
+    option = f"--allocate milp with --abits {settings.abits}"
+    return Budget(
+        option, "tensors", settings.abits * count, fixed, free, layers,
+        lambda used: f"{used / max(1, count):.2f} bits on average",
+    )  # fmt: skip
+
+
+def allocate(budgets: Sequence[Budget], costs: Costs) -> Allocation:
+    """Widths of least total cost within each of ``budgets``.
+
+    Args:
+        budgets: of weights, of tensors, or of both.
+        costs: of every free item at every width on offer.
 
     Raises:
-        SettingsError: what ``bits`` fixes leaves too little for the rest.
+        SettingsError: a budget is too small.
     """
-    weights, tensors = _weights(plan, settings), _tensors(plan, settings)
-    by_name = {layer.name: layer for layer in plan.layers}
-    quantizers = {a.name: a for a in plan.activations}
-    costs = _costs(
-        network,
-        {w.name: by_name[w.name] for w in weights if w.free},
-        [quantizers[t.name] for t in tensors if t.free],
-        data,
-        settings,
-    )
-    chosen: dict[str, list[int | None]] = {}
-    for column, (items, average, option) in enumerate(
-        ((weights, settings.wbits, "wbits"), (tensors, settings.abits, "abits"))
-    ):
-        free, fixed = [i for i in items if i.free], [i for i in items if not i.free]
-        total = average * sum(i.size for i in items) - sum(i.bits * i.size for i in fixed)
-        try:
-            widths = choose_widths([costs[column][i.name] for i in free], [i.size for i in free], total)
-        except ValueError as error:
-            kind, left = "weights" if column == 0 else "activations", max(0.0, total / sum(i.size for i in free))
-            raise SettingsError(
-                f"--allocate milp: widths fixed by --bits leave {left:.2f} bits on average for the other {kind}, which need "
-                f"{WIDTHS[0]}: raise --{option} or fix less"
-            ) from error
-        for item, width in zip(free, widths, strict=True):
-            for layer in item.layers:
-                chosen.setdefault(layer, [None, None])[column] = width
-    rules = tuple(BitRule(f"^{re.escape(name)}$", *found) for name, found in chosen.items())
-    logger.info("allocated widths: %s", ", ".join(f"{n}=W{w}A{a}" for n, (w, a) in chosen.items()))
-    return rules
+    chosen: dict[str, int] = {}
+    rules: dict[str, dict[str, int]] = {}
+    spent = []
+    for budget in budgets:
+        budget.check()
+        table = costs.weights if budget.kind == "weights" else costs.tensors
+        names = list(budget.spent)
+        offers = [budget.spent[n] for n in names]
+        widths = choose_widths([table[n] for n in names], offers, budget.limit - budget.fixed)
+        found = dict(zip(names, widths, strict=True))
+        chosen |= found
+        for name, width in found.items():
+            for layer in budget.layers[name]:
+                rules.setdefault(layer, {})["wbits" if budget.kind == "weights" else "abits"] = width
+        spent.append({
+            "option": budget.option, "kind": budget.kind, "used": budget.show(budget.used(found)),
+            "limit": budget.show(budget.limit), "smallest": budget.show(budget.smallest),
+        })  # fmt: skip
+    logger.info("allocated widths: %s", ", ".join(f"{name} {width}" for name, width in chosen.items()))
+    written = tuple(BitRule(f"^{re.escape(n)}$", r.get("wbits"), r.get("abits")) for n, r in rules.items())
+    return Allocation(chosen, written, costs, tuple(spent))
 
 
-def choose_widths(costs: Sequence[Sequence[float]], sizes: Sequence[int], total: int) -> list[int]:
-    """One of :data:`WIDTHS` for each item: least sum of costs with ``sum(size * width) <= total``, exactly.
+def choose_widths(costs: Sequence[Mapping[int, float]], spent: Sequence[Mapping[int, int]], total: int) -> list[int]:
+    """A width for each item: least sum of costs with the sum of what is spent at most ``total``, exactly.
 
     Args:
-        costs: of every item at every width, in the order of the widths.
-        sizes: of the items, positive integers.
-        total: bits to spend, an integer.
+        costs: of every item by width.
+        spent: of every item by width on offer, positive integers.
+        total: to spend, an integer.
 
     Returns:
         Widths, one an item.
 
     Raises:
-        ValueError: the narrowest widths are too many bits already.
+        ValueError: the least there is to spend is more already.
     """
-    if not sizes:
+    if not spent:
         return []
-    if WIDTHS[0] * sum(sizes) > total:
-        raise ValueError(f"{total} bits are less than {WIDTHS[0]} for each of {sum(sizes)}")
-    count, kinds = len(sizes), len(WIDTHS)
-    table = np.asarray(costs, np.float64)
+    least = sum(min(row.values()) for row in spent)
+    if least > total:
+        raise ValueError(f"{total} is less than the smallest possible, {least}")
+    options = [(i, width) for i, row in enumerate(spent) for width in row]
     # The solver's tolerances are absolute: bring costs to a scale where they are small, and sizes to their smallest integers.
+    table = np.asarray([costs[i][width] for i, width in options], np.float64)
     table = table / max(float(np.abs(table).max()), 1e-30) * 1e4
-    unit = math.gcd(*sizes)
-    spent = np.outer(np.asarray(sizes) // unit, WIDTHS)
-    one_each = np.kron(np.eye(count), np.ones(kinds))
+    units = [spent[i][width] for i, width in options]
+    unit = math.gcd(*units)
+    use = np.asarray(units) // unit
+    one_each = np.asarray([[float(i == item) for i, _ in options] for item in range(len(spent))])
     # All sums are integers, so half of one more excludes nothing and leaves room for rounding.
-    room = LinearConstraint(spent.reshape(1, -1).astype(np.float64), ub=total // unit + 0.5)
+    room = LinearConstraint(use.reshape(1, -1).astype(np.float64), ub=total // unit + 0.5)
     result = milp(
-        table.reshape(-1),
-        integrality=np.ones(count * kinds),
+        table,
+        integrality=np.ones(len(options)),
         bounds=Bounds(0, 1),
         constraints=[LinearConstraint(one_each, lb=1, ub=1), room],
         options={"mip_rel_gap": 0.0},
     )
     assert result.x is not None, result.message
-    picks = result.x.reshape(count, kinds).argmax(1)
-    assert int(spent[np.arange(count), picks].sum()) * unit <= total
-    return [WIDTHS[k] for k in picks]
+    picks = [
+        max((k for k, (i, _) in enumerate(options) if i == item), key=result.x.__getitem__)
+        for item in range(len(spent))
+    ]
+    assert sum(units[k] for k in picks) <= total
+    return [options[k][1] for k in picks]
+
+
+def with_rules(settings: Settings, allocation: Allocation) -> Settings:
+    """``settings`` with the allocated widths behind what the user fixed."""
+    return dataclasses.replace(settings, bits=(*settings.bits, *allocation.rules))
+
+
+def _widths(settings: Settings, offered: Sequence[int]) -> tuple[int, ...]:
+    """Those of ``offered`` that the method can do."""
+    return tuple(w for w in offered if w >= METHODS[settings.method].least_wbits)
 
 
 def _fixed(layer: LayerPlan, settings: Settings, kind: str) -> bool:
-    return any(getattr(r, kind) is not None and re.search(r.pattern, layer.name) for r in settings.bits)
+    return any(
+        (rule.wbits if kind == "w" else rule.abits) is not None and re.search(rule.pattern, layer.name)
+        for rule in settings.bits
+    )
 
 
-def _weights(plan: Plan, settings: Settings) -> list[_Item]:
-    """Weights that count for the average."""
-    return [
-        _Item(x.name, x.params, x.wbits, not _fixed(x, settings, "wbits"), (x.name,))
-        for x in plan.quantized_layers
-        if not (x.first or x.last)
-    ]
-
-
-def _tensors(plan: Plan, settings: Settings) -> list[_Item]:
-    """Tensors that layers read and that count for the average; those that the first or the last layer reads do not."""
-    found = []
-    for quantizer in plan.activations:
-        readers = [x for x in plan.quantized_layers if x.input in quantizer.members and x.abits != FLOAT_BITS]
-        if not readers or any(x.first or x.last for x in readers):
-            continue
-        free = not any(_fixed(x, settings, "abits") for x in readers)
-        found.append(_Item(quantizer.name, 1, quantizer.bits, free, tuple(x.name for x in readers)))
-    return found
-
-
-def _costs(
-    network: Network,
-    layers: Mapping[str, LayerPlan],
-    quantizers: Sequence[ActivationPlan],
-    data: Mapping[str, Tensor],
-    settings: Settings,
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Task loss with one layer's weights, or one tensor, at each of :data:`WIDTHS` and all else float; by name.
-
-    The network is walked once; from each point on the rest of it is run for every width.
-    """
-    batch = next(forward_batches(data, IMAGES, network.device))
-    samplers = sample_activations(network, quantizers, data, images=settings.range_samples)
-    estimators = chosen_ranges(settings).proposals
-    of_weights: dict[str, list[float]] = {}
-    of_tensors: dict[str, list[float]] = {}
-    wanted = {q.name: q for q in quantizers}
-    with torch.no_grad():
-        reference = network.run(batch)
-        live: dict[str, Tensor] = dict(batch)
-        for i, step in enumerate(network.steps):
-            rest = network.steps[i:]
-            if step.node in layers:
-                of_weights[step.node] = [
-                    float(task_loss(network.run(live, rest, weight=_only(step, layers[step.node], width)), reference))
-                    for width in WIDTHS
-                ]
-            live.update(network.run(live, [step], keep=step.outputs))
-            needed = {n for later in rest[1:] for n in later.arguments if n is not None} | set(network.outputs)
-            live = {n: v for n, v in live.items() if n in needed}
-            for name in (n for n in step.outputs if n in wanted and n in live):
-                of_tensors[name] = [
-                    min(
-                        float(task_loss(network.run({**live, name: fake_quantize(live[name], g)}, rest[1:]), reference))
-                        for g in proposed_grids(samplers[name], width, estimators)
-                    )
-                    for width in WIDTHS
-                ]
-    return of_weights, of_tensors
-
-
-def _only(step: Step, layer: LayerPlan, width: int) -> WeightHook:
-    """Weight hook that quantizes one layer."""
-    own: Tensor = step.module.weight.detach()  # type: ignore[assignment, operator]
-    weight = fake_quantize(own, search_range(own, width, axis=layer.axis, symmetric=width >= SYMMETRIC_FROM))
-
-    def hook(other: Step) -> tuple[Tensor, Tensor | None]:
-        return (weight if other is step else other.module.weight), other.module.bias  # type: ignore[return-value]
-
-    return hook
+def _megabytes(size: int) -> str:
+    """Rounded up, so that a budget of what is shown is large enough."""
+    return f"{math.ceil(size / 1e3) / 1e3:.3f} MB"

@@ -36,17 +36,23 @@ SYMMETRIC_FROM = 8
 
 
 def nearest_weights(
-    network: Network, layers: Sequence[LayerPlan], *, min_max: bool = False, p: float = P_NORM
+    network: Network,
+    layers: Sequence[LayerPlan],
+    *,
+    min_max: bool = False,
+    p: float = P_NORM,
+    factor: Tensor | float = 1.0,
 ) -> dict[str, QuantizedWeight]:
     """Per-channel grids and codes rounded to nearest, for every quantized layer, by layer name.
 
     Grids are those of least mean |w - Q(w)|^p; with ``min_max`` they cover the whole channel.
+    ``factor`` multiplies the weights first and broadcasts over them.
     """
     result = {}
     for layer in layers:
         if layer.excluded:
             continue
-        weight: Tensor = network.step(layer.name).module.weight.detach()  # type: ignore[assignment, operator]
+        weight: Tensor = network.step(layer.name).module.weight.detach() * factor  # type: ignore[assignment, operator]
         grid = search_range(
             weight,
             layer.wbits,

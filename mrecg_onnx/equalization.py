@@ -18,8 +18,9 @@ output, none where it does not help. Weights take no part in the choice: learned
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,13 +37,23 @@ from mrecg_onnx.activations import (
     is_weighted,
     weight_index,
 )
-from mrecg_onnx.calibration import SAMPLED_VALUES, output_error
+from mrecg_onnx.calibration import SAMPLED_VALUES, nearest_weights, output_error
+from mrecg_onnx.converters.passes.values import unique_name
 from mrecg_onnx.grids import fake_quantize, search_range
-from mrecg_onnx.network import Network
-from mrecg_onnx.plan import ActivationPlan
+from mrecg_onnx.network import Network, Step, WeightHook
+from mrecg_onnx.plan import ActivationPlan, LayerPlan
 from mrecg_onnx.simulation import forward_batches
 
-__all__ = ["Equalized", "Stream", "apply_scale", "choose_scales", "find_streams"]
+__all__ = [
+    "Equalized",
+    "Stream",
+    "apply_scale",
+    "bound_channels",
+    "choose_scales",
+    "find_streams",
+    "replace_constant",
+    "usable_weight",
+]
 
 #: Exponents tried: the middle first, the others only where it helps.
 FIRST_ALPHA, OTHER_ALPHAS = 0.5, (0.25, 0.75, 1.0)
@@ -74,6 +85,7 @@ class Stream:
         producers: nodes whose output channels are divided.
         consumers: nodes whose input channels are multiplied.
         ceilings: (tensor, bound) of every Clip in the stream: channels may be enlarged up to it, and none made smaller.
+        grouped: only depthwise layers read it, whose weights have a scale for each channel.
     """
 
     name: str
@@ -82,6 +94,7 @@ class Stream:
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
     ceilings: tuple[tuple[str, float], ...] = ()
+    grouped: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +102,7 @@ class Equalized:
     """What was decided for one stream: alpha 0 leaves it as it was.
 
     ``spread`` is the largest channel over the median one before; the errors are relative to the float output, with only
-    this stream quantized.
+    this stream quantized. ``bounded``: its Clips become a Relu and an upper bound for each channel, so that channels shrink, too.
     """
 
     stream: Stream
@@ -98,6 +111,7 @@ class Equalized:
     error_before: float
     error_after: float
     scale: tuple[float, ...]
+    bounded: bool = False
 
 
 def _channels(value: ir.Value | None) -> int | None:
@@ -144,8 +158,8 @@ def _ceiling(node: ir.Node | None) -> float | None:
     return bounds[1]
 
 
-def _usable_weight(node: ir.Node) -> bool:
-    """Weight and bias are this node's alone, and the channel axis is where it is expected."""
+def usable_weight(node: ir.Node) -> bool:
+    """True if weight and bias are this node's alone, and the channel axis is where it is expected."""
     index = weight_index(node)
     if index != 1 or node.op_type not in {"Conv", "Gemm"} or node.attributes.get_int("transA", 0) != 0:
         return False
@@ -157,8 +171,11 @@ def _usable_weight(node: ir.Node) -> bool:
     return all(v is None or len(list(v.uses())) == 1 for v in node.inputs[1:3])
 
 
-def find_streams(model: ir.Model) -> list[Stream]:
-    """All sets of tensors that can be rescaled exactly, in topological order."""
+def find_streams(model: ir.Model, *, bounded: bool = False) -> list[Stream]:
+    """All sets of tensors that can be rescaled exactly, in topological order.
+
+    ``bounded``: Relu6 may become a bound a channel, so that streams through one are found whoever reads them.
+    """
     parent: dict[ir.Value, ir.Value] = {}
 
     def root(value: ir.Value) -> ir.Value:
@@ -173,7 +190,7 @@ def find_streams(model: ir.Model) -> list[Stream]:
         blocked.add(value)
     for node in model.graph:
         inputs, outputs = activation_inputs(node), activation_outputs(node)
-        if is_weighted(node) and _usable_weight(node) and len(inputs) == 1:
+        if is_weighted(node) and usable_weight(node) and len(inputs) == 1:
             consumers.setdefault(inputs[0], []).append(node)
             producers.setdefault(outputs[0], []).append(node)
             continue
@@ -194,9 +211,8 @@ def find_streams(model: ir.Model) -> list[Stream]:
         sizes = {_channels(v) for v in values}
         if blocked & set(values) or not made or not read or len(sizes) != 1 or None in sizes:
             continue
-        if any(_ceiling(v.producer()) for v in values) and not all(
-            _depthwise(n) for v in values for n in consumers.get(v, [])
-        ):
+        grouped = all(_depthwise(n) for v in values for n in consumers.get(v, []))
+        if any(_ceiling(v.producer()) for v in values) and not (grouped or bounded):
             continue
         streams.append(
             Stream(
@@ -206,6 +222,7 @@ def find_streams(model: ir.Model) -> list[Stream]:
                 tuple(made),
                 tuple(read),
                 tuple((v.name or "", bound) for v in values if (bound := _ceiling(v.producer())) is not None),
+                grouped,
             )
         )
     return streams
@@ -220,7 +237,8 @@ def _along_input(shape: Sequence[int], scale: np.ndarray, groups: int, *, transp
     return rows.reshape(out, per_group, *[1] * (len(shape) - 2))
 
 
-def _replace(value: ir.Value, array: np.ndarray) -> None:
+def replace_constant(value: ir.Value, array: np.ndarray) -> None:
+    """Give an initializer other values, in the type it has."""
     old = value.const_value
     assert old is not None
     value.const_value = ir.tensor(array.astype(old.numpy().dtype), name=value.name)
@@ -236,13 +254,45 @@ def apply_scale(model: ir.Model, stream: Stream, scale: Sequence[float]) -> None
             axis = 0 if node.op_type == "Conv" or transposed else 1
             shape = [1] * weight.ndim
             shape[axis] = -1
-            _replace(node.inputs[1], weight / s.reshape(shape))  # type: ignore[arg-type]
+            replace_constant(node.inputs[1], weight / s.reshape(shape))  # type: ignore[arg-type]
             if len(node.inputs) > 2 and node.inputs[2] is not None:
-                _replace(node.inputs[2], node.inputs[2].const_value.numpy().astype(np.float64) / s)  # type: ignore[union-attr]
+                replace_constant(node.inputs[2], node.inputs[2].const_value.numpy().astype(np.float64) / s)  # type: ignore[union-attr]
         if node.name in stream.consumers:
             weight = node.inputs[1].const_value.numpy().astype(np.float64)  # type: ignore[union-attr]
             groups = node.attributes.get_int("group", 1)
-            _replace(node.inputs[1], weight * _along_input(weight.shape, s, groups, transposed=transposed))  # type: ignore[arg-type]
+            replace_constant(node.inputs[1], weight * _along_input(weight.shape, s, groups, transposed=transposed))  # type: ignore[arg-type]
+
+
+def bound_channels(model: ir.Model, stream: Stream, scale: Sequence[float]) -> None:
+    """Let every Clip(0, b) of ``stream``, rescaled by ``scale``, be a Relu and a Min with b / s_c for each channel, in place."""
+    graph = model.graph
+    bounds = dict(stream.ceilings)
+    for clip in [n for n in graph if n.outputs[0].name in bounds]:
+        made, source = clip.outputs[0], clip.inputs[0]
+        assert made.shape is not None
+        most = np.asarray(bounds[made.name or ""] / np.asarray(scale, np.float64), np.float32)
+        name = unique_name(graph, f"{made.name}_bound")
+        most = most.reshape(1, -1, *[1] * (len(made.shape) - 2))
+        bound = ir.Value(name=name, const_value=ir.tensor(most, name=name))
+        bound.shape, bound.dtype = ir.Shape(most.shape), ir.DataType.FLOAT
+        graph.register_initializer(bound)
+        nodes = {n.name for n in graph}
+        wish = f"{clip.name}_relu"
+        relu = ir.node("Relu", [source], name=next(n for n in _numbered(wish) if n not in nodes))
+        relu.outputs[0].name = unique_name(graph, f"{made.name}_relu")
+        relu.outputs[0].shape, relu.outputs[0].type = made.shape, made.type
+        least = ir.node("Min", [relu.outputs[0], bound], name=clip.name)
+        least.outputs[0].shape, least.outputs[0].type = made.shape, made.type
+        graph.insert_after(clip, [relu, least])
+        for node, index in list(made.uses()):
+            node.replace_input_with(index, least.outputs[0])
+        graph.remove(clip, safe=True)
+        least.outputs[0].name = made.name
+
+
+def _numbered(wish: str) -> Iterator[str]:
+    yield wish
+    yield from (f"{wish}_{i}" for i in itertools.count(1))
 
 
 class _Judge:
@@ -251,8 +301,15 @@ class _Judge:
     Quantizing x / s per tensor and multiplying back by s is what the rescaled network does, seen from outside.
     """
 
-    def __init__(self, network: Network, quantizers: Sequence[ActivationPlan], data: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        network: Network,
+        quantizers: Sequence[ActivationPlan],
+        data: Mapping[str, Tensor],
+        layers: Sequence[LayerPlan] = (),
+    ) -> None:
         self.network = network
+        self.layers = {layer.name: layer for layer in layers}
         self.quantizers = {plan.name: plan for plan in quantizers}
         self.data = data
         self.batch = next(forward_batches(data, IMAGES, network.device))
@@ -295,11 +352,31 @@ class _Judge:
         fourth = torch.stack([v.transpose(0, 1).flatten(1).pow(4).mean(1) for v in values.values()]).mean(0)
         return fourth.pow(0.25), values
 
-    def error(self, scale: Tensor, values: Mapping[str, Tensor]) -> float:
-        """Relative error of the output with only the tensors ``values`` quantized, under the best of the norms."""
-        return min(self._error(scale, values, p) for p in NORMS)
+    def error(self, scale: Tensor, values: Mapping[str, Tensor], readers: Sequence[str] = ()) -> float:
+        """Relative error of the output with only the tensors ``values`` quantized, under the best of the norms.
 
-    def _error(self, scale: Tensor, values: Mapping[str, Tensor], p: float) -> float:
+        The weights of ``readers`` are quantized, too, as the scale makes them.
+        """
+        weight = self._rescaled(scale, readers)
+        return min(self._error(scale, values, p, weight) for p in NORMS)
+
+    def _rescaled(self, scale: Tensor, readers: Sequence[str]) -> WeightHook:
+        """Weight hook that rounds the weights of ``readers`` to nearest, multiplied by ``scale``, and divides them again."""
+        found = {}
+        for name in readers:
+            layer, own = self.layers[name], self.network.step(name).module.weight.detach()  # type: ignore[operator, union-attr]
+            shape, s = tuple(own.shape), scale.detach().cpu().numpy()
+            along = _along_input(shape, s, layer.groups, transposed=layer.axis == 0)
+            factor = torch.from_numpy(np.ascontiguousarray(along)).to(own)
+            rounded = nearest_weights(self.network, [layer], factor=factor)[name]
+            found[name] = rounded.dequantize() / factor
+
+        def hook(step: Step) -> tuple[Tensor, Tensor | None]:
+            return found.get(step.node, step.module.weight), step.module.bias  # type: ignore[return-value, arg-type]
+
+        return hook
+
+    def _error(self, scale: Tensor, values: Mapping[str, Tensor], p: float, weight: WeightHook) -> float:
         grids = {}
         for name, value in values.items():
             stretched = value / scale.view(1, -1, *[1] * (value.dim() - 2))
@@ -315,7 +392,9 @@ class _Judge:
             return fake_quantize(value / s, grids[name]) * s
 
         with torch.no_grad():
-            outputs = self.network.run(self._live, self._rest, keep=self.network.outputs, activation=activation)
+            outputs = self.network.run(
+                self._live, self._rest, keep=self.network.outputs, activation=activation, weight=weight
+            )
         return output_error(outputs, self.reference)
 
 
@@ -324,9 +403,19 @@ def choose_scales(
     streams: Sequence[Stream],
     quantizers: Sequence[ActivationPlan],
     data: Mapping[str, Tensor],
+    layers: Sequence[LayerPlan] = (),
 ) -> list[Equalized]:
-    """Choose alpha for every stream on calibration images; one decision a stream, in order."""
-    judge = _Judge(network, quantizers, data)
+    """Choose alpha for every stream on calibration images; one decision a stream, in order.
+
+    Args:
+        network: the float network.
+        streams: from :func:`find_streams`.
+        quantizers: activation quantizers with their widths.
+        data: calibration inputs by name.
+        layers: quantized layers, where Relu6 may become a bound a channel (:func:`bound_channels`). Channels may then shrink as
+            well as grow, and the weights of who reads the stream pay for it: their error is part of that decision.
+    """
+    judge = _Judge(network, quantizers, data, layers)
     streams = [s for s in streams if any(name in judge.quantizers for name in s.tensors)]
     floors = judge.floors(streams)
     result = []
@@ -335,20 +424,30 @@ def choose_scales(
         magnitude, values = judge.magnitudes(stream)
         middle = magnitude.median().clamp(min=1e-12)
         spread = float(magnitude.amax() / middle)
-        unit = magnitude.amax() if stream.ceilings else middle
-        ratio = torch.where(magnitude > 0, magnitude / unit, torch.ones_like(magnitude))
         floor = floors.get(stream.name, torch.tensor(SMALLEST))
 
-        def scaled(alpha: float, ratio: Tensor = ratio, floor: Tensor = floor) -> Tensor:
+        def scaled(alpha: float, unit: Tensor, floor: Tensor, magnitude: Tensor = magnitude) -> Tensor:
+            ratio = torch.where(magnitude > 0, magnitude / unit, torch.ones_like(magnitude))
             return torch.maximum(ratio.pow(alpha).clamp(SMALLEST, LARGEST), floor.to(ratio))
 
-        before = judge.error(scaled(0.0), values)
+        below = magnitude.amax() if stream.ceilings else middle
+        plain = scaled(0.0, below, floor)
+        before = judge.error(plain, values)
         best = (before, 0.0)
-        if spread >= MIN_SPREAD and before >= MIN_ERROR:
-            best = min(best, (judge.error(scaled(FIRST_ALPHA), values), FIRST_ALPHA))
+        worth_it = spread >= MIN_SPREAD and before >= MIN_ERROR
+        if worth_it and (stream.grouped or not stream.ceilings):
+            best = min(best, (judge.error(scaled(FIRST_ALPHA, below, floor), values), FIRST_ALPHA))
             if best[1]:
-                best = min([best, *((judge.error(scaled(a), values), a) for a in OTHER_ALPHAS)])
+                best = min([best, *((judge.error(scaled(a, below, floor), values), a) for a in OTHER_ALPHAS)])
         if best[0] > before * (1 - MIN_GAIN):
             best = (before, 0.0)
-        result.append(Equalized(stream, best[1], spread, before, best[0], tuple(float(x) for x in scaled(best[1]))))
+        scale, bounded = scaled(best[1], below, floor), False
+        readers = [n for n in stream.consumers if n in judge.layers]
+        if worth_it and stream.ceilings and readers:
+            free = torch.tensor(SMALLEST)
+            tried = [(judge.error(scaled(a, middle, free), values, readers), a) for a in (FIRST_ALPHA, *OTHER_ALPHAS)]
+            if min(tried)[0] < judge.error(scale, values, readers) * (1 - MIN_GAIN):
+                scale, bounded = scaled(min(tried)[1], middle, free), True
+                best = (judge.error(scale, values), min(tried)[1])
+        result.append(Equalized(stream, best[1], spread, before, best[0], tuple(float(x) for x in scale), bounded))
     return result

@@ -13,8 +13,8 @@ when they are kept in 8-bit tensors, so
 6. a layer that keeps a float weight or bias reads its input through a DequantizeLinear with one (equal) scale a channel.
    Behind one scale a tensor ONNX Runtime quantizes such weights itself when it loads the file, to 8 bits per tensor, and
    such biases to int32, which overflow (WeightBiasQuantization; measured with 1.31);
-7. where channels have widths of their own, the codes of an activation meet ``Min`` with a largest code a channel: the runtime
-   has it for uint8 and keeps it between its integer kernels, as it does with the Clip (measured with 1.31).
+7. where channels have widths or upper bounds of their own, the codes of an activation meet ``Min`` with a largest code a
+   channel: the runtime has it for uint8 and keeps it between its integer kernels, as it does with the Clip (measured with 1.31).
 """
 
 from __future__ import annotations
@@ -236,6 +236,17 @@ def code_bounds(plan: ActivationPlan, grid: Grid) -> tuple[int, int]:
     return low, max(low, high)
 
 
+def channel_bounds(plan: ActivationPlan, grid: Grid) -> np.ndarray | None:
+    """Largest code of each channel where it has one: of the grid's widths and of the absorbed clamp; uint8, shape (C,)."""
+    bounds = []
+    if grid.ceiling is not None:
+        bounds.append(grid.ceiling.detach().cpu().numpy())
+    if plan.ceilings is not None:
+        codes = np.rint(np.asarray(plan.ceilings, np.float32) / np.float32(_scale_array(grid))) + int(grid.zero_point)
+        bounds.append(np.clip(codes, grid.qmin, grid.qmax))
+    return np.minimum.reduce(bounds).astype(np.uint8) if bounds else None
+
+
 def _write_activation(writer: _Writer, values: Mapping[str, ir.Value], plan: ActivationPlan, grid: Grid) -> None:
     root = values[plan.name]
     scale = writer.constant(f"{plan.name}_scale", _scale_array(grid))
@@ -255,7 +266,8 @@ def _write_activation(writer: _Writer, values: Mapping[str, ir.Value], plan: Act
     )
     new = [quantize]
     codes = quantize.outputs[0]
-    if grid.ceiling is not None and low == 0 and plan.high is None:
+    most = channel_bounds(plan, grid)
+    if most is not None and low == 0 and plan.high is None:
         high = 255  # the channels' own bounds do it all
     if (low, high) != (0, 255):
         bounds = [
@@ -264,10 +276,9 @@ def _write_activation(writer: _Writer, values: Mapping[str, ir.Value], plan: Act
         clip = writer.node("Clip", clip_name, [codes, *bounds], f"{plan.name}_clipped")
         new.append(clip)
         codes = clip.outputs[0]
-    if grid.ceiling is not None:
+    if most is not None:
         assert root.shape is not None
-        most = grid.ceiling.detach().cpu().numpy().astype(np.uint8).reshape(-1, *[1] * (len(root.shape) - 2))
-        ceiling = writer.constant(f"{plan.name}_ceiling", most[None])
+        ceiling = writer.constant(f"{plan.name}_ceiling", most.reshape(1, -1, *[1] * (len(root.shape) - 2)))
         least = writer.node("Min", f"{plan.name}_Min", [codes, ceiling], f"{plan.name}_limited")
         new.append(least)
         codes = least.outputs[0]

@@ -28,10 +28,12 @@ from mrecg_onnx.activations import (
     INTEGER_OPS,
     activation_inputs,
     activation_outputs,
+    channel_ceilings,
     clamp_bounds,
     constant,
     is_activation,
     is_fallback,
+    is_clamp,
     is_preserving,
     is_weighted,
     readers,
@@ -172,7 +174,7 @@ def _absorbed_into(value: ir.Value, integer: set[ir.Node]) -> ir.Node | None:
     if value.is_graph_output() or value.is_graph_input():
         return None
     users = readers(value)
-    if len(users) != 1 or clamp_bounds(users[0]) is None or users[0] not in integer:
+    if len(users) != 1 or not is_clamp(users[0]) or users[0] not in integer:
         return None
     return users[0]
 
@@ -229,7 +231,7 @@ def place(
         if node.name in excluded:
             continue
         passes_on = is_preserving(node) and any(r in integer for o in node.outputs for r in readers(o))
-        clamps = clamp_bounds(node) is not None and node in ahead
+        clamps = is_clamp(node) and node in ahead
         if computes(node) or passes_on or clamps:
             integer.add(node)
 
@@ -267,8 +269,9 @@ def place(
             default=BYSTANDER_BITS,
         )
         maker = root.producer()
-        bounds = clamp_bounds(maker) if maker is not None and maker.name not in excluded else None
-        absorbs = maker if bounds is not None and maker is not None and _only_reader(maker) else None
+        clamps = maker is not None and maker.name not in excluded and is_clamp(maker) and _only_reader(maker)
+        absorbs = maker if clamps else None
+        bounds = clamp_bounds(absorbs) if absorbs is not None else None
         name = root.name or ""
         plans.append(
             ActivationPlan(
@@ -277,9 +280,10 @@ def place(
                 reads=tuple(dict.fromkeys(v.name or "" for v, _ in computing)) or (name,),
                 bits=max(bits, BYSTANDER_BITS) if name in protected or _touches_fallback(parts) else bits,
                 absorbs=absorbs.name if absorbs is not None else None,
-                low=bounds[0] if absorbs is not None and bounds is not None else None,
-                high=bounds[1] if absorbs is not None and bounds is not None else None,
+                low=bounds[0] if bounds is not None else None,
+                high=bounds[1] if bounds is not None else None,
                 protected=name in protected and bits < BYSTANDER_BITS,
+                ceilings=channel_ceilings(absorbs) if absorbs is not None else None,
             )
         )
     return tuple(plans)

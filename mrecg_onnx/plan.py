@@ -68,10 +68,11 @@ class ActivationPlan:
         members: tensors that share its scale through value-preserving ops, ``name`` first.
         reads: members that computing ops read: the values on which the range is searched.
         bits: 2..8.
-        absorbs: Relu or Clip node in front whose bounds become bounds of the codes.
+        absorbs: Relu, Clip or Min node in front whose bounds become bounds of the codes.
         low: that node's lower bound, None without.
         high: its upper bound, None without.
         protected: raised to 8 bits by ``--protect``.
+        ceilings: that node's upper bound of each channel, where it has one a channel.
     """
 
     name: str
@@ -82,6 +83,7 @@ class ActivationPlan:
     low: float | None = None
     high: float | None = None
     protected: bool = False
+    ceilings: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,12 +13,13 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from mrecg_onnx.absorption import Absorbed, apply_absorption, choose_absorptions
 from mrecg_onnx.branches import branch_narrow_reads
 from mrecg_onnx.calibration import activation_grids, nearest_weights
 from mrecg_onnx.channel_bits import allocate_activations, allocate_weights
 from mrecg_onnx.converters import check_parity, load_model, normalize, to_torch
 from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
-from mrecg_onnx.equalization import Equalized, apply_scale, choose_scales, find_streams
+from mrecg_onnx.equalization import Equalized, apply_scale, bound_channels, choose_scales, find_streams
 from mrecg_onnx.fallbacks import mark_fallbacks
 from mrecg_onnx.granularity import default_merges, groups_from_mask, read_scheme, select_eq4, select_peaks
 from mrecg_onnx.grids import Grid
@@ -66,6 +67,7 @@ class Prepared:
         parity: relative error between ONNX Runtime and torch.
         equalized: decision for every stream.
         channel_grids: activation grids with widths a channel, by quantizer; the graph is rescaled for them.
+        absorbed: decision for every tensor whose channels could be shifted.
     """
 
     original: onnx.ModelProto
@@ -76,8 +78,9 @@ class Prepared:
     data: dict[str, Tensor]
     network: Network
     parity: float
-    equalized: list[Equalized]
+    equalized: list[Equalized] = field(default_factory=list)
     channel_grids: dict[str, Grid] = field(default_factory=dict)
+    absorbed: list[Absorbed] = field(default_factory=list)
 
 
 def prepare(
@@ -120,29 +123,55 @@ def prepare(
         module = to_torch(graph)
         parity = check_parity(original, module, few, PARITY_TOLERANCE)
         network = Network(module, device)
-    equalized: list[Equalized] = []
+
+    def rebuilt() -> Network:
+        module = to_torch(graph)
+        check_parity(original, module, few, PARITY_TOLERANCE)
+        return Network(module, device)
+
+    ready = Prepared(original, graph, plan, settings, dataset, data, network, parity)
     if settings.equalize == "auto" and plan.activations:
         with clock.stage("equalize"):
-            equalized = workers.once(lambda: choose_scales(network, find_streams(graph), plan.activations, data))
-            if any(entry.alpha for entry in equalized):
-                for entry in equalized:
-                    if entry.alpha:
-                        apply_scale(graph, entry.stream, entry.scale)
-                module = to_torch(graph)
-                check_parity(original, module, few, PARITY_TOLERANCE)
-                network = Network(module, device)
-    channel_grids: dict[str, Grid] = {}
+            _equalize(ready, rebuilt, workers)
+    if settings.absorb == "auto" and plan.activations:
+        with clock.stage("absorb"):
+            _absorb(ready, rebuilt, workers)
     if METHODS[settings.method].allocate and settings.channel_bits == "auto" and plan.activations:
         with clock.stage("allocate"):
             streams, images = find_streams(graph), settings.range_samples
-            folded = workers.once(lambda: allocate_activations(network, streams, plan.activations, data, images=images))
+            folded = workers.once(
+                lambda: allocate_activations(ready.network, streams, plan.activations, data, images=images)
+            )
             for one in folded:
                 apply_scale(graph, one.stream, one.scale)
-                channel_grids |= one.grids
-            module = to_torch(graph)
-            check_parity(original, module, few, PARITY_TOLERANCE)
-            network = Network(module, device)
-    return Prepared(original, graph, plan, settings, dataset, data, network, parity, equalized, channel_grids)
+                ready.channel_grids |= one.grids
+            ready.network = rebuilt()
+    return ready
+
+
+def _equalize(ready: Prepared, rebuilt: Callable[[], Network], workers: Workers) -> None:
+    """Rescale the channels of every stream as its own decision says."""
+    graph, plan, bounded = ready.graph, ready.plan, ready.settings.relu6 == "auto"
+    streams, layers = find_streams(graph, bounded=bounded), plan.quantized_layers if bounded else ()
+    ready.equalized = workers.once(lambda: choose_scales(ready.network, streams, plan.activations, ready.data, layers))
+    for entry in ready.equalized:
+        if entry.alpha:
+            apply_scale(graph, entry.stream, entry.scale)
+        if entry.bounded:
+            bound_channels(graph, entry.stream, entry.scale)
+    if any(entry.alpha for entry in ready.equalized):
+        ready.plan, ready.network = make_plan(graph, ready.settings), rebuilt()
+
+
+def _absorb(ready: Prepared, rebuilt: Callable[[], Network], workers: Workers) -> None:
+    """Move what channels never fall below into the biases behind them."""
+    activations = ready.plan.activations
+    ready.absorbed = workers.once(lambda: choose_absorptions(ready.network, ready.graph, activations, ready.data))
+    for entry in ready.absorbed:
+        if entry.used:
+            apply_absorption(ready.graph, entry)
+    if any(entry.used for entry in ready.absorbed):
+        ready.network = rebuilt()
 
 
 def editable_graph(original: onnx.ModelProto, settings: Settings) -> ir.Model:

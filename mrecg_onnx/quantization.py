@@ -6,8 +6,9 @@ import dataclasses
 import hashlib
 import json
 import logging
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor
 
 from mrecg_onnx import __version__
-from mrecg_onnx.allocation import allocate
+from mrecg_onnx.absorption import Absorbed
+from mrecg_onnx.allocation import Allocation, Budget, allocate, average_budget, budgets_of, with_rules
 from mrecg_onnx.bias_correction import correct_biases
 from mrecg_onnx.bitsplit import split_unit
 from mrecg_onnx.cache import Pool, default_memory, give_back
@@ -26,12 +28,15 @@ from mrecg_onnx.checkpoint import Checkpoint
 from mrecg_onnx.converters import check_writable, save_model
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.save import digest
+from mrecg_onnx.costs import IMAGES, LEARNING_IMAGES, Costs, measure_costs
+from mrecg_onnx.drop_search import AVERAGES, Trial, measured_drop, search
 from mrecg_onnx.equalization import Equalized
 from mrecg_onnx.export import export
 from mrecg_onnx.grids import compile_kernels
 from mrecg_onnx.images import Dataset, check_lost
 from mrecg_onnx.lapq import Lapq, minimise_steps
 from mrecg_onnx.methods import METHODS, Method, Phase
+from mrecg_onnx.packed_size import PackedSize
 from mrecg_onnx.parallel import Workers, joined, local_size
 from mrecg_onnx.placement import place
 from mrecg_onnx.plan import BYSTANDER_BITS, Plan, UnitPlan
@@ -40,9 +45,9 @@ from mrecg_onnx.preparation import Prepared, calibrate, make_plan, merge_by, pic
 from mrecg_onnx.progress import Clock, Progress, Report
 from mrecg_onnx.reconstruction import LearningRates, UnitResult, default_rates, reconstruct_unit
 from mrecg_onnx.sensitivity import Sensitivity, measure_sensitivity
-from mrecg_onnx.settings import Settings
-from mrecg_onnx.simulation import Simulation, State
-from mrecg_onnx.validation import PREPROCESS_KEY, SOURCE_KEY, source_sha256
+from mrecg_onnx.settings import BitRule, Settings
+from mrecg_onnx.simulation import Simulation, State, forward_batches
+from mrecg_onnx.validation import PREPROCESS_KEY, SOURCE_KEY, source_sha256, validate
 from mrecg_onnx.verification import Verification, verify
 from mrecg_onnx.zeroq import CALIBRATION_KEY
 
@@ -59,6 +64,8 @@ MIN_PROBE = 50
 WORKING_SHARE, SMALL_SHARE, SMALL = 0.3, 0.5, 10**9
 #: Iterations, all units together, from which compiled kernels win back the 20 s of their making.
 COMPILE_FROM = 10_000
+#: Held-out images on which corrected biases are compared with those before.
+CORRECTION_IMAGES = 128
 #: Keeps the random numbers of different processes apart: more than there are units.
 SEED_STRIDE = 1_000_003
 
@@ -75,6 +82,7 @@ class QuantizationResult:
         units: outcome of every unit, in order; of the phase that learned the rounding where a method has several.
         probe: outcome of the probing run's units, empty without one.
         equalized: decision for every stream.
+        absorbed: decision for every tensor whose channels could be shifted, with ``absorb``.
         sensitivities: quantizers by how much each hurts alone; measured only with ``protect``.
         protected: quantizers raised to 8 bits.
         parity: relative error between ONNX Runtime and torch on the float model.
@@ -85,7 +93,9 @@ class QuantizationResult:
         origin: how calibration data were made, None where they were given.
         lapq: what the joint search for steps found, None without one.
         phases: outcome of every unit by phase, in order.
-        corrections: with ``bias_correction``, the largest shift of each layer's bias.
+        corrections: with ``bias_correction``, the largest shift of each layer's bias; empty where it brought nothing.
+        allocation: widths chosen by integer programming, None where they were given.
+        trials: files made on the search for ``max_drop``, in order.
     """
 
     model: onnx.ModelProto
@@ -106,6 +116,9 @@ class QuantizationResult:
     lapq: Lapq | None = None
     phases: dict[str, tuple[UnitResult, ...]] = field(default_factory=dict)
     corrections: dict[str, float] = field(default_factory=dict)
+    absorbed: tuple[Absorbed, ...] = ()
+    allocation: Allocation | None = None
+    trials: tuple[Trial, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary without the model itself."""
@@ -127,6 +140,9 @@ class QuantizationResult:
             "origin": self.origin,
             "lapq": dataclasses.asdict(self.lapq) if self.lapq else None,
             "corrections": self.corrections,
+            "absorbed": [dataclasses.asdict(a) for a in self.absorbed],
+            "allocation": self.allocation.to_json() if self.allocation else None,
+            "trials": [dataclasses.asdict(t) for t in self.trials],
         }
 
 
@@ -170,6 +186,8 @@ def quantize(
     *,
     output: str | Path | None = None,
     checkpoint: str | Path | None = None,
+    data: str | Path | Dataset | None = None,
+    labels: str | Path | None = None,
     report: Report | None = None,
 ) -> QuantizationResult:
     """Quantize a float ONNX model with learned rounding.
@@ -184,6 +202,8 @@ def quantize(
         settings: every choice; the defaults are those of the command line.
         output: where to write the result; it appears there whole or not at all.
         checkpoint: folder for finished units; the same call goes on with those it finds there.
+        data: images on which ``max_drop`` is measured, as :func:`mrecg_onnx.validate` takes them; needed with it.
+        labels: CSV of ``file,label`` for them; folder names are the classes without.
         report: called as the work proceeds.
 
     Returns:
@@ -194,6 +214,8 @@ def quantize(
             WorkerError.
     """
     settings = settings or Settings()
+    if settings.max_drop is not None and data is None:
+        raise SettingsError("--max-drop needs --data: images on which the drop is measured, labelled ones for top-1")
     memory = settings.memory or default_memory() // local_size()
     with joined(pick_device(settings.device).type) as workers:
         if settings.batch_size % workers.size:
@@ -208,19 +230,23 @@ def quantize(
             raise DataError(
                 f"{len(ready.dataset)} calibration images are too few for {workers.size} processes: each needs two"
             )
-        return _quantize(model, ready, memory, workers, clock, output, checkpoint)
+        if ready.settings.max_drop is not None:
+            assert data is not None
+            return _within_drop(model, ready, memory, workers, clock, output, checkpoint, data, labels)
+        ready, allocation = _allocated(model, ready, workers, clock)
+        return _quantize(model, ready, allocation, memory, workers, clock, output, checkpoint)
 
 
 def _quantize(
     model: onnx.ModelProto | str | Path,
     ready: Prepared,
+    allocation: Allocation | None,
     memory: int,
     workers: Workers,
     clock: Clock,
     output: str | Path | None,
     folder: str | Path | None,
 ) -> QuantizationResult:
-    ready = _allocated(ready, workers, clock)
     settings, plan, network, data = ready.settings, ready.plan, ready.network, ready.data
     with clock.stage("calibrate"):
         simulation = Simulation(network, plan)
@@ -300,8 +326,10 @@ def _quantize(
         if settings.bias_correction:
             with clock.stage("correct"):
                 prefix = Prefix(simulation, plan.units, inputs, pool, quantize_activations=True)
+                judges = (run.held_out if len(run.held_out) else run.training)[:CORRECTION_IMAGES]
+                seen = {name: store.gather(judges) for name, store in inputs.floating.items()}
                 inputs.forget()
-                corrections = correct_biases(prefix, workers)
+                corrections = _corrected(prefix, seen, workers)
 
     def finish() -> QuantizationResult:
         with clock.stage("export"):
@@ -332,19 +360,138 @@ def _quantize(
             lapq=lapq,
             phases=phases,
             corrections=corrections,
+            absorbed=tuple(ready.absorbed),
+            allocation=allocation,
         )
 
     return workers.once(finish)
 
 
-def _allocated(ready: Prepared, workers: Workers, clock: Clock) -> Prepared:
-    """``ready`` with a width for every layer where the settings ask for it."""
-    if ready.settings.allocation != "milp":
-        return ready
-    with clock.stage("allocate"):
-        rules = workers.once(lambda: allocate(ready.network, ready.plan, ready.data, ready.settings))
-    settings = dataclasses.replace(ready.settings, bits=(*ready.settings.bits, *rules))
+def _measured(ready: Prepared, budgets: Sequence[Budget], workers: Workers, report: Report | None) -> Costs:
+    """Costs of every width that ``budgets`` offer."""
+
+    def tell(done: int, total: int) -> None:
+        if report is not None:
+            report(Progress("allocate", done=done, total=total))
+
+    offers: dict[str, dict[str, Collection[int]]] = {"weights": {}, "tensors": {}}
+    for budget in budgets:
+        budget.check()
+        offers[budget.kind] |= {name: tuple(row) for name, row in budget.spent.items()}
+    images = {n: torch.from_numpy(x) for n, x in ready.dataset.load(IMAGES + LEARNING_IMAGES).items()}
+    return workers.once(
+        lambda: measure_costs(
+            ready.network,
+            ready.plan,
+            images,
+            ready.settings,
+            layers=offers["weights"],
+            tensors=offers["tensors"],
+            report=tell,
+        )
+    )
+
+
+def _widened(ready: Prepared, allocation: Allocation) -> Prepared:
+    """``ready`` with the widths that were allocated."""
+    settings = with_rules(ready.settings, allocation)
     return dataclasses.replace(ready, settings=settings, plan=make_plan(ready.graph, settings))
+
+
+def _allocated(
+    model: onnx.ModelProto | str | Path, ready: Prepared, workers: Workers, clock: Clock
+) -> tuple[Prepared, Allocation | None]:
+    """``ready`` with a width for every layer where the settings ask for it."""
+
+    def sizes() -> PackedSize:
+        # The file's metadata will hold a rule for every layer.
+        rules = tuple(BitRule(f"^{re.escape(x.name)}$", x.wbits, None) for x in ready.plan.quantized_layers)
+        written = dataclasses.replace(ready.settings, bits=(*ready.settings.bits, *rules))
+        metadata = _metadata(model, written, ready.dataset, ready.plan, ())
+        return PackedSize.planned(ready.graph, ready.network, ready.plan, metadata)
+
+    if not ready.settings.mixed:
+        return ready, None
+    with clock.stage("allocate"):
+        budgets = budgets_of(ready.plan, ready.settings, sizes)
+        allocation = allocate(budgets, _measured(ready, budgets, workers, clock.report))
+    return _widened(ready, allocation), allocation
+
+
+def _within_drop(
+    model: onnx.ModelProto | str | Path,
+    ready: Prepared,
+    memory: int,
+    workers: Workers,
+    clock: Clock,
+    output: str | Path | None,
+    folder: str | Path | None,
+    data: str | Path | Dataset,
+    labels: str | Path | None,
+) -> QuantizationResult:
+    """The result of least average width that keeps ``max_drop``; every trial is a whole run but for what comes before it."""
+    settings = ready.settings
+    assert settings.max_drop is not None
+    results: dict[float, QuantizationResult] = {}
+    tensors = budgets_of(ready.plan, settings, lambda: PackedSize(0, {}))
+
+    def budgets(average: float) -> tuple[Budget, ...]:
+        return average_budget(ready.plan, settings, average, f"--max-drop {settings.max_drop:g}"), *tensors
+
+    with clock.stage("allocate"):
+        costs = _measured(ready, budgets(AVERAGES[-1]), workers, clock.report)
+    possible = [a for a in AVERAGES if budgets(a)[0].smallest <= budgets(a)[0].limit]
+
+    def trial(average: float) -> Trial:
+        allocation = allocate(budgets(average), costs)
+        part = Path(folder) / f"average_{average:g}" if folder is not None else None
+        results[average] = _quantize(model, _widened(ready, allocation), allocation, memory, workers, clock, None, part)
+        with clock.stage("validate"):
+            found = validate(model, results[average].model, data, labels=labels, repeats=0)
+        drop, labelled = measured_drop(found)
+        logger.info("%.1f bits on average lose %.2f (%d images)", average, drop, found.images)
+        return Trial(average, drop, labelled, found.images)
+
+    trials = search(settings.max_drop, trial, possible)
+    best = min(t.average for t in trials if t.drop <= settings.max_drop)
+    if output is not None:
+        workers.once(lambda: save_model(results[best].model, output))
+    return dataclasses.replace(
+        results[best],
+        output=Path(output) if output is not None else None,
+        trials=tuple(trials),
+        seconds=clock.seconds,
+    )
+
+
+def _corrected(prefix: Prefix, judges: dict[str, Tensor], workers: Workers) -> dict[str, float]:
+    """Correct the biases behind ``prefix`` and keep that where it brings the outputs on ``judges`` closer; else none."""
+    simulation = prefix.simulation
+    before, biases = _squared_error(simulation, judges, workers), dict(simulation.biases)
+    found = correct_biases(prefix, workers)
+    after = _squared_error(simulation, judges, workers)
+    if after < before:
+        return found
+    logger.info(
+        "bias correction is left out: it would raise the error of the outputs on held-out images from %.4g to %.4g",
+        before,
+        after,
+    )
+    simulation.biases = biases
+    return {}
+
+
+def _squared_error(simulation: Simulation, data: dict[str, Tensor], workers: Workers) -> float:
+    """Squared error of the network's outputs over their energy, on the images of all processes."""
+    noise = power = 0.0
+    for batch in forward_batches(data, 32, simulation.network.device):
+        with torch.no_grad():
+            reference = simulation.network.run(batch)
+        outputs = simulation.run(batch)
+        noise += sum(float((outputs[n] - r).square().sum()) for n, r in reference.items())
+        power += sum(float(r.square().sum()) for r in reference.values())
+    noise, power = workers.total([noise, power])
+    return noise / max(power, 1e-30)
 
 
 def _minimise_steps(
@@ -397,7 +544,8 @@ def _same_run(ready: Prepared, protected: tuple[str, ...]) -> dict[str, Any]:
         "version": __version__,
         "model": digest(ready.original),
         "images": images.hexdigest(),
-        "equalized": {e.stream.name: e.alpha for e in ready.equalized},
+        "equalized": {e.stream.name: (e.alpha, e.bounded) for e in ready.equalized},
+        "absorbed": [a.tensor for a in ready.absorbed if a.used],
         "protected": list(protected),
         **settings,
     }

@@ -62,6 +62,9 @@ class Settings:
         base: reconstruction under ``mrecg``: "qdrop" or "brecq".
         scheme: how ``mrecg`` merges units: "loss", "modcap", "none" or the path of a JSON file.
         equalize: "auto" or "off".
+        relu6: "auto": equalization may turn a Relu6 into an upper bound for each channel where that lowers the error of the
+            output; "off".
+        absorb: "auto": what a channel never falls below moves into the biases behind it where that lowers it; "off".
         residual: "wide": tensors that low-bit layers share with additions keep 8 bits, the layers read a copy of their
             own width; "shared": one quantizer of the layers' width for all, as in the papers.
         protect: number of activation tensors raised to 8 bits, the most sensitive first.
@@ -94,7 +97,12 @@ class Settings:
         rounding: how weights are rounded: "adaround", "flexround", "ste", or "auto" for the method's own.
         anneal: schedule of the rounding regularizer: "linear", "cosine", or "auto" for the method's own.
         allocation: "milp": integer programming gives every layer its own widths, ``wbits`` and ``abits`` on average; "none".
-        bias_correction: biases are shifted by the mean error of their layers' outputs in the end.
+        size_budget: bytes of the file with packed codes within which every layer's weights get widths of their own, None without.
+        avg_wbits: the same, bits a weight on average, the first and the last layer not counted.
+        max_drop: the same, by as few bits as lose at most so many points of top-1 on ONNX Runtime (without labels: percent of
+            predictions that change).
+        bias_correction: biases are shifted by the mean error of their layers' outputs in the end, where that lowers the error of
+            the network's outputs on held-out images.
         loss: "huber" (robust to outliers), "mse" (the papers') or "fisher" (BRECQ's, weighted by the task loss's gradient).
         knee: where the Huber loss turns from squares to magnitudes, in standard deviations of the unit's output.
         learn_bias: biases are learned with the rounding (beyond the paper; they cost nothing, being int32).
@@ -119,6 +127,8 @@ class Settings:
     base: str = "brecq"
     scheme: str = "loss"
     equalize: str = "auto"
+    relu6: str = "off"
+    absorb: str = "off"
     residual: str = "wide"
     protect: int = 0
     iters: int = 1000
@@ -147,6 +157,9 @@ class Settings:
     rounding: str = "auto"
     anneal: str = "auto"
     allocation: str = "none"
+    size_budget: int | None = None
+    avg_wbits: float | None = None
+    max_drop: float | None = None
     bias_correction: bool = False
     loss: str = "huber"
     knee: float = 0.5
@@ -177,6 +190,8 @@ class Settings:
             "method": tuple(METHODS),
             "base": ("qdrop", "brecq"),
             "equalize": ("auto", "off"),
+            "relu6": ("auto", "off"),
+            "absorb": ("auto", "off"),
             "residual": ("wide", "shared"),
             "augment": ("none", "flip"),
             "compile": ("auto", "on", "off"),
@@ -217,6 +232,7 @@ class Settings:
                 _in(name, getattr(self, name), least, math.inf)
         if self.drop is not None:
             _in("drop", self.drop, 0.0, 1.0)
+        self._check_budgets()
         self._check_method_widths()
         _in("percentile", self.percentile, 50.0, 100.0)
         _in("alpha", self.alpha, 0.0, math.inf)
@@ -228,6 +244,24 @@ class Settings:
                 re.compile(pattern)
             except re.error as error:
                 raise SettingsError(f"'{pattern}' is not a regular expression: {error}") from error
+
+    def _check_budgets(self) -> None:
+        given = [n for n in ("size_budget", "avg_wbits", "max_drop") if getattr(self, n) is not None]
+        if len(given) > 1:
+            options = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise SettingsError(f"{options} are budgets of the same bits: give one of them")
+        if self.size_budget is not None:
+            _in("size_budget", self.size_budget, 1, math.inf)
+        if self.avg_wbits is not None:
+            _in("avg_wbits", self.avg_wbits, 2.0, 8.0)
+        if self.max_drop is not None:
+            _in("max_drop", self.max_drop, 0.0, 100.0)
+
+    @property
+    def mixed(self) -> bool:
+        """Layers get weight widths of their own."""
+        budgets = (self.size_budget, self.avg_wbits, self.max_drop)
+        return self.allocation == "milp" or any(value is not None for value in budgets)
 
     def _check_method_widths(self) -> None:
         least = METHODS[self.method].least_wbits

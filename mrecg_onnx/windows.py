@@ -20,8 +20,8 @@ from mrecg_onnx.network import Step
 __all__ = ["Window", "WindowPlan", "plan_windows"]
 
 _POINTWISE = frozenset({
-    "Add", "Clip", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Mul", "PRelu", "Relu",
-    "Selu", "Sigmoid", "Softplus", "Sub", "Tanh",
+    "Add", "Clip", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Min", "Mish", "Mul", "PRelu",
+    "Relu", "Selu", "Sigmoid", "Softplus", "Sub", "Tanh",
 })  # fmt: skip
 _LOCAL = frozenset({"Conv", "MaxPool", "AveragePool"})
 

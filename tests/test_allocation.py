@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from learned import codes, distance, results
 
-from mrecg_onnx import allocation
 from mrecg_onnx.allocation import WIDTHS, choose_widths
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.settings import BitRule, Settings
@@ -36,18 +35,19 @@ def averages(result) -> tuple[float, float]:
 @given(data=st.data())
 def test_choice_is_the_best_there_is(data):
     count = data.draw(st.integers(1, 3))
+    offers = data.draw(st.lists(st.sets(st.sampled_from(WIDTHS), min_size=1), min_size=count, max_size=count))
     sizes = data.draw(st.lists(st.integers(1, 400).map(lambda k: 9 * k), min_size=count, max_size=count))
-    costs = data.draw(st.lists(st.lists(st.floats(0, 5), min_size=6, max_size=6), min_size=count, max_size=count))
-    total = data.draw(st.integers(2 * sum(sizes), 8 * sum(sizes)))
+    spent = [{w: w * size for w in sorted(widths)} for widths, size in zip(offers, sizes, strict=True)]
+    costs = [{w: data.draw(st.floats(0, 5)) for w in row} for row in spent]
+    least, most = (sum(f(row.values()) for row in spent) for f in (min, max))
+    total = data.draw(st.integers(least, most))
 
     def cost(widths) -> float:
-        return sum(row[WIDTHS.index(w)] for row, w in zip(costs, widths, strict=True))
+        return sum(row[w] for row, w in zip(costs, widths, strict=True))
 
-    chosen = choose_widths(costs, sizes, total)
+    chosen = choose_widths(costs, spent, total)
     allowed = [
-        pick
-        for pick in itertools.product(WIDTHS, repeat=count)
-        if sum(s * w for s, w in zip(sizes, pick, strict=True)) <= total
+        pick for pick in itertools.product(*spent) if sum(row[w] for row, w in zip(spent, pick, strict=True)) <= total
     ]
     assert tuple(chosen) in allowed
     assert cost(chosen) <= min(map(cost, allowed)) + 1e-5
@@ -55,13 +55,14 @@ def test_choice_is_the_best_there_is(data):
 
 @pytest.mark.parametrize("spare", [0, 1, 999])
 def test_budget_is_kept_to_the_last_bit(spare):
-    sizes, falling = [1_000_003, 999_983, 7], [[32.0, 16.0, 8.0, 4.0, 2.0, 1.0]] * 3
+    sizes, falling = [1_000_003, 999_983, 7], [{w: 2.0**-w for w in WIDTHS}] * 3
+    spent = [{w: w * size for w in WIDTHS} for size in sizes]
     total = 4 * sum(sizes) + spare
-    chosen = choose_widths(falling, sizes, total)
+    chosen = choose_widths(falling, spent, total)
     assert sum(s * w for s, w in zip(sizes, chosen, strict=True)) <= total
-    assert choose_widths(falling, sizes, 2 * sum(sizes)) == [2, 2, 2]
-    with pytest.raises(ValueError, match="less than 2"):
-        choose_widths(falling, sizes, 2 * sum(sizes) - 1)
+    assert choose_widths(falling, spent, 2 * sum(sizes)) == [2, 2, 2]
+    with pytest.raises(ValueError, match="less than the smallest possible"):
+        choose_widths(falling, spent, 2 * sum(sizes) - 1)
 
 
 def test_nothing_to_choose():
@@ -72,15 +73,7 @@ def test_nothing_to_choose():
 
 
 @pytest.mark.parametrize(("wbits", "abits"), [(4, 4), (2, 3)])
-def test_averages_are_kept_and_measured_errors_add_up_to_less(quantized, tmp_path, monkeypatch, wbits, abits):
-    measured = []
-    original = allocation._costs
-
-    def spy(*arguments):
-        measured.extend(original(*arguments))
-        return measured
-
-    monkeypatch.setattr(allocation, "_costs", spy)
+def test_averages_are_kept_and_measured_errors_add_up_to_less(quantized, tmp_path, wbits, abits):
     uniform = quantized("nearest", wbits=wbits, abits=abits)
     chosen = results(tmp_path)("nearest", wbits=wbits, abits=abits, allocation="milp")
     weights, tensors = averages(chosen)
@@ -90,14 +83,15 @@ def test_averages_are_kept_and_measured_errors_add_up_to_less(quantized, tmp_pat
     assert chosen.verification.warnings == ()
     ends = [layer for layer in chosen.plan.layers if layer.first or layer.last]
     assert {(x.wbits, x.abits) for x in ends} == {(8, 8)}
+    tables = (chosen.allocation.costs.weights, chosen.allocation.costs.tensors)
 
     def cost(result) -> float:
         bits = {x.name: x.wbits for x in result.plan.layers} | {q.name: q.bits for q in result.plan.activations}
-        return sum(row[WIDTHS.index(bits[name])] for table in measured for name, row in table.items())
+        return sum(row[bits[name]] for table in tables for name, row in table.items())
 
     assert cost(chosen) <= cost(uniform)
-    for table in measured:
-        assert all(row[-1] < row[0] for row in table.values())  # eight bits hurt less than two
+    for table in tables:
+        assert all(row[8] < row[2] for row in table.values())
 
 
 def test_rules_are_in_the_settings_of_the_result(quantized):
@@ -134,8 +128,11 @@ def test_float_activations_leave_weights_to_choose(quantized):
 @pytest.mark.parametrize(
     ("rule", "text"),
     [
-        (BitRule("a1|a2", 8, None), "other weights.*raise --wbits"),
-        (BitRule("a1|a2", None, 8), "other act.*raise --abits"),
+        (
+            BitRule("a1|a2", 8, None),
+            "--wbits 2 is too little for the weights: the smallest possible is .* bits on average",
+        ),
+        (BitRule("a1|a2", None, 8), "--abits 3 is too little for the activations: the smallest possible is .* bits on"),
     ],
 )
 def test_too_much_fixed_is_said(quantized, rule, text):

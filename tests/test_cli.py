@@ -656,3 +656,50 @@ def test_sizes_of_people(text: str, count: int) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (59.9, "59.9 s"), (59.97, "1:00"), (3725.2, "1:02:05")])
 def test_durations_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+# --- mixed precision ---------------------------------------------------------------------------------------------------
+
+
+def test_budget_of_bits_is_kept_and_shown(here: Path) -> None:
+    result = works(
+        "quantize", "model.onnx", "--calib", "images", "--method", "nearest", "--avg-wbits", "3.5", "--wbits", "2"
+    )
+    assert (here / "model_mixed_a4.onnx").exists()
+    assert re.search(r"--avg-wbits 3\.5: 3\.\d\d bits on average \(at most 3\.50", result.stdout)
+    assert re.search(r"packed, the file takes \d\.\d+ MB", result.stdout)
+    assert "mixed, A4" in result.stdout
+    assert "Warning: --wbits has no effect with --avg-wbits" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--avg-wbits", "3", "--size-budget", "1MB"), ("--size-budget and --avg-wbits", "give one")),
+        (("--max-drop", "1"), ("--max-drop needs --data",)),
+        (("--size-budget", "much"), ("--size-budget 'much'", "1.8MB")),
+        (("--size-budget", "1KB"), ("--size-budget 0.001 MB", "smallest possible is")),
+        (("--avg-wbits", "9"), ("between 2 and 8",)),
+    ],
+)
+def test_wrong_budgets_are_usage_errors(here: Path, options: tuple[str, ...], says: tuple[str, ...]) -> None:
+    quantize_fails("model.onnx", *options, code=2, says=says)
+
+
+def test_sensitivity_ranks_and_tries_on_labelled_images(here: Path) -> None:
+    result = works(
+        "sensitivity", "model.onnx", "--calib", "images", "--data", "images", "--limit", "8", "--method", "nearest",
+        "--top", "2", "--json", "ranking.json",
+    )  # fmt: skip
+    assert "top-1" in result.stdout
+    assert "8, labelled" in result.stdout
+    assert re.search(r"--bits '.*=[WA]8'", result.stdout)
+    found = json.loads((here / "ranking.json").read_text())
+    assert len(found["suggestions"]) == 2
+    assert found["labelled"] is True
+    assert found["ranked"][0]["losses"].keys() == {str(w) for w in range(2, 9)}
+
+
+def test_sensitivity_needs_images_for_labels(here: Path) -> None:
+    fails("sensitivity", "model.onnx", "--calib", "images", "--labels", "x.csv", code=2, says=("--data",))
+    fails("sensitivity", "model.onnx", "--calib", "images", "--json", "model.onnx", code=2, says=("model itself",))

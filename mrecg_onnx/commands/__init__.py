@@ -1,8 +1,8 @@
-"""The command line: four commands over four Python calls.
+"""The command line: one command over one Python call each.
 
 Nothing here computes. Each command turns its options into the arguments of :func:`mrecg_onnx.quantize`,
-:func:`mrecg_onnx.validate`, :func:`mrecg_onnx.compare` or :func:`mrecg_onnx.inspect`, shows progress on stderr and prints
-the result on stdout.
+:func:`mrecg_onnx.validate`, :func:`mrecg_onnx.compare`, :func:`mrecg_onnx.inspect` or :func:`mrecg_onnx.rank`, shows progress on
+stderr and prints the result on stdout.
 Torch is imported inside the commands, so that help and usage errors come at once.
 """
 
@@ -15,6 +15,7 @@ from mrecg_onnx.commands._console import Group
 from mrecg_onnx.commands.compare import compare_command
 from mrecg_onnx.commands.inspect import inspect_command
 from mrecg_onnx.commands.quantize import quantize_command
+from mrecg_onnx.commands.sensitivity import sensitivity_command
 from mrecg_onnx.commands.validate import validate_command
 
 __all__ = ["main"]
@@ -30,6 +31,7 @@ def main() -> None:
     mrecg-onnx validate model.onnx model_w4a4.onnx --data labelled_images/
     mrecg-onnx compare model.onnx --calib images/ --data labelled_images/ --methods nearest,mrecg --bits W4A4,W2A4 -o out/
     mrecg-onnx inspect model.onnx
+    mrecg-onnx sensitivity model.onnx --calib images/
     """  # noqa: D301 - click wants the character, not backslash and b
 
 
@@ -37,3 +39,4 @@ main.add_command(quantize_command)
 main.add_command(validate_command)
 main.add_command(compare_command)
 main.add_command(inspect_command)
+main.add_command(sensitivity_command)

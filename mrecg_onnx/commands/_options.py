@@ -25,6 +25,7 @@ __all__ = [
     "Command",
     "Option",
     "all_but",
+    "budget_options",
     "calibration_options",
     "image_options",
     "learning_options",
@@ -142,6 +143,18 @@ plan_options = _apply(
     _option(_METHOD, "--equalize", type=click.Choice(["auto", "off"]), help="Rescale channels first."),
     _option(
         _METHOD,
+        "--relu6",
+        type=click.Choice(["auto", "off"]),
+        help="Rescaling may turn a Relu6 into an upper bound for each channel, where that lowers the output's error.",
+    ),
+    _option(
+        _METHOD,
+        "--absorb",
+        type=click.Choice(["auto", "off"]),
+        help="Move what a channel never falls below into the biases behind it, where that lowers the output's error.",
+    ),
+    _option(
+        _METHOD,
         "--residual",
         type=click.Choice(["wide", "shared"]),
         help="Skip paths keep 8 bits beside what layers read of them, or share its bits as in the papers.",
@@ -161,6 +174,41 @@ plan_options = _apply(
     ),
     _option(_EXPERT, "--penalty", type=float, metavar="LAMBDA", help="Eq. 4's lambda; by default exactly K merges."),
     _option(_EXPERT, "--alpha", type=float, help="Weight of layers with stride 2 in the module capacity (Eq. 3)."),
+)
+
+budget_options = _apply(
+    _option(
+        _BITS,
+        "--size-budget",
+        metavar="SIZE",
+        help="Every layer's weights get widths of their own (2, 4 or 8 bits) within this size of the packed file, such as 1.8MB: "
+        "codes of 2, 4 or 8 bits with scales, biases and graph. First and last layers take part; 3 bits would be stored as 4.",
+    ),
+    _option(
+        _BITS,
+        "--avg-wbits",
+        type=float,
+        metavar="BITS",
+        help="The same, so many bits a weight on average (2 to 8 each), the first and the last layer not counted.",
+    ),
+    _option(
+        _BITS,
+        "--max-drop",
+        type=float,
+        metavar="POINTS",
+        help="The same, as few bits as lose at most so many points of top-1 on ONNX Runtime (--data; without labels percent of "
+        "predictions that change). Makes up to four files.",
+    ),
+    _option(
+        _IMAGES, "--data", type=PATH, metavar="PATH", help="Labelled images for --max-drop, or .npy/.npz of inputs."
+    ),
+    _option(
+        _IMAGES,
+        "--labels",
+        type=PATH,
+        metavar="FILE",
+        help="CSV of file,label for --data, where folders are no classes.",
+    ),
 )
 
 calibration_options = _apply(
@@ -282,6 +330,8 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
     given = {name: value for name, value in options.items() if name in _FIELDS}
     if given.get("memory") is not None:
         given["memory"] = _bytes("--memory", given["memory"])
+    if given.get("size_budget") is not None:
+        given["size_budget"] = _bytes("--size-budget", given["size_budget"])
     return Settings(
         **given,
         exclude=tuple(options["exclude"]),
@@ -332,6 +382,7 @@ def unused_options(settings: Settings, given: Sequence[str], calib: str | Path |
         idle.append((f"--method {settings.method}", {"drop"}))
     if method.granularity != "none" and method.solver == "gradient" and _rounding(settings) != "adaround":
         idle.append((f"--rounding {_rounding(settings)}", {"anneal"}))
+    idle += _idle_choices(settings)
     if settings.ranges != "percentile":
         idle.append((f"--range {settings.ranges}", {"percentile"}))
     if not method.allocate:
@@ -346,6 +397,16 @@ def unused_options(settings: Settings, given: Sequence[str], calib: str | Path |
     ]
 
 
+def _idle_choices(settings: Settings) -> list[tuple[str, set[str]]]:
+    budgets = [n for n in ("size_budget", "avg_wbits", "max_drop") if getattr(settings, n) is not None]
+    found = [(f"--{name.replace('_', '-')}", {"wbits"}) for name in budgets]
+    if "max_drop" not in budgets:
+        found.append(("no --max-drop", {"data", "labels"}))
+    if settings.equalize == "off":
+        found.append(("--equalize off", {"relu6"}))
+    return found
+
+
 def _rounding(settings: Settings) -> str:
     return METHODS[settings.method].rounding if settings.rounding == "auto" else settings.rounding
 
@@ -353,7 +414,7 @@ def _rounding(settings: Settings) -> str:
 def _bytes(option: str, text: str) -> int:
     match = _MEMORY.match(text.strip())
     if match is None:
-        raise SettingsError(f"{option} '{text}': expected a size such as 2GB or 800MB")
+        raise SettingsError(f"{option} '{text}': expected a size such as 2GB or 1.8MB")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2].upper()])
 
 

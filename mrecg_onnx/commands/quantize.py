@@ -15,6 +15,7 @@ from mrecg_onnx.commands._options import (
     PATH,
     Command,
     Option,
+    budget_options,
     calibration_options,
     image_options,
     learning_options,
@@ -64,6 +65,7 @@ SHOWN = 8
     help="The file to write.  [default: <model>_w4a4.onnx in this folder]",
 )
 @plan_options
+@budget_options
 @learning_options
 @calibration_options
 @image_options()
@@ -77,6 +79,8 @@ def quantize_command(
     calib: str | Path,
     out: Path | None,
     checkpoint: Path | None,
+    data: Path | None,
+    labels: Path | None,
     json_file: Path | None,
     debug: bool,
     **options: Any,
@@ -88,19 +92,25 @@ def quantize_command(
     \b
     mrecg-onnx quantize model.onnx --calib images/ --wbits 4 --abits 4
     mrecg-onnx quantize model.onnx --calib images/ --wbits 2 --abits 4 --bits 'head=W8A8' -o small.onnx
+    mrecg-onnx quantize model.onnx --calib images/ --size-budget 1.8MB
     """  # noqa: D301 - click wants the character, not backslash and b
-    out = out or Path(f"{model.stem}_w{options['wbits']}a{options['abits']}.onnx")
+    budgets = [options[name] for name in ("size_budget", "avg_wbits", "max_drop")]
+    widths = f"w{options['wbits']}" if budgets == [None] * 3 else "mixed_"
+    out = out or Path(f"{model.stem}_{widths}a{options['abits']}.onnx")
     with guarded(debug=debug, writes=[out, json_file] if json_file else [out]):
         settings = settings_from(options)
         _check_paths(model, out, json_file)
         given = [name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
+        given += [name for name, value in (("data", data), ("labels", labels)) if value is not None]
         for sentence in unused_options(settings, given, calib):
             warn(sentence)
 
         from mrecg_onnx.quantization import quantize
 
         with progress(settings.iters) as report:
-            result = quantize(model, calib, settings, output=out, checkpoint=checkpoint, report=report)
+            result = quantize(
+                model, calib, settings, output=out, checkpoint=checkpoint, data=data, labels=labels, report=report
+            )
         if not is_first():
             return
         if json_file is not None:
@@ -144,12 +154,14 @@ def _summary(result: QuantizationResult, model: Path, *, images_ignored: bool) -
         {
             "output": _file(result, model),
             "bits": _bits(result.plan, result.settings),
+            "budget": _budgets(result),
             "method": _method(result),
             "units": _units(result),
             "parity": f"{result.parity:.1e} relative, torch against ONNX Runtime on the float model",
             "verification": _verification(result),
             "kernels": _kernels(result),
             "equalized": _equalized(result),
+            "biases": _biases(result),
             "protected": ", ".join(f"{name} (8 bits)" for name in result.protected),
             "images": images + (f", {len(result.skipped)} skipped" if result.skipped else ""),
             "skipped": _some(result.skipped),
@@ -178,11 +190,27 @@ def _bits(plan: Plan, settings: Settings) -> str:
 
     excluded = len(plan.layers) - len(plan.quantized_layers)
     return (
-        f"W{settings.wbits}A{settings.abits}: weights of {len(plan.quantized_layers)} layers "
+        f"{'mixed, ' if settings.mixed else f'W{settings.wbits}'}A{settings.abits}: "
+        f"weights of {len(plan.quantized_layers)} layers "
         f"({counts([layer.wbits for layer in plan.quantized_layers])}), {len(plan.activations)} activations"
         + (f" ({counts([a.bits for a in plan.activations])})" if plan.activations else "")
         + (f", {excluded} layers in float" if excluded else "")
     )
+
+
+def _budgets(result: QuantizationResult) -> list[str]:
+    from mrecg_onnx.packed_size import PackedSize
+
+    if result.allocation is None:
+        return []
+    layers = result.plan.quantized_layers
+    size = PackedSize.of(result.model, layers).total({x.name: x.wbits for x in layers})
+    lines = [f"{s['option']}: {s['used']} (at most {s['limit']})" for s in result.allocation.spent]
+    lines += [
+        f"tried {t.average:g} bits on average: {t.drop:.2f} {'points of top-1' if t.labelled else '% of predictions'} lost"
+        for t in result.trials
+    ]
+    return [*lines, f"packed, the file takes {size / 1e6:.3f} MB"]
 
 
 def _method(result: QuantizationResult) -> str:
@@ -239,8 +267,20 @@ def _equalized(result: QuantizationResult) -> list[str]:
     lines = [f"{len(used)} of {len(result.equalized)} streams"]
     for entry in used[:SHOWN]:
         errors = f"{entry.error_before:.3g} -> {entry.error_after:.3g}"
-        lines.append(f"{entry.stream.name}: alpha {entry.alpha:g}, output error {errors}")
+        bounds = ", a bound for each channel" if entry.bounded else ""
+        lines.append(f"{entry.stream.name}: alpha {entry.alpha:g}, output error {errors}{bounds}")
     return lines + ([f"and {len(used) - SHOWN} more"] if len(used) > SHOWN else [])
+
+
+def _biases(result: QuantizationResult) -> list[str]:
+    lines = []
+    if result.settings.bias_correction:
+        corrected = f"corrected in {len(result.corrections)} layers" if result.corrections else ""
+        lines.append(corrected or "not corrected: on held-out images that would raise the error of the outputs")
+    used = [entry.tensor for entry in result.absorbed if entry.used]
+    if result.settings.absorb == "auto":
+        lines.append(f"absorbed at {', '.join(_some(used))}" if used else "nothing is worth absorbing")
+    return lines
 
 
 def _some(names: tuple[str, ...] | list[str]) -> list[str]:

@@ -1,0 +1,166 @@
+"""``mrecg-onnx sensitivity``: which layers and tensors hurt most at which width, and what more bits would bring back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mrecg_onnx.commands._console import grid, guarded, rows, show, write_json
+from mrecg_onnx.commands._options import (
+    CALIBRATION,
+    PATH,
+    Command,
+    Option,
+    calibration_options,
+    image_options,
+    output_options,
+    plan_options,
+    settings_from,
+)
+from mrecg_onnx.commands._progress import progress
+from mrecg_onnx.converters.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from rich.console import RenderableType
+
+    from mrecg_onnx.ranking import Quality, Ranking
+
+__all__ = ["sensitivity_command"]
+
+
+@click.command("sensitivity", cls=Command)
+@click.argument("model", type=PATH)
+@click.option(
+    "--calib",
+    type=CALIBRATION,
+    required=True,
+    cls=Option,
+    section="Images",
+    metavar="PATH|zeroq",
+    help="Folder of images, or .npy/.npz of inputs; zeroq makes images from the model's BatchNormalization statistics.",
+)
+@click.option(
+    "--data",
+    type=PATH,
+    cls=Option,
+    section="Images",
+    metavar="PATH",
+    help="Images on which suggestions are tried, labelled ones for top-1.  [default: the calibration images]",
+)
+@click.option(
+    "--labels",
+    type=PATH,
+    cls=Option,
+    section="Images",
+    metavar="FILE",
+    help="CSV of file,label.  [default: folder names are the classes]",
+)
+@click.option(
+    "--limit",
+    type=int,
+    default=256,
+    metavar="N",
+    cls=Option,
+    section="Images",
+    show_default=True,
+    help="Images used at most to try suggestions.",
+)
+@click.option(
+    "--top", type=int, default=8, metavar="N", cls=Option, section="Run", show_default=True, help="Suggestions made."
+)
+@plan_options
+@calibration_options
+@image_options()
+@output_options
+def sensitivity_command(
+    *,
+    model: Path,
+    calib: str | Path,
+    data: Path | None,
+    labels: Path | None,
+    limit: int,
+    top: int,
+    json_file: Path | None,
+    debug: bool,
+    **options: Any,
+) -> None:
+    """Rank the layers of MODEL by what their quantization costs.
+
+    Weights and activations are quantized one at a time, to every width from 2 to 8 bits (rounding is learned for a few
+    iterations where the method learns). For the worst ones more bits are tried, and what that brings back is shown.
+
+    \b
+    mrecg-onnx sensitivity model.onnx --calib images/
+    mrecg-onnx sensitivity model.onnx --calib images/ --data labelled_images/ --wbits 3 --json ranking.json
+    """  # noqa: D301 - click wants the character, not backslash and b
+    with guarded(debug=debug, writes=[json_file] if json_file else []):
+        settings = settings_from(options)
+        from mrecg_onnx.converters import check_writable
+        from mrecg_onnx.ranking import rank
+
+        if labels is not None and data is None:
+            raise SettingsError("--labels are for --data: give the images, too")
+        if json_file is not None:
+            if json_file.resolve() == model.resolve():
+                raise SettingsError(f"--json {json_file} is the model itself: choose another file")
+            check_writable(json_file)
+        with progress(settings.iters) as report:
+            found = rank(model, calib, settings, data=data, labels=labels, limit=limit, top=top, report=report)
+        if json_file is not None:
+            write_json(found.to_json(), json_file)
+        show(*_tables(found))
+
+
+def _tables(found: Ranking) -> Iterator[RenderableType]:
+    settings = found.settings
+    yield grid(
+        {
+            "quantized": f"W{settings.wbits}A{settings.abits}, rounded to nearest: {_worth(found.quality)}",
+            "float": _worth(found.float_quality) if found.labelled else "",
+            "images": f"{found.images}, {'labelled' if found.labelled else 'no labels: agreement with the float network'}",
+            "skipped": found.skipped,
+        }
+    )
+    yield _ranked(found)
+    if found.suggestions:
+        yield _suggestions(found)
+
+
+def _ranked(found: Ranking) -> RenderableType:
+    widths = list(found.ranked[0].losses) if found.ranked else []
+    content = [
+        [str(i + 1), entry.name, entry.kind, str(entry.bits), *(f"{entry.losses[w]:.2g}" for w in widths)]
+        for i, entry in enumerate(found.ranked)
+    ]
+    header = ["", "layer or tensor", "", "bits", *(f"at {w}" for w in widths)]
+    return rows("loss with one alone quantized, the worst first", header, content, left=(1, 2))
+
+
+def _suggestions(found: Ranking) -> RenderableType:
+    content = [
+        [f"{s.option} '{s.value}'", _worth(s.quality), _gain(found.quality, s.quality)] for s in found.suggestions
+    ]
+    if found.together is not None:
+        content.append(["all that help", _worth(found.together), _gain(found.quality, found.together)])
+    title = "what more bits bring back, one at a time, rounded to nearest"
+    return rows(title, ["option of quantize", "then", "brings back"], content, left=(0, 1))
+
+
+def _worth(quality: Quality) -> str:
+    if quality.top1 is not None:
+        return f"top-1 {quality.top1:.2%}"
+    if quality.agreement is not None:
+        return f"agreement {quality.agreement:.2%}"
+    return f"output error {quality.error:.4f}"
+
+
+def _gain(before: Quality, after: Quality) -> str:
+    if before.top1 is not None and after.top1 is not None:
+        return f"{100 * (after.top1 - before.top1):+.2f} points"
+    if before.agreement is not None and after.agreement is not None:
+        return f"{100 * (after.agreement - before.agreement):+.2f} points"
+    return f"{before.error - after.error:+.4f}"
