@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mrecg_onnx.comparison import Comparison, compare
+    from mrecg_onnx.conversion import Conversion, convert
     from mrecg_onnx.converters.errors import MrecgError
     from mrecg_onnx.images import Preprocess
     from mrecg_onnx.inspection import Inspection, inspect
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from mrecg_onnx.validation import ValidationResult, validate
 
 __all__ = [
-    "BitRule", "Comparison", "Inspection", "MrecgError", "Preprocess", "QuantizationResult", "Settings", "ValidationResult",
-    "compare", "inspect", "quantize", "validate",
+    "BitRule", "Comparison", "Conversion", "Inspection", "MrecgError", "Preprocess", "QuantizationResult", "Settings",
+    "ValidationResult", "compare", "convert", "inspect", "quantize", "validate",
 ]  # fmt: skip
 
 try:
@@ -36,6 +37,7 @@ except metadata.PackageNotFoundError:  # a checkout that is not installed
 _HOME = {
     "BitRule": "settings",
     "Comparison": "comparison",
+    "Conversion": "conversion",
     "Inspection": "inspection",
     "MrecgError": "converters.errors",
     "Preprocess": "images",
@@ -43,6 +45,7 @@ _HOME = {
     "Settings": "settings",
     "ValidationResult": "validation",
     "compare": "comparison",
+    "convert": "conversion",
     "inspect": "inspection",
     "quantize": "quantization",
     "validate": "validation",
