@@ -15,6 +15,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mrecg_onnx.benchmarking import Benchmark, benchmark
     from mrecg_onnx.comparison import Comparison, compare
     from mrecg_onnx.conversion import Conversion, convert
     from mrecg_onnx.converters.errors import MrecgError
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from mrecg_onnx.validation import ValidationResult, validate
 
 __all__ = [
-    "BitRule", "Comparison", "Conversion", "Inspection", "MrecgError", "Preprocess", "QuantizationResult", "Settings",
-    "ValidationResult", "compare", "convert", "inspect", "quantize", "validate",
+    "Benchmark", "BitRule", "Comparison", "Conversion", "Inspection", "MrecgError", "Preprocess", "QuantizationResult",
+    "Settings", "ValidationResult", "benchmark", "compare", "convert", "inspect", "quantize", "validate",
 ]  # fmt: skip
 
 try:
@@ -35,6 +36,7 @@ except metadata.PackageNotFoundError:  # a checkout that is not installed
     __version__ = "0+checkout"
 
 _HOME = {
+    "Benchmark": "benchmarking",
     "BitRule": "settings",
     "Comparison": "comparison",
     "Conversion": "conversion",
@@ -44,6 +46,7 @@ _HOME = {
     "QuantizationResult": "quantization",
     "Settings": "settings",
     "ValidationResult": "validation",
+    "benchmark": "benchmarking",
     "compare": "comparison",
     "convert": "conversion",
     "inspect": "inspection",

@@ -11,6 +11,7 @@ import click
 
 from mrecg_onnx import __version__
 from mrecg_onnx.commands._console import Group
+from mrecg_onnx.commands.benchmark import benchmark_command
 from mrecg_onnx.commands.compare import compare_command
 from mrecg_onnx.commands.convert import convert_command
 from mrecg_onnx.commands.inspect import inspect_command
@@ -31,6 +32,7 @@ def main() -> None:
     mrecg-onnx compare model.onnx --calib images/ --data labelled_images/ --methods nearest,mrecg --bits W4A4,W2A4 -o out/
     mrecg-onnx inspect model.onnx
     mrecg-onnx convert model_w4a4.onnx --container packed
+    mrecg-onnx benchmark model.onnx model_w4a4.onnx --batch 1,8
     """  # noqa: D301 - click wants the character, not backslash and b
 
 
@@ -39,3 +41,4 @@ main.add_command(validate_command)
 main.add_command(compare_command)
 main.add_command(inspect_command)
 main.add_command(convert_command)
+main.add_command(benchmark_command)
