@@ -15,7 +15,9 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mrecg_onnx.benchmarking import Benchmark, benchmark
     from mrecg_onnx.comparison import Comparison, compare
+    from mrecg_onnx.conversion import Conversion, convert
     from mrecg_onnx.converters.errors import MrecgError
     from mrecg_onnx.images import Preprocess
     from mrecg_onnx.inspection import Inspection, inspect
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
     from mrecg_onnx.validation import ValidationResult, validate
 
 __all__ = [
-    "BitRule", "Comparison", "Inspection", "MrecgError", "Preprocess", "QuantizationResult", "Ranking", "Settings",
-    "ValidationResult", "compare", "inspect", "quantize", "rank", "validate",
+    "Benchmark", "BitRule", "Comparison", "Conversion", "Inspection", "MrecgError", "Preprocess", "QuantizationResult", "Ranking",
+    "Settings", "ValidationResult", "benchmark", "compare", "convert", "inspect", "quantize", "rank", "validate",
 ]  # fmt: skip
 
 try:
@@ -35,8 +37,10 @@ except metadata.PackageNotFoundError:  # a checkout that is not installed
     __version__ = "0+checkout"
 
 _HOME = {
+    "Benchmark": "benchmarking",
     "BitRule": "settings",
     "Comparison": "comparison",
+    "Conversion": "conversion",
     "Inspection": "inspection",
     "MrecgError": "converters.errors",
     "Preprocess": "images",
@@ -44,7 +48,9 @@ _HOME = {
     "Ranking": "ranking",
     "Settings": "settings",
     "ValidationResult": "validation",
+    "benchmark": "benchmarking",
     "compare": "comparison",
+    "convert": "conversion",
     "inspect": "inspection",
     "quantize": "quantization",
     "rank": "ranking",

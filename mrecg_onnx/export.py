@@ -33,7 +33,7 @@ from mrecg_onnx.grids import Grid
 from mrecg_onnx.plan import ActivationPlan, LayerPlan
 from mrecg_onnx.simulation import QuantizedWeight, Simulation
 
-__all__ = ["Exported", "export"]
+__all__ = ["Exported", "claim", "export"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Exported:
     integer_ops: dict[str, list[str]] = field(default_factory=dict)
 
 
-def _claim(wish: str, taken: set[str | None]) -> str:
+def claim(wish: str, taken: set[str | None]) -> str:
     """``wish``, numbered where it is among ``taken``, and now among them."""
     found, count = wish, 1
     while found in taken:
@@ -81,11 +81,11 @@ class _Writer:
 
     def name(self, wish: str) -> str:
         """A tensor name that nobody has."""
-        return _claim(wish, self.taken)
+        return claim(wish, self.taken)
 
     def node_name(self, wish: str) -> str:
         """A node name that nobody has."""
-        return _claim(wish, self.nodes_taken)
+        return claim(wish, self.nodes_taken)
 
     def constant(self, wish: str, array: np.ndarray) -> ir.Value:
         """A new initializer."""

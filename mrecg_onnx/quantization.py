@@ -25,13 +25,14 @@ from mrecg_onnx.bias_correction import correct_biases
 from mrecg_onnx.bitsplit import split_unit
 from mrecg_onnx.cache import Pool, default_memory, give_back
 from mrecg_onnx.checkpoint import Checkpoint
+from mrecg_onnx.containers import Contained, contained
 from mrecg_onnx.converters import check_writable, save_model
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.save import digest
 from mrecg_onnx.costs import IMAGES, LEARNING_IMAGES, Costs, measure_costs
 from mrecg_onnx.drop_search import AVERAGES, Trial, measured_drop, search
 from mrecg_onnx.equalization import Equalized
-from mrecg_onnx.export import export
+from mrecg_onnx.export import Exported, export
 from mrecg_onnx.grids import compile_kernels
 from mrecg_onnx.images import Dataset, check_lost
 from mrecg_onnx.lapq import Lapq, minimise_steps
@@ -48,7 +49,7 @@ from mrecg_onnx.sensitivity import Sensitivity, measure_sensitivity
 from mrecg_onnx.settings import BitRule, Settings
 from mrecg_onnx.simulation import Simulation, State, forward_batches
 from mrecg_onnx.validation import PREPROCESS_KEY, SOURCE_KEY, source_sha256, validate
-from mrecg_onnx.verification import Verification, verify
+from mrecg_onnx.verification import Verification, verify, verify_container
 from mrecg_onnx.zeroq import CALIBRATION_KEY
 
 __all__ = ["Progress", "QuantizationResult", "Report", "quantize"]
@@ -59,6 +60,8 @@ logger = logging.getLogger(__name__)
 VERIFY_IMAGES = 256
 #: A probing run shorter than this does not tell units apart.
 MIN_PROBE = 50
+#: Images on which another container is compared with ``int8``, bit for bit.
+CONTAINER_IMAGES = 8
 #: Kept free of the memory budget for the loop itself, a batch on its way through a unit and back: a share of the budget, and
 #: of small budgets up to half, as long as that is less than a gigabyte.
 WORKING_SHARE, SMALL_SHARE, SMALL = 0.3, 0.5, 10**9
@@ -337,12 +340,13 @@ def _quantize(
         with clock.stage("verify"):
             checked = {n: torch.from_numpy(x) for n, x in ready.dataset.load(VERIFY_IMAGES).items()}
             verification = verify(exported, simulation, checked)
+            held, verification = _contain(exported, settings, checked, verification)
         for warning in verification.warnings:
             logger.warning("%s", warning)
         if output is not None:
-            save_model(exported.model, output)
+            save_model(held.model, output)
         return QuantizationResult(
-            model=exported.model,
+            model=held.model,
             output=Path(output) if output is not None else None,
             settings=settings,
             plan=plan,
@@ -538,7 +542,7 @@ def _same_run(ready: Prepared, protected: tuple[str, ...]) -> dict[str, Any]:
     for name in sorted(ready.data):  # arrays prepared in another way may have the same names and sizes
         images.update(ready.data[name].contiguous().numpy().data)
     settings = {
-        k: v for k, v in ready.settings.to_json().items() if k not in {"device", "threads", "memory", "compile"}
+        k: v for k, v in _kept_settings(ready.settings).items() if k not in {"device", "threads", "memory", "compile"}
     }
     return {
         "version": __version__,
@@ -628,13 +632,34 @@ def _kept(run: _Run, stage: str, number: int, unit: UnitPlan, prefix: Prefix) ->
     return run.checkpoint.load(stage, number, unit.layers, prefix.simulation.network.device)
 
 
+def _contain(
+    exported: Exported, settings: Settings, data: dict[str, Tensor], verification: Verification
+) -> tuple[Contained, Verification]:
+    """The file's model in the container that the settings ask for, checked; what that changes is in the notes."""
+    held = contained(exported.model, settings.container)
+    if settings.container == "int8":
+        return held, verification
+    fused = verify_container(exported.model, held, {n: x[:CONTAINER_IMAGES].numpy() for n, x in data.items()})
+    lost = [
+        f"{n} {fused.get(n, 0)} of {count}" for n, count in verification.expected.items() if fused.get(n, 0) < count
+    ]
+    kernels = [f"in this container ONNX Runtime runs fewer integer kernels: {', '.join(lost)}"] if lost else []
+    notes = (*verification.notes, *held.notes, *kernels)
+    return held, dataclasses.replace(verification, fused=fused, notes=notes)
+
+
+def _kept_settings(settings: Settings) -> dict[str, Any]:
+    """Settings for the metadata; the container, which ``convert`` changes, has an entry of its own."""
+    return {name: value for name, value in settings.to_json().items() if name != "container"}
+
+
 def _metadata(
     model: onnx.ModelProto | str | Path, settings: Settings, dataset: Dataset, plan: Plan, protected: tuple[str, ...]
 ) -> dict[str, str]:
     """Entries of metadata_props: who made the file, how, and what ``validate`` needs to check it."""
     entries = {
         "mrecg_onnx.version": __version__,
-        "mrecg_onnx.settings": json.dumps(settings.to_json(), separators=(",", ":")),
+        "mrecg_onnx.settings": json.dumps(_kept_settings(settings), separators=(",", ":")),
         "mrecg_onnx.units": json.dumps([list(u.layers) for u in plan.merged_units()], separators=(",", ":")),
         "mrecg_onnx.protected": json.dumps(list(protected)),
     }

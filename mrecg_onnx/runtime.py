@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import statistics
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
@@ -24,13 +26,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 __all__ = [
+    "PROVIDERS",
     "BatchSource",
+    "Kernel",
     "Level",
     "Model",
     "describe",
     "fixed_batch",
     "fused_op_counts",
     "input_specs",
+    "kernels",
     "latency",
     "medians",
     "open_session",
@@ -49,14 +54,23 @@ _LEVELS = {
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
-_ERRORS_ONLY = 3
+_ERRORS_ONLY, _NOTHING = 3, 4
 # Its own exceptions have no common base, their number grows with the releases, and the wrapper in Python adds others.
 _ORT_ERRORS: tuple[type[Exception], ...] = (
     *(kind for kind in vars(ort_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
     RuntimeError,
     ValueError,
 )
-_PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
+#: Devices by ONNX Runtime's names; what the first one does not take goes to the next.
+PROVIDERS = {
+    "cpu": ["CPUExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
+    **{
+        name.lower(): [f"{name}ExecutionProvider", "CPUExecutionProvider"]
+        for name in ("OpenVINO", "QNN", "DML", "CoreML", "XNNPACK", "ROCM")
+    },
+}
 # What images and arrays can feed, by ONNX Runtime's names.
 _DTYPES = {
     "tensor(float)": "float32",
@@ -92,7 +106,7 @@ def open_session(
         level: Graph optimizations: ``all`` is ONNX Runtime's default and what a deployed file meets, ``basic`` keeps
             Q/DQ nodes apart, ``off`` runs the graph as written.
         threads: Threads inside an operator; ONNX Runtime's own choice (the physical cores) by default.
-        device: ``cpu``, or ``cuda`` for the CUDA provider with the CPU provider behind it.
+        device: ``cpu``, or another row of :data:`PROVIDERS` with the CPU provider behind it.
 
     Returns:
         The open session. It reports errors only, and stops its worker threads from spinning when a run ends: a session
@@ -100,19 +114,10 @@ def open_session(
 
     Raises:
         ModelError: The file does not exist or ONNX Runtime refuses the model; its reason is in the message.
-        SettingsError: Unknown ``level`` or ``device``, ``threads`` below 1, or ``cuda`` where there is no such device.
+        SettingsError: Unknown ``level`` or ``device``, ``threads`` below 1, or one that is not there.
     """
     options = _options(level, threads)
-    if device not in _PROVIDERS:
-        raise SettingsError(f"device {device!r} is unknown: use {' or '.join(_PROVIDERS)}")
-    if device == "cuda":
-        _require_cuda()
-    session = _open(model, options, _PROVIDERS[device])
-    if _PROVIDERS[device][0] not in session.get_providers():  # ONNX Runtime goes on without a provider it cannot load
-        raise SettingsError(
-            "device 'cuda': ONNX Runtime could not load its CUDA provider; check its version, or use cpu"
-        )
-    return session
+    return _open_on(model, options, device)
 
 
 def run_padded(session: ort.InferenceSession, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -204,8 +209,62 @@ def fused_op_counts(model: Model) -> Counter[str]:
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_min_size_in_bytes", str(_INLINE_BYTES)
         )
-        _open(model, options, _PROVIDERS["cpu"])
+        _open(model, options, PROVIDERS["cpu"])
         return Counter(_op_types(onnx.load(optimized, load_external_data=False).graph))
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Nodes of one operator on one provider, as ONNX Runtime's profile has them.
+
+    Attributes:
+        op: operator after fusion.
+        provider: who ran it.
+        count: nodes.
+        seconds: time of all of them in one run.
+    """
+
+    op: str
+    provider: str
+    count: int
+    seconds: float
+
+
+def kernels(
+    model: Model, feeds: Mapping[str, Array], threads: int | None = None, device: str = "cpu", runs: int = 3
+) -> list[Kernel]:
+    """Run a model under ONNX Runtime's profiler and say which kernels ran, the costliest first.
+
+    Args:
+        model: As in :func:`open_session`.
+        feeds: Inputs by name.
+        threads: As in :func:`open_session`.
+        device: As in :func:`open_session`.
+        runs: Profiled runs, >= 1, after one that is not counted.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model, or fails on the inputs.
+        SettingsError: As in :func:`open_session`.
+    """
+    options = _options("all", threads)
+    with tempfile.TemporaryDirectory(prefix="mrecg_onnx_") as folder:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = _open_on(model, options, device)
+        for _ in range(runs + 1):
+            _run(session, feeds)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    times: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            key = (event["args"]["op_name"], event["args"]["provider"])
+            node = f"{event['name']} {event['args'].get('node_index', '')}"
+            times.setdefault(key, {}).setdefault(node, []).append(event["dur"] / 1e6)
+    found = [
+        Kernel(op, provider, len(nodes), sum(statistics.mean(taken[1:] or taken) for taken in nodes.values()))
+        for (op, provider), nodes in times.items()
+    ]
+    return sorted(found, key=lambda kernel: -kernel.seconds)
 
 
 def latency(
@@ -261,6 +320,27 @@ def _options(level: str, threads: int | None) -> ort.SessionOptions:
     if threads is not None:
         options.intra_op_num_threads = threads
     return options
+
+
+def _open_on(model: Model, options: ort.SessionOptions, device: str) -> ort.InferenceSession:
+    """Open ``model`` on ``device`` and nowhere else."""
+    if device not in PROVIDERS:
+        raise SettingsError(f"device {device!r} is unknown: use {' or '.join(PROVIDERS)}")
+    wanted = PROVIDERS[device][0]
+    if device == "cuda":
+        _require_cuda()
+    elif wanted not in ort.get_available_providers():
+        raise SettingsError(
+            f"device '{device}': this ONNX Runtime has no {wanted}; install a build that has, or use cpu"
+        )
+    if device != "cpu":
+        ort.set_default_logger_severity(_NOTHING)  # what keeps a provider from loading is in the error
+    session = _open(model, options, PROVIDERS[device])
+    if wanted not in session.get_providers():  # ONNX Runtime goes on without a provider it cannot load
+        raise SettingsError(
+            f"device '{device}': ONNX Runtime could not load its {wanted}; check its version, or use cpu"
+        )
+    return session
 
 
 def _open(model: Model, options: ort.SessionOptions, providers: list[str]) -> ort.InferenceSession:

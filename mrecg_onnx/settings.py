@@ -12,6 +12,7 @@ from typing import Any
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.images import Preprocess
 from mrecg_onnx.methods import METHODS, RANGE_NAMES
+from mrecg_onnx.targets import CONTAINER_NAMES
 
 __all__ = ["BitRule", "Settings"]
 
@@ -78,6 +79,7 @@ class Settings:
         exclude: regular expressions; matching nodes stay in float.
         bits: widths of single layers.
         preprocess: how an image becomes an input.
+        container: how codes are stored, a row of :data:`mrecg_onnx.containers.CONTAINERS`.
         threads: CPU threads of torch, None for its default.
         memory: bytes that the process should stay within, None for half of what is free; activations that do not fit go
             to temporary files.
@@ -141,6 +143,7 @@ class Settings:
     exclude: tuple[str, ...] = ()
     bits: tuple[BitRule, ...] = ()
     preprocess: Preprocess = field(default_factory=Preprocess)
+    container: str = "int8"
 
     threads: int | None = None
     memory: int | None = None
@@ -204,6 +207,7 @@ class Settings:
             "anneal": ("auto", "linear", "cosine"),
             "allocation": ("none", "milp"),
             "joint_iters": ("sum", "same"),
+            "container": CONTAINER_NAMES,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx
 from torch import Tensor
 
+from mrecg_onnx.containers import Contained
 from mrecg_onnx.converters.errors import ExportError, ModelError
 from mrecg_onnx.converters.save import openable
 from mrecg_onnx.export import Exported
@@ -18,7 +19,7 @@ from mrecg_onnx.metrics import agreement, sqnr_db
 from mrecg_onnx.runtime import Level, fused_op_counts, open_session, run_padded
 from mrecg_onnx.simulation import Simulation, forward_batches
 
-__all__ = ["Verification", "verify"]
+__all__ = ["Verification", "verify", "verify_container"]
 
 #: The simulation and the unoptimized graph compute the same in another order: a few codes on the border between two
 #: steps fall the other way. Fewer agreeing predictions, or more noise, means that something else is wrong.
@@ -161,6 +162,38 @@ def verify(
     return Verification(
         images, same, noise, same_fused, noise_fused, expected, dict(fused), tuple(warnings), exact, tuple(notes)
     )
+
+
+def verify_container(
+    before: onnx.ModelProto, held: Contained, data: Mapping[str, npt.NDArray[np.generic]] | None
+) -> dict[str, int]:
+    """Check that another container computes what ``before`` does on ``data`` (arrays [N, ...] by input name), and opens.
+
+    Without data it is only opened.
+
+    Returns:
+        The ops that ONNX Runtime runs at its default level, by type.
+
+    Raises:
+        ExportError: the model is not valid ONNX, the runtime refuses it, or an output differs.
+    """
+    try:
+        onnx.checker.check_model(held.model.SerializeToString(), full_check=True)
+    except Exception as error:
+        raise ExportError(f"the converted model is not valid ONNX: {str(error).splitlines()[0]}") from error
+    try:
+        fused = fused_op_counts(held.model)
+        if data is None:
+            return dict(fused)
+        expected, found = (run_padded(open_session(model, level="off"), data) for model in (before, held.model))
+    except ModelError as error:
+        raise ExportError(f"ONNX Runtime refuses the converted model, --container int8 runs: {error}") from error
+    for name, value in expected.items():
+        if not np.array_equal(value, found[name], equal_nan=True):
+            raise ExportError(
+                f"output '{name}' of the converted model differs from the int8 container's; --container int8 does"
+            )
+    return dict(fused)
 
 
 def _exact_images(

@@ -171,7 +171,7 @@ def test_a_provider_that_onnx_runtime_leaves_out_is_an_error(monkeypatch):
     on_cpu = open_session(conv_relu())
     monkeypatch.setattr(runtime, "_require_cuda", lambda: None)
     monkeypatch.setattr(runtime, "_open", lambda *_: on_cpu)  # what a CUDA library that does not load leads to
-    with pytest.raises(SettingsError, match="could not load its CUDA provider"):
+    with pytest.raises(SettingsError, match="could not load its CUDAExecutionProvider"):
         open_session(conv_relu(), device="cuda")
 
 

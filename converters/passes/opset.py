@@ -1,9 +1,9 @@
-"""Raise an old model to opset 13.
+"""Raise an old model to opset 13, or any model to a later one.
 
 Own code rather than ``onnx.version_converter``, which goes through a C++ graph that drops doc strings and metadata and
 has no adapter for several of these steps (Upsample, Resize, Softmax over several axes), and rather than onnxscript's,
 which starts at opset 18. Of the operators of opset 7 to 12, only the ones below changed their meaning or their form up
-to opset 13; all others were merely extended (source: ONNX's Changelog.md).
+to opset 13; all others were merely extended (source: ONNX's Changelog.md). The same holds from 13 to 25.
 """
 
 from __future__ import annotations
@@ -30,53 +30,56 @@ logger = logging.getLogger(__name__)
 TARGET_OPSET = 13
 """QuantizeLinear and DequantizeLinear take per-channel scales from here on."""
 
-_MIN_IR_VERSION = 7  # the IR version that came with opset 13 has number 7 (onnx 1.8)
+# The IR versions that came with opsets (onnx 1.8, 1.16, 1.20).
+_MIN_IR_VERSIONS = {13: 7, 21: 10, 25: 13}
 
 
-def raise_opset(model: ir.Model) -> ir.Model:
-    """Raise ``model`` to :data:`TARGET_OPSET` if it is older; models above stay as they are.
+def raise_opset(model: ir.Model, target: int = TARGET_OPSET) -> ir.Model:
+    """Raise ``model`` to the opset ``target``, 13 to 25, if it is older; models above stay as they are.
 
     Node and tensor names stay. Shapes should have been inferred before.
 
     Raises:
-        ModelError: A node's operator does not exist in the target opset.
+        ModelError: A node's operator does not exist in the target opset, or means something else there.
     """
     version = model.opset_imports.get("")
-    if version is None or version >= TARGET_OPSET:
+    if version is None or version >= target:
         return model
     for graph in list(model.graphs()):
         for node in list(graph):
             if node.domain:
                 continue
-            step = _STEPS.get(node.op_type)
-            if step is not None and version < step[0]:
+            for since, step in (table[node.op_type] for table in (_STEPS, _LATER) if node.op_type in table):
+                if not version < since <= target:
+                    continue
                 try:
-                    step[1](node, version)
+                    step(node, version)
                 except (KeyError, TypeError, ValueError, IndexError) as error:
                     raise ModelError(
-                        f"node '{node.name}': {node.op_type} cannot be raised from opset {version} to {TARGET_OPSET}: "
-                        f"{error}; export the model again with opset {TARGET_OPSET} or newer"
+                        f"node '{node.name}': {node.op_type} cannot be raised from opset {version} to {target}: "
+                        f"{error}; export the model again with opset {target} or newer"
                     ) from error
-    _check_operators(model, version)
-    model.opset_imports[""] = TARGET_OPSET
+    _check_operators(model, version, target)
+    model.opset_imports[""] = target
     for graph in model.graphs():
         if "" in graph.opset_imports:
-            graph.opset_imports[""] = TARGET_OPSET
-    model.ir_version = max(model.ir_version, _MIN_IR_VERSION)
-    logger.info("raised opset %d to %d", version, TARGET_OPSET)
+            graph.opset_imports[""] = target
+    needed = max(number for opset, number in _MIN_IR_VERSIONS.items() if opset <= target)
+    model.ir_version = max(model.ir_version, needed)
+    logger.info("raised opset %d to %d", version, target)
     return model
 
 
-def _check_operators(model: ir.Model, version: int) -> None:
+def _check_operators(model: ir.Model, version: int, target: int) -> None:
     for graph in model.graphs():
         for node in graph:
             if node.domain:
                 continue
-            known = onnx.defs.has(node.op_type, TARGET_OPSET, "")
-            if not known or onnx.defs.get_schema(node.op_type, TARGET_OPSET, "").deprecated:
+            known = onnx.defs.has(node.op_type, target, "")
+            if not known or onnx.defs.get_schema(node.op_type, target, "").deprecated:
                 raise ModelError(
-                    f"node '{node.name}': {node.op_type} of opset {version} does not exist in opset {TARGET_OPSET}; "
-                    f"export the model again with opset {TARGET_OPSET} or newer"
+                    f"node '{node.name}': {node.op_type} of opset {version} does not exist in opset {target}; "
+                    f"export the model again with opset {target} or newer"
                 )
 
 
@@ -231,3 +234,32 @@ _STEPS: dict[str, tuple[int, Callable[[ir.Node, int], None]]] = {
     "Upsample": (10, _upsample),
 }
 """Operator: the opset that changed it, and what to do to a node from before."""
+
+
+def _split_evenly(node: ir.Node, _version: int) -> None:
+    """Since 18, a Split without sizes says into how many parts."""
+    if len(node.inputs) < 2 or node.inputs[1] is None:
+        node.attributes["num_outputs"] = ir.AttrInt64("num_outputs", len(node.outputs))
+
+
+def _grid_sample(node: ir.Node, _version: int) -> None:
+    mode = node.attributes.get_string("mode", "bilinear")
+    renamed = {"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode)
+    node.attributes["mode"] = ir.AttrString("mode", renamed)
+
+
+def _means_something_else(_node: ir.Node, _version: int) -> None:
+    raise ValueError("its definition changed in between")
+
+
+_LATER: dict[str, tuple[int, Callable[[ir.Node, int], None]]] = {
+    "DFT": (20, _means_something_else),
+    "GridSample": (20, _grid_sample),
+    "GroupNormalization": (21, _means_something_else),
+    "Split": (18, _split_evenly),
+    **{
+        f"Reduce{kind}": (18, _attribute_to_input("axes", 1))
+        for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
+    },
+}
+"""The same for opsets above 13."""

@@ -1,8 +1,7 @@
-"""The command line: one command over one Python call each.
+"""The command line: commands over as many Python calls.
 
-Nothing here computes. Each command turns its options into the arguments of :func:`mrecg_onnx.quantize`,
-:func:`mrecg_onnx.validate`, :func:`mrecg_onnx.compare`, :func:`mrecg_onnx.inspect` or :func:`mrecg_onnx.rank`, shows progress on
-stderr and prints the result on stdout.
+Nothing here computes. Each command turns its options into the arguments of the function of its name (``quantize`` into those
+of :func:`mrecg_onnx.quantize`), shows progress on stderr and prints the result on stdout.
 Torch is imported inside the commands, so that help and usage errors come at once.
 """
 
@@ -12,7 +11,9 @@ import click
 
 from mrecg_onnx import __version__
 from mrecg_onnx.commands._console import Group
+from mrecg_onnx.commands.benchmark import benchmark_command
 from mrecg_onnx.commands.compare import compare_command
+from mrecg_onnx.commands.convert import convert_command
 from mrecg_onnx.commands.inspect import inspect_command
 from mrecg_onnx.commands.quantize import quantize_command
 from mrecg_onnx.commands.sensitivity import sensitivity_command
@@ -32,6 +33,8 @@ def main() -> None:
     mrecg-onnx compare model.onnx --calib images/ --data labelled_images/ --methods nearest,mrecg --bits W4A4,W2A4 -o out/
     mrecg-onnx inspect model.onnx
     mrecg-onnx sensitivity model.onnx --calib images/
+    mrecg-onnx convert model_w4a4.onnx --container packed
+    mrecg-onnx benchmark model.onnx model_w4a4.onnx --batch 1,8
     """  # noqa: D301 - click wants the character, not backslash and b
 
 
@@ -40,3 +43,5 @@ main.add_command(validate_command)
 main.add_command(compare_command)
 main.add_command(inspect_command)
 main.add_command(sensitivity_command)
+main.add_command(convert_command)
+main.add_command(benchmark_command)

@@ -15,6 +15,7 @@ from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.images import ZEROQ, Preprocess
 from mrecg_onnx.methods import METHODS, RANGE_NAMES
 from mrecg_onnx.settings import BitRule, Settings
+from mrecg_onnx.targets import CONTAINER_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -265,6 +266,12 @@ learning_options = _apply(
         "--anneal",
         type=click.Choice(["auto", "linear", "cosine"]),
         help="Schedule of the rounding regularizer; auto: the method's own.",
+    ),
+    _option(
+        _BITS,
+        "--container",
+        type=click.Choice(CONTAINER_NAMES),
+        help="Codes in 8-bit tensors, weights packed to 4 or 2 bits and unpacked at load, or true 4-bit Q/DQ.",
     ),
     _option(_METHOD, "--protect", type=int, metavar="N", help="Raise the N most sensitive tensors to 8 bits."),
     _option(_IMAGES, "--augment", type=click.Choice(["none", "flip"]), help="Learn from mirror images, too."),

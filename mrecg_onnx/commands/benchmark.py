@@ -1,0 +1,138 @@
+"""``mrecg-onnx benchmark``: several files in turn, their speed, size, memory and kernels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from mrecg_onnx.commands._console import grid, guarded, mebibytes, rows, show, write_json
+from mrecg_onnx.commands._options import PATH, Command, Option, output_options
+from mrecg_onnx.commands._progress import counter
+from mrecg_onnx.converters.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from rich.console import RenderableType
+
+    from mrecg_onnx.benchmarking import Benchmark, FileReport
+
+__all__ = ["benchmark_command"]
+
+#: Kernels of a file that are shown; --json has all.
+SHOWN = 10
+
+
+@click.command("benchmark", cls=Command)
+@click.argument("files", metavar="FP32.onnx QUANT.onnx...", nargs=-1, required=True, type=PATH)
+@click.option("--batch", default="1", metavar="N,...", help="Items a run.", cls=Option, show_default=True)
+@click.option("--threads", metavar="N,...", help="Threads of ONNX Runtime; its own choice by default.", cls=Option)
+@click.option(
+    "--provider", default="cpu", metavar="NAME,...", cls=Option, show_default=True,
+    help="cpu, cuda, tensorrt, openvino, qnn, ...: where the files run.",
+)  # fmt: skip
+@click.option(
+    "--runs", type=int, default=50, metavar="N", help="Timed runs of each file.", cls=Option, show_default=True
+)
+@click.option("--plot", "plot_file", type=PATH, metavar="FILE", cls=Option, help="Draw the latencies as PNG.")
+@output_options
+def benchmark_command(
+    *,
+    files: tuple[Path, ...],
+    batch: str,
+    threads: str | None,
+    provider: str,
+    runs: int,
+    plot_file: Path | None,
+    json_file: Path | None,
+    debug: bool,
+) -> None:
+    """Measure FILES on ONNX Runtime, taking turns; the first is what the others are compared with.
+
+    \b
+    mrecg-onnx benchmark model.onnx model_w4a4.onnx --batch 1,8 --threads 1,2
+    """  # noqa: D301 - click wants the character, not backslash and b
+    writes = [file for file in (json_file, plot_file) if file is not None]
+    with guarded(debug=debug, writes=writes):
+        batches, counts = _numbers("--batch", batch), _numbers("--threads", threads) if threads else (None,)
+        _check_writes(files, json_file, plot_file)
+
+        from mrecg_onnx.benchmarking import benchmark
+
+        with counter("benchmark") as report:
+            found = benchmark(
+                files,
+                batches=batches,
+                threads=counts,
+                providers=[name.strip() for name in provider.split(",")],
+                runs=runs,
+                report=report,
+            )
+        if json_file is not None:
+            write_json(found.to_json(), json_file)
+        if plot_file is not None:
+            from mrecg_onnx.plots import draw_timings
+
+            draw_timings(found, plot_file)
+        show(_files(found), _timings(found), _kernels(found.files))
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise SettingsError(f"{option} '{text}': expected whole numbers with commas between them") from error
+
+
+def _check_writes(files: Sequence[Path], json_file: Path | None, plot_file: Path | None) -> None:
+    from mrecg_onnx.converters import check_writable
+    from mrecg_onnx.plots import have_matplotlib
+
+    for option, path in (("--json", json_file), ("--plot", plot_file)):
+        if path is not None:
+            if path.resolve() in {file.resolve() for file in files}:
+                raise SettingsError(f"{option} {path} is one of the models: choose another file")
+            check_writable(path)
+    if plot_file is not None and not have_matplotlib():
+        raise SettingsError("--plot needs matplotlib: pip install 'mrecg-onnx[plot]'")
+
+
+def _files(found: Benchmark) -> RenderableType:
+    content = [
+        [file.name, mebibytes(file.size_bytes), f"{1e3 * file.load_s:.0f} ms", mebibytes(file.memory_bytes)]
+        for file in found.files
+    ]
+    return rows("", ["file", "size", "load", "memory"], content)
+
+
+def _timings(found: Benchmark) -> RenderableType:
+    content = [
+        [
+            one.provider,
+            "own" if one.threads is None else str(one.threads),
+            str(one.batch),
+            one.file,
+            f"{1e3 * one.median_s:.2f} ms",
+            f"{1e3 * one.low_s:.2f} to {1e3 * one.high_s:.2f}",
+            f"{one.throughput:.0f}",
+            f"{one.speedup:.2f}x",
+        ]
+        for one in found.timings
+    ]
+    headings = ["provider", "threads", "batch", "file", "median", "10 to 90 %", "items/s", "against the first"]
+    return rows("", headings, content, left=(0, 3))
+
+
+def _kernels(files: Sequence[FileReport]) -> RenderableType:
+    pairs = {}
+    for file in files:
+        for provider, kernels in file.kernels.items():
+            total = sum(kernel.seconds for kernel in kernels) or 1.0
+            shown = [f"{k.op} {k.count} ({k.seconds / total:.0%})" for k in kernels[:SHOWN]]
+            elsewhere = {k.provider for k in kernels} - {kernels[0].provider}
+            more = [f"and {len(kernels) - SHOWN} more"] if len(kernels) > SHOWN else []
+            note = [f"partly on {', '.join(sorted(elsewhere))}"] if elsewhere else []
+            pairs[f"{file.name}, {provider}"] = ", ".join([*shown, *more, *note])
+    return grid(pairs)

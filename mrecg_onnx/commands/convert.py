@@ -1,0 +1,70 @@
+"""``mrecg-onnx convert``: a quantized file in another container, without calibrating again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from mrecg_onnx.commands._console import grid, guarded, mebibytes, ratio, show
+from mrecg_onnx.commands._options import PATH, Command, Option
+from mrecg_onnx.targets import CONTAINER_NAMES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import RenderableType
+
+    from mrecg_onnx.conversion import Conversion
+
+__all__ = ["convert_command"]
+
+
+@click.command("convert", cls=Command)
+@click.argument("quantized", metavar="QUANT.onnx", type=PATH)
+@click.option(
+    "--container",
+    type=click.Choice(CONTAINER_NAMES),
+    cls=Option,
+    help="Codes in 8-bit tensors, weights packed to 4 or 2 bits and unpacked at load, or true 4-bit Q/DQ.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    type=PATH,
+    cls=Option,
+    metavar="OUT",
+    help="The file to write.  [default: <QUANT>_<container>.onnx in this folder]",
+)
+@click.option("--debug", is_flag=True, cls=Option, help="Show log messages, and the traceback of an error.")
+def convert_command(*, quantized: Path, container: str | None, out: Path | None, debug: bool) -> None:
+    """Rewrite QUANT.onnx, a result of quantize, for another container.
+
+    Nothing is calibrated or trained again; the result computes the same, which is checked on ONNX Runtime.
+
+    \b
+    mrecg-onnx convert model_w4a4.onnx --container packed -o small.onnx
+    """  # noqa: D301 - click wants the character, not backslash and b
+    from pathlib import Path
+
+    out = out or Path("_".join([quantized.stem, *([container] if container else ["converted"])]) + ".onnx")
+    with guarded(debug=debug, writes=[out]):
+        from mrecg_onnx.conversion import convert
+
+        show(_summary(convert(quantized, container, output=out)))
+
+
+def _summary(result: Conversion) -> RenderableType:
+    sizes = f"{mebibytes(result.size)} against {mebibytes(result.size_before)}"
+    return grid(
+        {
+            "output": f"{result.output}, {sizes}, {ratio(result.size_before, result.size, 'smaller', 'larger')}",
+            "container": f"{result.before} -> {result.container}",
+            "outputs": "the same bit for bit, both graphs run as written on noise"
+            if result.compared
+            else "not compared: the input's sizes are free",
+            "kernels": ", ".join(f"{op} {count}" for op, count in sorted(result.fused.items())),
+            "notes": list(result.notes),
+        }
+    )
