@@ -260,14 +260,8 @@ def _quantize(
     protected: tuple[str, ...] = ()
     if settings.protect:
         with clock.stage("sensitivity"):
-            sensitivities = workers.once(lambda: measure_sensitivity(simulation, data))
-            protected = tuple(s.name for s in sensitivities if s.bits < BYSTANDER_BITS)[: settings.protect]
-            raised = place(ready.graph, plan.layers, settings, frozenset(protected))
-            plan = dataclasses.replace(plan, activations=raised)
-            grids = workers.once(lambda: search_grids(network, plan, data, settings, protected))
-            simulation = Simulation(
-                network, plan, simulation.activations | grids, simulation.weights, simulation.biases
-            )
+            simulation, sensitivities, protected = _protected(ready, simulation, workers)
+            plan = simulation.plan
 
     method = method_of(settings)
     lapq: Lapq | None = None
@@ -369,6 +363,19 @@ def _quantize(
         )
 
     return workers.once(finish)
+
+
+def _protected(
+    ready: Prepared, simulation: Simulation, workers: Workers
+) -> tuple[Simulation, list[Sensitivity], tuple[str, ...]]:
+    """``simulation`` with the most sensitive tensors raised to 8 bits, all sensitivities, and the tensors' names."""
+    settings, plan = ready.settings, simulation.plan
+    sensitivities = workers.once(lambda: measure_sensitivity(simulation, ready.data))
+    protected = tuple(s.name for s in sensitivities if s.bits < BYSTANDER_BITS)[: settings.protect]
+    plan = dataclasses.replace(plan, activations=place(ready.graph, plan.layers, settings, frozenset(protected)))
+    grids = workers.once(lambda: search_grids(ready.network, plan, ready.data, settings, protected))
+    raised = Simulation(ready.network, plan, simulation.activations | grids, simulation.weights, simulation.biases)
+    return raised, sensitivities, protected
 
 
 def _measured(ready: Prepared, budgets: Sequence[Budget], workers: Workers, report: Report | None) -> Costs:

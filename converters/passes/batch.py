@@ -102,12 +102,10 @@ def _free_reshape(node: ir.Node, batch: int) -> None:
             return  # an empty dimension, not "as in the input"
         # torch.export's exporter always writes allowzero; without a 0 in the shape it says nothing.
         node.attributes.pop("allowzero")
-    if shape and shape[0] == batch and own[0] == Size(_BATCH):
-        place = 0
-    else:
-        place = _place(_fill(shape, own, batch), own[axis:], batch)
-        if place is None or shape[place] in {0, -1}:
-            return
+    first = bool(shape) and shape[0] == batch and own[0] == Size(_BATCH)
+    place = 0 if first else _place(_fill(shape, own, batch), own[axis:], batch)
+    if place is None or shape[place] in {0, -1}:
+        return
     if place < len(own) and own[place] == Size(_BATCH, times=max(1, shape[place] // batch)):
         shape[place] = 0
     elif -1 not in shape:
