@@ -182,7 +182,11 @@ def editable_graph(original: onnx.ModelProto, settings: Settings) -> ir.Model:
     """
     graph = normalize(original)
     _check(graph)
-    mark_fallbacks(graph)
+    fallen = mark_fallbacks(graph)
+    if fallen and settings.loss == "fisher":
+        raise SettingsError(
+            f"--loss fisher needs gradients from the output, and node '{next(iter(fallen))}' runs forward only; use --loss mse"
+        )
     if settings.residual == "wide" and settings.abits < BYSTANDER_BITS:
         branch_narrow_reads(graph, settings)
     return graph

@@ -15,8 +15,8 @@ from architectures import Graph
 from onnx import TensorProto, helper
 from stages import feeds
 
-from mrecg_onnx.converters import check_parity, fallback_nodes, to_torch
-from mrecg_onnx.converters.errors import ConversionError, SettingsError
+from mrecg_onnx.converters import check_parity, fallback_nodes, normalize, to_torch
+from mrecg_onnx.converters.errors import ConversionError, ModelError, SettingsError
 from mrecg_onnx.converters.fallback import captured_names
 from mrecg_onnx.granularity import read_scheme
 from mrecg_onnx.inspection import inspect
@@ -178,3 +178,43 @@ def test_a_domain_nobody_knows_is_named():
 def test_training_mode_is_refused(body):
     with pytest.raises(ConversionError, match=r"'n': \w+ is in training mode; export the model in eval mode"):
         to_torch(parse(body))
+
+
+def test_a_loss_of_the_whole_network_is_refused_at_once(tmp_path):
+    model = contrib()
+    with pytest.raises(SettingsError, match=r"--loss fisher.*'odd' runs forward only"):
+        quantize(model, calibration(tmp_path, model), Settings(iters=2, loss="fisher"))
+
+
+def test_sequences_are_taken_apart_or_run_as_they_are():
+    body = """g (float[n, 5, 4] x) => (float[n, 2, 4] a, float[n, 1, 4] b, float[n, 4] c, float[n, 10, 4] d) {
+        parts = SplitToSequence <axis = 1> (x, sizes) a = SequenceAt (parts, first) b = SequenceAt (parts, last)
+        rows = SplitToSequence <axis = 1, keepdims = 0> (x) c = SequenceAt (rows, two)
+        pair = SequenceConstruct (x, x) d = ConcatFromSequence <axis = 1> (pair) }"""
+    model = parse(body)
+    constants = {"sizes": [2, 2, 1], "first": 0, "last": -1, "two": 2}
+    for name, value in constants.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.int64), name))
+    inputs = {"x": np.random.default_rng(0).standard_normal((3, 5, 4)).astype(np.float32)}
+    graph = normalize(model)
+    assert [node.op_type for node in graph.graph] == ["Slice", "Slice", "Gather", "Concat"]
+    assert len(to_torch(model).fallback_nodes) == 7
+    for source in (model, graph):
+        assert check_parity(model, to_torch(source), inputs) == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("g (seq(float[2]) x) => (float[2] y) { y = SequenceAt (x, zero) }", "input 'x' is a sequence"),
+        ("g (string[2] x) => (float[2] y) { y = Cast <to = 1> (x) }", "input 'x' holds text"),
+        ("g (float[2] x) => (uint8[2] y) { y = QuantizeLinear (x, one) }", "quantized already.*QuantizeLinear"),
+    ],
+)
+def test_what_cannot_be_quantized_is_said_in_one_line(body, message):
+    model = parse(body)
+    for name, value in (("zero", np.int64(0)), ("one", np.float32(1))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
+    with pytest.raises(ModelError, match=message) as caught:
+        inspect(model)
+    assert "\n" not in str(caught.value)

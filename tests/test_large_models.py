@@ -7,6 +7,7 @@ import gc
 import numpy as np
 import onnx
 import onnxruntime
+import psutil
 import pytest
 from architectures import Graph
 from onnx import TensorProto, external_data_helper
@@ -41,6 +42,7 @@ def looking_up(folder) -> onnx.ModelProto:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(psutil.virtual_memory().available < 16e9, reason="takes 15 GB of memory")
 def test_two_gigabytes_with_external_data(tmp_path):
     model = looking_up(tmp_path)
     images = next(iter(feeds(model, count=16).values()))
