@@ -35,6 +35,7 @@ from mrecg_onnx.activations import (
 from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.plan import BYSTANDER_BITS, FLOAT_BITS, ActivationPlan, LayerPlan
 from mrecg_onnx.settings import Settings
+from mrecg_onnx.targets import load_target
 
 __all__ = ["place", "plan_layers"]
 
@@ -206,8 +207,9 @@ def place(
         """The node runs on an integer kernel and therefore wants its inputs quantized."""
         if node.name in excluded:
             return False
-        return node.name in wanted or (node.op_type in INTEGER_OPS and node in ahead and not is_weighted(node))
+        return node.name in wanted or (node.op_type in integer_ops and node in ahead and not is_weighted(node))
 
+    integer_ops = INTEGER_OPS & set(load_target(settings.target).integer_ops)
     # Nodes through which a quantizer can act: computing ones, clamps, and value-preserving ones on the way to those.
     integer: set[ir.Node] = set()
     for node in reversed(list(model.graph)):
