@@ -31,7 +31,9 @@ from mrecg_onnx.converters.passes.opset import raise_opset
 from mrecg_onnx.export import claim
 from mrecg_onnx.targets import CONTAINER_NAMES
 
-__all__ = ["CONTAINERS", "CONTAINER_KEY", "Contained", "Container", "contained", "container_of"]
+__all__ = [
+    "CONTAINERS", "CONTAINER_KEY", "Array", "Contained", "Container", "along", "array_of", "contained", "container_of",
+]  # fmt: skip
 
 #: Entry of metadata_props: the container, and the opset and IR version of the ``int8`` form. Files without it are ``int8``.
 CONTAINER_KEY = "mrecg_onnx.container"
@@ -207,7 +209,7 @@ def _insert(
     return node.outputs[0]
 
 
-def _along(values: Array, axis: int, rank: int) -> Array:
+def along(values: Array, axis: int, rank: int) -> Array:
     """A vector of one value a channel, shaped to broadcast over a tensor of ``rank`` dimensions; a scalar stays one."""
     return values.reshape([-1 if i == axis else 1 for i in range(rank)]) if values.ndim else values
 
@@ -232,7 +234,7 @@ def _pack(model: ir.Model) -> list[str]:
 
 def _pack_weight(graph: ir.Graph, constants: _Constants, node: ir.Node, codes: ir.Value) -> bool:
     """Store a layer's codes in the smallest type; False where none is smaller than INT8."""
-    values, axis = _array(codes).astype(np.int16), node.attributes.get_int("axis", 1)
+    values, axis = array_of(codes).astype(np.int16), node.attributes.get_int("axis", 1)
     dtype, offsets = next(
         ((dtype, found) for dtype, levels in _PACKED if (found := _offsets(values, axis, levels)) is not None),
         (None, None),
@@ -240,7 +242,7 @@ def _pack_weight(graph: ir.Graph, constants: _Constants, node: ir.Node, codes: i
     if dtype is None or offsets is None:
         return False
     name = codes.name or ""
-    shaped = _along(offsets, axis, values.ndim)
+    shaped = along(offsets, axis, values.ndim)
     packed = constants.new(constants.name(f"{name}_packed"), values + shaped, dtype, behind=codes)
     constants.drop(codes)
     if offsets.any():
@@ -293,7 +295,7 @@ def _leave_out_bias_scale(graph: ir.Graph, constants: _Constants, node: ir.Node)
         or len(known) < 2
     ):
         return
-    product = _array(known[0]) * _array(known[1])
+    product = array_of(known[0]) * array_of(known[1])
     if product.size < _WORTH or product.shape != stored.numpy().shape or not np.array_equal(product, stored.numpy()):
         return
     constants.drop(scale)
@@ -309,13 +311,13 @@ def _unpack(model: ir.Model) -> None:
             continue
         product = scale.producer()
         if product is not None:
-            values = _array(product.inputs[0]) * _array(product.inputs[1])
+            values = array_of(product.inputs[0]) * array_of(product.inputs[1])
             scale = constants.new(scale.name or "", values, ir.DataType.FLOAT, behind=codes)  # noqa: PLW2901
             node.replace_input_with(1, scale)
             graph.remove(product, safe=True)
         if zero is None:
             assert codes.dtype is not None
-            zeros = np.zeros(_array(scale).shape)
+            zeros = np.zeros(array_of(scale).shape)
             node.resize_inputs(3)
             node.replace_input_with(2, constants.new(_zero_name(scale), zeros, codes.dtype, behind=scale))
     constants.write()
@@ -329,11 +331,11 @@ def _unpack_weight(graph: ir.Graph, constants: _Constants, node: ir.Node, codes:
     assert cast is not None
     packed = cast.inputs[0]
     assert packed is not None
-    values = _array(packed).astype(np.int16)
+    values = array_of(packed).astype(np.int16)
     if last is not cast:
         offset = last.inputs[1]
         assert offset is not None
-        values = values - _array(offset).astype(np.int16)
+        values = values - array_of(offset).astype(np.int16)
         constants.drop(offset)
     plain = constants.new(codes.name or "", values, ir.DataType.INT8, behind=packed)
     constants.drop(packed)
@@ -360,8 +362,8 @@ def _type_weights(constants: _Constants, model: ir.Model) -> list[str]:
     for node, codes, _, zero in _dequantizers(model):
         if _stored(codes) is None or codes.dtype != ir.DataType.INT8 or zero is None:
             continue
-        values, axis = _array(codes).astype(np.int16), node.attributes.get_int("axis", 1)
-        zeros = np.zeros(_array(zero).shape, np.int16)
+        values, axis = array_of(codes).astype(np.int16), node.attributes.get_int("axis", 1)
+        zeros = np.zeros(array_of(zero).shape, np.int16)
         dtype = ir.DataType.INT4
         if values.min() < -8 or values.max() > 7:
             dtype = ir.DataType.UINT4
@@ -369,7 +371,7 @@ def _type_weights(constants: _Constants, model: ir.Model) -> list[str]:
                 np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1) if zeros.ndim else values.reshape(1, -1)
             )
             zeros = np.maximum(0, -lines.min(1)).reshape(zeros.shape)
-            values = values + _along(zeros, axis, values.ndim)
+            values = values + along(zeros, axis, values.ndim)
             if len(codes.uses()) > 1 or zeros.max() > 15 or values.max() > 15:
                 wide.append(next(iter(r.name or "" for r in readers(node.outputs[0])), ""))
                 continue
@@ -402,8 +404,8 @@ class _Group:
     @property
     def bits(self) -> int:
         """The width whose range the codes have, 8 where it is no power of two from 0."""
-        ends = {tuple(int(_array(v)) for v in clip.inputs[1:3]) for clip in self.clips}
-        return 4 if ends == {(0, 15)} and not self.strange and int(_array(self.zero)) <= 15 else 8
+        ends = {tuple(int(array_of(v)) for v in clip.inputs[1:3]) for clip in self.clips}
+        return 4 if ends == {(0, 15)} and not self.strange and int(array_of(self.zero)) <= 15 else 8
 
 
 def _groups(model: ir.Model) -> Iterator[_Group]:
@@ -441,7 +443,7 @@ def _type_activations(constants: _Constants, model: ir.Model) -> list[str]:
             refused.append((group.quantizers[0].inputs[0].name or "") if group.quantizers[0].inputs[0] else "")
             changed = True
     for group in narrow:
-        values = _array(group.zero)
+        values = array_of(group.zero)
         for clip in group.clips:
             source = clip.inputs[0]
             for user, position in list(clip.outputs[0].uses()):
@@ -481,14 +483,14 @@ def _untype(model: ir.Model) -> None:
     graph, constants = model.graph, _Constants(model)
     for node, codes, _, zero in _dequantizers(model):
         if codes.dtype in {ir.DataType.INT4, ir.DataType.UINT4} and _stored(codes) is not None and zero is not None:
-            zeros, axis = _array(zero).astype(np.int16), node.attributes.get_int("axis", 1)
-            values = _array(codes).astype(np.int16) - _along(zeros, axis, len(codes.const_value.shape))  # type: ignore[union-attr]
+            zeros, axis = array_of(zero).astype(np.int16), node.attributes.get_int("axis", 1)
+            values = array_of(codes).astype(np.int16) - along(zeros, axis, len(codes.const_value.shape))  # type: ignore[union-attr]
             _replace(constants, node, 0, values, ir.DataType.INT8)
             _replace(constants, node, 2, np.zeros_like(zeros), ir.DataType.INT8)
     for group in list(_groups(model)):
         if group.zero.dtype != ir.DataType.UINT4:
             continue
-        _replace(constants, group.quantizers[0], 2, _array(group.zero), ir.DataType.UINT8)
+        _replace(constants, group.quantizers[0], 2, array_of(group.zero), ir.DataType.UINT8)
         for quantize in group.quantizers:
             codes, name = quantize.outputs[0], (quantize.outputs[0].name or "").removesuffix("_quantized")
             bounds = [
@@ -509,7 +511,8 @@ def _stored(value: ir.Value | None) -> ir.TensorProtocol | None:
     return value.const_value if value is not None else None
 
 
-def _array(value: ir.Value | None) -> Array:
+def array_of(value: ir.Value | None) -> Array:
+    """The array behind a constant."""
     tensor = _stored(value)
     assert tensor is not None
     return tensor.numpy()

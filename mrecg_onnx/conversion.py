@@ -1,4 +1,4 @@
-"""Rewriting a quantized file for another container, without calibrating again."""
+"""Rewriting a quantized file for another target or container, without calibrating again."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import onnx
 
 from mrecg_onnx.containers import contained, container_of
 from mrecg_onnx.converters import check_writable, load_model, save_model
-from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.errors import ModelError, SettingsError
+from mrecg_onnx.retargeting import retarget, target_of
 from mrecg_onnx.runtime import describe, input_specs, open_session
+from mrecg_onnx.runtimes import Opened, open_with
+from mrecg_onnx.targets import TARGET_NAMES, Target, load_target
 from mrecg_onnx.verification import verify_container
 
 __all__ = ["Conversion", "convert"]
 
 #: Items of noise on which both files are compared.
-ROWS = 2
+ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -28,67 +31,94 @@ class Conversion:
     Attributes:
         model: the converted model.
         output: where it was written, None if it was not.
-        before: container of the source.
-        container: container of the result.
+        before: target and container of the source.
+        after: target and container of the result.
         size_before: bytes of the source.
         size: bytes of the result.
         compared: whether both were run and gave the same; False where the input's sizes are free.
-        fused: ops that ONNX Runtime runs at its default level, by type.
+        opened: what the target's runtime made of the result.
         notes: what the container could not hold in low-bit types.
     """
 
     model: onnx.ModelProto
     output: Path | None
-    before: str
-    container: str
+    before: tuple[str, str]
+    after: tuple[str, str]
     size_before: int
     size: int
     compared: bool
-    fused: dict[str, int]
+    opened: Opened
     notes: tuple[str, ...]
 
 
 def convert(
-    model: onnx.ModelProto | str | Path, container: str | None = None, *, output: str | Path | None = None
+    model: onnx.ModelProto | str | Path,
+    container: str | None = None,
+    target: str | None = None,
+    *,
+    output: str | Path | None = None,
 ) -> Conversion:
     """Rewrite a file of :func:`mrecg_onnx.quantize`.
 
     Args:
-        model: the quantized model; not changed.
-        container: a row of :data:`mrecg_onnx.containers.CONTAINERS`; None keeps the one it has.
+        model: the quantized model; not changed. Only one that was written for the target ``ort`` can get another one.
+        container: a row of :data:`mrecg_onnx.containers.CONTAINERS`; None keeps the one it has where the target allows it.
+        target: one of :data:`mrecg_onnx.targets.TARGET_NAMES` or the path of a file of rules; None keeps the one it has.
         output: where to write the result; it appears there whole or not at all.
 
     Returns:
         The converted model, compared with the source on ONNX Runtime, bit for bit, graph run as written.
 
     Raises:
-        SettingsError: ``container`` is unknown, or ``output`` is the model itself.
-        ModelError: ``model`` cannot be read or was not written by :func:`mrecg_onnx.quantize`.
+        SettingsError: ``container`` or ``target`` is unknown or excludes what the file has, or ``output`` is the model itself.
+        ModelError: ``model`` cannot be read or was not written by :func:`mrecg_onnx.quantize`, or is for another target.
         ExportError: the result cannot be written, or the runtime refuses it.
     """
     where = describe(model)
     source = load_model(model)
-    before = container_of(source, where)
+    before = target_of(source), container_of(source, where)
+    rules = _rules(target, before[0], where)
+    wanted = container or (before[1] if before[1] in rules.containers else "int8")
+    if wanted not in rules.containers:
+        raise SettingsError(
+            f"target {rules.name} has no container '{wanted}': choose one of {', '.join(rules.containers)}"
+        )
     if output is not None:
         if isinstance(model, str | Path) and Path(output).resolve() == Path(model).resolve():
             raise SettingsError(f"--output {output} is the model itself: choose another file")
         check_writable(output)
-    held = contained(source, container or before, where)
+    plain = source
+    if rules.name != before[0]:
+        plain = retarget(contained(source, "int8", where).model, rules, where)
+    held = contained(plain, wanted, where)
     feeds = _noise(source)
-    fused = verify_container(source, held, feeds)
+    verify_container(source, held, feeds)
+    opened = open_with(rules, held.model, feeds)
     if output is not None:
         save_model(held.model, output)
     return Conversion(
         model=held.model,
         output=Path(output) if output is not None else None,
         before=before,
-        container=container or before,
+        after=(rules.name, wanted),
         size_before=source.ByteSize(),
         size=held.model.ByteSize(),
         compared=feeds is not None,
-        fused=fused,
+        opened=opened,
         notes=held.notes,
     )
+
+
+def _rules(wanted: str | None, has: str, where: str) -> Target:
+    """The rules of the result."""
+    if wanted is not None:
+        rules = load_target(wanted)
+        if has not in {"ort", rules.name}:
+            raise ModelError(f"{where}: was written for target {has}; other targets are made from a file for ort")
+        return rules
+    if has not in TARGET_NAMES:
+        raise SettingsError(f"{where}: was written for target {has}: give its file of rules with --target")
+    return load_target(has)
 
 
 def _noise(model: onnx.ModelProto) -> dict[str, npt.NDArray[np.generic]] | None:

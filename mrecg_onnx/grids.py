@@ -24,6 +24,7 @@ __all__ = [
     "learnable_fake_quantize",
     "quantize_codes",
     "search_range",
+    "symmetric_eight",
 ]
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,20 @@ def grid_from_range(low: Tensor, high: Tensor, bits: int, *, symmetric: bool) ->
         return scale.clamp(min=EPSILON), torch.zeros_like(scale)
     scale = ((high - low) / (2**bits - 1)).clamp(min=EPSILON)
     return scale, torch.round(-low / scale).clamp(0, 2**bits - 1)
+
+
+def symmetric_eight(grid: Grid) -> Grid:
+    """The grid of an 8-bit tensor on which codes minus zero point fit int8, over the same range; others stay as they are.
+
+    Values from 0 on have seven bits there, 0..127; the rest -128..127 around the zero point 128.
+    """
+    if grid.bits < 8 or grid.symmetric:
+        return grid
+    low, high = -grid.zero_point * grid.scale, (grid.qmax - grid.zero_point) * grid.scale
+    if not bool(grid.zero_point.any()):
+        return Grid(high / 127, grid.zero_point, 7, grid.axis)
+    scale = torch.maximum(-low / 128, high / 127).clamp(min=EPSILON)
+    return Grid(scale, torch.full_like(grid.zero_point, 128.0), 8, grid.axis)
 
 
 def search_range(

@@ -43,6 +43,7 @@ from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.converters.passes.gelu import gelu_nodes
 from mrecg_onnx.plan import BYSTANDER_BITS, FLOAT_BITS, ActivationPlan, LayerPlan
 from mrecg_onnx.settings import Settings
+from mrecg_onnx.targets import load_target
 
 __all__ = ["place", "plan_layers"]
 
@@ -218,13 +219,14 @@ def place(
             return False
         if node.name in wanted:
             return True
-        if node.op_type not in INTEGER_OPS or node not in ahead or is_weighted(node) or node in gelus:
+        if node.op_type not in integer_ops or node not in ahead or is_weighted(node) or node in gelus:
             return False
         if node.op_type == "Softmax":
             maker = _maker(node.inputs[0])
             return maker is not None and computes(maker)
         return not _has_float_constant(node)
 
+    integer_ops = INTEGER_OPS & set(load_target(settings.target).integer_ops)
     # Nodes through which a quantizer can act: computing ones, clamps, and value-preserving ones on the way to those.
     integer: set[ir.Node] = set()
     for node in reversed(list(model.graph)):

@@ -22,7 +22,7 @@ from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
 from mrecg_onnx.equalization import Equalized, apply_scale, bound_channels, choose_scales, find_streams
 from mrecg_onnx.fallbacks import mark_fallbacks
 from mrecg_onnx.granularity import default_merges, groups_from_mask, read_scheme, select_eq4, select_peaks
-from mrecg_onnx.grids import Grid
+from mrecg_onnx.grids import Grid, symmetric_eight
 from mrecg_onnx.images import ZEROQ, Dataset, InputSpec, open_calibration
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.network import Network
@@ -33,6 +33,7 @@ from mrecg_onnx.progress import Clock
 from mrecg_onnx.ranges import chosen_ranges
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.simulation import Simulation
+from mrecg_onnx.targets import load_target
 from mrecg_onnx.units import plan_layer_units, plan_units
 from mrecg_onnx.zeroq import IMAGES, make_images
 
@@ -286,9 +287,12 @@ def search_grids(
 ) -> dict[str, Grid]:
     """Activation grids by quantizer name, searched as the settings say; those in ``only``, or all."""
     row = chosen_ranges(settings)
-    return activation_grids(
+    grids = activation_grids(
         network, plan.activations, data, images=settings.range_samples, only=only, estimators=row.proposals
     )
+    if load_target(settings.target).symmetric:
+        return {name: symmetric_eight(grid) for name, grid in grids.items()}
+    return grids
 
 
 def calibrate(network: Network, plan: Plan, data: dict[str, Tensor], settings: Settings) -> Simulation:

@@ -45,9 +45,12 @@ from mrecg_onnx.prefix import Inputs, Prefix
 from mrecg_onnx.preparation import Prepared, calibrate, make_plan, merge_by, pick_device, prepare, search_grids
 from mrecg_onnx.progress import Clock, Progress, Report
 from mrecg_onnx.reconstruction import LearningRates, UnitResult, default_rates, reconstruct_unit
+from mrecg_onnx.retargeting import retarget
+from mrecg_onnx.runtimes import open_with
 from mrecg_onnx.sensitivity import Sensitivity, measure_sensitivity
 from mrecg_onnx.settings import BitRule, Settings
 from mrecg_onnx.simulation import Simulation, State, forward_batches
+from mrecg_onnx.targets import load_target
 from mrecg_onnx.validation import PREPROCESS_KEY, SOURCE_KEY, source_sha256, validate
 from mrecg_onnx.verification import Verification, verify, verify_container
 from mrecg_onnx.zeroq import CALIBRATION_KEY
@@ -642,22 +645,26 @@ def _kept(run: _Run, stage: str, number: int, unit: UnitPlan, prefix: Prefix) ->
 def _contain(
     exported: Exported, settings: Settings, data: dict[str, Tensor], verification: Verification
 ) -> tuple[Contained, Verification]:
-    """The file's model in the container that the settings ask for, checked; what that changes is in the notes."""
-    held = contained(exported.model, settings.container)
-    if settings.container == "int8":
+    """The file's model for the target and in the container that the settings ask for, checked; what that changes is noted."""
+    rules = load_target(settings.target)
+    held = contained(retarget(exported.model, rules), settings.container)
+    if held.model is exported.model:
         return held, verification
-    fused = verify_container(exported.model, held, {n: x[:CONTAINER_IMAGES].numpy() for n, x in data.items()})
-    lost = [
-        f"{n} {fused.get(n, 0)} of {count}" for n, count in verification.expected.items() if fused.get(n, 0) < count
-    ]
-    kernels = [f"in this container ONNX Runtime runs fewer integer kernels: {', '.join(lost)}"] if lost else []
-    notes = (*verification.notes, *held.notes, *kernels)
-    return held, dataclasses.replace(verification, fused=fused, notes=notes)
+    few = {n: x[:CONTAINER_IMAGES].numpy() for n, x in data.items()}
+    fused = verify_container(exported.model, held, few)
+    notes = [*verification.notes, *held.notes]
+    if rules.runtime == "onnxruntime":
+        lost = [f"{n} {fused.get(n, 0)} of {m}" for n, m in verification.expected.items() if fused.get(n, 0) < m]
+        notes += [f"in this form ONNX Runtime runs fewer integer kernels: {', '.join(lost)}"] if lost else []
+    else:
+        notes.append(f"target {rules.name}: {open_with(rules, held.model, few).line()}")
+    return held, dataclasses.replace(verification, fused=fused, notes=tuple(notes))
 
 
 def _kept_settings(settings: Settings) -> dict[str, Any]:
-    """Settings for the metadata; the container, which ``convert`` changes, has an entry of its own."""
-    return {name: value for name, value in settings.to_json().items() if name != "container"}
+    """Settings for the metadata; container and target, which ``convert`` changes, have entries of their own."""
+    left_out = {"container"} | ({"target"} if settings.target == "ort" else set())
+    return {name: value for name, value in settings.to_json().items() if name not in left_out}
 
 
 def _metadata(

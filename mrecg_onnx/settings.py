@@ -12,7 +12,7 @@ from typing import Any
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.images import Preprocess
 from mrecg_onnx.methods import METHODS, RANGE_NAMES
-from mrecg_onnx.targets import CONTAINER_NAMES
+from mrecg_onnx.targets import CONTAINER_NAMES, load_target
 
 __all__ = ["BitRule", "Settings"]
 
@@ -79,6 +79,7 @@ class Settings:
         exclude: regular expressions; matching nodes stay in float.
         bits: widths of single layers.
         preprocess: how an image becomes an input.
+        target: where the file is meant to run: one of :data:`mrecg_onnx.targets.TARGET_NAMES`, or the path of a file of rules.
         container: how codes are stored, a row of :data:`mrecg_onnx.containers.CONTAINERS`.
         threads: CPU threads of torch, None for its default.
         memory: bytes that the process should stay within, None for half of what is free; activations that do not fit go
@@ -143,6 +144,7 @@ class Settings:
     exclude: tuple[str, ...] = ()
     bits: tuple[BitRule, ...] = ()
     preprocess: Preprocess = field(default_factory=Preprocess)
+    target: str = "ort"
     container: str = "int8"
 
     threads: int | None = None
@@ -238,6 +240,7 @@ class Settings:
             _in("drop", self.drop, 0.0, 1.0)
         self._check_budgets()
         self._check_method_widths()
+        self._check_target()
         _in("percentile", self.percentile, 50.0, 100.0)
         _in("alpha", self.alpha, 0.0, math.inf)
         _in("probe_fraction", self.probe_fraction, 0.001, 1.0)
@@ -274,6 +277,27 @@ class Settings:
         for name, width in widths.items():
             if width < least:
                 raise SettingsError(f"method {self.method} needs weights of {least} bits or more, {name} says {width}")
+
+    def _check_target(self) -> None:
+        rules = load_target(self.target)
+        rules.check_widths(self.wbits, self.abits, "--wbits, --abits")
+        rules.check_widths(self.first_last_bits, self.first_last_bits, "--first-last-bits")
+        for rule in self.bits:
+            rules.check_widths(rule.wbits or 32, rule.abits or 32, f"--bits '{rule.pattern}'")
+        if self.container not in rules.containers:
+            raise SettingsError(
+                f"target {rules.name} has no container '{self.container}': choose one of {', '.join(rules.containers)}"
+            )
+        method = METHODS[self.method]
+        if rules.bounds == "float" and method.allocate and self.channel_bits == "auto":
+            raise SettingsError(
+                f"target {rules.name} cannot hold widths a channel of activations: add --channel-bits weights to "
+                f"--method {self.method}"
+            )
+        if rules.symmetric and method.joint_steps:
+            raise SettingsError(
+                f"method {self.method} does not keep 8-bit activations symmetric as target {rules.name} needs them"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary of all settings, as stored in the output file's metadata."""

@@ -1,8 +1,140 @@
-"""Where a quantized file is meant to run: rules as data."""
+"""Where a quantized file is meant to run: each target is a file of rules that can be read, copied and passed by its path.
+
+The files lie in ``mrecg_onnx/rules/``; docs/deployment.md says where each rule comes from.
+"""
 
 from __future__ import annotations
 
-__all__ = ["CONTAINER_NAMES"]
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mrecg_onnx.converters.errors import SettingsError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["CONTAINER_NAMES", "TARGET_NAMES", "Target", "load_target"]
 
 #: Rows of :data:`mrecg_onnx.containers.CONTAINERS`; here, because help pages do not wait for onnx.
 CONTAINER_NAMES = ("int8", "packed", "typed")
+#: The targets that come with the package.
+TARGET_NAMES = ("ort", "openvino", "tensorrt", "qnn", "portable")
+_FOLDER = Path(__file__).parent / "rules"
+_CHOICES = {
+    "activation": ("uint8", "int8"),
+    "zero_point": ("any", "zero"),
+    "bounds": ("codes", "float"),
+    "bias": ("int32", "float"),
+    "float_layers": ("channel-scales", "one-scale"),
+    "runtime": ("onnxruntime", "openvino", "none"),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """The rules of one target.
+
+    Attributes:
+        name: how it was asked for.
+        summary: what it is.
+        opset: lowest and highest opset; a float model above it is refused, one below is raised.
+        containers: how codes may be stored, rows of :data:`mrecg_onnx.containers.CONTAINERS`.
+        integer_ops: ops besides weighted layers whose inputs are quantized.
+        activation: type of activation codes, "uint8" or "int8".
+        zero_point: "any", or "zero": activation codes are symmetric. Widths up to 7 bits then lie around 0 as they are; 8-bit
+            grids are calibrated for it.
+        bounds: how the range of codes narrower than 8 bits is written: "codes", an integer Clip behind QuantizeLinear, or
+            "float", a Clip of the values in front of it.
+        bias: "int32" behind a DequantizeLinear, or "float".
+        float_layers: what a layer with a float weight or bias reads: "channel-scales" keeps ONNX Runtime from quantizing it on
+            its own, "one-scale" is the plain form.
+        wbits: narrowest and widest weights.
+        abits: narrowest and widest activations.
+        runtime: what opens the file after the export: "onnxruntime", "openvino" or "none", where nothing runs it on a CPU.
+    """
+
+    name: str
+    summary: str
+    opset: tuple[int, int]
+    containers: tuple[str, ...]
+    integer_ops: tuple[str, ...]
+    activation: str
+    zero_point: str
+    bounds: str
+    bias: str
+    float_layers: str
+    wbits: tuple[int, int]
+    abits: tuple[int, int]
+    runtime: str
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether 8-bit activations have to be calibrated symmetric."""
+        return self.zero_point == "zero"
+
+    def check_widths(self, wbits: int, abits: int, where: str) -> None:
+        """Refuse widths outside the rules; 32 is float and always allowed.
+
+        Raises:
+            SettingsError: they are.
+        """
+        for kind, width, (low, high) in (("weights", wbits, self.wbits), ("activations", abits, self.abits)):
+            if width != 32 and not low <= width <= high:
+                raise SettingsError(
+                    f"target {self.name}: {where} asks for {width}-bit {kind}; its rules allow {low} to {high}"
+                )
+
+
+def load_target(name: str) -> Target:
+    """The target called ``name``, or the rules in the file of that path.
+
+    Raises:
+        SettingsError: there is no such target or file, or the file breaks the form of the rules.
+    """
+    path = _FOLDER / f"{name}.toml" if name in TARGET_NAMES else Path(name)
+    if not path.is_file():
+        raise SettingsError(f"target '{name}' is neither {', '.join(TARGET_NAMES)} nor an existing file of rules")
+    try:
+        rules: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"target {path}: cannot be read as TOML: {error}") from error
+    return _checked(path.stem, path, rules)
+
+
+def _checked(name: str, path: Path, rules: dict[str, Any]) -> Target:
+    expected = {field.name for field in dataclasses.fields(Target)} - {"name"}
+    for what, names in (("lacks", expected - set(rules)), ("has the unknown rule", set(rules) - expected)):
+        if names:
+            raise SettingsError(
+                f"target {path}: {what} {', '.join(sorted(names))}; mrecg_onnx/rules/ort.toml shows the form"
+            )
+    for rule, allowed in _CHOICES.items():
+        if rules[rule] not in allowed:
+            raise SettingsError(f"target {path}: {rule} is {rules[rule]!r}: choose one of {', '.join(allowed)}")
+    for rule, (least, most) in {"opset": (13, 25), "wbits": (2, 8), "abits": (2, 8)}.items():
+        pair = rules[rule]
+        fits = isinstance(pair, list) and len(pair) == 2 and all(type(n) is int for n in pair)
+        if not fits or not least <= pair[0] <= pair[1] <= most:
+            raise SettingsError(
+                f"target {path}: {rule} is {pair!r}: expected [lowest, highest] within {least} and {most}"
+            )
+    for rule, known in {"containers": CONTAINER_NAMES, "integer_ops": None}.items():
+        entries = rules[rule]
+        if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+            raise SettingsError(f"target {path}: {rule} is {entries!r}: expected a list of names")
+        wrong = [entry for entry in entries if known is not None and entry not in known]
+        if wrong:
+            raise SettingsError(
+                f"target {path}: {rule} has the unknown {wrong[0]!r}: choose of {', '.join(known or ())}"
+            )
+    if rules["activation"] == "int8" and (rules["zero_point"], rules["bounds"]) != ("zero", "float"):
+        raise SettingsError(f"target {path}: int8 activations need zero_point 'zero' and bounds 'float'")
+    if rules["zero_point"] == "zero" and rules["activation"] != "int8":
+        raise SettingsError(f"target {path}: zero_point 'zero' needs int8 activations")
+    values: dict[str, Any] = {rule: tuple(value) if isinstance(value, list) else value for rule, value in rules.items()}
+    return Target(name=name, **values)

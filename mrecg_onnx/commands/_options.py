@@ -269,6 +269,12 @@ learning_options = _apply(
     ),
     _option(
         _BITS,
+        "--target",
+        metavar="NAME|FILE.toml",
+        help="Where the file is meant to run: ort, openvino, tensorrt, qnn, portable, or a file of rules.",
+    ),
+    _option(
+        _BITS,
         "--container",
         type=click.Choice(CONTAINER_NAMES),
         help="Codes in 8-bit tensors, weights packed to 4 or 2 bits and unpacked at load, or true 4-bit Q/DQ.",

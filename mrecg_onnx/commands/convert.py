@@ -1,4 +1,4 @@
-"""``mrecg-onnx convert``: a quantized file in another container, without calibrating again."""
+"""``mrecg-onnx convert``: a quantized file for another target or in another container, without calibrating again."""
 
 from __future__ import annotations
 
@@ -29,30 +29,40 @@ __all__ = ["convert_command"]
     help="Codes in 8-bit tensors, weights packed to 4 or 2 bits and unpacked at load, or true 4-bit Q/DQ.",
 )
 @click.option(
+    "--target",
+    metavar="NAME|FILE.toml",
+    cls=Option,
+    help="Where the file is meant to run: ort, openvino, tensorrt, qnn, portable, or a file of rules.",
+)
+@click.option(
     "-o",
     "--output",
     "out",
     type=PATH,
     cls=Option,
     metavar="OUT",
-    help="The file to write.  [default: <QUANT>_<container>.onnx in this folder]",
+    help="The file to write.  [default: <QUANT>_<target>_<container>.onnx in this folder]",
 )
 @click.option("--debug", is_flag=True, cls=Option, help="Show log messages, and the traceback of an error.")
-def convert_command(*, quantized: Path, container: str | None, out: Path | None, debug: bool) -> None:
-    """Rewrite QUANT.onnx, a result of quantize, for another container.
+def convert_command(
+    *, quantized: Path, container: str | None, target: str | None, out: Path | None, debug: bool
+) -> None:
+    """Rewrite QUANT.onnx, a result of quantize, for another target or container.
 
     Nothing is calibrated or trained again; the result computes the same, which is checked on ONNX Runtime.
 
     \b
     mrecg-onnx convert model_w4a4.onnx --container packed -o small.onnx
+    mrecg-onnx convert model_w4a4.onnx --target tensorrt
     """  # noqa: D301 - click wants the character, not backslash and b
     from pathlib import Path
 
-    out = out or Path("_".join([quantized.stem, *([container] if container else ["converted"])]) + ".onnx")
+    parts = [Path(target).stem if target else "", container or ""]
+    out = out or Path("_".join([quantized.stem, *filter(None, parts if any(parts) else ["converted"])]) + ".onnx")
     with guarded(debug=debug, writes=[out]):
         from mrecg_onnx.conversion import convert
 
-        show(_summary(convert(quantized, container, output=out)))
+        show(_summary(convert(quantized, container, target, output=out)))
 
 
 def _summary(result: Conversion) -> RenderableType:
@@ -60,11 +70,12 @@ def _summary(result: Conversion) -> RenderableType:
     return grid(
         {
             "output": f"{result.output}, {sizes}, {ratio(result.size_before, result.size, 'smaller', 'larger')}",
-            "container": f"{result.before} -> {result.container}",
+            "target": " -> ".join(dict.fromkeys((result.before[0], result.after[0]))),
+            "container": " -> ".join(dict.fromkeys((result.before[1], result.after[1]))),
             "outputs": "the same bit for bit, both graphs run as written on noise"
             if result.compared
             else "not compared: the input's sizes are free",
-            "kernels": ", ".join(f"{op} {count}" for op, count in sorted(result.fused.items())),
+            "opened by": result.opened.line(),
             "notes": list(result.notes),
         }
     )

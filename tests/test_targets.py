@@ -1,0 +1,228 @@
+"""Targets: rules as data, forms that compute what the file for ONNX Runtime does, and what the rules exclude."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from architectures import PATTERNS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto
+from stages import feeds, simulated
+from test_cli import classifier, fails, works, write_images
+
+import mrecg_onnx
+from mrecg_onnx.converters.errors import ModelError, SettingsError
+from mrecg_onnx.export import export
+from mrecg_onnx.grids import Grid, fake_quantize, symmetric_eight
+from mrecg_onnx.retargeting import broken_rules, retarget, target_of
+from mrecg_onnx.runtime import open_session
+from mrecg_onnx.runtimes import open_with
+from mrecg_onnx.settings import BitRule, Settings
+from mrecg_onnx.targets import TARGET_NAMES, load_target
+
+RULES = Path(mrecg_onnx.__file__).parent / "rules"
+OTHERS = [name for name in TARGET_NAMES if name != "ort"]
+
+
+@cache
+def _file(pattern: str, target: str, wbits: int, abits: int) -> bytes:
+    """The file for ONNX Runtime, calibrated for ``target``."""
+    stage = simulated(PATTERNS[pattern](), wbits=wbits, abits=abits, target=target)
+    return export(stage.graph, stage.simulation, {"mrecg_onnx.version": "test"}).model.SerializeToString()
+
+
+def quantized(pattern: str, target: str = "ort", wbits: int = 4, abits: int = 4) -> onnx.ModelProto:
+    return onnx.load_from_string(_file(pattern, target, wbits, abits))
+
+
+def outputs(model: onnx.ModelProto, level: str = "off") -> list[np.ndarray]:
+    return open_session(model, level=level, threads=1).run(None, feeds(model, 8))
+
+
+@pytest.mark.parametrize("target", OTHERS)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_every_form_computes_the_same_and_keeps_the_rules(pattern: str, target: str) -> None:
+    plain, rules = quantized(pattern, target), load_target(target)
+    before = plain.SerializeToString()
+    aimed = retarget(plain, rules)
+    assert plain.SerializeToString() == before
+    assert target_of(aimed) == target
+    assert not broken_rules(aimed, rules)
+    onnx.checker.check_model(aimed, full_check=True)
+    for x, y in zip(outputs(plain), outputs(aimed), strict=True):
+        np.testing.assert_array_equal(x, y)
+    outputs(aimed, "all")
+
+
+@pytest.mark.parametrize("bits", [(2, 2), (8, 8), (4, 32)])
+def test_tensorrt_at_other_widths(bits: tuple[int, int]) -> None:
+    plain = quantized("residual", "tensorrt", *bits)
+    aimed = retarget(plain, load_target("tensorrt"))
+    for x, y in zip(outputs(plain), outputs(aimed), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_tensorrt_has_int8_zero_point_zero_float_bias_and_float_bounds() -> None:
+    aimed = retarget(quantized("conv_clip", "tensorrt"), load_target("tensorrt"))
+    constants = {t.name: t for t in aimed.graph.initializer}
+    zeros = [constants[n.input[2]] for n in aimed.graph.node if n.op_type.endswith("uantizeLinear")]
+    assert {t.data_type for t in zeros} == {TensorProto.INT8}
+    assert not any(onnx.numpy_helper.to_array(t).any() for t in zeros)
+    made = {o: n for n in aimed.graph.node for o in n.output}
+    for node in aimed.graph.node:
+        if node.op_type == "Conv":
+            assert constants[node.input[2]].data_type == TensorProto.FLOAT
+        if node.op_type == "Clip":
+            assert constants[node.input[1]].data_type == TensorProto.FLOAT
+            assert made[node.input[0]].op_type == "Conv"
+
+
+def test_the_checker_finds_each_broken_rule() -> None:
+    """The file for ONNX Runtime breaks all of TensorRT's."""
+    said = "\n".join(broken_rules(quantized("conv_clip"), load_target("tensorrt")))
+    for text in ("writes uint8, not int8", "is an int32 bias", "is a Clip of codes"):
+        assert text in said
+    assert not broken_rules(quantized("conv_clip"), load_target("ort"))
+    narrow = dataclasses.replace(load_target("ort"), opset=(20, 21))
+    assert "opset" in broken_rules(quantized("conv_clip"), narrow)[0]
+
+
+def test_asymmetric_eight_bits_are_refused_where_the_target_is_symmetric() -> None:
+    with pytest.raises(SettingsError, match=r"'input' has asymmetric codes of 8 bits .*--target tensorrt"):
+        retarget(quantized("conv_clip"), load_target("tensorrt"))
+
+
+def test_only_a_file_for_ort_gets_another_target() -> None:
+    aimed = retarget(quantized("conv_clip"), load_target("portable"))
+    with pytest.raises(ModelError, match="was written for portable"):
+        retarget(aimed, load_target("qnn"))
+    with pytest.raises(ModelError, match=r"opset 13, target .* takes up to"):
+        retarget(quantized("conv_clip"), dataclasses.replace(load_target("qnn"), opset=(11, 12)))
+
+
+@given(st.floats(0.01, 10.0), st.integers(0, 255), st.integers(0, 2**32 - 1))
+@settings(max_examples=50, deadline=None)
+def test_symmetric_grids_cover_the_range_and_fit_int8(scale: float, zero: int, seed: int) -> None:
+    grid = Grid(torch.tensor(scale), torch.tensor(float(zero)), 8)
+    found = symmetric_eight(grid)
+    assert found.qmin - float(found.zero_point) >= -128
+    assert found.qmax - float(found.zero_point) <= 127
+    random = np.random.default_rng(seed)
+    x = torch.from_numpy(random.uniform(-zero * scale, (255 - zero) * scale, 100).astype(np.float32))
+    error = (fake_quantize(x, found) - x).abs().max()
+    assert float(error) <= float(found.scale) * 0.502  # nothing is clipped
+    narrow = Grid(torch.tensor(scale), torch.tensor(float(zero % 16)), 4)
+    assert symmetric_eight(narrow) is narrow
+
+
+def test_openvino_opens_the_file_and_runs_it_in_integers() -> None:
+    pytest.importorskip("openvino")
+    model = retarget(quantized("residual"), load_target("openvino"))
+    opened = open_with(load_target("openvino"), model, feeds(model, 32))
+    assert opened.runtime.startswith("OpenVINO 20")
+    assert opened.kernels["Convolution I8"] == 6
+    assert opened.agreement is not None
+    assert opened.agreement >= 0.9
+
+
+def test_a_runtime_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    opened = open_with(load_target("openvino"), quantized("residual"), None)
+    assert opened.line() == "not opened: OpenVINO is not installed (pip install openvino)"
+
+
+# --- rules as files --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TARGET_NAMES)
+def test_the_rules_can_be_copied(name: str, tmp_path: Path) -> None:
+    shutil.copy(RULES / f"{name}.toml", tmp_path / "mine.toml")
+    assert load_target(str(tmp_path / "mine.toml")) == dataclasses.replace(load_target(name), name="mine")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('activation = "uint8"', 'activation = "uint7"', "activation is 'uint7': choose one of uint8, int8"),
+        ('bias = "int32"', "", "lacks bias"),
+        ('bias = "int32"', 'bias = "int32"\nspeed = 2', "has the unknown rule speed"),
+        ("wbits = [2, 8]", "wbits = [8, 2]", r"wbits is \[8, 2\]: expected \[lowest, highest\] within 2 and 8"),
+        ('"packed"', '"crushed"', "containers has the unknown 'crushed'"),
+        ("[13, 25]", "[13, ", "cannot be read as TOML"),
+        ('activation = "uint8"', 'activation = "int8"', "int8 activations need zero_point 'zero'"),
+        ('zero_point = "any"', 'zero_point = "zero"', "needs int8 activations"),
+    ],
+)
+def test_rules_that_break_their_form(tmp_path: Path, old: str, new: str, says: str) -> None:
+    text = (RULES / "ort.toml").read_text()
+    assert old in text
+    file = tmp_path / "mine.toml"
+    file.write_text(text.replace(old, new))
+    with pytest.raises(SettingsError, match=says):
+        load_target(str(file))
+
+
+def test_settings_that_the_rules_exclude(tmp_path: Path) -> None:
+    file = tmp_path / "eight.toml"
+    file.write_text((RULES / "qnn.toml").read_text().replace("wbits = [2, 8]", "wbits = [4, 8]"))
+    with pytest.raises(
+        SettingsError, match=r"target eight: --wbits, --abits asks for 2-bit weights; its rules allow 4 to 8"
+    ):
+        Settings(wbits=2, target=str(file))
+    with pytest.raises(SettingsError, match="--bits 'head' asks for 3-bit weights"):
+        Settings(target=str(file), bits=(BitRule("head", 3, None),))
+    for options, says in (
+        (
+            {"target": "tensorrt", "container": "packed"},
+            "target tensorrt has no container 'packed': choose one of int8",
+        ),
+        ({"target": "tensorrt", "method": "lapq"}, "method lapq does not keep"),
+        ({"target": "qnn", "method": "aciq"}, "cannot hold widths a channel"),
+        ({"target": "abacus"}, "target 'abacus' is neither ort, openvino"),
+    ):
+        with pytest.raises(SettingsError, match=says):
+            Settings(**options)
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, empty but for ``model.onnx`` and ``images/``."""
+    monkeypatch.chdir(tmp_path)
+    onnx.save(classifier(), tmp_path / "model.onnx")
+    write_images(tmp_path / "images", 24)
+    return tmp_path
+
+
+def test_quantize_and_convert_for_a_target(here: Path) -> None:
+    nearest = ("quantize", "model.onnx", "--calib", "images", "--method", "nearest", "--samples", "8", "--threads", "1")
+    result = works(*nearest, "--target", "tensorrt", "-o", "trt.onnx")
+    assert "nothing here runs this target; its rules were checked" in result.stdout
+    assert not broken_rules(onnx.load("trt.onnx"), load_target("tensorrt"))
+    works("validate", "model.onnx", "trt.onnx", "--data", "images", "--repeats", "0")
+    works(*nearest, "-o", "plain.onnx")
+    said = works("convert", "plain.onnx", "--target", "portable").stdout
+    assert "ort -> portable" in said
+    assert "the same bit for bit" in said
+    assert not broken_rules(onnx.load("plain_portable.onnx"), load_target("portable"))
+    fails(
+        "convert",
+        "plain.onnx",
+        "--target",
+        "tensorrt",
+        code=2,
+        says=("asymmetric codes of 8 bits", "--target tensorrt"),
+    )
+    fails("convert", "plain.onnx", "--target", "qnn", "--container", "typed", code=2, says=("no container 'typed'",))
+    fails("convert", "plain_portable.onnx", "--target", "qnn", says=("was written for target portable",))
+    fails("convert", "plain.onnx", "--target", "abacus", code=2, says=("abacus",))
