@@ -86,9 +86,8 @@ def write(store: Rows) -> None:
     lines = [
         "# Mixed precision against uniform widths",
         "",
-        "Written by `python benchmarks/mixed.py`, whose head says what is measured; commands, dates and versions of all rows",
-        "in mixed.json.",
-        "Standard error of top-1: .013 on MobileNetV2, .006 on ResNet-20. Average: bits a weight between the first and",
+        "Written by `python benchmarks/mixed.py`, whose head says what is measured; commands, dates and versions of all rows in",
+        "mixed.json. Standard error of top-1: .013 (MobileNetV2), .006 (ResNet-20). Average: bits a weight between the first and",
         "the last layer; packed: the file with codes of 2, 4 or 8 bits, as `--size-budget` counts it.",
         "",
     ]
