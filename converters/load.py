@@ -13,6 +13,7 @@ from onnx import external_data_helper, numpy_helper
 
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.save import openable
+from mrecg_onnx.converters.versions import restamped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +55,8 @@ def load_model(source: onnx.ModelProto | str | Path) -> onnx.ModelProto:
         source: A path, whose external data is read too, or a model in memory, which is checked and returned as it is.
 
     Returns:
-        The model with all of its tensors in memory. Nothing is changed in ``source``.
+        The model with all of its tensors in memory. Nothing is changed in ``source``; a copy with opset and IR version
+        lowered comes back where ONNX Runtime does not know them and no node needs them.
 
     Raises:
         ModelError: The file is missing, is not ONNX, is truncated, lacks external data, fails ``onnx.checker``, has an
@@ -69,13 +71,14 @@ def load_model(source: onnx.ModelProto | str | Path) -> onnx.ModelProto:
                 "give the path of the model instead, or load it with its external data"
             )
         _check(model, where, model)
-        return model
+        return restamped(model)
     path = Path(source)
     where = str(path)
     model = _parse(_read(path), where)
     external = _check_external_data(model, path.parent, where)
     _check(model, where, path if external else model)
-    for tensor in external:
+    model = restamped(model)
+    for tensor in _external(model):
         external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
@@ -147,7 +150,7 @@ def _check(model: onnx.ModelProto, where: str, subject: onnx.ModelProto | Path) 
 
 def _check_external_data(model: onnx.ModelProto, folder: Path, where: str) -> list[onnx.TensorProto]:
     """Return the tensors kept outside the file, after checking that their files are there and long enough."""
-    tensors = [tensor for _, tensor in _tensors(model) if external_data_helper.uses_external_data(tensor)]
+    tensors = _external(model)
     for tensor in tensors:
         info = external_data_helper.ExternalDataInfo(tensor)
         path = folder / info.location
@@ -162,6 +165,10 @@ def _check_external_data(model: onnx.ModelProto, folder: Path, where: str) -> li
                 f"bytes, {end} are needed"
             )
     return tensors
+
+
+def _external(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    return [tensor for _, tensor in _tensors(model) if external_data_helper.uses_external_data(tensor)]
 
 
 def _check_finite(model: onnx.ModelProto, where: str) -> None:

@@ -19,6 +19,7 @@ from mrecg_onnx.calibration import activation_grids, nearest_weights
 from mrecg_onnx.channel_bits import allocate_activations, allocate_weights
 from mrecg_onnx.converters import check_parity, load_model, normalize, to_torch
 from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
+from mrecg_onnx.converters.versions import require_known_versions
 from mrecg_onnx.equalization import Equalized, apply_scale, bound_channels, choose_scales, find_streams
 from mrecg_onnx.fallbacks import mark_fallbacks
 from mrecg_onnx.granularity import default_merges, groups_from_mask, read_scheme, select_eq4, select_peaks
@@ -183,6 +184,7 @@ def editable_graph(original: onnx.ModelProto, settings: Settings) -> ir.Model:
     """
     graph = normalize(original)
     _check(graph)
+    require_known_versions(original)
     fallen = mark_fallbacks(graph)
     if fallen and settings.loss == "fisher":
         raise SettingsError(
