@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import graphlib
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -142,10 +143,41 @@ def _check(model: onnx.ModelProto, where: str, subject: onnx.ModelProto | Path) 
             with openable(subject) as source:
                 onnx.checker.check_model(source)
     except (onnx.checker.ValidationError, ValueError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise ModelError(f"{where}: is not valid ONNX: {lines[0] if lines else error}") from error
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = (_disorder(model.graph) if "topologically sorted" in lines[0] else None) or lines[0]
+        raise ModelError(f"{where}: is not valid ONNX: {reason}") from error
     if isinstance(subject, onnx.ModelProto):
         _check_finite(model, where)
+
+
+def _disorder(graph: onnx.GraphProto) -> str | None:
+    """Return what is wrong with the order of the nodes of ``graph``, None if nothing is: the checker does not name them."""
+    given = {value.name for value in (*graph.input, *graph.initializer)}
+    given |= {tensor.values.name for tensor in graph.sparse_initializer}
+    makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    sources: dict[int, set[int]] = {}
+    early = ""
+    for index, node in enumerate(graph.node):
+        sources[index] = set()
+        for name in node.input:
+            if not name or name in given:
+                continue
+            if name not in makers:
+                return f"{_label(node)} reads '{name}', which no node makes and nobody feeds; export the model again"
+            sources[index].add(makers[name])
+            if makers[name] >= index and not early:
+                maker = graph.node[makers[name]]
+                early = f"{_label(node)} stands before {_label(maker)}, whose '{name}' it reads; sort the nodes"
+    try:
+        graphlib.TopologicalSorter(sources).prepare()
+    except graphlib.CycleError as error:
+        cycle = ", ".join(_label(graph.node[index]) for index in error.args[1])
+        return f"its nodes form a cycle: {cycle}; export the model again"
+    return early or None
+
+
+def _label(node: onnx.NodeProto) -> str:
+    return f"node '{node.name}'" if node.name else f"the {node.op_type} that makes '{', '.join(node.output)}'"
 
 
 def _check_external_data(model: onnx.ModelProto, folder: Path, where: str) -> list[onnx.TensorProto]:
