@@ -22,6 +22,7 @@ from mrecg_onnx.converters import check_parity, check_writable, load_model, norm
 from mrecg_onnx.converters.errors import ConversionError, DataError, ExportError, ModelError
 from mrecg_onnx.converters.ops.weighted import OnnxConv, OnnxConvTranspose, OnnxGemm, OnnxMatMulConst
 from mrecg_onnx.converters.parity import relative_error, run_onnx
+from mrecg_onnx.converters.passes.gemm import split_matmul_bias
 
 OPSETS = range(7, 26)
 
@@ -493,8 +494,48 @@ class TestGemmAndMean:
         assert node.inputs[2].name == "b"
         assert len(node.inputs[2].shape) == 1
 
-    def test_not_with_three_axes(self):
-        body = "g (float[n, 5, 4] x) => (float[n, 5, 3] y) { [mm] p = MatMul(x, w) [add] y = Add(p, b) }"
+    @pytest.mark.parametrize("bias", [(3,), (1, 1, 3)])
+    @pytest.mark.parametrize("order", ["p, b", "b, p"])
+    def test_with_three_axes_the_matmul_takes_the_bias(self, bias, order):
+        """No ONNX operator: torch computes it, and taken apart it is what the user wrote."""
+        body = f"g (float[n, 5, 4] x) => (float[n, 5, 3] y) {{ [mm] p = MatMul(x, w) [add] y = Add({order}) }}"
+        model = make(body, w=(4, 3), b=bias)
+        graph = normalize(model)
+        (node,) = graph.graph
+        assert (node.op_type, node.name, node.outputs[0].name) == ("MatMul", "mm", "y")
+        assert list(node.outputs[0].shape) == ["n", 5, 3]
+        assert list(node.inputs[2].shape) == [3]
+        x = np.random.default_rng(1).standard_normal((2, 5, 4)).astype(np.float32)
+        expected = run_onnx(model, {"x": x})["y"]
+        with torch.no_grad():
+            np.testing.assert_allclose(to_torch(graph)(torch.from_numpy(x)).numpy(), expected, rtol=1e-5, atol=1e-5)
+        split_matmul_bias(node)
+        assert [(n.op_type, n.name) for n in graph.graph] == [("MatMul", "mm"), ("Add", "add")]
+        np.testing.assert_allclose(run_onnx(ir.to_proto(graph), {"x": x})["y"], expected, rtol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("body", "bias"),
+        [
+            ("g (float[n, 5, 4] x) => (float[n, 5, 3] y) { p = MatMul(x, w) y = Add(p, b) }", (5, 1)),
+            ("g (float[n, 5, 4] x) => (float[n, 5, 3] y) { p = MatMul(x, w) y = Add(p, b) }", (1,)),
+            ("g (float[n, 5, 4] x) => (float[2, n, 5, 3] y) { p = MatMul(x, w) y = Add(p, b) }", (2, 1, 5, 3)),
+            ("g (float[n, 5, 4] x) => (float[1, n, 5, 3] y) { p = MatMul(x, w) y = Add(p, b) }", (1, 1, 1, 3)),
+        ],
+    )
+    def test_a_constant_that_is_no_bias_stays_an_add(self, body, bias):
+        assert op_types(assert_same(make(body, w=(4, 3), b=bias))) == ["MatMul", "Add"]
+
+    def test_integers_stay_an_add(self):
+        body = "g (int32[n, 5, 4] x) => (int32[n, 5, 3] y) { p = MatMul(x, w) y = Add(p, b) }"
+        model = make(body, w=np.arange(12, dtype=np.int32).reshape(4, 3), b=np.arange(3, dtype=np.int32))
+        graph = normalize(model)
+        assert op_types(graph) == ["MatMul", "Add"]
+        x = np.arange(40, dtype=np.int32).reshape(2, 5, 4)
+        assert np.array_equal(to_torch(graph)(torch.from_numpy(x)).numpy(), run_onnx(model, {"x": x})["y"])
+
+    def test_not_in_front_of_an_output(self):
+        body = """g (float[n, 5, 4] x) => (float[n, 5, 3] p, float[n, 5, 3] y) {
+            p = MatMul(x, w) y = Add(p, b) }"""
         assert op_types(assert_same(make(body, w=(4, 3), b=(3,)))) == ["MatMul", "Add"]
 
     def test_not_where_the_product_is_read_twice(self):
