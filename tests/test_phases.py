@@ -214,7 +214,7 @@ def test_channels_of_a_matmul_with_bias_are_on_the_last_axis():
         x = g.op("MatMul", [x, g.weight(f"{name}.weight", (cin, cout), cin)], name)
         x = g.op("Add", [x, g.bias(f"{name}.bias", cout)], f"{name}_add", output)
         x = g.relu(x) if output is None else x
-    stage = simulated(g.model(), tensors(g.model(), 32), wbits=2, abits=4)
+    stage = simulated(g.model(), tensors(g.model(), 32), wbits=2, abits=4, first_last_bits=4)
 
     def error() -> float:
         wanted, made = (run(stage.data)["output"] for run in (stage.network.run, stage.simulation.run))
@@ -222,7 +222,7 @@ def test_channels_of_a_matmul_with_bias_are_on_the_last_axis():
 
     before = error()
     assert correct_biases(prefix_of(stage)).keys() == {"first", "last"}
-    assert error() < 0.01 < before
+    assert error() < 0.25 * before
 
 
 def test_values_that_are_cut_off_do_not_count():
