@@ -565,9 +565,98 @@ class TestGemmAndMean:
         assert graph.graph[0].name == "mean"
         assert graph.graph[-1].outputs[0].name == "y"
 
+    @pytest.mark.parametrize("keepdims", [0, 1])
+    def test_a_mean_of_an_nhwc_map_becomes_a_pool(self, keepdims):
+        shape = "[n, 1, 1, 4]" if keepdims else "[n, 4]"
+        body = f"""g (float[n, 4, 5, 6] x) => (float{shape} y) {{
+            t = Transpose<perm = [0, 2, 3, 1]>(x) [mean] y = ReduceMean<axes = [1, -2], keepdims = {keepdims}>(t) }}"""
+        graph = assert_same(make(body))
+        assert op_types(graph) == ["GlobalAveragePool", "Transpose" if keepdims else "Flatten"]
+        assert graph.graph[0].name == "mean"
+
+    @pytest.mark.parametrize(("perm", "axes"), [([0, 2, 3, 1], [0, 1]), ([1, 2, 3, 0], [1, 2]), ([0, 2, 3, 1], [1])])
+    def test_a_mean_of_another_transposed_map_stays(self, perm, axes):
+        body = f"""g (float[3, 4, 5, 6] x) => (float[a, b, c, d] y) {{
+            t = Transpose<perm = {perm}>(x) y = ReduceMean<axes = {axes}>(t) }}"""
+        assert op_types(assert_same(make(body))) == ["Transpose", "ReduceMean"]
+
     def test_a_mean_over_other_axes_stays(self):
         body = "g (float[n, 4, 5, 6] x) => (float[n, 1, 5, 1] y) { y = ReduceMean<axes = [1, 3]>(x) }"
         assert op_types(assert_same(make(body))) == ["ReduceMean"]
+
+
+class TestTransposes:
+    def test_those_that_undo_each_other_go(self):
+        body = """g (float[n, 4, 5, 6] x) => (float[n, 4, 5, 6] y) {
+            a = Relu(x) b = Transpose<perm = [0, 2, 3, 1]>(a) c = Transpose<perm = [0, 3, 1, 2]>(b) [last] y = Neg(c) }"""
+        assert op_types(assert_same(make(body))) == ["Relu", "Neg"]
+
+    def test_reversed_axes_are_the_default(self):
+        body = """g (float[n, 4, 5] x) => (float[n, 4, 5] y) {
+            a = Transpose(x) b = Transpose<perm = [2, 1, 0]>(a) c = Transpose<perm = [0, 1, 2]>(b) y = Neg(c) }"""
+        assert op_types(assert_same(make(body))) == ["Neg"]
+
+    def test_normalization_between_them_is_folded(self):
+        """With Transposes of its own, as TensorFlow's exporter leaves it."""
+        body = """g (float[n, 5, 6, 4] x) => (float[n, 5, 6, 8] y) {
+            a = Transpose<perm = [0, 3, 1, 2]>(x) [conv] b = Conv(a, w) c = Transpose<perm = [0, 2, 3, 1]>(b)
+            d = Transpose<perm = [0, 3, 1, 2]>(c) e = BatchNormalization(d, s, t, m, v) y = Transpose<perm = [0, 2, 3, 1]>(e) }"""
+        one = np.linspace(0.5, 2, 8, dtype=np.float32)
+        graph = assert_same(make(body, w=(8, 4, 1, 1), s=one, t=(8,), m=(8,), v=one))
+        assert op_types(graph) == ["Transpose", "Conv", "Transpose"]
+
+    @pytest.mark.parametrize("second", ["[0, 3, 2, 1]", "[0, 2, 3, 1]"])
+    def test_others_stay(self, second):
+        body = f"""g (float[n, 4, 5, 6] x) => (float[n, a, b, c] y) {{
+            a = Transpose<perm = [0, 2, 3, 1]>(x) b = Transpose<perm = {second}>(a) y = Neg(b) }}"""
+        assert op_types(assert_same(make(body))) == ["Transpose", "Transpose", "Neg"]
+
+    def test_one_that_something_else_reads_stays(self):
+        body = """g (float[n, 4, 5, 6] x) => (float[n, 5, 6, 4] y, float[n, 4, 5, 6] z) {
+            a = Neg(x) b = Transpose<perm = [0, 2, 3, 1]>(a) y = Abs(b) z = Transpose<perm = [0, 3, 1, 2]>(b) }"""
+        graph = assert_same(make(body))
+        assert op_types(graph) == ["Neg", "Transpose", "Abs"]
+        assert [v.name for v in graph.graph.outputs] == ["y", "z"]
+
+    def test_outputs_keep_their_names(self):
+        """An input cannot be called like an output."""
+        body = """g (float[n, 4, 5, 6] x) => (float[n, 4, 5, 6] y) {
+            b = Transpose<perm = [0, 2, 3, 1]>(x) y = Transpose<perm = [0, 3, 1, 2]>(b) }"""
+        assert op_types(assert_same(make(body))) == ["Transpose", "Transpose"]
+
+
+class TestClamps:
+    @pytest.mark.parametrize(
+        ("steps", "bounds"),
+        [
+            ("a = Relu(x) [last] y = Min(a, high)", (0, 6)),
+            ("a = Min(high, x) [last] y = Relu(a)", (0, 6)),
+            ("a = Max(x, low) [last] y = Min(high, a)", (-1, 6)),
+            ("a = Min(x, high) [last] y = Max(a, low)", (-1, 6)),
+        ],
+    )
+    def test_two_nodes_become_a_clip(self, steps, bounds):
+        body = f"g (float[n, 4] x) => (float[n, 4] y) {{ {steps} }}"
+        model = make(body, high=np.array([6], np.float32), low=np.float32(-1))
+        graph = assert_same(model)
+        (node,) = graph.graph
+        assert (node.op_type, node.name, node.outputs[0].name) == ("Clip", "last", "y")
+        assert tuple(float(v.const_value.numpy()) for v in node.inputs[1:]) == bounds
+
+    @pytest.mark.parametrize(
+        "steps",
+        [
+            "a = Relu(x) y = Max(a, high)",
+            "a = Max(x, high) y = Min(a, low)",
+            "a = Relu(x) y = Min(a, channels)",
+            "a = Relu(x) y = Min(a, high, low)",
+            "a = Relu(x) b = Min(a, high) y = Add(a, b)",
+        ],
+    )
+    def test_what_is_no_clip_stays(self, steps):
+        body = f"g (float[n, 4] x) => (float[n, 4] y) {{ {steps} }}"
+        graph = assert_same(make(body, high=np.float32(6), low=np.float32(-1), channels=(4,)))
+        assert "Clip" not in op_types(graph)
 
 
 class TestLoading:
