@@ -25,7 +25,7 @@ from mrecg_onnx.images import InputSpec, pad_batch
 from mrecg_onnx.parallel import local_rank
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = [
     "PROVIDERS",
@@ -33,7 +33,9 @@ __all__ = [
     "Kernel",
     "Level",
     "Model",
+    "check_provider",
     "describe",
+    "elsewhere",
     "fixed_batch",
     "fused_op_counts",
     "input_specs",
@@ -267,6 +269,27 @@ def kernels(
         for (op, provider), nodes in times.items()
     ]
     return sorted(found, key=lambda kernel: -kernel.seconds)
+
+
+def check_provider(found: Sequence[Kernel], device: str, where: str) -> None:
+    """Refuse figures of a provider that was loaded and left all the work to another one; ``found`` is from :func:`kernels`.
+
+    Raises:
+        SettingsError: no kernel ran on it.
+    """
+    wanted = PROVIDERS[device][0]
+    if not any(kernel.provider == wanted for kernel in found):
+        others = ", ".join(sorted({kernel.provider for kernel in found})) or "nothing"
+        raise SettingsError(f"{where}: '{device}' ran none of its nodes, {others} ran all: use cpu")
+
+
+def elsewhere(found: Sequence[Kernel], device: str) -> str:
+    """What ran on another provider than that of ``device``, for people; empty where nothing did."""
+    counts: Counter[str] = Counter()
+    for kernel in found:
+        counts[kernel.provider] += kernel.count
+    total = counts.total()
+    return ", ".join(f"{n} of {total} nodes on {name}" for name, n in counts.items() if name != PROVIDERS[device][0])
 
 
 def latency(
