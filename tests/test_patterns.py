@@ -252,6 +252,22 @@ PATTERNS = {
         ),
         4,
     ),
+    "BatchNormalization of what is read twice": (
+        lambda: image(
+            """c2 = Conv <pads = [1, 1, 1, 1]> (r1, w2) n = BatchNormalization (c2, s, b, b, s) g = Sigmoid (c2)
+            r2 = Mul (n, g)""",
+            s=np.abs(weights(6)) + 0.5,
+            b=weights(6),
+        ),
+        3,
+    ),
+    "Pad of a tensor with negative values": (
+        lambda: image(
+            """c2 = Conv (r1, w2) p2 = Pad (c2, pads) c3 = Conv (p2, w2) r2 = Relu (c3)""",
+            pads=[0, 0, 1, 2, 0, 0, 2, 1],
+        ),
+        4,
+    ),
 }
 
 
@@ -326,6 +342,29 @@ def test_what_has_a_body_stays_whole(tmp_path, name):
     whole = next(node for node in before if node[0] == name)
     assert whole in after
     assert whole[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("BatchNormalization behind ReLU, and a concatenation", 2), ("BatchNormalization of what is read twice", 1)],
+)
+def test_a_batch_normalization_that_cannot_be_folded_stays(tmp_path, name, count):
+    model = PATTERNS[name][0]()
+    names = [node.output[0] for node in model.graph.node if node.op_type == "BatchNormalization"]
+    result = quantized(model, arrays(model, 8), tmp_path)
+    kept = [node.output[0] for node in result.model.graph.node if node.op_type == "BatchNormalization"]
+    assert kept == names
+    assert len(kept) == count
+
+
+def test_a_pad_holds_the_code_of_zero(tmp_path):
+    model = PATTERNS["Pad of a tensor with negative values"][0]()
+    result = quantized(model, arrays(model, 8), tmp_path)
+    pad = next(node for node in result.model.graph.node if node.op_type == "Pad")
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in result.model.graph.initializer}
+    reader = next(node for node in result.model.graph.node if node.input[0] == pad.output[0])
+    assert reader.op_type == "DequantizeLinear"
+    assert constants[pad.input[2]] == constants[reader.input[2]] > 0
 
 
 def test_free_sizes_are_calibrated_at_the_size_of_the_data_and_stay_free(tmp_path):
