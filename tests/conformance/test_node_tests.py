@@ -56,13 +56,16 @@ def test_counts_hold(outcomes):
     assert len(converted) >= LEAST_CONVERTED
 
 
-def test_the_readme_has_the_counts_of_the_lists():
+def test_the_readmes_have_the_counts_of_the_lists():
     passed = read_list("onnxruntime").keys()
     text = (LISTS / "README.md").read_text(encoding="utf-8")
     for kind in CLASSES:
         names = read_list(kind).keys()
         assert f"| `{kind}.txt` | {len(names):,} | {len(names & passed):,} |" in text
     assert f"{len(passed):,} that ONNX Runtime" in text
+    native, fallback, refused = (len(read_list(kind)) for kind in CLASSES)
+    overview = " ".join((LISTS.parents[1] / "README.md").read_text(encoding="utf-8").split())
+    assert f"{native:,} run in torch, {fallback:,} through ONNX Runtime and {refused:,} not at all" in overview
 
 
 def test_every_refusal_has_a_reason():
