@@ -1,13 +1,10 @@
-"""The zoo through torch's exporters: the bridge equals ONNX Runtime, units cover all layers, W4A4 files are what was learned.
+"""The zoo as exporters write it: the bridge equals ONNX Runtime, units cover all layers, W4A4 files are what was learned.
 
-Rows are :data:`networks.NETWORKS`. The TorchScript exporter writes opset 13 with a dynamic batch and 17 with a fixed one, the
-torch.export one 18 to 23; plain ``pytest`` takes a row of each kind, ``-m slow`` all of them. :data:`nhwc.BY_HAND` has graphs
-that no exporter of torch writes.
+Plain ``pytest`` takes a row of each kind of :data:`networks.CASES`, ``-m slow`` the others; ``benchmarks/zoo.py`` makes a table.
 """
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from pathlib import Path
 
@@ -16,8 +13,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from networks import NETWORKS, Row, initialized
-from nhwc import BY_HAND
+from networks import CASES, Case
 from stages import feeds, planned
 
 from mrecg_onnx.activations import is_weighted
@@ -25,23 +21,11 @@ from mrecg_onnx.converters import to_torch
 from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.settings import Settings
 
-#: What plain pytest exports, by opset.
-FAST = {13: ("squeezenet", "vit", "keyword_spotting"), 17: ("shufflenet_v2", "deit", "two_inputs")}
-
-
-def exported(row: Row, module: torch.nn.Module, opset: int, *, dynamo: bool, dynamic: bool) -> onnx.ModelProto:
-    """A batch of 2, or one called ``batch``."""
-    names = [f"input{i or ''}" for i in range(len(row.shapes))]
-    options: dict[str, object] = {"dynamo": dynamo, "opset_version": opset, "input_names": names}
-    if dynamic and dynamo:
-        options["dynamic_shapes"] = tuple({0: torch.export.Dim("batch")} for _ in names)
-    elif dynamic:
-        options["dynamic_axes"] = {name: {0: "batch"} for name in names}
-    if dynamo:
-        options["verbose"] = False
-    file = io.BytesIO()
-    torch.onnx.export(module, tuple(torch.randn(2, *shape) for shape in row.shapes), file, **options)
-    return onnx.load_from_string(file.getvalue())
+#: What plain pytest takes, by exporter and whether the batch is dynamic.
+FAST = {
+    ("torchscript", True): ("squeezenet", "vit", "keyword_spotting"),
+    ("torchscript", False): ("shufflenet_v2", "deit", "two_inputs"),
+}
 
 
 def check(model: onnx.ModelProto, folder: Path) -> QuantizationResult:
@@ -63,36 +47,19 @@ def check(model: onnx.ModelProto, folder: Path) -> QuantizationResult:
     return result
 
 
-def cases(*opsets: int) -> list[object]:
-    """A parameter a row and opset; those that are not in :data:`FAST` are slow."""
-    return [
-        pytest.param(name, opset, id=f"{name}-{opset}", marks=[] if name in FAST.get(opset, ()) else pytest.mark.slow)
-        for name in NETWORKS
-        for opset in opsets
-    ]
+def parameter(case: Case) -> object:
+    fast = case.exporter == "hand" or case.network in FAST.get((case.exporter, case.dynamic), ())
+    name = f"{case.network}-{case.exporter}-{case.opset}"
+    return pytest.param(case, id=name, marks=[] if fast else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("name", "opset"), cases(13, 17))
-def test_torchscript(name: str, opset: int, tmp_path: Path) -> None:
-    row = NETWORKS[name]
-    opset = max(opset, row.oldest)
-    check(exported(row, initialized(name), opset, dynamo=False, dynamic=opset < 17), tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
-def test_torch_export(name: str, tmp_path: Path) -> None:
-    """One opset a row, the next one for the next row: exporting takes longer than all that is checked."""
-    index = list(NETWORKS).index(name)
-    model = exported(NETWORKS[name], initialized(name), 18 + index % 6, dynamo=True, dynamic=index % 2 == 1)
-    check(model, tmp_path)
-
-
-@pytest.mark.parametrize("name", BY_HAND)
-def test_by_hand(name: str, tmp_path: Path) -> None:
-    """All layers run on integer kernels, and where all else does ONNX Runtime needs no Transpose of maps between them."""
-    found = check(BY_HAND[name](), tmp_path).verification
-    layers = sum(node.op_type in {"Conv", "MatMul"} for node in BY_HAND[name]().graph.node)
-    assert found.fused["QLinearConv"] + found.fused["QGemm"] == layers
-    assert found.fused.get("Transpose", 0) <= 1  # the pooled one
-    assert not {"Conv", "BatchNormalization", "Gemm"} & found.fused.keys()
+@pytest.mark.parametrize("case", [parameter(case) for case in CASES])
+def test_zoo(case: Case, tmp_path: Path) -> None:
+    model = case.model()
+    found = check(model, tmp_path).verification.fused
+    if case.exporter == "hand":
+        # All layers run on integer kernels, and ONNX Runtime moves the Transposes of maps out of their way.
+        layers = sum(node.op_type in {"Conv", "MatMul"} for node in model.graph.node)
+        assert found["QLinearConv"] + found["QGemm"] == layers
+        assert not {"Conv", "BatchNormalization", "Gemm"} & found.keys()
+        assert found.get("Transpose", 0) <= 1  # of the pooled map
