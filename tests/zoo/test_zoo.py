@@ -18,8 +18,10 @@ from stages import feeds, planned, simulated
 
 from mrecg_onnx.activations import is_weighted
 from mrecg_onnx.converters import to_torch
+from mrecg_onnx.export import export
 from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.settings import Settings
+from mrecg_onnx.verification import verify
 
 #: What plain pytest takes, by exporter and whether the batch is dynamic.
 FAST = {
@@ -111,6 +113,10 @@ def test_quantizers_of_a_transformer() -> None:
             assert found.bias is not None
             assert found.axis == 1  # a scale a column
         assert f"{block}/mlp/up/Add_output_0" not in plans
+    found = verify(export(stage.graph, stage.simulation, {}), stage.simulation, stage.data)
+    assert found.warnings == ()
+    assert found.fused["QLinearSoftmax"] == 2
+    assert min(found.sqnr_db, found.sqnr_fused_db) > 60
 
 
 def test_blocks_of_a_net_with_skips_are_cut_at_their_additions() -> None:
