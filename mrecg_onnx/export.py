@@ -14,7 +14,9 @@ when they are kept in 8-bit tensors, so
    Behind one scale a tensor ONNX Runtime quantizes such weights itself when it loads the file, to 8 bits per tensor, and
    such biases to int32, which overflow (WeightBiasQuantization; measured with 1.31);
 7. where channels have widths or upper bounds of their own, the codes of an activation meet ``Min`` with a largest code a
-   channel: the runtime has it for uint8 and keeps it between its integer kernels, as it does with the Clip (measured with 1.31).
+   channel: the runtime has it for uint8 and keeps it between its integer kernels, as it does with the Clip (measured with 1.31);
+8. the scale behind a Softmax is 1/k with a whole k: QLinearSoftmax computes with floor(1/scale) steps to 1, and with any other
+   scale some of its codes are one too low (measured with 1.31).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ A grid of ``bits`` bits has the codes 0..2^bits-1, a ``scale`` and a ``zero_poin
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ __all__ = [
     "quantize_codes",
     "search_range",
     "symmetric_eight",
+    "whole_reciprocal",
 ]
 
 logger = logging.getLogger(__name__)
@@ -111,6 +113,14 @@ def symmetric_eight(grid: Grid) -> Grid:
         return Grid(high / 127, grid.zero_point, 7, grid.axis)
     scale = torch.maximum(-low / 128, high / 127).clamp(min=EPSILON)
     return Grid(scale, torch.full_like(grid.zero_point, 128.0), 8, grid.axis)
+
+
+def whole_reciprocal(grid: Grid) -> Grid:
+    """The grid with the nearest scale of which floor(1 / scale), in float32, is 1 / scale: that of a whole number."""
+    whole = torch.round(1.0 / grid.scale).clamp(min=1.0)
+    scale = 1.0 / whole
+    short = torch.floor(1.0 / scale) < whole
+    return dataclasses.replace(grid, scale=torch.where(short, torch.nextafter(scale, torch.zeros_like(scale)), scale))
 
 
 def search_range(

@@ -354,4 +354,5 @@ def calibrate(network: Network, plan: Plan, data: dict[str, Tensor], settings: S
         each = settings.channel_bits != "off"
         state = allocate_weights(network, plan.layers, data, images=settings.range_samples, allocate=each)
         simulation.adopt(state)
+    simulation.settle()
     return simulation

@@ -335,6 +335,7 @@ def _quantize(
 
     def finish() -> QuantizationResult:
         with clock.stage("export"):
+            simulation.settle()
             exported = export(ready.graph, simulation, _metadata(model, settings, ready.dataset, plan, protected))
         with clock.stage("verify"):
             checked = {n: torch.from_numpy(x) for n, x in ready.dataset.load(VERIFY_IMAGES).items()}

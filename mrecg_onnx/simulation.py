@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mrecg_onnx.grids import Grid, fake_quantize, fake_quantize_weight
+from mrecg_onnx.grids import Grid, fake_quantize, fake_quantize_weight, whole_reciprocal
 from mrecg_onnx.network import ActivationHook, Network, Step, WeightHook
 from mrecg_onnx.plan import ActivationPlan, LayerPlan, Plan, UnitPlan
 
@@ -85,6 +85,13 @@ class Simulation:
         self.activations.update(state.activations)
         self.weights.update(state.weights)
         self.biases.update(state.biases)
+
+    def settle(self) -> None:
+        """Give the outputs of Softmax scales that ONNX Runtime's integer kernel for it can count in (export, rule 8)."""
+        for step in self.network.steps:
+            name = step.outputs[0]
+            if step.op == "Softmax" and name in self.activations:
+                self.activations[name] = whole_reciprocal(self.activations[name])
 
     def layer(self, name: str) -> LayerPlan:
         """The weighted layer called ``name``; KeyError without."""

@@ -59,7 +59,8 @@ class _Piece:
     @property
     def gate(self) -> bool:
         joins = [n for n in self.nodes if len(activation_inputs(n)) > 1]
-        return bool(joins) and all(n.op_type in {"Mul", "Div"} for n in joins)
+        # With as many layers as a chain it is a part of something larger, with an activation function that is written out.
+        return bool(joins) and all(n.op_type in {"Mul", "Div"} for n in joins) and len(self.layers) < MAX_CHAIN
 
 
 def _alive_after(nodes: list[ir.Node]) -> list[set[ir.Value]]:
@@ -97,7 +98,7 @@ def _split(piece: _Piece) -> list[_Piece]:
         current.append(node)
         layers = sum(is_weighted(n) for n in current)
         settled = layers >= MAX_CHAIN and len(alive[i]) <= at_start + 1
-        if (settled or layers >= MAX_PIECE) and not _is_tail(piece.nodes, i):
+        if (settled or layers >= MAX_PIECE) and not _is_tail(piece.nodes, alive, i):
             parts.append(_Piece(current))
             current, at_start = [], len(alive[i])
     if current:
@@ -108,9 +109,18 @@ def _split(piece: _Piece) -> list[_Piece]:
     return parts
 
 
-def _is_tail(nodes: list[ir.Node], i: int) -> bool:
-    """The next node only works on what node ``i`` made (its activation, say): do not cut between them."""
-    return i + 1 < len(nodes) and not is_weighted(nodes[i + 1]) and len(activation_inputs(nodes[i + 1])) == 1
+def _is_tail(nodes: list[ir.Node], alive: list[set[ir.Value]], i: int) -> bool:
+    """Do not cut between node ``i`` and the next one, which has no weights.
+
+    It only works on what node ``i`` made (its activation, say) and nobody else does, or it joins what is alive, as a residual
+    addition does.
+    """
+    if i + 1 == len(nodes) or is_weighted(nodes[i + 1]):
+        return False
+    if len(alive[i + 1]) < len(alive[i]):
+        return True
+    alone = all(reader is nodes[i + 1] for value in nodes[i].outputs for reader in readers(value))
+    return alone and len(activation_inputs(nodes[i + 1])) == 1
 
 
 def _linear_behind(layer: ir.Node) -> bool:

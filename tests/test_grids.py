@@ -25,6 +25,7 @@ from mrecg_onnx.grids import (
     learnable_fake_quantize,
     quantize_codes,
     search_range,
+    whole_reciprocal,
 )
 
 if TYPE_CHECKING:
@@ -333,3 +334,37 @@ def test_layer_without_grad_for_its_input_still_learns_the_scale():
     learnable_fake_quantize(torch.linspace(-1, 1, 33), scale, 2.0, 3).square().sum().backward()
     assert torch.isfinite(scale.grad)
     assert float(scale.grad) != 0
+
+
+@NO_DEADLINE
+@given(scale=st.floats(2**-13, 0.125, width=32))
+def test_scale_of_a_whole_reciprocal_is_near_and_exact_in_float32(scale):
+    grid = whole_reciprocal(Grid(torch.tensor(scale), torch.tensor(0.0), 8))
+    found = np.float32(grid.scale)
+    steps = np.floor(np.float32(1) / found)
+    assert abs(steps * float(found) - 1) < 1e-6
+    assert abs(float(found) / scale - 1) <= 0.51 / (steps - 0.5)
+    assert whole_reciprocal(grid).scale == grid.scale
+
+
+@pytest.mark.parametrize("scale", [1 / 255, 0.0031, 0.00079, 0.0123])
+def test_softmax_on_codes_equals_the_float_one_at_such_a_scale(scale):
+    found = whole_reciprocal(Grid(torch.tensor(scale), torch.tensor(0.0), 8)).scale
+    constants = {"xs": np.float32(0.02), "xz": np.uint8(128), "ys": np.float32(found), "yz": np.uint8(0)}
+    nodes = [
+        helper.make_node("DequantizeLinear", ["q", "xs", "xz"], ["x"]),
+        helper.make_node("Softmax", ["x"], ["p"]),
+        helper.make_node("QuantizeLinear", ["p", "ys", "yz"], ["codes"]),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.UINT8, [400, 17]) for n in ("q", "codes")]
+    tensors = [onnx.numpy_helper.from_array(v, n) for n, v in constants.items()]
+    graph = helper.make_graph(nodes, "softmax", ends[:1], ends[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    q = np.random.default_rng(0).integers(0, 256, (400, 17)).astype(np.uint8)
+    made = []
+    for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_ALL"):
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        made.append(session.run(None, {"q": q})[0])
+    assert np.array_equal(*made)

@@ -6,18 +6,21 @@ each and on its import of seconds. Inputs are 32x32 images unless a row of :data
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import onnx
 import torch
 import torch.nn.functional as F
 from architectures import BasicBlock, Bottleneck, MobileNetV2, RegNet, ResNet
+from nhwc import BY_HAND
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["NETWORKS", "Row", "initialized"]
+__all__ = ["CASES", "NETWORKS", "Case", "Row", "initialized"]
 
 
 def conv_bn(
@@ -593,3 +596,50 @@ def initialized(name: str) -> nn.Module:
                 norm.momentum = None  # the statistics become the plain mean over what follows
         module.train()(*(torch.randn(8, *shape) for shape in row.shapes))
     return module.eval()
+
+
+def exported(name: str, opset: int, *, dynamo: bool, dynamic: bool) -> onnx.ModelProto:
+    """A row of :data:`NETWORKS` by one of torch's exporters, with a batch of 2 or one called ``batch``."""
+    row = NETWORKS[name]
+    names = [f"input{i or ''}" for i in range(len(row.shapes))]
+    options: dict[str, object] = {"dynamo": dynamo, "opset_version": opset, "input_names": names}
+    if dynamic and dynamo:
+        options["dynamic_shapes"] = tuple({0: torch.export.Dim("batch")} for _ in names)
+    elif dynamic:
+        options["dynamic_axes"] = {name: {0: "batch"} for name in names}
+    if dynamo:
+        options["verbose"] = False
+    file = io.BytesIO()
+    torch.onnx.export(initialized(name), tuple(torch.randn(2, *shape) for shape in row.shapes), file, **options)
+    return onnx.load_from_string(file.getvalue())
+
+
+@dataclass(frozen=True)
+class Case:
+    """One file of the zoo: a network, who writes it, in which opset, and whether with a dynamic batch."""
+
+    network: str
+    exporter: str
+    opset: int
+    dynamic: bool
+
+    def model(self) -> onnx.ModelProto:
+        """The float model."""
+        if self.exporter == "hand":
+            return BY_HAND[self.network].build()
+        return exported(self.network, self.opset, dynamo=self.exporter == "torch.export", dynamic=self.dynamic)
+
+
+def _cases() -> list[Case]:
+    """TorchScript's exporter with both kinds of batch, torch.export's in one opset a network, and the graphs written by hand.
+
+    One opset, the next one for the next network: that exporter takes longer than all that is checked.
+    """
+    cases = []
+    for index, (name, row) in enumerate(NETWORKS.items()):
+        cases += [Case(name, "torchscript", max(13, row.oldest), True), Case(name, "torchscript", 17, False)]
+        cases.append(Case(name, "torch.export", 18 + index % 6, index % 2 == 1))
+    return cases + [Case(name, "hand", row.opset, True) for name, row in BY_HAND.items()]
+
+
+CASES = _cases()

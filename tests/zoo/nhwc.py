@@ -6,6 +6,7 @@ a Pad comes in front of layers of stride 2, Relu6 is Clip, or Min behind Relu, a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["BY_HAND"]
+__all__ = ["BY_HAND", "ByHand"]
 
 TO_NCHW, TO_NHWC = [0, 3, 1, 2], [0, 2, 3, 1]
 
@@ -109,9 +110,9 @@ class Writer:
         return model
 
 
-def mobilenet() -> onnx.ModelProto:
+def mobilenet(opset: int) -> onnx.ModelProto:
     """Inverted bottlenecks, Transposes around each layer with its normalization and activation function."""
-    w = Writer(13, optimized=True)
+    w = Writer(opset, optimized=True)
     x = w.close(w.relu6(w.conv("input", 3, 16, "stem", 3, 2)))
     for i, (cin, cout, stride) in enumerate([(16, 16, 1), (16, 24, 2), (24, 24, 1)]):
         y = w.close(w.relu6(w.conv(x, cin, 2 * cin, f"block{i}/expand"), written_out=i == 1))
@@ -121,9 +122,9 @@ def mobilenet() -> onnx.ModelProto:
     return w.head(w.close(w.relu6(w.conv(x, 24, 32, "last"))), 32)
 
 
-def resnet() -> onnx.ModelProto:
+def resnet(opset: int) -> onnx.ModelProto:
     """Residual blocks and a MaxPool, every op in Transposes of its own."""
-    w = Writer(18, optimized=False)
+    w = Writer(opset, optimized=False)
     x = w.op("Relu", [w.conv("input", 3, 16, "stem", 3)])
     x = w.nhwc(w.op("MaxPool", [w.nchw(x)], "pool", kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER"))
     for i, (cin, cout, stride) in enumerate([(16, 16, 1), (16, 32, 2)]):
@@ -138,4 +139,16 @@ def resnet() -> onnx.ModelProto:
     return w.head(w.op("Concat", [left, right], "concat", axis=3), 32)
 
 
-BY_HAND: dict[str, Callable[[], onnx.ModelProto]] = {"nhwc_mobilenet": mobilenet, "nhwc_resnet": resnet}
+@dataclass(frozen=True)
+class ByHand:
+    """A network written node by node, and its opset."""
+
+    write: Callable[[int], onnx.ModelProto]
+    opset: int
+
+    def build(self) -> onnx.ModelProto:
+        """The checked model."""
+        return self.write(self.opset)
+
+
+BY_HAND = {"nhwc_mobilenet": ByHand(mobilenet, 13), "nhwc_resnet": ByHand(resnet, 18)}

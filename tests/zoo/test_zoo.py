@@ -1,13 +1,10 @@
-"""The zoo through torch's exporters: the bridge equals ONNX Runtime, units cover all layers, W4A4 files are what was learned.
+"""The zoo as exporters write it: the bridge equals ONNX Runtime, units cover all layers, W4A4 files are what was learned.
 
-Rows are :data:`networks.NETWORKS`. The TorchScript exporter writes opset 13 with a dynamic batch and 17 with a fixed one, the
-torch.export one 18 to 23; plain ``pytest`` takes a row of each kind, ``-m slow`` all of them. :data:`nhwc.BY_HAND` has graphs
-that no exporter of torch writes.
+Plain ``pytest`` takes a row of each kind of :data:`networks.CASES`, ``-m slow`` the others; ``benchmarks/zoo.py`` makes a table.
 """
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from pathlib import Path
 
@@ -16,32 +13,21 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from networks import NETWORKS, Row, initialized
-from nhwc import BY_HAND
-from stages import feeds, planned
+from networks import CASES, Case
+from stages import feeds, planned, simulated
 
 from mrecg_onnx.activations import is_weighted
 from mrecg_onnx.converters import to_torch
+from mrecg_onnx.export import export
 from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.settings import Settings
+from mrecg_onnx.verification import verify
 
-#: What plain pytest exports, by opset.
-FAST = {13: ("squeezenet", "vit", "keyword_spotting"), 17: ("shufflenet_v2", "deit", "two_inputs")}
-
-
-def exported(row: Row, module: torch.nn.Module, opset: int, *, dynamo: bool, dynamic: bool) -> onnx.ModelProto:
-    """A batch of 2, or one called ``batch``."""
-    names = [f"input{i or ''}" for i in range(len(row.shapes))]
-    options: dict[str, object] = {"dynamo": dynamo, "opset_version": opset, "input_names": names}
-    if dynamic and dynamo:
-        options["dynamic_shapes"] = tuple({0: torch.export.Dim("batch")} for _ in names)
-    elif dynamic:
-        options["dynamic_axes"] = {name: {0: "batch"} for name in names}
-    if dynamo:
-        options["verbose"] = False
-    file = io.BytesIO()
-    torch.onnx.export(module, tuple(torch.randn(2, *shape) for shape in row.shapes), file, **options)
-    return onnx.load_from_string(file.getvalue())
+#: What plain pytest takes, by exporter and whether the batch is dynamic.
+FAST = {
+    ("torchscript", True): ("squeezenet", "vit", "keyword_spotting"),
+    ("torchscript", False): ("shufflenet_v2", "deit", "two_inputs"),
+}
 
 
 def check(model: onnx.ModelProto, folder: Path) -> QuantizationResult:
@@ -63,36 +49,81 @@ def check(model: onnx.ModelProto, folder: Path) -> QuantizationResult:
     return result
 
 
-def cases(*opsets: int) -> list[object]:
-    """A parameter a row and opset; those that are not in :data:`FAST` are slow."""
-    return [
-        pytest.param(name, opset, id=f"{name}-{opset}", marks=[] if name in FAST.get(opset, ()) else pytest.mark.slow)
-        for name in NETWORKS
-        for opset in opsets
-    ]
+def parameter(case: Case) -> object:
+    fast = case.exporter == "hand" or case.network in FAST.get((case.exporter, case.dynamic), ())
+    name = f"{case.network}-{case.exporter}-{case.opset}"
+    return pytest.param(case, id=name, marks=[] if fast else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("name", "opset"), cases(13, 17))
-def test_torchscript(name: str, opset: int, tmp_path: Path) -> None:
-    row = NETWORKS[name]
-    opset = max(opset, row.oldest)
-    check(exported(row, initialized(name), opset, dynamo=False, dynamic=opset < 17), tmp_path)
+@pytest.mark.parametrize("case", [parameter(case) for case in CASES])
+def test_zoo(case: Case, tmp_path: Path) -> None:
+    model = case.model()
+    found = check(model, tmp_path).verification.fused
+    if case.exporter == "hand":
+        # All layers run on integer kernels, and ONNX Runtime moves the Transposes of maps out of their way.
+        layers = sum(node.op_type in {"Conv", "MatMul"} for node in model.graph.node)
+        assert found["QLinearConv"] + found["QGemm"] == layers
+        assert not {"Conv", "BatchNormalization", "Gemm"} & found.keys()
+        assert found.get("Transpose", 0) <= 1  # of the pooled map
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
-def test_torch_export(name: str, tmp_path: Path) -> None:
-    """One opset a row, the next one for the next row: exporting takes longer than all that is checked."""
-    index = list(NETWORKS).index(name)
-    model = exported(NETWORKS[name], initialized(name), 18 + index % 6, dynamo=True, dynamic=index % 2 == 1)
-    check(model, tmp_path)
+@pytest.mark.parametrize("name", ["vit", "swin"])
+def test_attention_and_mlp_are_units_between_residual_additions(name: str) -> None:
+    graph, plan = planned(Case(name, "torchscript", 17, dynamic=False).model())
+    units = {unit.layers: unit for unit in plan.units}
+    blocks = sorted({layer.name.split("/")[2] for layer in plan.layers if "/mlp/" in layer.name})
+    assert blocks == [f"blocks.{i}" for i in ((0, 1) if name == "vit" else (0, 1, 3))]
+    for block in blocks:
+        at = f"/blocks/{block}"
+        attention = units[f"{at}/attention/qkv/MatMul", f"{at}/attention/out/MatMul"]
+        mlp = units[f"{at}/mlp/up/MatMul", f"{at}/mlp/down/MatMul"]
+        assert len(attention.inputs) == 1
+        # The normalization in front and the addition behind are inside.
+        assert attention.outputs == mlp.inputs == (f"{at}/Add_output_0",)
+        assert {f"{at}/norm1/LayerNormalization", f"{at}/attention/Softmax", f"{at}/Add"} <= set(attention.nodes)
+        assert {f"{at}/norm2/LayerNormalization", f"{at}/mlp/Erf", f"{at}/Add_1"} <= set(mlp.nodes)
+    joined = planned(graph, method="mrecg", scheme="modcap", selection="eq4", merges=1)[1]
+    assert joined.units == plan.units
+    assert any(len(group) > 1 for group in joined.merges)
+    assert [i for group in joined.merges for i in group] == list(range(len(plan.units)))
 
 
-@pytest.mark.parametrize("name", BY_HAND)
-def test_by_hand(name: str, tmp_path: Path) -> None:
-    """All layers run on integer kernels, and where all else does ONNX Runtime needs no Transpose of maps between them."""
-    found = check(BY_HAND[name](), tmp_path).verification
-    layers = sum(node.op_type in {"Conv", "MatMul"} for node in BY_HAND[name]().graph.node)
-    assert found.fused["QLinearConv"] + found.fused["QGemm"] == layers
-    assert found.fused.get("Transpose", 0) <= 1  # the pooled one
-    assert not {"Conv", "BatchNormalization", "Gemm"} & found.fused.keys()
+def test_quantizers_of_a_transformer() -> None:
+    """Scores and their softmax have 8 bits, the latter from 0 on; what leads to the normalization and through GELU is float."""
+    model = Case("vit", "torchscript", 17, dynamic=False).model()
+    stage = simulated(model)
+    plans = {plan.name: plan for plan in stage.plan.activations}
+    grids = stage.simulation.activations
+    for block in ("/blocks/blocks.0", "/blocks/blocks.1"):
+        softmax = f"{block}/attention/Softmax_output_0"
+        assert plans[softmax].members == (softmax,)
+        assert (plans[softmax].bits, int(grids[softmax].zero_point)) == (8, 0)
+        assert float(grids[softmax].scale) * 255 <= 1.0001
+        assert plans[f"{block}/attention/MatMul_output_0"].bits == 8
+        read = {layer.name: layer for layer in stage.plan.layers}
+        for layer, made in {
+            "attention/qkv": "norm1/LayerNormalization",
+            "attention/out": None,
+            "mlp/up": "norm2/LayerNormalization",
+            "mlp/down": "mlp/Mul_1",
+        }.items():
+            found = read[f"{block}/{layer}/MatMul"]
+            assert stage.simulation.input_grid(found).bits == 4
+            assert made is None or found.input == f"{block}/{made}_output_0"
+            assert found.bias is not None
+            assert found.axis == 1  # a scale a column
+        assert f"{block}/mlp/up/Add_output_0" not in plans
+    found = verify(export(stage.graph, stage.simulation, {}), stage.simulation, stage.data)
+    assert found.warnings == ()
+    assert found.fused["QLinearSoftmax"] == 2
+    assert min(found.sqnr_db, found.sqnr_fused_db) > 60
+
+
+def test_blocks_of_a_net_with_skips_are_cut_at_their_additions() -> None:
+    """The maps of SegFormer's first stage are alive up to the decoder: the second stage is cut inside."""
+    _, plan = planned(Case("segformer", "torchscript", 17, dynamic=False).model())
+    units = {unit.layers: unit for unit in plan.units}
+    attention = next(unit for layers, unit in units.items() if "/blocks.1/attention/out/MatMul" in layers)
+    assert "/blocks.1/Add" in attention.nodes
+    mlp = units["/blocks.1/up/MatMul", "/blocks.1/depthwise/Conv", "/blocks.1/down/MatMul"]
+    assert "/blocks.1/Add_2" in mlp.nodes
