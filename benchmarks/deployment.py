@@ -36,7 +36,18 @@ RESULTS = Path(__file__).parent / "results"
 BATCHES = (1, 8)
 SETS = {"mobilenetv2_imagenet": "imagenet", "resnet20_cifar10": "cifar10"}
 #: What the conversions and sums of a network run as in float; none of them may be among a W4A4 file's kernels.
-FLOAT_OPS = {"Add", "AveragePool", "Conv", "FusedConv", "FusedGemm", "Gemm", "GlobalAveragePool", "MatMul", "Mul"}
+FLOAT_OPS = {
+    "Add",
+    "AveragePool",
+    "Conv",
+    "FusedConv",
+    "FusedGemm",
+    "Gemm",
+    "GlobalAveragePool",
+    "MatMul",
+    "Mul",
+    "ReduceMean",
+}
 QUICK = {"iters": 100, "samples": 256, "method": "brecq"}
 NEAREST = {"method": "nearest", "samples": 32, "equalize": "off", "ranges": "minmax"}
 
