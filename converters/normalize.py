@@ -9,8 +9,9 @@ import onnx_ir as ir
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.passes.batch import free_batch
 from mrecg_onnx.converters.passes.batchnorm import fold_affine, fold_batchnorm
+from mrecg_onnx.converters.passes.clamps import fuse_clamps
 from mrecg_onnx.converters.passes.constants import fold_constants
-from mrecg_onnx.converters.passes.gemm import fuse_matmul_add, plain_gemm
+from mrecg_onnx.converters.passes.gemm import fuse_matmul_add, join_matmul_bias, plain_gemm
 from mrecg_onnx.converters.passes.identity import remove_identities
 from mrecg_onnx.converters.passes.opset import raise_opset
 from mrecg_onnx.converters.passes.pooling import mean_to_pool
@@ -26,6 +27,7 @@ from mrecg_onnx.converters.passes.structure import (
     sort,
     standard_domain,
 )
+from mrecg_onnx.converters.passes.transposes import cancel_transposes
 
 if TYPE_CHECKING:
     import onnx
@@ -40,9 +42,11 @@ def normalize(model: onnx.ModelProto, *, keep_batchnorm: bool = False) -> ir.Mod
     """Return ``model`` as a simplified, typed, sorted graph of opset 13 or higher that computes the same.
 
     Constants are initializers; functions are inlined; Identity and Dropout are gone; shape arithmetic is folded where
-    it is constant; BatchNormalization is in the Conv in front; a mean over the spatial axes is GlobalAveragePool;
-    MatMul + Add is Gemm. In- and outputs with their shapes and types, the names of the nodes that remain and of their
-    outputs, doc strings and metadata are the user's. Values carry shapes and types as far as inference goes.
+    it is constant; Transposes that undo each other are gone; BatchNormalization is in the Conv in front; a mean over the
+    spatial axes is GlobalAveragePool; clamps of two nodes are one Clip; MatMul + Add is Gemm, or with more than two axes a
+    MatMul whose third input is the bias, which is no ONNX and which the exporter takes apart again. In- and outputs with
+    their shapes and types, the names of the nodes that remain and of their outputs, doc strings and metadata are the
+    user's. Values carry shapes and types as far as inference goes.
 
     Args:
         model: A valid model with its tensors in memory (see :func:`mrecg_onnx.converters.load_model`); not changed.
@@ -57,12 +61,15 @@ def normalize(model: onnx.ModelProto, *, keep_batchnorm: bool = False) -> ir.Mod
         changed |= resolve_shapes(graph)
         changed |= unpack_sequences(graph)
         changed |= remove_identities(graph)
+        changed |= cancel_transposes(graph)
         remove_unused(graph)
         infer_shapes(graph)
         if not changed:
             break
     folds = () if keep_batchnorm else (fold_batchnorm, fold_affine, plain_gemm)
-    for step in (plain_gemm, fuse_matmul_add, *folds, mean_to_pool, free_batch):
+    layers = (plain_gemm, fuse_matmul_add, *folds)
+    maps = (fuse_clamps, mean_to_pool, cancel_transposes)
+    for step in (*layers, *maps, free_batch, infer_shapes, join_matmul_bias):
         step(graph)
     for finish in (remove_unused, sort, name_all, infer_shapes):
         finish(graph)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 __all__ = [
-    "CAPTURES", "CLAMPS", "FALLBACK", "FLOATS", "INTEGER_OPS", "OWNER", "PRESERVING_OPS", "WEIGHTED_OPS", "activation_inputs",
-    "activation_outputs", "channel_ceilings", "clamp_bounds", "constant", "is_activation", "is_clamp", "is_fallback",
-    "is_preserving", "is_weighted", "readers", "weight_index",
+    "CAPTURES", "CLAMPS", "FALLBACK", "FLOATS", "FLOAT_RESULT", "INTEGER_OPS", "OWNER", "PRESERVING_OPS",
+    "WEIGHTED_OPS", "activation_inputs", "activation_outputs", "channel_ceilings", "clamp_bounds", "constant",
+    "is_activation", "is_clamp", "is_fallback", "is_preserving", "is_weighted", "readers", "weight_index",
 ]  # fmt: skip
 
 #: Ops that may carry weights.
@@ -24,6 +24,8 @@ PRESERVING_OPS = frozenset({
 INTEGER_OPS = frozenset({
     "Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "MatMul", "Mul", "Resize", "Sigmoid", "Softmax",
 })  # fmt: skip
+#: Layers with integer kernels that write floats.
+FLOAT_RESULT = frozenset({"Gemm", "MatMul"})
 #: Ops that a quantizer behind them absorbs: they only clamp.
 CLAMPS = frozenset({"Relu", "Clip"})
 #: Ops that read sizes, not values.

@@ -71,6 +71,7 @@ def _mean_error(prefix: Prefix, unit: UnitPlan, layer: str, workers: Workers) ->
     last = clamp or own
     steps = steps[: steps.index(last) + 1]
     name, inner = last.outputs[0], last.arguments[0] if clamp is not None else None
+    axis = -1 if own.op == "MatMul" else 1
     error, passed, values = torch.zeros(()), torch.zeros(()), 0.0
     with torch.no_grad():
         for floating, quantized in prefix.batches(unit):
@@ -81,10 +82,10 @@ def _mean_error(prefix: Prefix, unit: UnitPlan, layer: str, workers: Workers) ->
             if clamp is not None and inner is not None:
                 # A clamp gives back what it lets pass.
                 passes = (network.run({inner: made[inner]}, [clamp], keep=[name])[name] == made[inner]).to(wanted.dtype)
-            over = [d for d in range(wanted.dim()) if d != 1]
+            over = [d for d in range(wanted.dim()) if d != axis % wanted.dim()]
             error = error + ((wanted - made[name]) * passes).sum(over, dtype=torch.float64).cpu()
             passed = passed + passes.sum(over, dtype=torch.float64).cpu()
-            values += wanted.numel() / wanted.shape[1]
+            values += wanted.numel() / wanted.shape[axis]
     channels = len(error)
     *sums, values = workers.total([*error.tolist(), *passed.tolist(), values])
     error, passed = torch.tensor(sums[:channels]), torch.tensor(sums[channels:])

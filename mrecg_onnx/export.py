@@ -28,17 +28,20 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from mrecg_onnx.activations import constant, is_preserving, readers, weight_index
+from mrecg_onnx.activations import FLOAT_RESULT, constant, is_preserving, readers, weight_index
+from mrecg_onnx.converters.passes.gemm import split_matmul_bias
 from mrecg_onnx.grids import Grid
 from mrecg_onnx.plan import ActivationPlan, LayerPlan
 from mrecg_onnx.simulation import QuantizedWeight, Simulation
 
-__all__ = ["Exported", "claim", "export"]
+__all__ = ["FLOAT_MATMUL", "Exported", "claim", "export"]
 
 logger = logging.getLogger(__name__)
 
 #: Oldest opset with per-channel DequantizeLinear, and the IR version that came with it.
 MIN_OPSET, MIN_IR = 13, 7
+#: Under this name stand MatMul layers whose product is no code: it is float, or a bias is added to it.
+FLOAT_MATMUL = "MatMul, float"
 INT32_MAX = 2**31 - 1
 
 
@@ -142,6 +145,9 @@ def export(model: ir.Model, simulation: Simulation, metadata: Mapping[str, str])
         _keep_float(writer, node)
     _drop_unused_initializers(copy)
     _note_integer_nodes(copy, simulation, result)
+    for node in list(copy.graph):
+        if node.op_type == "MatMul" and len(node.inputs) > 2:
+            split_matmul_bias(node)
     copy.metadata_props.update(metadata)
     copy.metadata_props["mrecg_onnx.bits"] = json.dumps(_bits(simulation), separators=(",", ":"))
     channels = _channel_bits(simulation)
@@ -415,10 +421,12 @@ def _note_integer_nodes(model: ir.Model, simulation: Simulation, result: Exporte
         if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
             continue
         floats = _float_inputs(node)
-        # QGemm writes float where it is the graph's output; the others need a quantizer behind.
+        # Layers that multiply matrices write float, too; the others need a quantizer behind.
         quantized = bool(floats) and all(_comes_quantized(v) for v in floats) and not _is_left_product(node)
-        if not quantized or not (_goes_quantized(node) or node.op_type == "Gemm"):
+        goes = _goes_quantized(node)
+        if not quantized or not (goes or (node.op_type in FLOAT_RESULT and node.name in layers)):
             continue
         store = result.integer_layers if node.name in layers else result.integer_ops
         if node.name in layers or not is_preserving(node):
-            store.setdefault(node.op_type, []).append(node.name or "")
+            plain = node.op_type != "MatMul" or (goes and len(node.inputs) == 2)
+            store.setdefault(node.op_type if plain else FLOAT_MATMUL, []).append(node.name or "")

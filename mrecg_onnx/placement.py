@@ -24,6 +24,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from mrecg_onnx.activations import (
+    FLOAT_RESULT,
     FLOATS,
     INTEGER_OPS,
     activation_inputs,
@@ -244,9 +245,16 @@ def place(
     for value in values:
         users = [r for r in readers(value) if r in integer]
         maker = value.producer()
-        # An integer layer needs its output quantized to run as one, also when only float ops read it.
+        # A convolution needs its output quantized to run in integers, also when only float ops read it, and so does a Gemm in
+        # front of a Relu or Clip, with which the runtime would fuse it in float.
         behind = _before_clamps(value, integer)
-        feeds_float = behind is not None and behind.name in wanted and behind in ahead and bool(readers(value))
+        feeds_float = (
+            behind is not None
+            and not (behind.op_type in FLOAT_RESULT and (behind is maker or behind.op_type == "MatMul"))
+            and behind.name in wanted
+            and behind in ahead
+            and bool(readers(value))
+        )
         if not users and not feeds_float:
             continue
         if _absorbed_into(value, integer) is not None:

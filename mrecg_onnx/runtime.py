@@ -17,9 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
+from mrecg_onnx.converters.versions import restamped
 from mrecg_onnx.images import InputSpec, pad_batch
 from mrecg_onnx.parallel import local_rank
 
@@ -384,7 +386,24 @@ def _open(model: Model, options: ort.SessionOptions, providers: list[str]) -> or
         choices = [{"device_id": str(local_rank())} if "CUDA" in name else {} for name in providers]
         return ort.InferenceSession(_source(model), options, providers, choices, enable_fallback=0)
     except _ORT_ERRORS as error:
+        older = _restamped(model)
+        if older is not None:
+            return _open(older, options, providers)
         raise ModelError(f"{describe(model)}: ONNX Runtime cannot open it: {_first_line(error)}") from error
+
+
+def _restamped(model: Model) -> onnx.ModelProto | None:
+    """``model`` with versions that ONNX Runtime opens, None where it has such or needs others."""
+    if isinstance(model, onnx.ModelProto):
+        older = restamped(model)
+        return None if older is model else older
+    if isinstance(model, bytes):
+        return None
+    try:
+        found = onnx.load(model)
+    except (DecodeError, onnx.checker.ValidationError, OSError):
+        return None
+    return _restamped(found)
 
 
 def _source(model: Model) -> str | bytes:

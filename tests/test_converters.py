@@ -22,6 +22,7 @@ from mrecg_onnx.converters import check_parity, check_writable, load_model, norm
 from mrecg_onnx.converters.errors import ConversionError, DataError, ExportError, ModelError
 from mrecg_onnx.converters.ops.weighted import OnnxConv, OnnxConvTranspose, OnnxGemm, OnnxMatMulConst
 from mrecg_onnx.converters.parity import relative_error, run_onnx
+from mrecg_onnx.converters.passes.gemm import split_matmul_bias
 
 OPSETS = range(7, 26)
 
@@ -493,8 +494,48 @@ class TestGemmAndMean:
         assert node.inputs[2].name == "b"
         assert len(node.inputs[2].shape) == 1
 
-    def test_not_with_three_axes(self):
-        body = "g (float[n, 5, 4] x) => (float[n, 5, 3] y) { [mm] p = MatMul(x, w) [add] y = Add(p, b) }"
+    @pytest.mark.parametrize("bias", [(3,), (1, 1, 3)])
+    @pytest.mark.parametrize("order", ["p, b", "b, p"])
+    def test_with_three_axes_the_matmul_takes_the_bias(self, bias, order):
+        """No ONNX operator: torch computes it, and taken apart it is what the user wrote."""
+        body = f"g (float[n, 5, 4] x) => (float[n, 5, 3] y) {{ [mm] p = MatMul(x, w) [add] y = Add({order}) }}"
+        model = make(body, w=(4, 3), b=bias)
+        graph = normalize(model)
+        (node,) = graph.graph
+        assert (node.op_type, node.name, node.outputs[0].name) == ("MatMul", "mm", "y")
+        assert list(node.outputs[0].shape) == ["n", 5, 3]
+        assert list(node.inputs[2].shape) == [3]
+        x = np.random.default_rng(1).standard_normal((2, 5, 4)).astype(np.float32)
+        expected = run_onnx(model, {"x": x})["y"]
+        with torch.no_grad():
+            np.testing.assert_allclose(to_torch(graph)(torch.from_numpy(x)).numpy(), expected, rtol=1e-5, atol=1e-5)
+        split_matmul_bias(node)
+        assert [(n.op_type, n.name) for n in graph.graph] == [("MatMul", "mm"), ("Add", "add")]
+        np.testing.assert_allclose(run_onnx(ir.to_proto(graph), {"x": x})["y"], expected, rtol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("body", "bias"),
+        [
+            ("g (float[n, 5, 4] x) => (float[n, 5, 3] y) { p = MatMul(x, w) y = Add(p, b) }", (5, 1)),
+            ("g (float[n, 5, 4] x) => (float[n, 5, 3] y) { p = MatMul(x, w) y = Add(p, b) }", (1,)),
+            ("g (float[n, 5, 4] x) => (float[2, n, 5, 3] y) { p = MatMul(x, w) y = Add(p, b) }", (2, 1, 5, 3)),
+            ("g (float[n, 5, 4] x) => (float[1, n, 5, 3] y) { p = MatMul(x, w) y = Add(p, b) }", (1, 1, 1, 3)),
+        ],
+    )
+    def test_a_constant_that_is_no_bias_stays_an_add(self, body, bias):
+        assert op_types(assert_same(make(body, w=(4, 3), b=bias))) == ["MatMul", "Add"]
+
+    def test_integers_stay_an_add(self):
+        body = "g (int32[n, 5, 4] x) => (int32[n, 5, 3] y) { p = MatMul(x, w) y = Add(p, b) }"
+        model = make(body, w=np.arange(12, dtype=np.int32).reshape(4, 3), b=np.arange(3, dtype=np.int32))
+        graph = normalize(model)
+        assert op_types(graph) == ["MatMul", "Add"]
+        x = np.arange(40, dtype=np.int32).reshape(2, 5, 4)
+        assert np.array_equal(to_torch(graph)(torch.from_numpy(x)).numpy(), run_onnx(model, {"x": x})["y"])
+
+    def test_not_in_front_of_an_output(self):
+        body = """g (float[n, 5, 4] x) => (float[n, 5, 3] p, float[n, 5, 3] y) {
+            p = MatMul(x, w) y = Add(p, b) }"""
         assert op_types(assert_same(make(body, w=(4, 3), b=(3,)))) == ["MatMul", "Add"]
 
     def test_not_where_the_product_is_read_twice(self):
@@ -524,9 +565,98 @@ class TestGemmAndMean:
         assert graph.graph[0].name == "mean"
         assert graph.graph[-1].outputs[0].name == "y"
 
+    @pytest.mark.parametrize("keepdims", [0, 1])
+    def test_a_mean_of_an_nhwc_map_becomes_a_pool(self, keepdims):
+        shape = "[n, 1, 1, 4]" if keepdims else "[n, 4]"
+        body = f"""g (float[n, 4, 5, 6] x) => (float{shape} y) {{
+            t = Transpose<perm = [0, 2, 3, 1]>(x) [mean] y = ReduceMean<axes = [1, -2], keepdims = {keepdims}>(t) }}"""
+        graph = assert_same(make(body))
+        assert op_types(graph) == ["GlobalAveragePool", "Transpose" if keepdims else "Flatten"]
+        assert graph.graph[0].name == "mean"
+
+    @pytest.mark.parametrize(("perm", "axes"), [([0, 2, 3, 1], [0, 1]), ([1, 2, 3, 0], [1, 2]), ([0, 2, 3, 1], [1])])
+    def test_a_mean_of_another_transposed_map_stays(self, perm, axes):
+        body = f"""g (float[3, 4, 5, 6] x) => (float[a, b, c, d] y) {{
+            t = Transpose<perm = {perm}>(x) y = ReduceMean<axes = {axes}>(t) }}"""
+        assert op_types(assert_same(make(body))) == ["Transpose", "ReduceMean"]
+
     def test_a_mean_over_other_axes_stays(self):
         body = "g (float[n, 4, 5, 6] x) => (float[n, 1, 5, 1] y) { y = ReduceMean<axes = [1, 3]>(x) }"
         assert op_types(assert_same(make(body))) == ["ReduceMean"]
+
+
+class TestTransposes:
+    def test_those_that_undo_each_other_go(self):
+        body = """g (float[n, 4, 5, 6] x) => (float[n, 4, 5, 6] y) {
+            a = Relu(x) b = Transpose<perm = [0, 2, 3, 1]>(a) c = Transpose<perm = [0, 3, 1, 2]>(b) [last] y = Neg(c) }"""
+        assert op_types(assert_same(make(body))) == ["Relu", "Neg"]
+
+    def test_reversed_axes_are_the_default(self):
+        body = """g (float[n, 4, 5] x) => (float[n, 4, 5] y) {
+            a = Transpose(x) b = Transpose<perm = [2, 1, 0]>(a) c = Transpose<perm = [0, 1, 2]>(b) y = Neg(c) }"""
+        assert op_types(assert_same(make(body))) == ["Neg"]
+
+    def test_normalization_between_them_is_folded(self):
+        """With Transposes of its own, as TensorFlow's exporter leaves it."""
+        body = """g (float[n, 5, 6, 4] x) => (float[n, 5, 6, 8] y) {
+            a = Transpose<perm = [0, 3, 1, 2]>(x) [conv] b = Conv(a, w) c = Transpose<perm = [0, 2, 3, 1]>(b)
+            d = Transpose<perm = [0, 3, 1, 2]>(c) e = BatchNormalization(d, s, t, m, v) y = Transpose<perm = [0, 2, 3, 1]>(e) }"""
+        one = np.linspace(0.5, 2, 8, dtype=np.float32)
+        graph = assert_same(make(body, w=(8, 4, 1, 1), s=one, t=(8,), m=(8,), v=one))
+        assert op_types(graph) == ["Transpose", "Conv", "Transpose"]
+
+    @pytest.mark.parametrize("second", ["[0, 3, 2, 1]", "[0, 2, 3, 1]"])
+    def test_others_stay(self, second):
+        body = f"""g (float[n, 4, 5, 6] x) => (float[n, a, b, c] y) {{
+            a = Transpose<perm = [0, 2, 3, 1]>(x) b = Transpose<perm = {second}>(a) y = Neg(b) }}"""
+        assert op_types(assert_same(make(body))) == ["Transpose", "Transpose", "Neg"]
+
+    def test_one_that_something_else_reads_stays(self):
+        body = """g (float[n, 4, 5, 6] x) => (float[n, 5, 6, 4] y, float[n, 4, 5, 6] z) {
+            a = Neg(x) b = Transpose<perm = [0, 2, 3, 1]>(a) y = Abs(b) z = Transpose<perm = [0, 3, 1, 2]>(b) }"""
+        graph = assert_same(make(body))
+        assert op_types(graph) == ["Neg", "Transpose", "Abs"]
+        assert [v.name for v in graph.graph.outputs] == ["y", "z"]
+
+    def test_outputs_keep_their_names(self):
+        """An input cannot be called like an output."""
+        body = """g (float[n, 4, 5, 6] x) => (float[n, 4, 5, 6] y) {
+            b = Transpose<perm = [0, 2, 3, 1]>(x) y = Transpose<perm = [0, 3, 1, 2]>(b) }"""
+        assert op_types(assert_same(make(body))) == ["Transpose", "Transpose"]
+
+
+class TestClamps:
+    @pytest.mark.parametrize(
+        ("steps", "bounds"),
+        [
+            ("a = Relu(x) [last] y = Min(a, high)", (0, 6)),
+            ("a = Min(high, x) [last] y = Relu(a)", (0, 6)),
+            ("a = Max(x, low) [last] y = Min(high, a)", (-1, 6)),
+            ("a = Min(x, high) [last] y = Max(a, low)", (-1, 6)),
+        ],
+    )
+    def test_two_nodes_become_a_clip(self, steps, bounds):
+        body = f"g (float[n, 4] x) => (float[n, 4] y) {{ {steps} }}"
+        model = make(body, high=np.array([6], np.float32), low=np.float32(-1))
+        graph = assert_same(model)
+        (node,) = graph.graph
+        assert (node.op_type, node.name, node.outputs[0].name) == ("Clip", "last", "y")
+        assert tuple(float(v.const_value.numpy()) for v in node.inputs[1:]) == bounds
+
+    @pytest.mark.parametrize(
+        "steps",
+        [
+            "a = Relu(x) y = Max(a, high)",
+            "a = Max(x, high) y = Min(a, low)",
+            "a = Relu(x) y = Min(a, channels)",
+            "a = Relu(x) y = Min(a, high, low)",
+            "a = Relu(x) b = Min(a, high) y = Add(a, b)",
+        ],
+    )
+    def test_what_is_no_clip_stays(self, steps):
+        body = f"g (float[n, 4] x) => (float[n, 4] y) {{ {steps} }}"
+        graph = assert_same(make(body, high=np.float32(6), low=np.float32(-1), channels=(4,)))
+        assert "Clip" not in op_types(graph)
 
 
 class TestLoading:

@@ -173,6 +173,32 @@ def products() -> onnx.ModelProto:
     return g.model()
 
 
+def _tokens(batch: int | str) -> onnx.ModelProto:
+    """Linear layers in two nodes on three axes, in front of an addition, a Relu, a float op and the output."""
+    g = Graph(opset=17)
+
+    def linear(x: str, cin: int, cout: int, name: str, output: str | None = None) -> str:
+        x = g.op("MatMul", [x, g.weight(f"{name}.weight", (cin, cout), cin)], name)
+        return g.op("Add", [g.bias(f"{name}.bias", cout), x], f"{name}_add", output)
+
+    x = g.op("Reshape", [g.input(batch=batch), g.constant("rows", np.array([0, 64, 32]))], "reshape")
+    x = linear(x, 32, 16, "first")
+    y = linear(g.relu(linear(x, 16, 24, "up")), 24, 16, "down")
+    x = linear(g.op("Add", [x, y], "add"), 16, 16, "float")
+    x = g.op("LayerNormalization", [x, g.constant("ones", np.ones(16, np.float32))], "norm")
+    linear(x, 16, 8, "last", "output")
+    return g.model()
+
+
+def tokens() -> onnx.ModelProto:
+    return _tokens("batch")
+
+
+def tokens_of_one_size() -> onnx.ModelProto:
+    """Here ONNX Runtime makes Gemms of MatMul and Add."""
+    return _tokens(8)
+
+
 def constant_operands() -> onnx.ModelProto:
     """Add and Mul of constants, which stay float, and with them the ops."""
     g = Graph()
@@ -234,6 +260,8 @@ MORE = {
         silu,
         shared_weight,
         products,
+        tokens,
+        tokens_of_one_size,
         constant_operands,
         normalized_between,
         no_bias,
@@ -613,14 +641,24 @@ def test_pooled_tensor_has_codes_of_its_input():
 # --- biases ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PATTERNS)
+def bias_of(model: onnx.ModelProto, layer: str) -> str:
+    """The tensor that a layer adds, in the node itself or in the Add behind a MatMul."""
+    found = node(model, layer)
+    if len(found.input) > 2:
+        return found.input[2]
+    (add,) = [n for n in model.graph.node if found.output[0] in n.input]
+    assert add.op_type == "Add"
+    return next(name for name in add.input if name != found.output[0])
+
+
+@pytest.mark.parametrize("name", [*PATTERNS, "tokens"])
 def test_biases_are_int32_at_the_product_of_the_scales(name):
-    stage, result = exported(PATTERNS[name]())
+    stage, result = exported(GRAPHS[name]())
     values = initializers(result.model)
     assert result.float_biases == []
     for layer in stage.plan.layers:
         bias = stage.network.step(layer.name).module.bias
-        dequantize = maker(result.model, node(result.model, layer.name).input[2])
+        dequantize = maker(result.model, bias_of(result.model, layer.name))
         codes, scale, zero = (values[n] for n in dequantize.input)
         assert (dequantize.op_type, codes.dtype, zero.dtype) == ("DequantizeLinear", np.int32, np.int32)
         assert not zero.any()
@@ -668,6 +706,38 @@ def test_bias_that_does_not_fit_stays_float_with_a_warning(caplog):
 def test_layer_without_bias_gets_none():
     _, result = exported(no_bias())
     assert len(node(result.model, "conv").input) == 2
+
+
+@pytest.mark.parametrize("name", ["tokens", "tokens_of_one_size"])
+def test_matmul_and_add_are_one_layer_and_two_nodes(name):
+    """The file has both nodes of the user under their names, and the second makes the tensor that it made."""
+    stage, result = exported(GRAPHS[name]())
+    biases = {layer.name: layer.bias for layer in stage.plan.layers}
+    assert biases == {layer: f"{layer}.bias" for layer in ("first", "up", "down", "float", "last")}
+    for layer in biases:
+        product = node(result.model, layer).output[0]
+        add = node(result.model, f"{layer}_add")
+        assert (node(result.model, layer).op_type, add.op_type) == ("MatMul", "Add")
+        assert product in add.input
+        assert add.output[0] == ("output" if layer == "last" else f"{layer}_add_out")
+    assert not {"mrecg_onnx.bias_node"} & {p.key for n in result.model.graph.node for p in n.metadata_props}
+    found = verify(result, stage.simulation, stage.data)
+    assert found.warnings == ()
+    # No quantizer between a float op and the layer in front of it; all five layers run on codes.
+    assert "float_add_out" not in {plan.name for plan in stage.plan.activations}
+    assert sum(found.fused.get(k, 0) for k in ("QGemm", "QLinearMatMul", "MatMulIntegerToFloat")) == 5
+
+
+def test_bias_of_a_matmul_is_learned(tmp_path):
+    np.savez(tmp_path / "calibration.npz", **feeds(tokens()))
+    result = quantize(tokens(), tmp_path / "calibration.npz", Settings(wbits=3, iters=20, equalize="off"))
+    values = initializers(result.model)
+    moved = []
+    for layer in result.plan.layers:
+        codes, scale, _ = (values[n] for n in maker(result.model, bias_of(result.model, layer.name)).input)
+        moved.append(np.abs(codes * scale - initializers(tokens())[layer.bias]).max() / scale.max())
+    assert max(moved) > 1
+    assert result.verification.warnings == ()
 
 
 def test_bias_that_the_graph_computes_stays_float():

@@ -207,6 +207,24 @@ def test_corrected_layers_are_right_on_average_where_it_is_seen():
     assert after[-1] < 0.01 < before[-1]
 
 
+def test_channels_of_a_matmul_with_bias_are_on_the_last_axis():
+    g = Graph(seed=1)
+    x = g.op("Reshape", [g.input(4, size=12), g.constant("rows", np.array([0, 36, 16]))], "reshape")
+    for name, cin, cout, output in (("first", 16, 24, None), ("last", 24, 8, "output")):
+        x = g.op("MatMul", [x, g.weight(f"{name}.weight", (cin, cout), cin)], name)
+        x = g.op("Add", [x, g.bias(f"{name}.bias", cout)], f"{name}_add", output)
+        x = g.relu(x) if output is None else x
+    stage = simulated(g.model(), tensors(g.model(), 32), wbits=2, abits=4, first_last_bits=4)
+
+    def error() -> float:
+        wanted, made = (run(stage.data)["output"] for run in (stage.network.run, stage.simulation.run))
+        return float((wanted - made).flatten(0, 1).mean(0).square().mean().sqrt() / wanted.std())
+
+    before = error()
+    assert correct_biases(prefix_of(stage)).keys() == {"first", "last"}
+    assert error() < 0.25 * before
+
+
 def test_values_that_are_cut_off_do_not_count():
     g = Graph(seed=1)
     x = g.relu(g.conv(g.input(4, size=12), 4, 8, "stem"), "stem_relu")

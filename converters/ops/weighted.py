@@ -226,11 +226,12 @@ class OnnxMatMulConst(WeightedModule):
 
     Attributes:
         weight: The constant as stored: (K, N) on the right, (M, K) on the left; further axes in front broadcast.
+        bias: (N,) where an Add behind a (K, N) weight has become part of the layer.
         weight_first: The constant is the left operand.
     """
 
-    def __init__(self, weight: Tensor, weight_first: bool = False) -> None:
-        super().__init__(weight, None)
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, weight_first: bool = False) -> None:
+        super().__init__(weight, bias)
         self.weight_first = weight_first
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -346,7 +347,7 @@ class OnnxMatMul(nn.Module):
 def _matmul(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
     right = constant_of(node, 1, graph)
     if right is not None and right.is_floating_point():
-        return result(OnnxMatMulConst(right), node, [input_name(node, 0)])
+        return result(OnnxMatMulConst(right, constant_of(node, 2, graph)), node, [input_name(node, 0)])
     left = constant_of(node, 0, graph)
     if left is not None and left.is_floating_point():
         return result(OnnxMatMulConst(left, weight_first=True), node, [input_name(node, 1)])

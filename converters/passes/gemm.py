@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
 from mrecg_onnx.converters.passes.values import (
     attribute_int,
@@ -14,12 +15,16 @@ from mrecg_onnx.converters.passes.values import (
     replace_value,
     set_constant,
     sole_reader,
+    unique_name,
 )
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
+    from collections.abc import Callable, Iterator
 
-__all__ = ["fuse_matmul_add", "plain_gemm"]
+__all__ = ["BIAS_NODE", "fuse_matmul_add", "join_matmul_bias", "plain_gemm", "split_matmul_bias"]
+
+#: Where a MatMul with a bias keeps the name of the Add that it was made of.
+BIAS_NODE = "mrecg_onnx.bias_node"
 
 
 def fuse_matmul_add(model: ir.Model) -> ir.Model:
@@ -27,18 +32,41 @@ def fuse_matmul_add(model: ir.Model) -> ir.Model:
 
     The Gemm has the MatMul's name and makes the Add's output. It is left alone where anything else reads the product.
     """
+    for matmul in _take_biases(model, lambda axes: axes == 2):
+        matmul.op_type = "Gemm"
+        del matmul.metadata_props[BIAS_NODE]
+    return model
+
+
+def join_matmul_bias(model: ir.Model) -> ir.Model:
+    """Make one layer of the same two nodes for products with more axes: a MatMul whose third input is the bias.
+
+    ONNX has no such operator: the graph is for :func:`mrecg_onnx.converters.to_torch` and for what plans on it, and
+    :func:`split_matmul_bias` takes the node apart again before the graph is written.
+    """
+    for _ in _take_biases(model, lambda axes: axes > 2):
+        pass
+    return model
+
+
+def _take_biases(model: ir.Model, wanted: Callable[[int], bool]) -> Iterator[ir.Node]:
+    """Give each MatMul that makes as many axes as ``wanted`` the Add behind it as its third input, and yield it."""
     for matmul in list(model.graph):
-        if not is_standard(matmul, "MatMul") or rank(matmul.inputs[0]) != 2:
+        axes = rank(matmul.outputs[0]) if is_standard(matmul, "MatMul") else None
+        if axes is None or not wanted(axes) or len(matmul.inputs) > 2:
             continue
         weight = constant(matmul.inputs[1])
         add = sole_reader(matmul.outputs[0])
         if weight is None or weight.ndim != 2 or add is None or not is_standard(add, "Add"):
             continue
-        if add.graph is not model.graph:
+        if axes > 2 and weight.dtype.kind != "f":  # integers are no layer
+            continue
+        if add.graph is not model.graph or constant(matmul.inputs[0]) is not None:
             continue
         side = 1 if add.inputs[0] is matmul.outputs[0] else 0
         bias = constant(add.inputs[side])
-        if bias is None or bias.shape not in {(weight.shape[1],), (1, weight.shape[1])}:
+        columns = weight.shape[1]
+        if bias is None or bias.shape[-1:] != (columns,) or bias.size != columns or bias.ndim > axes:
             continue
         product = matmul.outputs[0]
         bias_value = add.inputs[side]
@@ -49,12 +77,31 @@ def fuse_matmul_add(model: ir.Model) -> ir.Model:
             add.outputs[0].name = None
             product.name = name
         model.graph.remove(add, safe=True)
-        matmul.op_type = "Gemm"
+        matmul.metadata_props[BIAS_NODE] = add.name or ""
         matmul.resize_inputs(3)
         matmul.replace_input_with(2, bias_value)
         if bias.ndim != 1:
             set_constant(matmul, 2, bias.reshape(-1), f"{matmul.name}_bias")
-    return model
+        yield matmul
+
+
+def split_matmul_bias(node: ir.Node) -> None:
+    """Undo :func:`join_matmul_bias`; both nodes have the names that they had."""
+    graph, bias, made = node.graph, node.inputs[2], node.outputs[0]
+    assert isinstance(graph, ir.Graph)
+    name = node.metadata_props.pop(BIAS_NODE, "") or f"{node.name}_bias"
+    wanted = made.name
+    product = ir.Value(name=unique_name(graph, f"{wanted}_product"), shape=made.shape, type=made.type)
+    inputs, attributes = list(node.inputs[:2]), list(node.attributes.values())
+    matmul = ir.Node("", "MatMul", inputs, attributes, outputs=[product], name=node.name, doc_string=node.doc_string)
+    matmul.metadata_props.update(node.metadata_props)
+    add = ir.node("Add", [product, bias], name=name)
+    add.outputs[0].shape, add.outputs[0].type = made.shape, made.type
+    graph.insert_after(node, [matmul, add])
+    replace_value(made, add.outputs[0])
+    made.name = None
+    add.outputs[0].name = wanted
+    graph.remove(node, safe=True)
 
 
 def plain_gemm(model: ir.Model) -> ir.Model:

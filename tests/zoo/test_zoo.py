@@ -1,7 +1,8 @@
 """The zoo through torch's exporters: the bridge equals ONNX Runtime, units cover all layers, W4A4 files are what was learned.
 
 Rows are :data:`networks.NETWORKS`. The TorchScript exporter writes opset 13 with a dynamic batch and 17 with a fixed one, the
-torch.export one 18 to 23; plain ``pytest`` takes a row of each kind, ``-m slow`` all of them.
+torch.export one 18 to 23; plain ``pytest`` takes a row of each kind, ``-m slow`` all of them. :data:`nhwc.BY_HAND` has graphs
+that no exporter of torch writes.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import onnxruntime as ort
 import pytest
 import torch
 from networks import NETWORKS, Row, initialized
+from nhwc import BY_HAND
 from stages import feeds, planned
 
 from mrecg_onnx.activations import is_weighted
 from mrecg_onnx.converters import to_torch
-from mrecg_onnx.quantization import quantize
+from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.settings import Settings
 
 #: What plain pytest exports, by opset.
@@ -42,7 +44,7 @@ def exported(row: Row, module: torch.nn.Module, opset: int, *, dynamo: bool, dyn
     return onnx.load_from_string(file.getvalue())
 
 
-def check(model: onnx.ModelProto, folder: Path) -> None:
+def check(model: onnx.ModelProto, folder: Path) -> QuantizationResult:
     """Parity and plan, then a few iterations at W4A4 on more samples than the batch: the file is what was simulated."""
     data = feeds(model, count=2)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -58,6 +60,7 @@ def check(model: onnx.ModelProto, folder: Path) -> None:
     result = quantize(model, folder / "calib.npz", Settings(iters=3, batch_size=4, threads=1))
     assert not result.verification.warnings
     assert {layer for unit in result.units for layer in unit.layers} == {layer.name for layer in result.plan.layers}
+    return result
 
 
 def cases(*opsets: int) -> list[object]:
@@ -83,3 +86,13 @@ def test_torch_export(name: str, tmp_path: Path) -> None:
     index = list(NETWORKS).index(name)
     model = exported(NETWORKS[name], initialized(name), 18 + index % 6, dynamo=True, dynamic=index % 2 == 1)
     check(model, tmp_path)
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_by_hand(name: str, tmp_path: Path) -> None:
+    """All layers run on integer kernels, and where all else does ONNX Runtime needs no Transpose of maps between them."""
+    found = check(BY_HAND[name](), tmp_path).verification
+    layers = sum(node.op_type in {"Conv", "MatMul"} for node in BY_HAND[name]().graph.node)
+    assert found.fused["QLinearConv"] + found.fused["QGemm"] == layers
+    assert found.fused.get("Transpose", 0) <= 1  # the pooled one
+    assert not {"Conv", "BatchNormalization", "Gemm"} & found.fused.keys()
