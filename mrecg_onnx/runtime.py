@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import statistics
 import tempfile
 import time
@@ -65,6 +66,8 @@ _ORT_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
 )
+#: Where in ONNX Runtime's sources an error comes from: its file, line and function.
+_IN_SOURCES = re.compile(r"^/\S+\.cc:\d+ .*?\(.*?\) ")
 #: Devices by ONNX Runtime's names; what the first one does not take goes to the next.
 PROVIDERS = {
     "cpu": ["CPUExecutionProvider"],
@@ -350,7 +353,7 @@ def _options(level: str, threads: int | None) -> ort.SessionOptions:
 def _open_on(model: Model, options: ort.SessionOptions, device: str) -> ort.InferenceSession:
     """Open ``model`` on ``device`` and nowhere else."""
     if device not in PROVIDERS:
-        raise SettingsError(f"device {device!r} is unknown: use {' or '.join(PROVIDERS)}")
+        raise SettingsError(f"device {device!r} is unknown: choose of {', '.join(PROVIDERS)}")
     wanted = PROVIDERS[device][0]
     if device == "cuda":
         _require_cuda()
@@ -360,7 +363,16 @@ def _open_on(model: Model, options: ort.SessionOptions, device: str) -> ort.Infe
         )
     if device != "cpu":
         ort.set_default_logger_severity(_NOTHING)  # what keeps a provider from loading is in the error
-    session = _open(model, options, PROVIDERS[device])
+    try:
+        session = _open(model, options, PROVIDERS[device])
+    except ModelError as error:
+        if device == "cpu":
+            raise
+        _open(model, options, PROVIDERS["cpu"])  # raises where the model is to blame
+        reason = _IN_SOURCES.sub("", _first_line(error.__cause__ or error)).rstrip(".")
+        raise SettingsError(
+            f"device '{device}': ONNX Runtime could not load its {wanted}: {reason}; install what it needs, or use cpu"
+        ) from error
     if wanted not in session.get_providers():  # ONNX Runtime goes on without a provider it cannot load
         raise SettingsError(
             f"device '{device}': ONNX Runtime could not load its {wanted}; check its version, or use cpu"
@@ -446,5 +458,5 @@ def _op_types(graph: onnx.GraphProto) -> Iterator[str]:
                 yield from _op_types(body)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

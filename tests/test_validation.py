@@ -177,6 +177,24 @@ def test_a_provider_that_onnx_runtime_leaves_out_is_an_error(monkeypatch):
         open_session(conv_relu(), device="cuda")
 
 
+def test_what_a_provider_lacks_is_no_fault_of_the_model(monkeypatch):
+    opened = runtime._open
+
+    def fails_on_cuda(model, options, providers):
+        if providers[0] == "CUDAExecutionProvider":
+            raise ModelError("m.onnx: cannot be opened") from RuntimeError(
+                "/src/a.cc:7 void f(int) Please install CUDA"
+            )
+        return opened(model, options, providers)
+
+    monkeypatch.setattr(runtime, "_require_cuda", lambda: None)
+    monkeypatch.setattr(runtime, "_open", fails_on_cuda)
+    with pytest.raises(SettingsError, match="could not load its CUDAExecutionProvider: Please install CUDA; install"):
+        open_session(conv_relu(), device="cuda")
+    with pytest.raises(ModelError, match=r"nowhere\.onnx: there is no such file"):
+        open_session("nowhere.onnx", device="cuda")
+
+
 def test_validation_does_not_take_the_cpu_for_another_provider(monkeypatch, tmp_path):
     """ONNX Runtime registers the provider and gives it no node, or not all."""
     on_cpu = runtime._open_on
