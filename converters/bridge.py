@@ -168,7 +168,7 @@ class _Builder:
             if domain not in RUNTIME_DOMAINS:
                 raise ConversionError(
                     f"{domain}::{proto.op_type} version {self.opsets[domain]} is of a domain that neither torch nor "
-                    "ONNX Runtime knows"
+                    "ONNX Runtime knows; export the model with standard operators"
                 ) from error
             raise ConversionError(f"{reason}; {error}") from error
         return _Converted(proto, found, reason)

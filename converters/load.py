@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import graphlib
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from onnx import external_data_helper, numpy_helper
 
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.save import openable
+from mrecg_onnx.converters.versions import restamped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +56,8 @@ def load_model(source: onnx.ModelProto | str | Path) -> onnx.ModelProto:
         source: A path, whose external data is read too, or a model in memory, which is checked and returned as it is.
 
     Returns:
-        The model with all of its tensors in memory. Nothing is changed in ``source``.
+        The model with all of its tensors in memory. Nothing is changed in ``source``; a copy with opset and IR version
+        lowered comes back where ONNX Runtime does not know them and no node needs them.
 
     Raises:
         ModelError: The file is missing, is not ONNX, is truncated, lacks external data, fails ``onnx.checker``, has an
@@ -69,13 +72,14 @@ def load_model(source: onnx.ModelProto | str | Path) -> onnx.ModelProto:
                 "give the path of the model instead, or load it with its external data"
             )
         _check(model, where, model)
-        return model
+        return restamped(model)
     path = Path(source)
     where = str(path)
     model = _parse(_read(path), where)
     external = _check_external_data(model, path.parent, where)
     _check(model, where, path if external else model)
-    for tensor in external:
+    model = restamped(model)
+    for tensor in _external(model):
         external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
@@ -139,15 +143,46 @@ def _check(model: onnx.ModelProto, where: str, subject: onnx.ModelProto | Path) 
             with openable(subject) as source:
                 onnx.checker.check_model(source)
     except (onnx.checker.ValidationError, ValueError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise ModelError(f"{where}: is not valid ONNX: {lines[0] if lines else error}") from error
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = (_disorder(model.graph) if "topologically sorted" in lines[0] else None) or lines[0]
+        raise ModelError(f"{where}: is not valid ONNX: {reason}") from error
     if isinstance(subject, onnx.ModelProto):
         _check_finite(model, where)
 
 
+def _disorder(graph: onnx.GraphProto) -> str | None:
+    """Return what is wrong with the order of the nodes of ``graph``, None if nothing is: the checker does not name them."""
+    given = {value.name for value in (*graph.input, *graph.initializer)}
+    given |= {tensor.values.name for tensor in graph.sparse_initializer}
+    makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    sources: dict[int, set[int]] = {}
+    early = ""
+    for index, node in enumerate(graph.node):
+        sources[index] = set()
+        for name in node.input:
+            if not name or name in given:
+                continue
+            if name not in makers:
+                return f"{_label(node)} reads '{name}', which no node makes and nobody feeds; export the model again"
+            sources[index].add(makers[name])
+            if makers[name] >= index and not early:
+                maker = graph.node[makers[name]]
+                early = f"{_label(node)} stands before {_label(maker)}, whose '{name}' it reads; sort the nodes"
+    try:
+        graphlib.TopologicalSorter(sources).prepare()
+    except graphlib.CycleError as error:
+        cycle = ", ".join(_label(graph.node[index]) for index in error.args[1])
+        return f"its nodes form a cycle: {cycle}; export the model again"
+    return early or None
+
+
+def _label(node: onnx.NodeProto) -> str:
+    return f"node '{node.name}'" if node.name else f"the {node.op_type} that makes '{', '.join(node.output)}'"
+
+
 def _check_external_data(model: onnx.ModelProto, folder: Path, where: str) -> list[onnx.TensorProto]:
     """Return the tensors kept outside the file, after checking that their files are there and long enough."""
-    tensors = [tensor for _, tensor in _tensors(model) if external_data_helper.uses_external_data(tensor)]
+    tensors = _external(model)
     for tensor in tensors:
         info = external_data_helper.ExternalDataInfo(tensor)
         path = folder / info.location
@@ -162,6 +197,10 @@ def _check_external_data(model: onnx.ModelProto, folder: Path, where: str) -> li
                 f"bytes, {end} are needed"
             )
     return tensors
+
+
+def _external(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    return [tensor for _, tensor in _tensors(model) if external_data_helper.uses_external_data(tensor)]
 
 
 def _check_finite(model: onnx.ModelProto, where: str) -> None:

@@ -14,6 +14,7 @@ from torch import fx
 
 from mrecg_onnx.converters.errors import ConversionError, DataError, ModelError
 from mrecg_onnx.converters.save import openable
+from mrecg_onnx.converters.versions import restamped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -110,7 +111,7 @@ def relative_error(actual: NDArray[np.generic], expected: NDArray[np.generic]) -
 
 
 def _session(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    with openable(model) as source:
+    with openable(restamped(model)) as source:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import onnx
 
 from mrecg_onnx.converters.errors import ConversionError
+from mrecg_onnx.converters.versions import LAST_VERIFIED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
 __all__ = [
-    "LAST_VERIFIED",
     "Converter",
     "OnnxGraph",
     "OnnxMapping",
@@ -104,10 +104,6 @@ for _schema in onnx.defs.get_all_schemas_with_history():
 
 # Converters preferred over onnx2torch's own, which stay in its registry untouched.
 _PREFERRED: dict[Any, Converter] = {}
-
-
-LAST_VERIFIED = 28
-"""The newest opset whose operators were compared with those before when their converters were written."""
 
 
 def converter(op_type: str, first: int = 1, last: int = LAST_VERIFIED) -> Callable[[Converter], Converter]:

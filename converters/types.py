@@ -54,8 +54,10 @@ _MAKE_SEQUENCES = frozenset(
     {"SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceMap", "SplitToSequence"}
 )
 
-# Operators whose converters know how to compute with types that torch only holds.
-_WIDENED = frozenset({"BitShift"})
+# Operators whose converters compute with types that torch only holds: with all of them, because the lowest bits of the
+# result depend on the lowest bits of the arguments alone, or with those that fit into int64.
+_WRAPPED = frozenset({"Add", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Equal", "Mul", "Sub"})
+_WIDENED = frozenset({"Div", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod", "Pow"})
 
 
 def tensor_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
@@ -90,7 +92,9 @@ def _correct(node: onnx.NodeProto, place: int, found: dict[str, onnx.TypeProto])
 
 def foreign_tensor(node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto]) -> str | None:
     """Return what torch has no tensors for among what ``node`` reads and makes, None where there is nothing."""
-    fine = _NATIVE | _HELD if node.op_type in _MOVES | _WIDENED else _NATIVE
+    fine = _NATIVE | _HELD if node.op_type in _MOVES | _WRAPPED else _NATIVE
+    if node.op_type in _WIDENED:
+        fine = _NATIVE | _HELD - {TensorProto.UINT64}
     for name in (*node.input, *node.output):
         kind = types.get(name)
         if kind is None:

@@ -23,12 +23,14 @@ from typing import Any
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from mrecg_onnx.containers import TWO_BITS
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.costs import WIDTHS, Costs
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.packed_size import STORED, PackedSize
 from mrecg_onnx.plan import FLOAT_BITS, LayerPlan, Plan
 from mrecg_onnx.settings import BitRule, Settings
+from mrecg_onnx.targets import load_target
 
 __all__ = [
     "Allocation",
@@ -157,10 +159,11 @@ def average_budget(plan: Plan, settings: Settings, bits: float, option: str) -> 
 def size_budget(plan: Plan, settings: Settings, sizes: PackedSize, limit: int) -> Budget:
     """``limit`` bytes of packed file."""
     # A width between two types is stored as the wider one: it would only lose accuracy.
-    offered = [w for w in STORED if w in _widths(settings, STORED)]
+    least = 2 if load_target(settings.target).opset[1] >= TWO_BITS else 4
+    offered = [w for w in _widths(settings, STORED) if w >= least]
     layers = plan.quantized_layers
     free = {x.name: {w: sizes.layers[x.name][w] for w in offered} for x in layers if not _fixed(x, settings, "w")}
-    fixed = sizes.total({x.name: x.wbits for x in layers if x.name not in free})
+    fixed = sizes.total({x.name: max(x.wbits, least) for x in layers if x.name not in free})
     return Budget(
         f"--size-budget {_megabytes(limit)}", "weights", limit, fixed, free, {n: (n,) for n in free}, _megabytes
     )  # fmt: skip
@@ -170,6 +173,7 @@ def tensor_budget(plan: Plan, settings: Settings) -> Budget:
     """``abits`` on average for the tensors that layers read, without those of the first or the last layer."""
     free: dict[str, dict[int, int]] = {}
     layers: dict[str, tuple[str, ...]] = {}
+    low, high = load_target(settings.target).abits
     fixed = count = 0
     for quantizer in plan.activations:
         readers = [x for x in plan.quantized_layers if x.input in quantizer.members and x.abits != FLOAT_BITS]
@@ -179,7 +183,7 @@ def tensor_budget(plan: Plan, settings: Settings) -> Budget:
         if any(_fixed(x, settings, "a") for x in readers):
             fixed += quantizer.bits
         else:
-            free[quantizer.name] = {w: w for w in WIDTHS}
+            free[quantizer.name] = {w: w for w in WIDTHS if low <= w <= high}
             layers[quantizer.name] = tuple(x.name for x in readers)
     option = f"--allocate milp with --abits {settings.abits}"
     return Budget(
@@ -272,8 +276,9 @@ def with_rules(settings: Settings, allocation: Allocation) -> Settings:
 
 
 def _widths(settings: Settings, offered: Sequence[int]) -> tuple[int, ...]:
-    """Those of ``offered`` that the method can do."""
-    return tuple(w for w in offered if w >= METHODS[settings.method].least_wbits)
+    """Those of ``offered`` that the method can do and the target takes."""
+    low, high = load_target(settings.target).wbits
+    return tuple(w for w in offered if max(low, METHODS[settings.method].least_wbits) <= w <= high)
 
 
 def _fixed(layer: LayerPlan, settings: Settings, kind: str) -> bool:

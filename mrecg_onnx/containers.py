@@ -16,7 +16,7 @@ All three compute the same, bit for bit, on a runtime that runs the graph as it 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,12 +58,13 @@ class Container:
 
     Attributes:
         summary: what it is, for help pages.
-        write: changes a graph in ``int8`` form in place; returns what was left as it is and why, one line each.
+        write: changes a graph in ``int8`` form in place with types up to an opset's; returns what was left as it is and why,
+            one line each.
         read: changes a graph of this form back to ``int8`` in place.
     """
 
     summary: str
-    write: Callable[[ir.Model], list[str]]
+    write: Callable[[ir.Model, int], list[str]]
     read: Callable[[ir.Model], None]
 
 
@@ -98,8 +99,8 @@ def container_of(model: onnx.ModelProto, where: str = "the model") -> str:
     return name
 
 
-def contained(model: onnx.ModelProto, name: str, where: str = "the model") -> Contained:
-    """``model`` in the container ``name``; ``model`` is not changed.
+def contained(model: onnx.ModelProto, name: str, where: str = "the model", highest: int = TWO_BITS) -> Contained:
+    """``model`` in the container ``name`` with types up to those of opset ``highest``; ``model`` is not changed.
 
     Raises:
         SettingsError: ``name`` is unknown.
@@ -119,7 +120,7 @@ def contained(model: onnx.ModelProto, name: str, where: str = "the model") -> Co
             graph.opset_imports[""], graph.ir_version = noted["opset"], noted["ir_version"]
     notes: list[str] = []
     if name != "int8":
-        notes = CONTAINERS[name].write(graph)
+        notes = CONTAINERS[name].write(graph, highest)
         note: dict[str, object] = {"name": name}
         opset, version, nodes = graph.opset_imports[""], graph.ir_version, _node_bytes(graph)
         try:
@@ -217,8 +218,9 @@ def along(values: Array, axis: int, rank: int) -> Array:
 # --- packed -----------------------------------------------------------------------------------------------------------
 
 
-def _pack(model: ir.Model) -> list[str]:
+def _pack(model: ir.Model, highest: int) -> list[str]:
     constants, wide = _Constants(model), 0
+    kinds = [kind for kind in _PACKED if kind[0] != ir.DataType.UINT2 or highest >= TWO_BITS]
     for node, codes, scale, zero in _dequantizers(model):
         if _stored(codes) is None or len(codes.uses()) > 1:
             continue
@@ -226,17 +228,19 @@ def _pack(model: ir.Model) -> list[str]:
             _leave_out_zeros(constants, node, scale, zero)
         if codes.dtype == ir.DataType.INT32:
             _leave_out_bias_scale(model.graph, constants, node)
-        elif not _pack_weight(model.graph, constants, node, codes):
+        elif not _pack_weight(model.graph, constants, node, codes, kinds):
             wide += 1
     constants.write()
     return [f"{wide} layers have codes of more than 4 bits and stay in INT8"] if wide else []
 
 
-def _pack_weight(graph: ir.Graph, constants: _Constants, node: ir.Node, codes: ir.Value) -> bool:
-    """Store a layer's codes in the smallest type; False where none is smaller than INT8."""
+def _pack_weight(
+    graph: ir.Graph, constants: _Constants, node: ir.Node, codes: ir.Value, kinds: Sequence[tuple[ir.DataType, int]]
+) -> bool:
+    """Store a layer's codes in the smallest type of ``kinds``; False where none is smaller than INT8."""
     values, axis = array_of(codes).astype(np.int16), node.attributes.get_int("axis", 1)
     dtype, offsets = next(
-        ((dtype, found) for dtype, levels in _PACKED if (found := _offsets(values, axis, levels)) is not None),
+        ((dtype, found) for dtype, levels in kinds if (found := _offsets(values, axis, levels)) is not None),
         (None, None),
     )
     if dtype is None or offsets is None:
@@ -349,7 +353,7 @@ def _unpack_weight(graph: ir.Graph, constants: _Constants, node: ir.Node, codes:
 # --- typed ------------------------------------------------------------------------------------------------------------
 
 
-def _type(model: ir.Model) -> list[str]:
+def _type(model: ir.Model, _highest: int) -> list[str]:
     constants = _Constants(model)
     notes = _type_weights(constants, model) + _type_activations(constants, model)
     constants.write()
@@ -522,7 +526,7 @@ def _some(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _as_it_is(_model: ir.Model) -> list[str]:
+def _as_it_is(_model: ir.Model, _highest: int) -> list[str]:
     return []
 
 

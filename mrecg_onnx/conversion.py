@@ -90,7 +90,7 @@ def convert(
     plain = source
     if rules.name != before[0]:
         plain = retarget(contained(source, "int8", where).model, rules, where)
-    held = contained(plain, wanted, where)
+    held = contained(plain, wanted, where, rules.opset[1])
     feeds = _noise(source)
     verify_container(source, held, feeds)
     opened = open_with(rules, held.model, feeds)

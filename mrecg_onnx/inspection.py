@@ -7,12 +7,11 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mrecg_onnx.converters import load_model
 from mrecg_onnx.converters.load import standard_opset
 from mrecg_onnx.equalization import Equalized
 from mrecg_onnx.fallbacks import fallbacks
 from mrecg_onnx.images import Dataset, Preprocess
-from mrecg_onnx.preparation import calibrate, editable_graph, make_plan, prepare
+from mrecg_onnx.preparation import calibrate, load_planned, prepare
 from mrecg_onnx.progress import Clock, Progress
 from mrecg_onnx.runtime import describe
 from mrecg_onnx.sensitivity import Sensitivity, measure_sensitivity
@@ -153,9 +152,7 @@ def inspect(
     clock = Clock(report)
     if calib is None:
         with clock.stage("load"):
-            original = load_model(model)
-            graph = editable_graph(original, settings)
-            plan = make_plan(graph, settings)
+            original, graph, plan = load_planned(model, settings)
             return Inspection(_source(model, original, graph), settings, plan, fallbacks=fallbacks(graph))
     ready = prepare(model, calib, settings, clock)
     with clock.stage("calibrate"):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from mrecg_onnx.branches import branch_narrow_reads
 from mrecg_onnx.calibration import activation_grids, nearest_weights
 from mrecg_onnx.channel_bits import allocate_activations, allocate_weights
 from mrecg_onnx.converters import check_parity, load_model, normalize, to_torch
-from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
+from mrecg_onnx.converters.errors import ConversionError, DataError, ModelError, SettingsError
+from mrecg_onnx.converters.versions import require_known_versions
 from mrecg_onnx.equalization import Equalized, apply_scale, bound_channels, choose_scales, find_streams
 from mrecg_onnx.fallbacks import mark_fallbacks
 from mrecg_onnx.granularity import default_merges, groups_from_mask, read_scheme, select_eq4, select_peaks
@@ -37,11 +39,15 @@ from mrecg_onnx.targets import load_target
 from mrecg_onnx.units import plan_layer_units, plan_units
 from mrecg_onnx.zeroq import IMAGES, make_images
 
-__all__ = ["Prepared", "calibrate", "editable_graph", "make_plan", "merge_by", "pick_device", "prepare", "search_grids"]
+__all__ = [
+    "Prepared", "calibrate", "editable_graph", "load_planned", "make_plan", "merge_by", "pick_device", "prepare", "search_grids",
+]  # fmt: skip
 
 #: Ops whose presence says that activations are quantized; with them all that begin with QLinear.
 QUANTIZED_OPS = frozenset({
-    "ConvInteger", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QuantizeLinear",
+    "ConvInteger", "DequantizeBFP", "DequantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeLinear", "DynamicQuantizeMatMul",
+    "GatherBlockQuantized", "MatMulBnb4", "MatMulFpQ4", "MatMulInteger", "MatMulInteger16", "MatMulIntegerToFloat", "MatMulNBits",
+    "QAttention", "QEmbedLayerNormalization", "QGemm", "QMoE", "QOrderedMatMul", "QuantizeBFP", "QuantizeLinear",
 })  # fmt: skip
 #: Calibration images used at most where the user does not say.
 SAMPLES = 1024
@@ -103,9 +109,7 @@ def prepare(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     with clock.stage("load"):
-        original = load_model(model)
-        graph = editable_graph(original, settings)
-        plan = make_plan(graph, settings)
+        original, graph, plan = load_planned(model, settings)
         inputs = graph_inputs(graph)
     # A path is a folder of that name; only the bare word is not.
     made = isinstance(calib, str) and calib == ZEROQ
@@ -121,9 +125,11 @@ def prepare(
             raise DataError("calibration needs at least two images")
         settings = dataclasses.replace(settings, preprocess=dataset.preprocess or settings.preprocess)
         few = {name: array[:PARITY_IMAGES] for name, array in arrays.items()}
-        module = to_torch(graph)
-        parity = check_parity(original, module, few, PARITY_TOLERANCE)
-        network = Network(module, device)
+        with _named(model):
+            module = to_torch(graph)
+            parity = check_parity(original, module, few, PARITY_TOLERANCE)
+            network = Network(module, device)
+            _require_rows(network, data)
 
     def rebuilt() -> Network:
         module = to_torch(graph)
@@ -175,6 +181,32 @@ def _absorb(ready: Prepared, rebuilt: Callable[[], Network], workers: Workers) -
         ready.network = rebuilt()
 
 
+def load_planned(model: onnx.ModelProto | str | Path, settings: Settings) -> tuple[onnx.ModelProto, ir.Model, Plan]:
+    """Read and plan a float model.
+
+    Returns:
+        The model as it is, the graph that gets its Q/DQ, and the plan for it.
+
+    Raises:
+        MrecgError: the model or the settings do not do; what is wrong with a file has its path in the message.
+    """
+    original = load_model(model)
+    with _named(model):
+        graph = editable_graph(original, settings)
+        return original, graph, make_plan(graph, settings)
+
+
+@contextlib.contextmanager
+def _named(model: onnx.ModelProto | str | Path) -> Iterator[None]:
+    """Put the path of ``model`` in front of what is said about it."""
+    try:
+        yield
+    except (ModelError, ConversionError) as error:
+        if isinstance(model, onnx.ModelProto):
+            raise
+        raise type(error)(f"{model}: {error}") from error
+
+
 def editable_graph(original: onnx.ModelProto, settings: Settings) -> ir.Model:
     """The normalized graph that gets its Q/DQ, with the branches that the settings want.
 
@@ -183,6 +215,7 @@ def editable_graph(original: onnx.ModelProto, settings: Settings) -> ir.Model:
     """
     graph = normalize(original)
     _check(graph)
+    require_known_versions(original)
     fallen = mark_fallbacks(graph)
     if fallen and settings.loss == "fisher":
         raise SettingsError(
@@ -197,9 +230,9 @@ def _check(graph: ir.Model) -> None:
     """Refuse what can be loaded but not quantized.
 
     Raises:
-        ModelError: activations are quantized already, or an input or output is no tensor of numbers.
+        ModelError: it is quantized already, or an input or output is no tensor of numbers.
     """
-    for node in graph.graph:
+    for node in graph.graph.all_nodes():
         if node.op_type in QUANTIZED_OPS or node.op_type.startswith("QLinear"):
             raise ModelError(
                 f"the model is quantized already (node '{node.name}', {node.op_type}): give the float model it was made from"
@@ -212,6 +245,23 @@ def _check(graph: ir.Model) -> None:
             if value.dtype == ir.DataType.STRING:
                 raise ModelError(
                     f"{kind} '{value.name}' holds text: export the part of the model that works on numbers"
+                )
+
+
+def _require_rows(network: Network, data: dict[str, Tensor]) -> None:
+    """Refuse outputs without a row for each image now: verification would, after all the work.
+
+    Raises:
+        ModelError: the batch is not the first dimension of an output, or an output depends on no input.
+    """
+    for rows in (1, 2):
+        with torch.no_grad():
+            outputs = network.run({name: x[:rows].to(network.device) for name, x in data.items()})
+        for name, value in outputs.items():
+            if value.dim() == 0 or len(value) != rows:
+                raise ModelError(
+                    f"output '{name}' has shape {list(value.shape)} for a batch of {rows}, its first dimension has to be the "
+                    "batch: take it off the model's outputs"
                 )
 
 

@@ -46,7 +46,7 @@ from mrecg_onnx.preparation import Prepared, calibrate, make_plan, merge_by, pic
 from mrecg_onnx.progress import Clock, Progress, Report
 from mrecg_onnx.reconstruction import LearningRates, UnitResult, default_rates, reconstruct_unit
 from mrecg_onnx.retargeting import retarget
-from mrecg_onnx.runtimes import open_with
+from mrecg_onnx.runtimes import MIN_AGREEMENT, open_with
 from mrecg_onnx.sensitivity import Sensitivity, measure_sensitivity
 from mrecg_onnx.settings import BitRule, Settings
 from mrecg_onnx.simulation import Simulation, State, forward_batches
@@ -65,6 +65,8 @@ VERIFY_IMAGES = 256
 MIN_PROBE = 50
 #: Images on which another container is compared with ``int8``, bit for bit.
 CONTAINER_IMAGES = 8
+#: Images on which predictions of the target's runtime are compared.
+RUNTIME_IMAGES = 64
 #: Kept free of the memory budget for the loop itself, a batch on its way through a unit and back: a share of the budget, and
 #: of small budgets up to half, as long as that is less than a gigabyte.
 WORKING_SHARE, SMALL_SHARE, SMALL = 0.3, 0.5, 10**9
@@ -648,7 +650,7 @@ def _contain(
 ) -> tuple[Contained, Verification]:
     """The file's model for the target and in the container that the settings ask for, checked; what that changes is noted."""
     rules = load_target(settings.target)
-    held = contained(retarget(exported.model, rules), settings.container)
+    held = contained(retarget(exported.model, rules), settings.container, highest=rules.opset[1])
     if held.model is exported.model:
         return held, verification
     few = {n: x[:CONTAINER_IMAGES].numpy() for n, x in data.items()}
@@ -657,9 +659,14 @@ def _contain(
     if rules.runtime == "onnxruntime":
         lost = [f"{n} {fused.get(n, 0)} of {m}" for n, m in verification.expected.items() if fused.get(n, 0) < m]
         notes += [f"in this form ONNX Runtime runs fewer integer kernels: {', '.join(lost)}"] if lost else []
-    else:
-        notes.append(f"target {rules.name}: {open_with(rules, held.model, few).line()}")
-    return held, dataclasses.replace(verification, fused=fused, notes=tuple(notes))
+        return held, dataclasses.replace(verification, fused=fused, notes=tuple(notes))
+    opened = open_with(rules, held.model, {n: x[:RUNTIME_IMAGES].numpy() for n, x in data.items()})
+    notes.append(f"target {rules.name}: {opened.line()}")
+    warnings = verification.warnings
+    if opened.agreement is not None and opened.agreement < MIN_AGREEMENT:
+        share = f"{opened.agreement:.2%} of the predictions agree with the graph run as written"
+        warnings += (f"target {rules.name}: on {opened.runtime} {share}, expected {MIN_AGREEMENT:.0%}",)
+    return held, dataclasses.replace(verification, fused=fused, notes=tuple(notes), warnings=warnings)
 
 
 def _kept_settings(settings: Settings) -> dict[str, Any]:

@@ -5,7 +5,8 @@ Every step keeps what the graph computes, bit for bit, where it is run as writte
 * a Clip of values at ``(code - zero_point) * scale`` in front of QuantizeLinear gives the codes that a Clip of codes gives
   behind it: quantization is monotone and these values are on the grid;
 * codes shifted by the zero point stand for the same values, and fit int8 around 0 for every width up to 7 bits;
-* a bias in float is its codes times its scale, which is what DequantizeLinear computes.
+* a bias in float is its codes times its scale, which is what DequantizeLinear computes;
+* LeakyRelu with slope 1 and MaxPool of one element return their input.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ __all__ = ["TARGET_KEY", "broken_rules", "retarget", "target_of"]
 
 #: Entry of metadata_props: the target's name. Files without it are for ONNX Runtime.
 TARGET_KEY = "mrecg_onnx.target"
+#: Types of the container ``typed``, whose weights may need a zero point.
+_TYPED = frozenset({ir.DataType.UINT4, ir.DataType.INT4})
 _CODES = frozenset({ir.DataType.UINT8, ir.DataType.INT8})
 
 
@@ -97,6 +100,47 @@ def _one_scale(model: ir.Model, _where: str, _target: Target) -> None:
             for index in (1, 2):
                 node.replace_input_with(index, maker.inputs[index])
             node.attributes.pop("axis", None)
+
+
+def _plain_branches(model: ir.Model, _where: str, _target: Target) -> None:
+    """A tensor's second quantizer reads what the first one made, not a copy of it."""
+    for node in [n for n in model.graph if n.op_type == "LeakyRelu" and n.attributes.get_float("alpha", 0.01) == 1.0]:
+        source, copy = node.inputs[0], node.outputs[0]
+        if source is None or copy.is_graph_output():
+            continue
+        for user, index in list(copy.uses()):
+            user.replace_input_with(index, source)
+        model.graph.remove(node, safe=True)
+
+
+def _pooled_operands(model: ir.Model, _where: str, _target: Target) -> None:
+    """The codes that an Add alone reads of a convolution pass a MaxPool of one code."""
+    graph = model.graph
+    for node in _dequantizers(model):
+        codes, users = node.inputs[0], {reader.op_type for reader in readers(node.outputs[0])}
+        maker = _quantizer(codes)
+        if codes is None or maker is None or len(readers(codes)) > 1 or users != {"Add"}:
+            continue
+        axes = _image_axes(maker.inputs[0])
+        if not axes:
+            continue
+        pool = ir.node("MaxPool", [codes], {"kernel_shape": [1] * axes}, name=f"{node.name}_MaxPool")
+        pool.outputs[0].name = unique_name(graph, f"{codes.name}_pooled")
+        graph.insert_before(node, pool)
+        node.replace_input_with(0, pool.outputs[0])
+
+
+def _image_axes(value: ir.Value | None) -> int:
+    """How many axes behind the channels ``value`` has where a convolution made it, through a Relu or Clip, too; else 0."""
+    maker = value.producer() if value is not None else None
+    while maker is not None and maker.op_type in {"Relu", "Clip"}:
+        maker = maker.inputs[0].producer() if maker.inputs[0] is not None else None
+    if maker is None or maker.op_type not in {"Conv", "ConvTranspose"}:
+        return 0
+    weight = maker.inputs[1]
+    held = weight.producer() if weight is not None else None
+    stored = held.inputs[0] if held is not None else weight
+    return len(array_of(stored).shape) - 2 if stored is not None and stored.const_value is not None else 0
 
 
 def _float_bias(model: ir.Model, _where: str, _target: Target) -> None:
@@ -197,9 +241,11 @@ def _zero_point_zero(model: ir.Model, where: str, target: Target) -> None:
 
 _STEPS: tuple[tuple[str, str, Callable[[ir.Model, str, Target], None]], ...] = (
     ("float_layers", "one-scale", _one_scale),
+    ("branches", "plain", _plain_branches),
     ("bias", "float", _float_bias),
     ("bounds", "float", _float_bounds),
     ("zero_point", "zero", _zero_point_zero),
+    ("add_operands", "pooled", _pooled_operands),
 )
 """Rule, choice, and the step that brings it about; in this order."""
 
@@ -232,11 +278,12 @@ def _check_quantize(node: ir.Node, target: Target) -> list[str]:
 def _check_dequantize(node: ir.Node, target: Target) -> list[str]:
     codes = node.inputs[0]
     zero = array_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros((), np.int8)
-    constant = codes is not None and codes.const_value is not None
+    constant = _quantizer(codes) is None  # stored, or unpacked from what is
+    kind = codes.dtype if codes is not None else None
     found = []
-    if constant and codes is not None and codes.dtype == ir.DataType.INT32 and target.bias == "float":
+    if constant and kind == ir.DataType.INT32 and target.bias == "float":
         found.append(f"'{node.name}' is an int32 bias, it should be float")
-    if constant and zero.any():
+    if constant and kind not in _TYPED and zero.any():
         found.append(f"'{node.name}' has weights with a zero point that is not 0")
     if not constant and array_of(node.inputs[1]).ndim and target.float_layers == "one-scale":
         found.append(f"'{node.name}' has activations with a scale a channel")

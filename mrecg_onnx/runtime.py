@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import statistics
 import tempfile
 import time
@@ -16,14 +17,16 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
+from mrecg_onnx.converters.versions import restamped
 from mrecg_onnx.images import InputSpec, pad_batch
 from mrecg_onnx.parallel import local_rank
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = [
     "PROVIDERS",
@@ -31,7 +34,9 @@ __all__ = [
     "Kernel",
     "Level",
     "Model",
+    "check_provider",
     "describe",
+    "elsewhere",
     "fixed_batch",
     "fused_op_counts",
     "input_specs",
@@ -61,6 +66,8 @@ _ORT_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
 )
+#: Where in ONNX Runtime's sources an error comes from: its file, line and function.
+_IN_SOURCES = re.compile(r"^/\S+\.cc:\d+ .*?\(.*?\) ")
 #: Devices by ONNX Runtime's names; what the first one does not take goes to the next.
 PROVIDERS = {
     "cpu": ["CPUExecutionProvider"],
@@ -267,6 +274,27 @@ def kernels(
     return sorted(found, key=lambda kernel: -kernel.seconds)
 
 
+def check_provider(found: Sequence[Kernel], device: str, where: str) -> None:
+    """Refuse figures of a provider that was loaded and left all the work to another one; ``found`` is from :func:`kernels`.
+
+    Raises:
+        SettingsError: no kernel ran on it.
+    """
+    wanted = PROVIDERS[device][0]
+    if not any(kernel.provider == wanted for kernel in found):
+        others = ", ".join(sorted({kernel.provider for kernel in found})) or "nothing"
+        raise SettingsError(f"{where}: '{device}' ran none of its nodes, {others} ran all: use cpu")
+
+
+def elsewhere(found: Sequence[Kernel], device: str) -> str:
+    """What ran on another provider than that of ``device``, for people; empty where nothing did."""
+    counts: Counter[str] = Counter()
+    for kernel in found:
+        counts[kernel.provider] += kernel.count
+    total = counts.total()
+    return ", ".join(f"{n} of {total} nodes on {name}" for name, n in counts.items() if name != PROVIDERS[device][0])
+
+
 def latency(
     sessions: Mapping[str, ort.InferenceSession], feeds: Mapping[str, Array], repeats: int, warmup: int = 10
 ) -> dict[str, list[float]]:
@@ -325,7 +353,7 @@ def _options(level: str, threads: int | None) -> ort.SessionOptions:
 def _open_on(model: Model, options: ort.SessionOptions, device: str) -> ort.InferenceSession:
     """Open ``model`` on ``device`` and nowhere else."""
     if device not in PROVIDERS:
-        raise SettingsError(f"device {device!r} is unknown: use {' or '.join(PROVIDERS)}")
+        raise SettingsError(f"device {device!r} is unknown: choose of {', '.join(PROVIDERS)}")
     wanted = PROVIDERS[device][0]
     if device == "cuda":
         _require_cuda()
@@ -335,7 +363,16 @@ def _open_on(model: Model, options: ort.SessionOptions, device: str) -> ort.Infe
         )
     if device != "cpu":
         ort.set_default_logger_severity(_NOTHING)  # what keeps a provider from loading is in the error
-    session = _open(model, options, PROVIDERS[device])
+    try:
+        session = _open(model, options, PROVIDERS[device])
+    except ModelError as error:
+        if device == "cpu":
+            raise
+        _open(model, options, PROVIDERS["cpu"])  # raises where the model is to blame
+        reason = _IN_SOURCES.sub("", _first_line(error.__cause__ or error)).rstrip(".")
+        raise SettingsError(
+            f"device '{device}': ONNX Runtime could not load its {wanted}: {reason}; install what it needs, or use cpu"
+        ) from error
     if wanted not in session.get_providers():  # ONNX Runtime goes on without a provider it cannot load
         raise SettingsError(
             f"device '{device}': ONNX Runtime could not load its {wanted}; check its version, or use cpu"
@@ -349,7 +386,24 @@ def _open(model: Model, options: ort.SessionOptions, providers: list[str]) -> or
         choices = [{"device_id": str(local_rank())} if "CUDA" in name else {} for name in providers]
         return ort.InferenceSession(_source(model), options, providers, choices, enable_fallback=0)
     except _ORT_ERRORS as error:
+        older = _restamped(model)
+        if older is not None:
+            return _open(older, options, providers)
         raise ModelError(f"{describe(model)}: ONNX Runtime cannot open it: {_first_line(error)}") from error
+
+
+def _restamped(model: Model) -> onnx.ModelProto | None:
+    """``model`` with versions that ONNX Runtime opens, None where it has such or needs others."""
+    if isinstance(model, onnx.ModelProto):
+        older = restamped(model)
+        return None if older is model else older
+    if isinstance(model, bytes):
+        return None
+    try:
+        found = onnx.load(model)
+    except (DecodeError, onnx.checker.ValidationError, OSError):
+        return None
+    return _restamped(found)
 
 
 def _source(model: Model) -> str | bytes:
@@ -404,5 +458,5 @@ def _op_types(graph: onnx.GraphProto) -> Iterator[str]:
                 yield from _op_types(body)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -86,10 +86,16 @@ def _openvino(model: onnx.ModelProto, data: Arrays | None) -> Opened:
                 {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)} if parts else None
             )
     except RuntimeError as error:
-        raise ExportError(f"OpenVINO refuses the file: {str(error).strip().splitlines()[0]}") from error
+        raise ExportError(f"OpenVINO refuses the file: {_reason(error)}") from error
     return Opened(
         f"OpenVINO {openvino.__version__.split('-')[0]}", openvino_kernels(compiled), _agreement(model, data, found)
     )
+
+
+def _reason(error: RuntimeError) -> str:
+    """The line of an OpenVINO error that says what is wrong, below those that say where in its sources."""
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from")]
+    return lines[0] if lines else str(error).strip()
 
 
 def openvino_kernels(compiled: object) -> dict[str, int]:

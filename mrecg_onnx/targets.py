@@ -31,6 +31,8 @@ _CHOICES = {
     "bounds": ("codes", "float"),
     "bias": ("int32", "float"),
     "float_layers": ("channel-scales", "one-scale"),
+    "branches": ("leaky-relu", "plain"),
+    "add_operands": ("plain", "pooled"),
     "runtime": ("onnxruntime", "openvino", "none"),
 }
 
@@ -53,6 +55,10 @@ class Target:
         bias: "int32" behind a DequantizeLinear, or "float".
         float_layers: what a layer with a float weight or bias reads: "channel-scales" keeps ONNX Runtime from quantizing it on
             its own, "one-scale" is the plain form.
+        branches: how a tensor with two quantizers reaches the second: "leaky-relu", through LeakyRelu with slope 1, which returns
+            its input and has an integer kernel in ONNX Runtime, or "plain".
+        add_operands: what an Add alone reads of a convolution: "plain", or "pooled", codes behind a MaxPool of one code,
+            which keeps OpenVINO from fusing the two and leaving the rounding in between out.
         wbits: narrowest and widest weights.
         abits: narrowest and widest activations.
         runtime: what opens the file after the export: "onnxruntime", "openvino" or "none", where nothing runs it on a CPU.
@@ -68,6 +74,8 @@ class Target:
     bounds: str
     bias: str
     float_layers: str
+    branches: str
+    add_operands: str
     wbits: tuple[int, int]
     abits: tuple[int, int]
     runtime: str

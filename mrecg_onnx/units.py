@@ -22,8 +22,10 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from mrecg_onnx.activations import (
+    CAPTURES,
     activation_inputs,
     activation_outputs,
+    is_activation,
     is_fallback,
     is_preserving,
     is_weighted,
@@ -176,7 +178,7 @@ def plan_units(model: ir.Model, layers: tuple[LayerPlan, ...], alpha: float) -> 
     """
     by_name = {layer.name: layer for layer in layers}
     groups = [group for part in _parts(model) for group in ([part] if _is_barrier(part) else _blocks(part))]
-    return tuple(_unit(group, by_name, alpha) for group in groups)
+    return _units(groups, by_name, alpha)
 
 
 def _parts(model: ir.Model) -> list[list[ir.Node]]:
@@ -241,8 +243,7 @@ def plan_layer_units(model: ir.Model, layers: tuple[LayerPlan, ...], alpha: floa
             if is_weighted(node) and any(is_weighted(n) for n in groups[-1]):
                 groups.append([])
             groups[-1].append(node)
-    by_name = {layer.name: layer for layer in layers}
-    return tuple(_unit(group, by_name, alpha) for group in groups)
+    return _units(groups, {layer.name: layer for layer in layers}, alpha)
 
 
 def _join_unweighted(blocks: list[list[_Piece]]) -> list[list[_Piece]]:
@@ -260,9 +261,44 @@ def _join_unweighted(blocks: list[list[_Piece]]) -> list[list[_Piece]]:
     return result
 
 
-def _unit(nodes: list[ir.Node], layers: dict[str, LayerPlan], alpha: float) -> UnitPlan:
+def _units(groups: list[list[ir.Node]], layers: dict[str, LayerPlan], alpha: float) -> tuple[UnitPlan, ...]:
+    kept = {v for group in groups for v in _entries(group)}
+    return tuple(_unit(group, kept, layers, alpha) for group in groups)
+
+
+def _entries(nodes: list[ir.Node]) -> dict[ir.Value, None]:
+    """Activations from elsewhere that ``nodes`` read, in order."""
     inside = set(nodes)
-    inputs = dict.fromkeys(v.name or "" for n in nodes for v in activation_inputs(n) if v.producer() not in inside)
+    return dict.fromkeys(v for n in nodes for v in activation_inputs(n) if v.producer() not in inside)
+
+
+def _sources(nodes: list[ir.Node], kept: set[ir.Value]) -> dict[ir.Value, None]:
+    """Values that are ``kept`` or fed, of which the integers, conditions and sizes that ``nodes`` read from elsewhere are made.
+
+    These have no batch to be kept by: they are computed again where they are read.
+    """
+    inside, found, seen = set(nodes), dict[ir.Value, None](), set[ir.Value]()
+    queue = [v for n in nodes for v in _all_inputs(n) if not is_activation(v)]
+    while queue:
+        value = queue.pop()
+        maker = value.producer()
+        if value in seen or maker in inside or value.is_initializer():
+            continue
+        seen.add(value)
+        if maker is None or value in kept:
+            found[value] = None
+        else:
+            queue += _all_inputs(maker)
+    return found
+
+
+def _all_inputs(node: ir.Node) -> list[ir.Value]:
+    return [v for v in (*node.inputs, *node.meta.get(CAPTURES, ())) if v is not None]
+
+
+def _unit(nodes: list[ir.Node], kept: set[ir.Value], layers: dict[str, LayerPlan], alpha: float) -> UnitPlan:
+    inside = set(nodes)
+    inputs = dict.fromkeys(v.name or "" for v in (*_entries(nodes), *_sources(nodes, kept)))
     outputs = [
         v.name or ""
         for n in nodes

@@ -19,10 +19,13 @@ from mrecg_onnx.images import Dataset, Preprocess, check_lost, open_validation
 from mrecg_onnx.metrics import decibels, mcnemar_p, topk_correct, wilson_interval
 from mrecg_onnx.parallel import Workers, joined
 from mrecg_onnx.runtime import (
+    check_provider,
     describe,
+    elsewhere,
     fixed_batch,
     fused_op_counts,
     input_specs,
+    kernels,
     latency,
     medians,
     open_session,
@@ -210,7 +213,7 @@ def validate(
         latency_batch: Images a timed run, >= 1; a model's fixed batch goes before it.
         repeats: Timed runs of each model; 0 leaves latency out.
         threads: ONNX Runtime's threads inside an operator, its own choice by default.
-        device: ``cpu`` or ``cuda``.
+        device: a row of :data:`mrecg_onnx.runtime.PROVIDERS`; what its provider leaves to the CPU is among the warnings.
         report: Called with (images done, images in all) after every batch.
 
     Returns:
@@ -221,8 +224,8 @@ def validate(
             or outputs differ, or the quantized file says it was made from another one. (Only a file or its bytes can
             be recognized; a float model given as ModelProto is compared by inputs and outputs alone.)
         DataError: The data cannot be read, or its labels exceed the model's classes.
-        SettingsError: A setting is out of range, ``device`` is not there, or ``labels``, ``preprocess`` or ``limit``
-            come with a data set that is already open.
+        SettingsError: A setting is out of range, ``device`` is not there or runs nothing, or ``labels``, ``preprocess``
+            or ``limit`` come with a data set that is already open.
     """
     if latency_batch < 1 or repeats < 0:
         raise SettingsError(f"latency of {repeats} runs with {latency_batch} images: give >= 0 runs and >= 1 images")
@@ -282,7 +285,7 @@ def _validate(
     rows = fixed_batch(sessions["fp32"]) or fixed_batch(sessions["quantized"]) or latency_batch
     for feeds, indices in dataset.batches(batch_size):
         tally.add(indices, *(run_padded(session, feeds) for session in sessions.values()))
-        tally.keep_rows(feeds, rows if repeats else 0)
+        tally.keep_rows(feeds, rows if repeats or device != "cpu" else 0)
         logger.info("validated %d of %d images", tally.images, len(dataset))
         if report is not None:
             report(tally.images, len(dataset))
@@ -297,6 +300,17 @@ def _validate(
     def measure() -> dict[str, float]:
         return medians(latency(sessions, tally.rows(rows), repeats)) if repeats else {}
 
+    def placed() -> tuple[str, ...]:
+        if device == "cpu":
+            return ()
+        said = []
+        for model, name in zip((fp32, quantized), names, strict=True):
+            found = kernels(model, tally.rows(rows), threads, device, runs=1)
+            check_provider(found, device, name)
+            said += [f"{name} is not all on {device}: {others}" for others in [elsewhere(found, device)] if others]
+        return tuple(said)
+
+    left = workers.once(placed)
     seconds = workers.once(measure)  # the others wait: timings beside working processes mean nothing
     reports = [
         ModelReport(name, size_bytes(model), *tally.accuracies(i), seconds.get(key))
@@ -315,7 +329,7 @@ def _validate(
         latency_batch=rows,
         op_counts=dict(fused_op_counts(quantized).most_common()),
         preprocess=dataset.preprocess,
-        warnings=tally.warnings(reports[0].top1),
+        warnings=tally.warnings(reports[0].top1) + left,
         top1_right=tally.right(1) if tally.has_accuracy else None,
     )
 

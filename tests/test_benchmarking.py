@@ -15,10 +15,10 @@ from stages import feeds, simulated
 from test_cli import fails, works
 
 from mrecg_onnx import runtime
-from mrecg_onnx.benchmarking import benchmark, check_provider
+from mrecg_onnx.benchmarking import benchmark
 from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.export import export
-from mrecg_onnx.runtime import Kernel, kernels
+from mrecg_onnx.runtime import Kernel, check_provider, elsewhere, kernels
 
 
 @pytest.fixture
@@ -70,10 +70,21 @@ def test_kernels_are_those_of_the_optimized_graph(here: Path) -> None:
 def test_a_provider_that_left_all_the_work_to_another_is_an_error() -> None:
     cpu, cuda = (Kernel("Conv", f"{name}ExecutionProvider", 1, 0.1) for name in ("CPU", "CUDA"))
     check_provider([cpu, cuda], "cuda", "m.onnx")
-    with pytest.raises(
-        SettingsError, match=r"m\.onnx: provider 'cuda' ran none of its nodes, CPUExecutionProvider ran all"
-    ):
+    with pytest.raises(SettingsError, match=r"m\.onnx: 'cuda' ran none of its nodes, CPUExecutionProvider ran all"):
         check_provider([cpu], "cuda", "m.onnx")
+
+
+def test_what_a_provider_leaves_to_another_is_said() -> None:
+    cpu, cuda = (Kernel("Conv", f"{name}ExecutionProvider", n, 0.1) for name, n in (("CPU", 2), ("CUDA", 3)))
+    assert elsewhere([cpu, cuda], "cuda") == "2 of 5 nodes on CPUExecutionProvider"
+    assert not elsewhere([cuda], "cuda")
+
+
+def test_the_command_does_not_take_the_cpu_for_another_provider(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime registers the provider and gives it no node."""
+    on_cpu = runtime._open_on
+    monkeypatch.setattr(runtime, "_open_on", lambda model, options, _device: on_cpu(model, options, "cpu"))
+    fails("benchmark", "fp32.onnx", "--provider", "cuda", "--runs", "1", code=2, says=("'cuda' ran none of its nodes",))
 
 
 def test_models_with_other_inputs_are_refused(here: Path) -> None:

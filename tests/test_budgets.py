@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from learned import results, small
 from stages import feeds, simulated, tensors
 
+from mrecg_onnx import targets
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.costs import WIDTHS, measure_costs
 from mrecg_onnx.drop_search import AVERAGES, Trial, search
@@ -36,6 +38,11 @@ def inner(result):
 def packed(result) -> int:
     layers = result.plan.quantized_layers
     return PackedSize.of(result.model, layers).total({x.name: x.wbits for x in layers})
+
+
+def _smallest(error) -> int:
+    """Bytes that the message says are possible."""
+    return round(float(re.search(r"smallest possible is ([\d.]+) MB", str(error.value))[1]) * 1e6)
 
 
 # --- averages and sizes --------------------------------------------------------------------------------------------------
@@ -70,10 +77,30 @@ def test_size_budget_counts_the_packed_file(quantized, share):
     assert {x.wbits for x in result.plan.layers} <= {2, 4, 8}
 
 
+def test_widths_are_those_that_the_target_takes(quantized, tmp_path):
+    """OpenVINO has no 2-bit type: such codes would take four bits of the file."""
+    smallest = []
+    for target in ("ort", "openvino"):
+        with pytest.raises(SettingsError, match="too little") as error:
+            quantized("nearest", size_budget=10, target=target)
+        smallest.append(_smallest(error))
+    assert smallest[0] < smallest[1]
+    layers = quantized("nearest", size_budget=smallest[1], target="openvino").plan.layers
+    assert {x.wbits for x in layers} <= {4, 8}
+    rules = (Path(targets.__file__).parent / "rules" / "qnn.toml").read_text()
+    for name in ("wbits", "abits"):
+        rules = rules.replace(f"{name} = [2, 8]", f"{name} = [3, 5]")
+    (tmp_path / "narrow.toml").write_text(rules)
+    narrow = {"target": str(tmp_path / "narrow.toml"), "first_last_bits": 5, "wbits": 3}
+    result = quantized("nearest", avg_wbits=4.0, allocation="milp", **narrow)
+    assert {x.wbits for x in inner(result)} <= {3, 4, 5}
+    assert {x.abits for x in inner(result)} <= {3, 4, 5}
+
+
 def test_impossible_size_says_the_smallest_possible_and_that_is_possible(quantized):
     with pytest.raises(SettingsError, match=r"--size-budget 0\.001 MB is too little .* smallest possible is") as error:
         quantized("nearest", size_budget=10)
-    smallest = round(float(re.search(r"smallest possible is ([\d.]+) MB", str(error.value))[1]) * 1e6)
+    smallest = _smallest(error)
     result = quantized("nearest", size_budget=smallest)
     assert packed(result) <= smallest
 

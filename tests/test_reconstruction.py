@@ -340,11 +340,12 @@ def test_batch_folded_into_another_dimension_is_named(tmp_path):
     g = Graph()
     x = g.op("Transpose", [g.relu(g.conv(g.input(3, size=4), 3, 8))], "last", perm=[0, 2, 3, 1])
     x = g.op("Reshape", [x, g.constant("rows", np.array([-1, 8]))], "fold")
-    x = g.gemm(x, 8, 8, "hidden")
-    g.gemm(g.relu(x, "relu2"), 8, 4, output="output")
+    for name in ("hidden1", "hidden2", "hidden3"):
+        x = g.relu(g.gemm(x, 8, 8, name), f"{name}_relu")
+    g.op("Reshape", [g.gemm(x, 8, 4), g.constant("images", np.array([-1, 64]))], "unfold", output="output")
     np.save(tmp_path / "calib.npy", feeds(g.model(), 32)["input"])
     settings = Settings(method="qdrop", iters=2, equalize="off")
-    with pytest.raises(ModelError, match=r"tensor 'output' .* for 32 images: .*first dimension"):
+    with pytest.raises(ModelError, match=r"tensor '\w+' .* for 32 images: .*first dimension"):
         quantize(g.model(), tmp_path / "calib.npy", settings)
 
 

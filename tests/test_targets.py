@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from architectures import PATTERNS
+from architectures import PATTERNS, residual
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
-from stages import feeds, simulated
+from stages import feeds, simulated, tensors
 from test_cli import classifier, fails, works, write_images
 
 import mrecg_onnx
-from mrecg_onnx.converters.errors import ModelError, SettingsError
+from mrecg_onnx.branches import branch_narrow_reads
+from mrecg_onnx.containers import contained, container_of
+from mrecg_onnx.converters import normalize
+from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
 from mrecg_onnx.export import export
 from mrecg_onnx.grids import Grid, fake_quantize, symmetric_eight
+from mrecg_onnx.images import open_validation
 from mrecg_onnx.retargeting import broken_rules, retarget, target_of
-from mrecg_onnx.runtime import open_session
+from mrecg_onnx.runtime import input_specs, open_session
 from mrecg_onnx.runtimes import open_with
 from mrecg_onnx.settings import BitRule, Settings
-from mrecg_onnx.targets import TARGET_NAMES, load_target
+from mrecg_onnx.targets import CONTAINER_NAMES, TARGET_NAMES, load_target
+from mrecg_onnx.validation import stored_preprocess
 
 RULES = Path(mrecg_onnx.__file__).parent / "rules"
 OTHERS = [name for name in TARGET_NAMES if name != "ort"]
@@ -133,6 +140,20 @@ def test_openvino_opens_the_file_and_runs_it_in_integers() -> None:
     assert opened.agreement >= 0.9
 
 
+def test_packed_weights_take_no_type_that_the_target_lacks() -> None:
+    """OpenVINO has UINT4 and no UINT2, which the opsets of its rules say."""
+    rules = load_target("openvino")
+    model = retarget(quantized("residual", "openvino", 2, 4), rules)
+    kinds = {t.data_type for t in contained(model, "packed", highest=rules.opset[1]).model.graph.initializer}
+    assert TensorProto.UINT4 in kinds
+    assert TensorProto.UINT2 not in kinds
+    unlimited = contained(model, "packed").model
+    assert TensorProto.UINT2 in {t.data_type for t in unlimited.graph.initializer}
+    pytest.importorskip("openvino")
+    with pytest.raises(ExportError, match="OpenVINO refuses the file: Unsupported data type UINT2"):
+        open_with(rules, unlimited, None)
+
+
 def test_a_runtime_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     opened = open_with(load_target("openvino"), quantized("residual"), None)
@@ -226,3 +247,109 @@ def test_quantize_and_convert_for_a_target(here: Path) -> None:
     fails("convert", "plain.onnx", "--target", "qnn", "--container", "typed", code=2, says=("no container 'typed'",))
     fails("convert", "plain_portable.onnx", "--target", "qnn", says=("was written for target portable",))
     fails("convert", "plain.onnx", "--target", "abacus", code=2, says=("abacus",))
+
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+
+
+def on_sample(*more: str) -> tuple[str, ...]:
+    """Quantize the sample without learning."""
+    model, calib = str(SAMPLES / "digits.onnx"), str(SAMPLES / "calib")
+    return "quantize", model, "--calib", calib, "--method", "nearest", "--samples", "64", "--threads", "1", *more
+
+
+@pytest.mark.parametrize("target", TARGET_NAMES)
+def test_the_sample_for_every_target_in_every_container(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file keeps the rules, is opened by its runtime where that is installed, and predicts what FP32 does."""
+    monkeypatch.chdir(tmp_path)
+    rules = load_target(target)
+    said = works(*on_sample("--target", target, "-o", "int8.onnx")).stdout
+    if rules.runtime == "openvino":
+        assert ("OpenVINO 20" if find_spec("openvino") else "pip install openvino") in said
+    for container in (name for name in CONTAINER_NAMES if name != "int8"):
+        convert = ("convert", "int8.onnx", "--container", container, "-o", f"{container}.onnx")
+        if container in rules.containers:
+            assert "the same bit for bit" in works(*convert).stdout
+        else:
+            fails(*convert, code=2, says=(f"target {target} has no container '{container}': choose one of",))
+            fails(
+                *on_sample("--target", target, "--container", container), code=2, says=(f"no container '{container}'",)
+            )
+            assert not Path(f"{container}.onnx").exists()
+    for container in rules.containers:
+        model = onnx.load(f"{container}.onnx")
+        assert (target_of(model), container_of(model)) == (target, container)
+        if container != "typed":  # the rules are about codes of 8 bits
+            assert not broken_rules(model, rules)
+        data = ("--data", str(SAMPLES / "val"), "--repeats", "0", "--json", "v.json")
+        works("validate", str(SAMPLES / "digits.onnx"), f"{container}.onnx", *data)
+        assert json.loads(Path("v.json").read_text())["quantized"]["top1"]["value"] > 0.8
+
+
+def test_a_runtime_that_is_not_installed_is_said_by_the_command(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mrecg_onnx.runtimes.importlib.util.find_spec", lambda _name: None)
+    said = works(*on_sample("--target", "openvino", "-o", "ov.onnx")).stdout
+    assert "target openvino: not opened: OpenVINO is not installed (pip install openvino)" in " ".join(said.split())
+
+
+def test_openvino_predicts_on_the_sample_what_onnx_runtime_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every convolution in integers, also behind an Add, and the same predictions: nothing in between stays unrounded."""
+    pytest.importorskip("openvino")
+    monkeypatch.chdir(tmp_path)
+    works(*on_sample("-o", "plain.onnx"))
+    for container in ("int8", "packed"):
+        works("convert", "plain.onnx", "--target", "openvino", "--container", container, "-o", "ov.onnx")
+        model = onnx.load("ov.onnx")
+        specs = input_specs(open_session(model))
+        images = open_validation(SAMPLES / "val", specs, stored_preprocess(open_session(model), "ov.onnx"))
+        feeds_all = next(iter(images.batches(450)))[0]
+        opened = open_with(load_target("openvino"), model, feeds_all)
+        assert opened.agreement is not None
+        assert opened.agreement >= 0.985
+        assert opened.kernels["Convolution I8"] == sum(n.op_type == "Conv" for n in model.graph.node)
+        assert not any(name.startswith("Convolution") and name != "Convolution I8" for name in opened.kernels)
+        assert opened.kernels["Eltwise I8"] >= sum(n.op_type == "Add" for n in model.graph.node)
+
+
+@pytest.mark.parametrize("option", ["--wbits", "--abits"])
+def test_widths_that_the_rules_exclude_end_the_command(here: Path, option: str) -> None:
+    rules = (RULES / "qnn.toml").read_text()
+    Path("eight.toml").write_text(rules.replace(f"{option[2:]} = [2, 8]", f"{option[2:]} = [8, 8]"))
+    what = {"--wbits": "weights", "--abits": "activations"}[option]
+    fails(
+        "quantize", "model.onnx", "--calib", "images", "--target", "eight.toml", option, "3",
+        code=2, says=(f"target eight: --wbits, --abits asks for 3-bit {what}; its rules allow 8 to 8",),
+    )  # fmt: skip
+
+
+def test_a_file_of_another_tool_is_not_converted(here: Path) -> None:
+    says = ("model.onnx: was not written by mrecg-onnx quantize",)
+    fails("convert", "model.onnx", "--container", "packed", says=says)
+    fails("convert", "model.onnx", "--target", "openvino", says=says)
+    Path("text.onnx").write_text("no model")
+    fails("convert", "text.onnx", "--container", "packed", says=("text.onnx",))
+
+
+def test_an_add_and_the_convolution_in_front_stay_apart_for_openvino() -> None:
+    aimed = retarget(quantized("residual", "openvino"), load_target("openvino"))
+    made = {o: n for n in aimed.graph.node for o in n.output}
+    pooled = [n for n in aimed.graph.node if n.op_type == "MaxPool"]
+    assert [made[n.input[0]].op_type for n in pooled] == ["QuantizeLinear"] * 3  # one Add has one, the other two
+    assert not any(n.op_type == "MaxPool" for n in retarget(quantized("residual"), load_target("qnn")).graph.node)
+
+
+@pytest.mark.parametrize("target", OTHERS)
+def test_branches_of_a_stream_are_plain(target: str) -> None:
+    settings = {"wbits": 4, "abits": 4, "target": target}
+    graph = normalize(residual())
+    assert branch_narrow_reads(graph, Settings(**settings)) == 1
+    stage = simulated(graph, tensors(residual()), **settings)
+    plain = export(stage.graph, stage.simulation, {"mrecg_onnx.version": "test"}).model
+    aimed = retarget(plain, load_target(target))
+    assert [n.op_type for model in (plain, aimed) for n in model.graph.node].count("LeakyRelu") == 1
+    for x, y in zip(outputs(plain), outputs(aimed), strict=True):
+        np.testing.assert_array_equal(x, y)

@@ -12,12 +12,14 @@ import pytest
 from architectures import Graph, conv_relu, conv_transpose, two_inputs
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from stages import feeds
 
 from mrecg_onnx import runtime
 from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
 from mrecg_onnx.images import InputSpec, Preprocess, open_validation
 from mrecg_onnx.metrics import mcnemar_p, sqnr_db, wilson_interval
 from mrecg_onnx.runtime import (
+    Kernel,
     fixed_batch,
     fused_op_counts,
     input_specs,
@@ -173,6 +175,37 @@ def test_a_provider_that_onnx_runtime_leaves_out_is_an_error(monkeypatch):
     monkeypatch.setattr(runtime, "_open", lambda *_: on_cpu)  # what a CUDA library that does not load leads to
     with pytest.raises(SettingsError, match="could not load its CUDAExecutionProvider"):
         open_session(conv_relu(), device="cuda")
+
+
+def test_what_a_provider_lacks_is_no_fault_of_the_model(monkeypatch):
+    opened = runtime._open
+
+    def fails_on_cuda(model, options, providers):
+        if providers[0] == "CUDAExecutionProvider":
+            raise ModelError("m.onnx: cannot be opened") from RuntimeError(
+                "/src/a.cc:7 void f(int) Please install CUDA"
+            )
+        return opened(model, options, providers)
+
+    monkeypatch.setattr(runtime, "_require_cuda", lambda: None)
+    monkeypatch.setattr(runtime, "_open", fails_on_cuda)
+    with pytest.raises(SettingsError, match="could not load its CUDAExecutionProvider: Please install CUDA; install"):
+        open_session(conv_relu(), device="cuda")
+    with pytest.raises(ModelError, match=r"nowhere\.onnx: there is no such file"):
+        open_session("nowhere.onnx", device="cuda")
+
+
+def test_validation_does_not_take_the_cpu_for_another_provider(monkeypatch, tmp_path):
+    """ONNX Runtime registers the provider and gives it no node, or not all."""
+    on_cpu = runtime._open_on
+    monkeypatch.setattr(runtime, "_open_on", lambda model, options, _device: on_cpu(model, options, "cpu"))
+    np.save(tmp_path / "x.npy", next(iter(feeds(conv_relu(), 4).values())))
+    with pytest.raises(SettingsError, match=r"the FP32 model: 'cuda' ran none of its nodes, CPUExecutionProvider"):
+        validate(conv_relu(), conv_relu(), tmp_path / "x.npy", device="cuda", repeats=0)
+    some = [Kernel("Conv", f"{name}ExecutionProvider", 1, 0.1) for name in ("CPU", "CUDA")]
+    monkeypatch.setattr("mrecg_onnx.validation.kernels", lambda *_args, **_more: some)
+    result = validate(conv_relu(), conv_relu(), tmp_path / "x.npy", device="cuda", repeats=0)
+    assert "the quantized model is not all on cuda: 1 of 2 nodes on CPUExecutionProvider" in result.warnings
 
 
 def test_input_specs_keep_fixed_sizes_and_forget_symbolic_ones():

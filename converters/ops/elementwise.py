@@ -132,11 +132,30 @@ def _is_infinite(x: Tensor, positive: bool, negative: bool) -> Tensor:
     return (torch.isposinf(x) & positive) | (torch.isneginf(x) & negative)
 
 
+_UNSIGNED = frozenset({torch.uint16, torch.uint32, torch.uint64})
+
+
+def _widened(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compute as int64 on unsigned types, for which torch has next to no arithmetic; the cast back cuts to size.
+
+    For uint64, int64 has the same bits: right where the result's lowest bits depend on nothing else.
+    """
+
+    def compute(*inputs: Tensor) -> Tensor:
+        if not any(x.dtype in _UNSIGNED for x in inputs):
+            return function(*inputs)
+        found = function(*(x.to(torch.int64) if x.dtype in _UNSIGNED else x for x in inputs))
+        return found if found.dtype == torch.bool else found.to(inputs[0].dtype)
+
+    compute.__name__ = getattr(function, "__name__", "")
+    return compute
+
+
 _FUNCTIONS: dict[str, tuple[int, Callable[..., Tensor]]] = {
     "Abs": (1, torch.abs),
     "Acos": (7, torch.acos),
     "Acosh": (9, torch.acosh),
-    "Add": (7, torch.add),
+    "Add": (7, _widened(torch.add)),
     "And": (7, torch.logical_and),
     "Asin": (7, torch.asin),
     "Asinh": (9, torch.asinh),
@@ -145,33 +164,33 @@ _FUNCTIONS: dict[str, tuple[int, Callable[..., Tensor]]] = {
     "Ceil": (1, torch.ceil),
     "Cos": (7, torch.cos),
     "Cosh": (9, torch.cosh),
-    "Div": (7, _divide),
-    "Equal": (7, torch.eq),
+    "Div": (7, _widened(_divide)),
+    "Equal": (7, _widened(torch.eq)),
     "Erf": (9, torch.erf),
     "Exp": (1, torch.exp),
     "Floor": (1, torch.floor),
-    "Greater": (7, torch.gt),
-    "GreaterOrEqual": (12, torch.ge),
-    "BitwiseAnd": (18, torch.bitwise_and),
-    "BitwiseNot": (18, torch.bitwise_not),
-    "BitwiseOr": (18, torch.bitwise_or),
-    "BitwiseXor": (18, torch.bitwise_xor),
+    "Greater": (7, _widened(torch.gt)),
+    "GreaterOrEqual": (12, _widened(torch.ge)),
+    "BitwiseAnd": (18, _widened(torch.bitwise_and)),
+    "BitwiseNot": (18, _widened(torch.bitwise_not)),
+    "BitwiseOr": (18, _widened(torch.bitwise_or)),
+    "BitwiseXor": (18, _widened(torch.bitwise_xor)),
     "HardSwish": (14, F.hardswish),
     "Identity": (1, _identity),
     "IsNaN": (9, torch.isnan),
-    "Less": (7, torch.lt),
-    "LessOrEqual": (12, torch.le),
+    "Less": (7, _widened(torch.lt)),
+    "LessOrEqual": (12, _widened(torch.le)),
     "Log": (1, torch.log),
-    "Max": (6, _largest),
+    "Max": (6, _widened(_largest)),
     "Mean": (6, _mean),
-    "Min": (6, _smallest),
+    "Min": (6, _widened(_smallest)),
     "Mish": (18, F.mish),
-    "Mul": (7, torch.mul),
+    "Mul": (7, _widened(torch.mul)),
     "Neg": (1, torch.neg),
     "Not": (1, torch.logical_not),
     "Or": (7, torch.logical_or),
     "PRelu": (7, _prelu),
-    "Pow": (7, _power),
+    "Pow": (7, _widened(_power)),
     "Reciprocal": (1, torch.reciprocal),
     "Relu": (1, F.relu),
     "Round": (11, torch.round),
@@ -182,7 +201,7 @@ _FUNCTIONS: dict[str, tuple[int, Callable[..., Tensor]]] = {
     "Softplus": (1, F.softplus),
     "Softsign": (1, F.softsign),
     "Sqrt": (1, torch.sqrt),
-    "Sub": (7, torch.sub),
+    "Sub": (7, _widened(torch.sub)),
     "Sum": (6, _sum),
     "Tan": (7, torch.tan),
     "Tanh": (1, torch.tanh),
@@ -252,18 +271,7 @@ def _swiglu(node: OnnxNode) -> Callable[..., Tensor]:
 
 
 def _mod(node: OnnxNode) -> Callable[..., Tensor]:
-    return _through_int64(torch.fmod if node.attributes.get("fmod", 0) else torch.remainder)
-
-
-def _through_int64(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Compute on uint16 and uint32, for which torch has no arithmetic, as int64."""
-
-    def compute(a: Tensor, b: Tensor) -> Tensor:
-        if a.dtype not in {torch.uint16, torch.uint32}:
-            return function(a, b)
-        return function(a.to(torch.int64), b.to(torch.int64)).to(a.dtype)
-
-    return compute
+    return _widened(torch.fmod if node.attributes.get("fmod", 0) else torch.remainder)
 
 
 def _is_inf(node: OnnxNode) -> Callable[..., Tensor]:

@@ -16,6 +16,7 @@ from mrecg_onnx.converters.ops.common import (
     result,
 )
 from mrecg_onnx.converters.ops.elementwise import Elementwise
+from mrecg_onnx.converters.ops.shape import list_attribute
 from mrecg_onnx.converters.registry import converter
 
 __all__ = ["OnnxLayerNorm"]
@@ -139,3 +140,15 @@ def _rms_norm(node: OnnxNode, _graph: OnnxGraph) -> OperationConverterResult:
         return x * torch.rsqrt((x * x).mean(axes, keepdim=True) + epsilon) * scale
 
     return result(Elementwise(normalize), node, [input_name(node, 0), input_name(node, 1)])
+
+
+@converter("MeanVarianceNormalization", 9)
+def _mean_variance_norm(node: OnnxNode, _graph: OnnxGraph) -> OperationConverterResult:
+    axes = list_attribute(node, "axes") or [0, 2, 3]
+
+    def normalize(x: Tensor) -> Tensor:
+        centred = x - x.mean(axes, keepdim=True)
+        # The constant is the operator specification's.
+        return centred / ((centred * centred).mean(axes, keepdim=True).sqrt() + 1e-9)
+
+    return result(Elementwise(normalize), node)

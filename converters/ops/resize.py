@@ -62,7 +62,7 @@ class OnnxResize(nn.Module):
         settings: The node's attributes.
         scales: Factor per axis, None where sizes are given or the factors are an input.
         sizes: Size per axis of the result, likewise.
-        roi: Starts, then ends, of the region cut out by ``tf_crop_and_resize``, as fractions.
+        roi: Starts, then ends, of the region cut out by ``tf_crop_and_resize``, as fractions; None where it is an input.
         takes: What the second argument of ``forward`` is: "scales", "sizes", or "" if there is none.
     """
 
@@ -77,9 +77,10 @@ class OnnxResize(nn.Module):
         super().__init__()
         self.settings, self.scales, self.sizes, self.roi, self.takes = settings, scales, sizes, roi, takes
 
-    def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, given: Tensor | None = None, roi: Tensor | None = None) -> Tensor:
         """Resize ``x`` along its axes."""
         scales, sizes = self.scales, self.sizes
+        bounds = self.roi if roi is None else [float(value) for value in roi.tolist()]
         if given is not None and self.takes == "scales":
             scales = [float(value) for value in given.tolist()]
         elif given is not None:
@@ -89,7 +90,7 @@ class OnnxResize(nn.Module):
         outside: Tensor | None = None
         for place, axis in enumerate(axes):
             size = x.shape[axis]
-            region = (0.0, 1.0) if not self.roi else (self.roi[place], self.roi[place + len(axes)])
+            region = (0.0, 1.0) if not bounds else (bounds[place], bounds[place + len(axes)])
             if lengths[place] == size and factors[place] == 1 and region == (0.0, 1.0):
                 continue
             positions = _positions(self.settings.coordinates, size, lengths[place], factors[place], region)
@@ -217,9 +218,10 @@ def _make(
     uses_sizes = sizes_at is not None and has_input(node, sizes_at)
     index = sizes_at if uses_sizes and sizes_at is not None else scales_at
     given = constant_of(node, index, graph)
-    roi = constant_of(node, 1, graph) if settings.coordinates == "tf_crop_and_resize" else None
-    if settings.coordinates == "tf_crop_and_resize" and roi is None:
-        raise reject(node, "a computed roi")
+    crops = settings.coordinates == "tf_crop_and_resize"
+    roi = constant_of(node, 1, graph) if crops else None
+    if crops and not has_input(node, 1):
+        raise reject(node, "no roi")
     if given is None:
         if not has_input(node, index):
             raise reject(node, "neither scales nor sizes")
@@ -230,7 +232,8 @@ def _make(
         module = OnnxResize(settings, scales=[float(value) for value in given.tolist()])
     if roi is not None:
         module.roi = [float(value) for value in roi.tolist()]
-    return result(module, node, [input_name(node, 0), *([] if given is not None else [input_name(node, index)])])
+    names = ["" if given is not None else input_name(node, index), input_name(node, 1) if crops and roi is None else ""]
+    return result(module, node, [input_name(node, 0), *names])
 
 
 @converter("Resize", 11)

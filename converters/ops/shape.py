@@ -295,10 +295,21 @@ class OnnxPad(Static):
     Attributes:
         mode: constant, reflect, edge or wrap.
         value: What a constant pad holds.
+        takes_value: That is the last argument of ``forward`` instead.
     """
 
     mode = "constant"
     value = 0.0
+    takes_value = False
+
+    def forward(self, x: Tensor, *inputs: Tensor) -> Tensor:
+        """Pad ``x``; a value that is computed goes where no element of ``x`` comes to lie."""
+        if not self.takes_value:
+            return super().forward(x, *inputs)  # type: ignore[no-any-return]
+        padded, inside = (
+            super(OnnxPad, self).forward(y, *inputs[:-1]) for y in (x, torch.ones_like(x, dtype=torch.uint8))
+        )
+        return torch.where(inside > 0, padded, inputs[-1].reshape(()))
 
     def compute(self, x: Tensor, *arguments: list[int] | None) -> Tensor:
         """Add elements at the begins and ends of the axes; a negative number cuts some off."""
@@ -343,13 +354,12 @@ def _old_pad(node: OnnxNode, _graph: OnnxGraph) -> OperationConverterResult:
 
 @converter("Pad", 11)
 def _pad(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
-    value = 0.0
-    if has_input(node, 2):
-        found = constant_of(node, 2, graph)
-        if found is None:
-            raise reject(node, "a computed padding value")
-        value = found.reshape(-1)[0].item()
-    return static(OnnxPad, node, graph, [1, 3], mode=_pad_mode(node), value=value)
+    mode, found = _pad_mode(node), constant_of(node, 2, graph)
+    value = 0.0 if found is None else found.reshape(-1)[0].item()
+    if found is not None or not has_input(node, 2) or mode != "constant":
+        return static(OnnxPad, node, graph, [1, 3], mode=mode, value=value)
+    made = static(OnnxPad, node, graph, [1, 3], takes_value=True)
+    return result(made.torch_module, node, [*made.onnx_mapping.inputs, input_name(node, 2)])
 
 
 @converter("Shape")

@@ -66,7 +66,8 @@ def infer_node(node: ir.Node, version: int) -> None:
     proto = ir.to_proto(node)
     if any(attribute.HasField("g") or attribute.graphs for attribute in proto.attribute):
         return
-    known = [value for value in node.inputs if value is not None and value.type is not None]
+    # Sequences have no shape here.
+    known = [value for value in node.inputs if value is not None and isinstance(value.type, ir.TensorType)]
     types = {value.name or "": _type_proto(value) for value in known}
     if len(types) < len({value for value in node.inputs if value is not None}):
         return

@@ -126,13 +126,15 @@ def _timings(found: Benchmark) -> RenderableType:
 
 
 def _kernels(files: Sequence[FileReport]) -> RenderableType:
+    from mrecg_onnx.runtime import elsewhere
+
     pairs = {}
     for file in files:
         for provider, kernels in file.kernels.items():
             total = sum(kernel.seconds for kernel in kernels) or 1.0
             shown = [f"{k.op} {k.count} ({k.seconds / total:.0%})" for k in kernels[:SHOWN]]
-            elsewhere = {k.provider for k in kernels} - {kernels[0].provider}
+            others = elsewhere(kernels, provider)
             more = [f"and {len(kernels) - SHOWN} more"] if len(kernels) > SHOWN else []
-            note = [f"partly on {', '.join(sorted(elsewhere))}"] if elsewhere else []
+            note = [f"not all on {provider}: {others}"] if others else []
             pairs[f"{file.name}, {provider}"] = ", ".join([*shown, *more, *note])
     return grid(pairs)

@@ -57,7 +57,12 @@ __all__ = ["validate_command"]
     "--threads", type=int, metavar="N", help="Threads of ONNX Runtime; its own choice by default.", cls=Option
 )
 @click.option(
-    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where both run.", cls=Option, show_default=True
+    "--device",
+    default="cpu",
+    metavar="NAME",
+    cls=Option,
+    show_default=True,
+    help="cpu, cuda, tensorrt, openvino, qnn, ...: where both run.",
 )
 @image_options(stored=True)
 @output_options

@@ -1,0 +1,431 @@
+"""Whole small models, one for each way of writing one: torch equals ONNX Runtime, and W4A4 files are what was learned."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnxruntime
+import pytest
+from onnx import TensorProto, external_data_helper, helper, numpy_helper
+
+from mrecg_onnx.converters import check_parity, load_model, normalize, to_torch
+from mrecg_onnx.converters.errors import ModelError
+from mrecg_onnx.converters.versions import runtime_versions
+from mrecg_onnx.inspection import inspect
+from mrecg_onnx.quantization import QuantizationResult, quantize
+from mrecg_onnx.settings import Settings
+from mrecg_onnx.validation import validate
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+IMAGE = "g (float[n, 3, 12, 12] x) => (float[n, 5] y)"
+STEM = "c1 = Conv <pads = [1, 1, 1, 1]> (x, w1) r1 = Relu (c1)"
+HEAD = "p = GlobalAveragePool (r2) f = Flatten (p) y = Gemm (f, fw)"
+
+
+def weights(*shape: int) -> np.ndarray:
+    """Random, seeded by the shape."""
+    random = np.random.default_rng(list(shape))
+    return (random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+
+COMMON = {"w1": weights(6, 3, 3, 3), "w2": weights(6, 6, 3, 3), "hw": weights(6, 6), "fw": weights(6, 5)}
+
+
+def parse(text: str, opset: int = 17, ir_version: int = 8, **constants: Any) -> onnx.ModelProto:
+    """A model with those constants, and those of :data:`COMMON` that it reads."""
+    model = onnx.parser.parse_model(f'<ir_version: {ir_version}, opset_import: ["" : {opset}]> {text}')
+    read = {name for node in model.graph.node for name in node.input} - {n for x in model.graph.node for n in x.output}
+    for name, value in {**{n: v for n, v in COMMON.items() if n in read}, **constants}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+        if ir_version < 4:
+            model.graph.input.append(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, np.shape(value)))
+    return model
+
+
+def image(body: str, **constants: Any) -> onnx.ModelProto:
+    """A stem, ``body`` from ``r1`` to ``r2``, and a classifier."""
+    return parse(f"{IMAGE} {{ {STEM} {body} {HEAD} }}", **constants)
+
+
+def through(body: str, **constants: Any) -> onnx.ModelProto:
+    """A convolution whose weight ``w`` comes out of ``body``."""
+    return image(f"{body} c2 = Conv (r1, w) r2 = Relu (c2)", **constants)
+
+
+def gemm(attributes: str, source: str, weight: np.ndarray) -> onnx.ModelProto:
+    """A Gemm with ``attributes`` behind two other layers."""
+    return parse(
+        f"""{IMAGE} {{ {STEM} p = GlobalAveragePool (r1) f = Flatten (p) h0 = Gemm (f, hw) h = Relu (h0)
+        t = Transpose <perm = [1, 0]> (h) y = Gemm <{attributes}> ({source}, own, b) }}""",
+        own=weight,
+        b=weights(5),
+    )
+
+
+def inside(node: str, **constants: Any) -> onnx.ModelProto:
+    """A node with a subgraph between two convolutions: it makes ``odd`` of ``r1``."""
+    return image(f"{node} c2 = Conv <pads = [1, 1, 1, 1]> (odd, w2) r2 = Relu (c2)", **constants)
+
+
+def constant_node() -> onnx.ModelProto:
+    model = through("w = Identity (w2)")
+    node = next(node for node in model.graph.node if node.op_type == "Identity")
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "w2")
+    node.CopyFrom(helper.make_node("Constant", [], ["w"], value=tensor))
+    model.graph.initializer.remove(tensor)
+    return model
+
+
+def functions() -> onnx.ModelProto:
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+        {IMAGE} {{ r1 = local.block (x, w1) r2 = local.block (r1, w2) {HEAD} }}
+        <domain: "local", opset_import: ["" : 17, "local" : 1]>
+        block (a, w) => (b) {{ c = Conv <pads = [1, 1, 1, 1]> (a, w) b = local.act (c) }}
+        <domain: "local", opset_import: ["" : 17]> act (a) => (b) {{ b = Relu (a) }}"""
+    )
+    model.graph.initializer.extend(numpy_helper.from_array(COMMON[name], name) for name in ("w1", "w2", "fw"))
+    return model
+
+
+def looked_up(kind: str) -> onnx.ModelProto:
+    return parse(
+        f"""g (float[n, 3, 12, 12] x, {kind}[n] id) => (float[n, 5] y) {{ {STEM} p = GlobalAveragePool (r1) f = Flatten (p)
+        e = Gather (table, id) s = Add (f, e) h0 = Gemm (s, hw) h = Relu (h0) y = Gemm (h, fw) }}""",
+        table=weights(10, 6),
+    )
+
+
+#: Models by name, with the number of layers they have.
+PATTERNS = {
+    "shared weight": (
+        lambda: image(
+            """c2 = Conv <pads = [1, 1, 1, 1]> (r1, w2) a = Relu (c2)
+            c3 = Conv <pads = [1, 1, 1, 1]> (a, w2) r2 = Relu (c3)"""
+        ),
+        4,
+    ),
+    "shared weight, one reader through Transpose": (
+        lambda: image(
+            """wt = Transpose <perm = [1, 0, 2, 3]> (w2) c2 = Conv <pads = [1, 1, 1, 1]> (r1, w2) a = Relu (c2)
+            c3 = Conv <pads = [1, 1, 1, 1]> (a, wt) r2 = Relu (c3)"""
+        ),
+        4,
+    ),
+    "weight through Constant": (constant_node, 3),
+    "weight through Identity": (lambda: through("w = Identity (w2)"), 3),
+    "weight through Cast": (lambda: through("w = Cast <to = 1> (half)", half=COMMON["w2"].astype(np.float16)), 3),
+    "weight through Transpose": (lambda: through("w = Transpose <perm = [3, 2, 0, 1]> (k)", k=weights(3, 3, 6, 6)), 3),
+    "weight through Reshape": (lambda: through("w = Reshape (k, s)", k=weights(6, 54), s=[6, 6, 3, 3]), 3),
+    "weight through all of them": (
+        lambda: through(
+            "a = Identity (k) b = Cast <to = 1> (a) c = Reshape (b, s) w = Transpose <perm = [3, 2, 0, 1]> (c)",
+            k=weights(3, 3, 36).astype(np.float16),
+            s=[3, 3, 6, 6],
+        ),
+        3,
+    ),
+    "Gemm, transB": (lambda: gemm("transB = 1", "h", weights(5, 6)), 3),
+    "Gemm, transA": (lambda: gemm("transA = 1", "t", weights(6, 5)), 3),
+    "Gemm, alpha": (lambda: gemm("alpha = 0.5, beta = 0.0", "h", weights(6, 5)), 3),
+    "Gemm, all": (lambda: gemm("transA = 1, transB = 1, alpha = 0.5, beta = 2.0", "t", weights(5, 6)), 3),
+    "MatMul, weight on the left": (
+        lambda: parse(
+            """g (float[n, 6, 8] x) => (float[n, 5, 8] y) {
+            h0 = MatMul (a, x) h = Relu (h0) k0 = MatMul (b, h) k = Relu (k0) y = MatMul (c, k) }""",
+            a=weights(7, 6),
+            b=weights(9, 7),
+            c=weights(5, 9),
+        ),
+        3,
+    ),
+    "MatMul of two activations": (
+        lambda: parse(
+            """g (float[n, 6, 8] x) => (float[n, 6, 8] y) { q = MatMul (x, a) k = MatMul (x, b) v = MatMul (x, c)
+            kt = Transpose <perm = [0, 2, 1]> (k) s = MatMul (q, kt) m = Softmax (s) z = MatMul (m, v) y = MatMul (z, d) }""",
+            **{name: weights(8, 8) for name in "abcd"},
+        ),
+        4,
+    ),
+    "functions": (functions, 3),
+    "If": (
+        lambda: inside(
+            """top = ReduceMax <keepdims = 0> (x) c = Greater (top, zero) odd = If (c) <
+            then_branch = t () => (float[n, 6, 12, 12] o1) { o1 = Sigmoid (r1) },
+            else_branch = e () => (float[n, 6, 12, 12] o2) { o2 = Tanh (r1) }>""",
+            zero=np.float32(0),
+        ),
+        3,
+    ),
+    "Loop": (
+        lambda: inside(
+            """odd = Loop (trips, , r1) <body = b (int64 i, bool go, float[n, 6, 12, 12] s) =>
+            (bool on, float[n, 6, 12, 12] t) { on = Identity (go) t = Sigmoid (s) }>""",
+            trips=np.int64(2),
+        ),
+        3,
+    ),
+    "Scan": (
+        lambda: inside(
+            """first = GlobalAveragePool (r1) last, odd = Scan <num_scan_inputs = 1, scan_input_axes = [3],
+            scan_output_axes = [3], body = b (float[n, 6, 1, 1] s, float[n, 6, 12] u) =>
+            (float[n, 6, 1, 1] so, float[n, 6, 12] t) { so = Identity (s) q = Squeeze (s, axis) t = Add (u, q) }> (first, r1)""",
+            axis=[3],
+        ),
+        3,
+    ),
+    "several inputs and outputs": (
+        lambda: parse(
+            f"""g (float[n, 3, 12, 12] x, float[n, 2, 12, 12] z) => (float[n, 5] y, float[n, 6, 12, 12] r2, float[n, 2, 12, 12] q)
+            {{ c1 = Conv <pads = [1, 1, 1, 1]> (x, w1) c0 = Conv <pads = [1, 1, 1, 1]> (z, w0) s = Add (c1, c0) r1 = Relu (s)
+            c2 = Conv <pads = [1, 1, 1, 1]> (r1, w2) r2 = Relu (c2) q = Sigmoid (z) {HEAD} }}""",
+            w0=weights(6, 2, 3, 3),
+        ),
+        4,
+    ),
+    "image of bytes, NHWC": (
+        lambda: parse(
+            f"""g (uint8[n, 12, 12, 3] raw) => (float[n, 5] y) {{ a = Cast <to = 1> (raw) b = Mul (a, k)
+            x = Transpose <perm = [0, 3, 1, 2]> (b) {STEM} c2 = Conv (r1, w2) r2 = Relu (c2) {HEAD} }}""",
+            k=np.float32(1 / 255),
+        ),
+        3,
+    ),
+    "row of a table, int64": (lambda: looked_up("int64"), 3),
+    "row of a table, int32": (lambda: looked_up("int32"), 3),
+    "row of a table, found by an earlier layer": (
+        lambda: parse(
+            f"""{IMAGE} {{ {STEM} p = GlobalAveragePool (r1) f = Flatten (p) id = ArgMax <axis = 1, keepdims = 0> (f)
+            a0 = Gemm (f, hw) a = Relu (a0) b0 = Gemm (a, hw) b = Relu (b0) c0 = Gemm (b, hw) c = Relu (c0)
+            e = Gather (table, id) s = Add (c, e) y = Gemm (s, fw) }}""",
+            table=weights(10, 6),
+        ),
+        5,
+    ),
+    "mask as an input": (
+        lambda: parse(
+            f"""g (float[n, 3, 12, 12] x, bool[n, 5] keep) => (float[n, 5] y) {{ {STEM} c2 = Conv (r1, w2) r2 = Relu (c2)
+            p = GlobalAveragePool (r2) f = Flatten (p) h0 = Gemm (f, hw) h = Relu (h0)
+            l = Gemm (h, fw) y = Where (keep, l, zero) }}""",
+            zero=np.float32(0),
+        ),
+        4,
+    ),
+    "NHWC between Transposes": (
+        lambda: parse(
+            """g (float[n, 12, 12, 3] x) => (float[n, 12, 12, 5] y) { xt = Transpose <perm = [0, 3, 1, 2]> (x)
+            c1 = Conv <pads = [1, 1, 1, 1]> (xt, w1) t1 = Transpose <perm = [0, 2, 3, 1]> (c1) b1 = Add (t1, b) r1 = Relu (b1)
+            t2 = Transpose <perm = [0, 3, 1, 2]> (r1) c2 = Conv <pads = [1, 1, 1, 1]> (t2, w2)
+            t3 = Transpose <perm = [0, 2, 3, 1]> (c2) a = Add (t3, r1) m = MatMul (a, fw) y = Relu (m) }""",
+            b=weights(6),
+        ),
+        3,
+    ),
+    "free height and width": (
+        lambda: parse(
+            """g (float[n, 3, h, w] x) => (float[n, 5, h, w] y) { c1 = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, w1)
+            r1 = Relu (c1) c2 = Conv <pads = [1, 1, 1, 1]> (r1, w2) r2 = Relu (c2) c3 = Conv <pads = [1, 1, 1, 1]> (r2, w2)
+            r3 = Relu (c3) c4 = Conv <pads = [1, 1, 1, 1]> (r3, w2) r4 = Relu (c4) xs = Shape (x) hw = Slice (xs, two, four)
+            rs = Shape (r4) nc = Slice (rs, zero, two) size = Concat <axis = 0> (nc, hw)
+            u = Resize <mode = "linear"> (r4, , , size) y = Conv (u, w3) }""",
+            w3=weights(5, 6, 1, 1),
+            zero=[0],
+            two=[2],
+            four=[4],
+        ),
+        5,
+    ),
+    "BatchNormalization behind ReLU, and a concatenation": (
+        lambda: image(
+            """n1 = BatchNormalization (r1, s, b, b, s) a1 = Relu (n1) c2 = Conv <pads = [1, 1, 1, 1]> (a1, w2)
+            both = Concat <axis = 1> (r1, c2) n2 = BatchNormalization (both, s2, b2, b2, s2) a2 = Relu (n2) r2 = Conv (a2, w3)""",
+            s=np.abs(weights(6)) + 0.5,
+            b=weights(6),
+            s2=np.abs(weights(12)) + 0.5,
+            b2=weights(12),
+            w3=weights(6, 12, 1, 1),
+        ),
+        4,
+    ),
+    "BatchNormalization of what is read twice": (
+        lambda: image(
+            """c2 = Conv <pads = [1, 1, 1, 1]> (r1, w2) n = BatchNormalization (c2, s, b, b, s) g = Sigmoid (c2)
+            r2 = Mul (n, g)""",
+            s=np.abs(weights(6)) + 0.5,
+            b=weights(6),
+        ),
+        3,
+    ),
+    "Pad of a tensor with negative values": (
+        lambda: image(
+            """c2 = Conv (r1, w2) p2 = Pad (c2, pads) c3 = Conv (p2, w2) r2 = Relu (c3)""",
+            pads=[0, 0, 1, 2, 0, 0, 2, 1],
+        ),
+        4,
+    ),
+}
+
+
+def plain(opset: int = 17, ir_version: int = 8) -> onnx.ModelProto:
+    """A residual network with a MaxPool."""
+    return parse(
+        f"""{IMAGE} {{ {STEM} m = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r1)
+        c2 = Conv <pads = [1, 1, 1, 1]> (m, w2) s = Add (c2, m) r2 = Relu (s)
+        p = GlobalAveragePool (r2) f = Flatten (p) y = Gemm (f, fw, b) }}""",
+        opset,
+        ir_version,
+        b=weights(5),
+    )
+
+
+def arrays(model: onnx.ModelProto, count: int) -> dict[str, np.ndarray]:
+    """Random inputs, 12 pixels where the size is free."""
+    random, found = np.random.default_rng(0), {}
+    for value in model.graph.input:
+        tensor = value.type.tensor_type
+        shape = [count, *(size.dim_value or 12 for size in tensor.shape.dim[1:])]
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+        floating = np.issubdtype(dtype, np.floating)
+        found[value.name] = (random.standard_normal(shape) if floating else random.integers(0, 6, shape)).astype(dtype)
+    given = {tensor.name for tensor in model.graph.initializer}
+    return {name: array for name, array in found.items() if name not in given}
+
+
+def quantized(model: onnx.ModelProto | Path, feeds: dict[str, np.ndarray], folder: Path) -> QuantizationResult:
+    np.savez(folder / "calib.npz", **feeds)
+    settings = Settings(wbits=4, abits=4, iters=3, batch_size=4, threads=1)
+    return quantize(model, folder / "calib.npz", settings, output=folder / "quantized.onnx")
+
+
+def check(model: onnx.ModelProto, folder: Path) -> QuantizationResult:
+    """Parity as it is and normalized; a few iterations; the file opens at the default level and is what was simulated."""
+    feeds = arrays(model, 8)
+    for source in (model, normalize(model)):
+        assert check_parity(model, to_torch(source), feeds) < 1e-5
+    result = quantized(model, feeds, folder)
+    assert result.verification.exact == 1.0
+    assert not result.verification.warnings
+    covered = [layer for unit in result.plan.units for layer in unit.layers]
+    assert covered == [layer.name for layer in result.plan.layers]
+    session = onnxruntime.InferenceSession(folder / "quantized.onnx", providers=["CPUExecutionProvider"])
+    assert [value.name for value in session.get_inputs()] == list(feeds)
+    assert [value.name for value in session.get_outputs()] == [value.name for value in model.graph.output]
+    session.run(None, feeds)
+    return result
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_pattern(tmp_path, name):
+    build, layers = PATTERNS[name]
+    assert len(check(build(), tmp_path).plan.quantized_layers) == layers
+
+
+def test_both_inputs_of_a_product_of_activations_are_quantized():
+    plan = inspect(PATTERNS["MatMul of two activations"][0]()).plan
+    bits = {name: entry.bits for entry in plan.activations for name in entry.members}
+    assert {name: bits.get(name) for name in ("q", "kt", "m", "v")} == {"q": 8, "kt": 8, "m": 8, "v": 8}
+
+
+@pytest.mark.parametrize("name", ["If", "Loop", "Scan"])
+def test_what_has_a_body_stays_whole(tmp_path, name):
+    model = PATTERNS[name][0]()
+    result = quantized(model, arrays(model, 8), tmp_path)
+    before, after = (
+        [(n.op_type, [i.op_type for a in n.attribute if a.HasField("g") for i in a.g.node]) for n in m.graph.node]
+        for m in (model, result.model)
+    )
+    whole = next(node for node in before if node[0] == name)
+    assert whole in after
+    assert whole[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("BatchNormalization behind ReLU, and a concatenation", 2), ("BatchNormalization of what is read twice", 1)],
+)
+def test_a_batch_normalization_that_cannot_be_folded_stays(tmp_path, name, count):
+    model = PATTERNS[name][0]()
+    names = [node.output[0] for node in model.graph.node if node.op_type == "BatchNormalization"]
+    result = quantized(model, arrays(model, 8), tmp_path)
+    kept = [node.output[0] for node in result.model.graph.node if node.op_type == "BatchNormalization"]
+    assert kept == names
+    assert len(kept) == count
+
+
+def test_a_pad_holds_the_code_of_zero(tmp_path):
+    model = PATTERNS["Pad of a tensor with negative values"][0]()
+    result = quantized(model, arrays(model, 8), tmp_path)
+    pad = next(node for node in result.model.graph.node if node.op_type == "Pad")
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in result.model.graph.initializer}
+    reader = next(node for node in result.model.graph.node if node.input[0] == pad.output[0])
+    assert reader.op_type == "DequantizeLinear"
+    assert constants[pad.input[2]] == constants[reader.input[2]] > 0
+
+
+def test_free_sizes_are_calibrated_at_the_size_of_the_data_and_stay_free(tmp_path):
+    model = PATTERNS["free height and width"][0]()
+    quantized(model, arrays(model, 8), tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "quantized.onnx", providers=["CPUExecutionProvider"])
+    assert session.run(None, {"x": np.zeros((3, 3, 20, 16), np.float32)})[0].shape == (3, 5, 20, 16)
+
+
+@pytest.mark.parametrize("opset", range(7, onnx.defs.onnx_opset_version() + 1))
+def test_opset(tmp_path, opset):
+    result = check(plain(opset, 3 if opset < 9 else 8 if opset < 19 else 10), tmp_path)
+    assert result.model.opset_import[0].version == min(max(opset, 13), runtime_versions()[0])
+
+
+@pytest.mark.parametrize("ir_version", [3, 4, *range(8, onnx.IR_VERSION + 1)])
+def test_ir_version(tmp_path, ir_version):
+    result = check(plain(13, ir_version), tmp_path)
+    assert result.model.ir_version == min(max(ir_version, 7), runtime_versions()[1])
+
+
+def test_versions_newer_than_onnx_runtime(tmp_path):
+    opset, ir_version = onnx.defs.onnx_opset_version(), onnx.IR_VERSION
+    if (opset, ir_version) <= runtime_versions():
+        pytest.skip("ONNX Runtime knows all that onnx knows")
+    model = plain(opset, ir_version)
+    onnx.save(model, tmp_path / "model.onnx")
+    quantized(tmp_path / "model.onnx", arrays(model, 8), tmp_path)
+    found = validate(tmp_path / "model.onnx", tmp_path / "quantized.onnx", tmp_path / "calib.npz", repeats=2)
+    assert found.images == 8
+    assert (model.opset_import[0].version, model.ir_version) == (opset, ir_version)
+
+
+def test_an_operator_newer_than_onnx_runtime_is_named():
+    newest = runtime_versions()[0]
+    new = [s for s in onnx.defs.get_all_schemas() if not s.domain and s.since_version > newest and s.name == "SwiGLU"]
+    if not new:
+        pytest.skip("ONNX Runtime knows all that onnx knows")
+    model = parse(f"{IMAGE} {{ {STEM} [odd] r2 = SwiGLU (r1, r1) {HEAD} }}", onnx.defs.onnx_opset_version(), 10)
+    with pytest.raises(ModelError, match=rf"'odd' \(SwiGLU\) is newer than opset {newest}.*export with opset"):
+        inspect(model)
+
+
+def test_external_data_docs_and_metadata(tmp_path):
+    model = plain()
+    model.doc_string, model.graph.doc_string, model.producer_name = "a model", "a graph", "somebody"
+    model.graph.input[0].doc_string = "an image"
+    helper.set_model_props(model, {"classes": "five"})
+    for node in model.graph.node:
+        node.doc_string = f"about {node.output[0]}"
+    external_data_helper.convert_model_to_external_data(model, location="weights.bin", size_threshold=0)
+    onnx.save(model, tmp_path / "model.onnx")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {tmp_path / "model.onnx", tmp_path / "weights.bin"}
+    result = quantized(tmp_path / "model.onnx", arrays(plain(), 8), tmp_path)
+    assert result.verification.exact == 1.0
+    assert {path: path.read_bytes() for path in before} == before
+    found = load_model(tmp_path / "quantized.onnx")
+    assert (found.doc_string, found.graph.doc_string) == ("a model", "a graph")
+    assert found.graph.input[0].doc_string == "an image"
+    assert {entry.key: entry.value for entry in found.metadata_props}["classes"] == "five"
+    docs = {node.name: node.doc_string for node in found.graph.node if node.doc_string}
+    layers = [node for node in found.graph.node if node.op_type in {"Conv", "Gemm", "MaxPool"}]
+    assert [docs.get(node.name, "").startswith("about") for node in layers] == [True] * 4
