@@ -64,8 +64,8 @@ def table(rows: Sequence[dict[str, Any]], about: dict[str, Any], iters: int, sam
         "Parity: relative difference between torch and ONNX Runtime on the float model. Integer kernels: those that ONNX Runtime "
         "1.31 runs at its default level, of those that the plan asks for. SQNR (dB) of the file's outputs against the simulation "
         "without graph optimizations and with all of them; agreement of predicted classes, likewise, - where there are none. "
-        "120 dB and more is float32; at the default level single codes fall to the other side of a step. A file that did not "
-        "pass a check has a line below the table."
+        "120 dB and more is float32; a single code between two steps that falls to the other side, as sums in another order let "
+        "it, leaves that sample some 20 to 40 dB. A file that did not pass a check has a line below the table."
     )
     lines = ["# The zoo", "", text, "", f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     for row in rows:
