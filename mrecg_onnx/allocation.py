@@ -12,11 +12,15 @@ the usual W4A4; they take part under a size, which their weights may be half of.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import logging
 import math
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -254,13 +258,14 @@ def choose_widths(costs: Sequence[Mapping[int, float]], spent: Sequence[Mapping[
     one_each = np.asarray([[float(i == item) for i, _ in options] for item in range(len(spent))])
     # All sums are integers, so half of one more excludes nothing and leaves room for rounding.
     room = LinearConstraint(use.reshape(1, -1).astype(np.float64), ub=total // unit + 0.5)
-    result = milp(
-        table,
-        integrality=np.ones(len(options)),
-        bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(one_each, lb=1, ub=1), room],
-        options={"mip_rel_gap": 0.0},
-    )
+    with _silent_stdout():
+        result = milp(
+            table,
+            integrality=np.ones(len(options)),
+            bounds=Bounds(0, 1),
+            constraints=[LinearConstraint(one_each, lb=1, ub=1), room],
+            options={"mip_rel_gap": 0.0},
+        )
     assert result.x is not None, result.message
     picks = [
         max((k for k, (i, _) in enumerate(options) if i == item), key=result.x.__getitem__)
@@ -268,6 +273,31 @@ def choose_widths(costs: Sequence[Mapping[int, float]], spent: Sequence[Mapping[
     ]
     assert sum(units[k] for k in picks) <= total
     return [options[k][1] for k in picks]
+
+
+@contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """Nothing reaches the process's stdout, from C code either.
+
+    HiGHS 1.12 prints lines of its own debugging there whatever it is told (its issue 2783); ours is for results.
+    """
+
+    def flush() -> None:
+        sys.stdout.flush()
+        # C keeps a buffer of its own; where it cannot be reached (Windows) its lines may come out after all.
+        with suppress(AttributeError, OSError, TypeError):
+            ctypes.CDLL(None).fflush(None)
+
+    flush()
+    kept, sink = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, 1)
+        yield
+        flush()
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(sink)
 
 
 def with_rules(settings: Settings, allocation: Allocation) -> Settings:

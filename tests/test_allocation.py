@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from learned import codes, distance, results
+from scipy.optimize import milp
 
 from mrecg_onnx.allocation import WIDTHS, choose_widths
 from mrecg_onnx.converters.errors import SettingsError
@@ -63,6 +65,17 @@ def test_budget_is_kept_to_the_last_bit(spare):
     assert choose_widths(falling, spent, 2 * sum(sizes)) == [2, 2, 2]
     with pytest.raises(ValueError, match="less than the smallest possible"):
         choose_widths(falling, spent, 2 * sum(sizes) - 1)
+
+
+def test_the_solver_prints_nothing(capfd, monkeypatch):
+    def noisy(*args, **kwargs):
+        os.write(1, b"tmpSolver.run();")
+        return milp(*args, **kwargs)
+
+    monkeypatch.setattr("mrecg_onnx.allocation.milp", noisy)
+    assert choose_widths([{2: 1.0, 4: 0.0}], [{2: 2, 4: 4}], 3) == [2]
+    print("results")
+    assert capfd.readouterr().out == "results\n"
 
 
 def test_nothing_to_choose():
