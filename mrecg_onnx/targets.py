@@ -32,7 +32,8 @@ _CHOICES = {
     "bias": ("int32", "float"),
     "float_layers": ("channel-scales", "one-scale"),
     "branches": ("leaky-relu", "plain"),
-    "add_operands": ("plain", "pooled"),
+    "add_operands": ("plain", "pooled", "residual"),
+    "layer_outputs": ("quantized", "float"),
     "runtime": ("onnxruntime", "openvino", "none"),
 }
 
@@ -58,7 +59,11 @@ class Target:
         branches: how a tensor with two quantizers reaches the second: "leaky-relu", through LeakyRelu with slope 1, which returns
             its input and has an integer kernel in ONNX Runtime, or "plain".
         add_operands: what an Add alone reads of a convolution: "plain", or "pooled", codes behind a MaxPool of one code,
-            which keeps OpenVINO from fusing the two and leaving the rounding in between out.
+            which keeps OpenVINO from fusing the two and leaving the rounding in between out. "residual": the operand that comes
+            straight from a weighted layer is not quantized, so that TensorRT computes the sum in the layer's kernel; of two such
+            operands it is the one with more layers in front of it, the other being the shortcut.
+        layer_outputs: what a weighted layer writes that only float ops read: "quantized", without which ONNX Runtime runs the
+            layer in float, or "float".
         wbits: narrowest and widest weights.
         abits: narrowest and widest activations.
         runtime: what opens the file after the export: "onnxruntime", "openvino" or "none", where nothing runs it on a CPU.
@@ -76,6 +81,7 @@ class Target:
     float_layers: str
     branches: str
     add_operands: str
+    layer_outputs: str
     wbits: tuple[int, int]
     abits: tuple[int, int]
     runtime: str

@@ -92,6 +92,52 @@ def test_tensorrt_has_int8_zero_point_zero_float_bias_and_float_bounds() -> None
             assert made[node.input[0]].op_type == "Conv"
 
 
+def _made(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    return {output: node for node in model.graph.node for output in node.output}
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_tensorrt_gets_one_operand_of_an_add_straight_from_its_layer(swapped: bool) -> None:
+    """The skip operand alone is quantized; where both come from a convolution, the shortcut: the one with fewer in front."""
+    model = residual()
+    for node in model.graph.node:
+        if node.op_type == "Add" and swapped:
+            node.input[:] = node.input[::-1]
+    stage = simulated(model, wbits=4, abits=4, target="tensorrt")
+    plain = export(stage.graph, stage.simulation, {"mrecg_onnx.version": "test"}).model
+    aimed = retarget(plain, load_target("tensorrt"))
+    made = _made(aimed)
+    straight = [made[name] for node in aimed.graph.node if node.op_type == "Add" for name in node.input]
+    assert [n.name for n in straight if n.op_type == "Conv"] == ["conv2", "conv4"]
+    assert sum(n.op_type == "DequantizeLinear" for n in straight) == 2
+    for x, y in zip(outputs(plain), outputs(aimed), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_tensorrt_quantizes_no_output_for_float_ops_alone() -> None:
+    aimed = retarget(quantized("sigmoid_gate", "tensorrt"), load_target("tensorrt"))
+    made = _made(aimed)
+    assert {made[n.input[0]].op_type for n in aimed.graph.node if n.op_type == "Sigmoid"} == {"Conv"}
+
+
+def test_quantizers_that_tensorrt_wants_left_out_are_refused(tmp_path: Path) -> None:
+    """Leaving them out of a finished file would change what it computes."""
+    rules, file = load_target("tensorrt"), tmp_path / "parted.toml"
+    text = (RULES / "tensorrt.toml").read_text()
+    file.write_text(
+        text.replace('"residual"', '"plain"').replace('layer_outputs = "float"', 'layer_outputs = "quantized"')
+    )
+    plain = quantized("residual", str(file))
+    with pytest.raises(
+        SettingsError, match=r"is quantized between a layer and an Add.*quantize with --target tensorrt"
+    ):
+        retarget(plain, rules)
+    said = "\n".join(broken_rules(retarget(plain, load_target(str(file))), rules))
+    assert "parts an Add from the layer in front of it" in said
+    gate = retarget(quantized("sigmoid_gate", str(file)), load_target(str(file)))
+    assert "quantizes for float ops alone (Sigmoid)" in "\n".join(broken_rules(gate, rules))
+
+
 def test_the_checker_finds_each_broken_rule() -> None:
     """The file for ONNX Runtime breaks all of TensorRT's."""
     said = "\n".join(broken_rules(quantized("conv_clip"), load_target("tensorrt")))
