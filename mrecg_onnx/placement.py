@@ -5,7 +5,8 @@ The rules (measured on ONNX Runtime's CPU provider; rule 8 is for targets that a
 1. The input of every weighted layer gets the layer's activation width; the first and last layers have their own.
 2. A tensor has one quantizer whoever reads it. Value-preserving ops pass their input's quantizer on, so such tensors form
    one group, and the narrowest width asked for by a reader in the group wins.
-3. Tensors that only other integer ops read (residual branches, pool inputs) get 8 bits.
+3. Tensors that only other integer ops read (residual branches, pool inputs) get 8 bits. With activations of 16 bits they, and
+   what the first and last layers read, get 16: ops of one type throughout.
 4. A Relu or Clip in front of a quantizer is part of it: its bounds become bounds of the codes, and the tensor before it
    has no quantizer of its own.
 5. Ops behind the last weighted layer stay in float, and so do the graph's outputs and excluded nodes.
@@ -44,7 +45,7 @@ from mrecg_onnx.activations import (
 )
 from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.converters.passes.gelu import gelu_nodes
-from mrecg_onnx.plan import BYSTANDER_BITS, FLOAT_BITS, ActivationPlan, LayerPlan
+from mrecg_onnx.plan import BYSTANDER_BITS, FLOAT_BITS, WIDE_BITS, ActivationPlan, LayerPlan
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets import load_target
 
@@ -130,9 +131,10 @@ def plan_layers(model: ir.Model, settings: Settings) -> tuple[LayerPlan, ...]:
         first, last = node not in behind, node not in ahead
         wbits, abits = settings.wbits, settings.abits
         if first or last:
-            # The image keeps 8 bits whatever is asked for: pixels are 8-bit data.
+            # The image keeps 8 bits whatever low width is asked for: pixels are 8-bit data.
             wbits = settings.first_last_bits
-            abits = abits if abits == FLOAT_BITS else (BYSTANDER_BITS if first else settings.first_last_bits)
+            if abits < WIDE_BITS:
+                abits = BYSTANDER_BITS if first else settings.first_last_bits
         for rule in settings.bits:
             if node.name in rules[rule.pattern]:
                 wbits = rule.wbits or wbits
@@ -305,7 +307,7 @@ def place(
         ]
         bits = min(
             (wanted[r.name or ""] for v, r in computing if r.name in wanted and _reads_as_input(r, v)),
-            default=BYSTANDER_BITS,
+            default=max(BYSTANDER_BITS, settings.abits),
         )
         maker = root.producer()
         clamps = maker is not None and maker.name not in excluded and is_clamp(maker) and _only_reader(maker)

@@ -31,7 +31,7 @@ __all__ = ["TARGET_KEY", "broken_rules", "retarget", "target_of"]
 TARGET_KEY = "mrecg_onnx.target"
 #: Types of the container ``typed``, whose weights may need a zero point.
 _TYPED = frozenset({ir.DataType.UINT4, ir.DataType.INT4})
-_CODES = frozenset({ir.DataType.UINT8, ir.DataType.INT8})
+_CODES = frozenset({ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.UINT16})
 
 
 def target_of(model: onnx.ModelProto) -> str:
@@ -317,8 +317,9 @@ def broken_rules(model: onnx.ModelProto, target: Target) -> list[str]:
 def _check_quantize(node: ir.Node, target: Target) -> list[str]:
     zero = array_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.array(0, np.uint8)
     found = []
-    if zero.dtype.name != target.activation:
-        found.append(f"'{node.name}' writes {zero.dtype.name}, not {target.activation}")
+    kinds = (target.activation, *(f"uint{bits}" for bits in target.wide_abits))
+    if zero.dtype.name not in kinds:
+        found.append(f"'{node.name}' writes {zero.dtype.name}, not {' or '.join(kinds)}")
     if target.zero_point == "zero" and zero.any():
         found.append(f"'{node.name}' has the zero point {int(zero.reshape(-1)[0])}, not 0")
     if target.add_operands == "residual" and _parts_an_add(node):

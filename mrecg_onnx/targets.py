@@ -65,7 +65,8 @@ class Target:
         layer_outputs: what a weighted layer writes that only float ops read: "quantized", without which ONNX Runtime runs the
             layer in float, or "float".
         wbits: narrowest and widest weights.
-        abits: narrowest and widest activations.
+        abits: narrowest and widest activations whose codes lie in 8-bit tensors.
+        wide_abits: further widths of activations: [16] for uint16, which needs opset 21 and bounds "float", or [].
         runtime: what opens the file after the export: "onnxruntime", "openvino" or "none", where nothing runs it on a CPU.
     """
 
@@ -84,6 +85,7 @@ class Target:
     layer_outputs: str
     wbits: tuple[int, int]
     abits: tuple[int, int]
+    wide_abits: tuple[int, ...]
     runtime: str
 
     @property
@@ -97,11 +99,22 @@ class Target:
         Raises:
             SettingsError: they are.
         """
-        for kind, width, (low, high) in (("weights", wbits, self.wbits), ("activations", abits, self.abits)):
-            if width != 32 and not low <= width <= high:
+        for kind, width, (low, high), further in (
+            ("weights", wbits, self.wbits, ()),
+            ("activations", abits, self.abits, self.wide_abits),
+        ):
+            if width != 32 and not low <= width <= high and width not in further:
+                allowed = "".join((f"{low} to {high}", *(f" and {wide}" for wide in further)))
                 raise SettingsError(
-                    f"target {self.name}: {where} asks for {width}-bit {kind}; its rules allow {low} to {high}"
+                    f"target {self.name}: {where} asks for {width}-bit {kind}; its rules allow {allowed}"
+                    f"{_elsewhere(width) if kind == 'activations' else ''}"
                 )
+
+
+def _elsewhere(abits: int) -> str:
+    """The targets that have activations of ``abits`` bits beyond a byte."""
+    names = [name for name in TARGET_NAMES if abits in load_target(name).wide_abits]
+    return f"; target {' or '.join(names)} has {abits}" if names else ""
 
 
 def load_target(name: str) -> Target:
@@ -146,6 +159,16 @@ def _checked(name: str, path: Path, rules: dict[str, Any]) -> Target:
             raise SettingsError(
                 f"target {path}: {rule} has the unknown {wrong[0]!r}: choose of {', '.join(known or ())}"
             )
+    if not isinstance(rules["wide_abits"], list) or rules["wide_abits"] not in ([], [16]):
+        raise SettingsError(f"target {path}: wide_abits is {rules['wide_abits']!r}: expected [] or [16]")
+    if rules["wide_abits"] and (rules["activation"], rules["bounds"], rules["opset"][1] >= 21) != (
+        "uint8",
+        "float",
+        True,
+    ):
+        raise SettingsError(
+            f"target {path}: wide_abits [16] needs uint8 activations, bounds 'float' and opset 21 or later"
+        )
     if rules["activation"] == "int8" and (rules["zero_point"], rules["bounds"]) != ("zero", "float"):
         raise SettingsError(f"target {path}: int8 activations need zero_point 'zero' and bounds 'float'")
     if rules["zero_point"] == "zero" and rules["activation"] != "int8":
