@@ -153,9 +153,9 @@ class _FileBlock(_Block):
 class Store:
     """One tensor of all samples.
 
-    Values on a grid are kept as their codes, one byte each and without loss; other floats in half precision with a power
-    of two for each sample, so that none is too large or too small; integers as they are. Images are kept channels-last:
-    what convolutions on the CPU read fastest.
+    Values on a grid are kept as their codes, one byte each (two beyond 8 bits) and without loss; other floats in half
+    precision with a power of two for each sample, so that none is too large or too small; integers as they are. Images are
+    kept channels-last: what convolutions on the CPU read fastest.
 
     Attributes:
         count: number of samples.
@@ -175,6 +175,11 @@ class Store:
         store = cls(pool or Pool(device=x.device), len(x), grid)
         store.write(0, x)
         return store
+
+    @property
+    def _offset(self) -> int:
+        """What is taken off the codes: 16 bits are kept as int16, torch has few operations for uint16."""
+        return 1 << 15 if self.grid is not None and self.grid.bits > 8 else 0
 
     def __len__(self) -> int:
         return self.count
@@ -202,7 +207,7 @@ class Store:
             self._sum += float(x.sum(dtype=torch.float64))
             self._squares += float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
         if self.grid is not None:
-            x = quantize_codes(x, self.grid)
+            x = quantize_codes(x, self.grid) - self._offset
         elif x.is_floating_point():
             assert self._exponent is not None
             peak = x.reshape(len(x), -1).abs().amax(1) if x.numel() else x.new_zeros(len(x))
@@ -216,7 +221,7 @@ class Store:
         self.shape = tuple(x.shape[1:])
         inner = (*self.shape[1:], self.shape[0]) if x.dim() == 4 else self.shape
         if self.grid is not None:
-            dtype = torch.uint8
+            dtype = torch.int16 if self.grid.bits > 8 else torch.uint8
         elif x.is_floating_point():
             dtype = torch.float16
             self._exponent = torch.zeros(self.count)
@@ -251,7 +256,7 @@ class Store:
     def _decode(self, rows: Tensor, index: Tensor) -> Tensor:
         rows = rows.to(self.pool.device, non_blocking=True)
         if self.grid is not None:
-            shift = self.grid.zero_point.to(rows.device)
+            shift = self.grid.zero_point.to(rows.device) - self._offset
             rows = rows.to(torch.float32).sub_(shift).mul_(self.grid.scale.to(rows.device))
         elif self._exponent is not None:
             factor = torch.exp2(self._exponent[index]).to(rows.device)

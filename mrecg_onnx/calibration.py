@@ -11,8 +11,8 @@ from torch import Tensor
 from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.grids import P_NORM, Grid, fake_quantize, quantize_codes, search_range
 from mrecg_onnx.network import Network
-from mrecg_onnx.plan import ActivationPlan, LayerPlan
-from mrecg_onnx.ranges import Estimator, mse
+from mrecg_onnx.plan import BYSTANDER_BITS, ActivationPlan, LayerPlan
+from mrecg_onnx.ranges import Estimator, min_max, mse
 from mrecg_onnx.simulation import QuantizedWeight, forward_batches
 
 __all__ = [
@@ -157,8 +157,13 @@ def activation_grids(
 
 
 def proposed_grids(sampler: _Sampler, bits: int, estimators: Sequence[Estimator]) -> list[Grid]:
-    """The grid of ``bits`` bits that each of ``estimators`` finds for the sampled values; equal ones once."""
+    """The grid of ``bits`` bits that each of ``estimators`` finds for the sampled values; equal ones once.
+
+    With more than 8 bits it covers all values whatever the estimators: rounding costs nothing there, clipping would.
+    """
     values = torch.cat(sampler.parts)
+    if bits > BYSTANDER_BITS:
+        return [min_max(values, bits, sampler.low, sampler.high)]
     found: list[Grid] = []
     for estimate in estimators:
         grid = estimate(values, bits, sampler.low, sampler.high)

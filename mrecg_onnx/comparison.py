@@ -71,8 +71,10 @@ class Widths:
         if match is None:
             raise SettingsError(f"bits '{text}': expected widths such as W4A4 or W2A4")
         widths = cls(int(match[1]), int(match[2]))
-        if not 2 <= widths.wbits <= 8 or (widths.abits != 32 and not 2 <= widths.abits <= 8):
-            raise SettingsError(f"bits '{text}': widths go from 2 to 8 (and A32 leaves activations in float)")
+        if not 2 <= widths.wbits <= 8 or (widths.abits not in {16, 32} and not 2 <= widths.abits <= 8):
+            raise SettingsError(
+                f"bits '{text}': widths go from 2 to 8 (there is A16, too, and A32 leaves activations in float)"
+            )
         return widths
 
     def __str__(self) -> str:

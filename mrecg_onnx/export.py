@@ -16,7 +16,9 @@ when they are kept in 8-bit tensors, so
 7. where channels have widths or upper bounds of their own, the codes of an activation meet ``Min`` with a largest code a
    channel: the runtime has it for uint8 and keeps it between its integer kernels, as it does with the Clip (measured with 1.31);
 8. the scale behind a Softmax is 1/k with a whole k: QLinearSoftmax computes with floor(1/scale) steps to 1, and with any other
-   scale some of its codes are one too low (measured with 1.31).
+   scale some of its codes are one too low (measured with 1.31);
+9. an activation of 16 bits is uint16, which needs opset 21. The runtime has no integer kernels and no Clip for it: a Relu or
+   Clip in front stays where it is, and a Pad works on the values.
 """
 
 from __future__ import annotations
@@ -32,8 +34,9 @@ import onnx_ir as ir
 
 from mrecg_onnx.activations import FLOAT_RESULT, constant, is_preserving, readers, weight_index
 from mrecg_onnx.converters.passes.gemm import split_matmul_bias
+from mrecg_onnx.converters.passes.opset import raise_opset
 from mrecg_onnx.grids import Grid
-from mrecg_onnx.plan import ActivationPlan, LayerPlan
+from mrecg_onnx.plan import BYSTANDER_BITS, ActivationPlan, LayerPlan
 from mrecg_onnx.simulation import QuantizedWeight, Simulation
 
 __all__ = ["FLOAT_MATMUL", "Exported", "claim", "export"]
@@ -42,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 #: Oldest opset with per-channel DequantizeLinear, and the IR version that came with it.
 MIN_OPSET, MIN_IR = 13, 7
+#: Oldest opset whose QuantizeLinear writes uint16.
+WIDE_OPSET = 21
 #: Under this name stand MatMul layers whose product is no code: it is float, or a bias is added to it.
 FLOAT_MATMUL = "MatMul, float"
 INT32_MAX = 2**31 - 1
@@ -157,6 +162,8 @@ def export(model: ir.Model, simulation: Simulation, metadata: Mapping[str, str])
         copy.metadata_props["mrecg_onnx.channel_bits"] = json.dumps(channels, separators=(",", ":"))
     copy.opset_imports[""] = max(MIN_OPSET, copy.opset_imports.get("", MIN_OPSET))
     copy.ir_version = max(MIN_IR, copy.ir_version or MIN_IR)
+    if any(grid.bits > BYSTANDER_BITS for grid in simulation.activations.values()):
+        raise_opset(copy, WIDE_OPSET)
     copy.graph.sort()
     result.model = ir.to_proto(copy)
     return result
@@ -258,9 +265,11 @@ def channel_bounds(plan: ActivationPlan, grid: Grid) -> np.ndarray | None:
 def _write_activation(writer: _Writer, values: Mapping[str, ir.Value], plan: ActivationPlan, grid: Grid) -> None:
     root = values[plan.name]
     scale = writer.constant(f"{plan.name}_scale", _scale_array(grid))
-    zero_point = writer.constant(f"{plan.name}_zero_point", np.array(int(grid.zero_point), np.uint8))
+    wide = grid.bits > BYSTANDER_BITS
+    kind = np.uint16 if wide else np.uint8
+    zero_point = writer.constant(f"{plan.name}_zero_point", np.array(int(grid.zero_point), kind))
     clamp = root.producer() if plan.absorbs is not None else None
-    keeps_clamp = clamp is not None and clamp.op_type == "Relu" and int(grid.zero_point) == 0
+    keeps_clamp = clamp is not None and (wide or (clamp.op_type == "Relu" and int(grid.zero_point) == 0))
     low, high = code_bounds(plan, grid) if not keeps_clamp else (grid.qmin, grid.qmax)
     users = [(node, index) for node, index in root.uses()]
     source = root
@@ -274,10 +283,10 @@ def _write_activation(writer: _Writer, values: Mapping[str, ir.Value], plan: Act
     )
     new = [quantize]
     codes = quantize.outputs[0]
-    most = channel_bounds(plan, grid)
+    most = channel_bounds(plan, grid) if not wide else None
     if most is not None and low == 0 and plan.high is None:
         high = 255  # the channels' own bounds do it all
-    if (low, high) != (0, 255):
+    if (low, high) != (0, np.iinfo(kind).max):
         bounds = [
             writer.constant(f"{plan.name}_{end}", np.array(c, np.uint8)) for end, c in (("low", low), ("high", high))
         ]
@@ -314,7 +323,7 @@ def _write_member(writer: _Writer, value: ir.Value, scale: ir.Value, zero_point:
     assert maker is not None
     users = list(value.uses())
     # A graph's output stays float, so there the Pad has to stay where it is.
-    if maker.op_type == "Pad" and not value.is_graph_output():
+    if maker.op_type == "Pad" and zero_point.dtype == ir.DataType.UINT8 and not value.is_graph_output():
         inputs = [writer.codes[maker.inputs[0]], maker.inputs[1]]  # type: ignore[index]
         if maker.attributes.get_string("mode", "constant") == "constant":
             inputs.append(zero_point)
@@ -389,7 +398,13 @@ def _drop_unused_initializers(model: ir.Model) -> None:
 
 def _comes_quantized(value: ir.Value | None) -> bool:
     maker = value.producer() if value is not None else None
-    return maker is not None and maker.op_type == "DequantizeLinear"
+    return maker is not None and maker.op_type == "DequantizeLinear" and not _is_wide(maker)
+
+
+def _is_wide(node: ir.Node) -> bool:
+    """True for a QuantizeLinear or DequantizeLinear of 16 bits, for which the runtime has no integer kernels."""
+    zero_point = node.inputs[2]
+    return zero_point is not None and zero_point.dtype == ir.DataType.UINT16
 
 
 def _goes_quantized(node: ir.Node) -> bool:
@@ -400,7 +415,9 @@ def _goes_quantized(node: ir.Node) -> bool:
         made += users[0].outputs
         users = [r for v in users[0].outputs for r in readers(v)]
     return (
-        bool(users) and all(u.op_type == "QuantizeLinear" for u in users) and not any(v.is_graph_output() for v in made)
+        bool(users)
+        and all(u.op_type == "QuantizeLinear" and not _is_wide(u) for u in users)
+        and not any(v.is_graph_output() for v in made)
     )
 
 

@@ -46,7 +46,7 @@ class Grid:
     Attributes:
         scale: float32, shape () per tensor or (C,) per channel, in units of the tensor.
         zero_point: float32 holding integers in [0, 2^bits - 1], shape of ``scale``.
-        bits: width of the codes, 2..8.
+        bits: width of the codes, 2..8, of activations 16, too.
         axis: channel axis, None for one grid per tensor.
         symmetric: the codes are -(2^(bits-1)-1)..2^(bits-1)-1 around zero_point 0 instead of 0..2^bits-1.
         ceiling: largest code of each channel, at most qmax, where channels have widths of their own: shape (C,), along

@@ -1,17 +1,20 @@
 """Placement: which weights and tensors are quantized, and to how many bits.
 
-The rules (measured on ONNX Runtime's CPU provider):
+The rules (measured on ONNX Runtime's CPU provider; rule 8 is for targets that ask for it):
 
 1. The input of every weighted layer gets the layer's activation width; the first and last layers have their own.
 2. A tensor has one quantizer whoever reads it. Value-preserving ops pass their input's quantizer on, so such tensors form
    one group, and the narrowest width asked for by a reader in the group wins.
-3. Tensors that only other integer ops read (residual branches, pool inputs) get 8 bits.
+3. Tensors that only other integer ops read (residual branches, pool inputs) get 8 bits. With activations of 16 bits they, and
+   what the first and last layers read, get 16: ops of one type throughout.
 4. A Relu or Clip in front of a quantizer is part of it: its bounds become bounds of the codes, and the tensor before it
    has no quantizer of its own.
 5. Ops behind the last weighted layer stay in float, and so do the graph's outputs and excluded nodes.
 6. Ops that read float constants (a bias that no layer takes, a mask), Softmax behind such an op, and a GELU that is written
    out stay in float: ONNX Runtime has no integer kernels for them, and quantizers would hide the GELU from it.
 7. What a node reads and makes that torch cannot run gets 8 bits, if any: no range before or behind it is learned.
+8. Targets with ``add_operands = "residual"`` have no quantizer on what an Add alone reads of a weighted layer, nor, with
+   ``layer_outputs = "float"``, on what only float ops read of one.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ from mrecg_onnx.activations import (
 )
 from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.converters.passes.gelu import gelu_nodes
-from mrecg_onnx.plan import BYSTANDER_BITS, FLOAT_BITS, ActivationPlan, LayerPlan
+from mrecg_onnx.plan import BYSTANDER_BITS, FLOAT_BITS, WIDE_BITS, ActivationPlan, LayerPlan
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets import load_target
 
@@ -128,9 +131,10 @@ def plan_layers(model: ir.Model, settings: Settings) -> tuple[LayerPlan, ...]:
         first, last = node not in behind, node not in ahead
         wbits, abits = settings.wbits, settings.abits
         if first or last:
-            # The image keeps 8 bits whatever is asked for: pixels are 8-bit data.
+            # The image keeps 8 bits whatever low width is asked for: pixels are 8-bit data.
             wbits = settings.first_last_bits
-            abits = abits if abits == FLOAT_BITS else (BYSTANDER_BITS if first else settings.first_last_bits)
+            if abits < WIDE_BITS:
+                abits = BYSTANDER_BITS if first else settings.first_last_bits
         for rule in settings.bits:
             if node.name in rules[rule.pattern]:
                 wbits = rule.wbits or wbits
@@ -191,6 +195,30 @@ def _before_clamps(value: ir.Value, integer: set[ir.Node]) -> ir.Node | None:
     return maker
 
 
+def _fused_operands(model: ir.Model) -> set[ir.Value]:
+    """Operands that a weighted layer hands to one Add alone, at most one of each Add (rule 8).
+
+    Of two the one with more weighted layers in front of it: the other is a shortcut.
+    """
+    depth: dict[ir.Value, int] = {}
+    found = set()
+    for node in model.graph:
+        before = max((depth.get(value, 0) for value in node.inputs if value is not None), default=0)
+        depth.update(dict.fromkeys(node.outputs, before + is_weighted(node)))
+        if node.op_type != "Add":
+            continue
+        alone = [v for v in dict.fromkeys(node.inputs) if v is not None and _is_for_one(v)]
+        if alone and all(is_activation(v) for v in node.inputs):
+            found.add(max(alone, key=lambda v: depth[v]))
+    return found
+
+
+def _is_for_one(value: ir.Value) -> bool:
+    """True for what a weighted layer makes for a single use."""
+    maker = value.producer()
+    return maker is not None and is_weighted(maker) and len(list(value.uses())) == 1 and not value.is_graph_output()
+
+
 def place(
     model: ir.Model, layers: tuple[LayerPlan, ...], settings: Settings, protected: frozenset[str] = frozenset()
 ) -> tuple[ActivationPlan, ...]:
@@ -227,7 +255,9 @@ def place(
             return maker is not None and computes(maker)
         return not _has_float_constant(node)
 
-    integer_ops = INTEGER_OPS & set(load_target(settings.target).integer_ops)
+    rules = load_target(settings.target)
+    integer_ops = INTEGER_OPS & set(rules.integer_ops)
+    fused = _fused_operands(model) if rules.add_operands == "residual" else set()
     # Nodes through which a quantizer can act: computing ones, clamps, and value-preserving ones on the way to those.
     integer: set[ir.Node] = set()
     for node in reversed(list(model.graph)):
@@ -249,13 +279,14 @@ def place(
         # front of a Relu or Clip, with which the runtime would fuse it in float.
         behind = _before_clamps(value, integer)
         feeds_float = (
-            behind is not None
+            rules.layer_outputs == "quantized"
+            and behind is not None
             and not (behind.op_type in FLOAT_RESULT and (behind is maker or behind.op_type == "MatMul"))
             and behind.name in wanted
             and behind in ahead
             and bool(readers(value))
         )
-        if not users and not feeds_float:
+        if value in fused or (not users and not feeds_float):
             continue
         if _absorbed_into(value, integer) is not None:
             continue
@@ -276,7 +307,7 @@ def place(
         ]
         bits = min(
             (wanted[r.name or ""] for v, r in computing if r.name in wanted and _reads_as_input(r, v)),
-            default=BYSTANDER_BITS,
+            default=max(BYSTANDER_BITS, settings.abits),
         )
         maker = root.producer()
         clamps = maker is not None and maker.name not in excluded and is_clamp(maker) and _only_reader(maker)

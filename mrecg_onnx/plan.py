@@ -13,6 +13,8 @@ __all__ = ["ActivationPlan", "LayerPlan", "Plan", "UnitPlan"]
 
 #: Width that tensors get which no weighted layer reads: the graph stays in integers at no loss that counts.
 BYSTANDER_BITS = 8
+#: Width of activations in uint16.
+WIDE_BITS = 16
 FLOAT_BITS = 32
 
 
@@ -67,7 +69,7 @@ class ActivationPlan:
         name: the tensor it stands behind (a graph input or the output of a computing op).
         members: tensors that share its scale through value-preserving ops, ``name`` first.
         reads: members that computing ops read: the values on which the range is searched.
-        bits: 2..8.
+        bits: 2..8, or 16.
         absorbs: Relu, Clip or Min node in front whose bounds become bounds of the codes.
         low: that node's lower bound, None without.
         high: its upper bound, None without.

@@ -170,16 +170,16 @@ def rank(
                 report(Progress("sensitivity", done=done, total=total))
 
         weights, tensors = _candidates(plan)
+        bits = {a.name: a.bits for a in plan.activations}
         costs = measure_costs(
             ready.network,
             plan,
             {n: torch.from_numpy(x) for n, x in ready.dataset.load(IMAGES + LEARNING_IMAGES).items()},
             settings,
             layers=dict.fromkeys(weights, WIDTHS),
-            tensors=dict.fromkeys(tensors, WIDTHS),
+            tensors={n: sorted({*WIDTHS, bits[n]}) for n in tensors},
             report=tell,
         )
-    bits = {a.name: a.bits for a in plan.activations}
     found = [Ranked(n, "weights", plan.layer(n).wbits, (n,), costs.weights[n]) for n in weights]
     found += [Ranked(n, "activations", bits[n], readers, costs.tensors[n]) for n, readers in tensors.items()]
     found.sort(key=lambda r: r.loss, reverse=True)

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from mrecg_onnx.activations import readers
+from mrecg_onnx.activations import CLAMPS, PRESERVING_OPS, WEIGHTED_OPS, readers
 from mrecg_onnx.containers import along, array_of, container_of
 from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
 from mrecg_onnx.converters.passes.opset import raise_opset
@@ -31,7 +31,7 @@ __all__ = ["TARGET_KEY", "broken_rules", "retarget", "target_of"]
 TARGET_KEY = "mrecg_onnx.target"
 #: Types of the container ``typed``, whose weights may need a zero point.
 _TYPED = frozenset({ir.DataType.UINT4, ir.DataType.INT4})
-_CODES = frozenset({ir.DataType.UINT8, ir.DataType.INT8})
+_CODES = frozenset({ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.UINT16})
 
 
 def target_of(model: onnx.ModelProto) -> str:
@@ -239,6 +239,54 @@ def _zero_point_zero(model: ir.Model, where: str, target: Target) -> None:
             user.replace_input_with(index, plain)
 
 
+def _no_fused_operands(model: ir.Model, where: str, target: Target) -> None:
+    """Refuse quantizers that would part an Add from the layer in front: without them something else is computed."""
+    for quantize in [n for n in model.graph if n.op_type == "QuantizeLinear"]:
+        if _parts_an_add(quantize):
+            raise SettingsError(
+                f"{where}: '{_source(quantize).name}' is quantized between a layer and an Add, which target {target.name} wants "  # type: ignore[union-attr]
+                f"in one kernel: quantize with --target {target.name}"
+            )
+
+
+def _source(quantize: ir.Node) -> ir.Value | None:
+    """What is quantized, before a Clip to the ends of codes around 0; that of a Relu or Relu6 counts as an op of its own."""
+    source = quantize.inputs[0]
+    maker = source.producer() if source is not None else None
+    if maker is not None and maker.op_type == "Clip" and maker.inputs[1] is not None and array_of(maker.inputs[1]) < 0:
+        return maker.inputs[0]
+    return source
+
+
+def _from_layer(value: ir.Value | None) -> bool:
+    """True for what a weighted layer makes for a single use; the Add of its bias belongs to it."""
+    maker = value.producer() if value is not None else None
+    if maker is None or len(list(value.uses())) != 1 or value.is_graph_output():  # type: ignore[union-attr]
+        return False
+    if maker.op_type == "Add":
+        return any(v is not None and v.const_value is not None for v in maker.inputs) and any(
+            map(_from_layer, maker.inputs)
+        )
+    if maker.op_type not in WEIGHTED_OPS:
+        return False
+    held = [v.producer() if v is not None else None for v in maker.inputs]
+    stored = [node.inputs[0] if node is not None and node.op_type == "DequantizeLinear" else None for node in held]
+    return any(v is not None and v.const_value is not None for v in (*maker.inputs, *stored))
+
+
+def _parts_an_add(quantize: ir.Node) -> bool:
+    """True if what a layer makes for one Add is quantized on the way, and nothing comes to that Add straight from a layer."""
+    codes = quantize.outputs[0]
+    if not _from_layer(_source(quantize)) or len(list(codes.uses())) != 1:
+        return False
+    values = readers(codes)[0].outputs[0]
+    adds = readers(values)
+    if len(list(values.uses())) != 1 or adds[0].op_type != "Add":
+        return False
+    operands = adds[0].inputs
+    return not any(v is None or v.const_value is not None or _from_layer(v) for v in operands)
+
+
 _STEPS: tuple[tuple[str, str, Callable[[ir.Model, str, Target], None]], ...] = (
     ("float_layers", "one-scale", _one_scale),
     ("branches", "plain", _plain_branches),
@@ -246,6 +294,7 @@ _STEPS: tuple[tuple[str, str, Callable[[ir.Model, str, Target], None]], ...] = (
     ("bounds", "float", _float_bounds),
     ("zero_point", "zero", _zero_point_zero),
     ("add_operands", "pooled", _pooled_operands),
+    ("add_operands", "residual", _no_fused_operands),
 )
 """Rule, choice, and the step that brings it about; in this order."""
 
@@ -268,11 +317,24 @@ def broken_rules(model: onnx.ModelProto, target: Target) -> list[str]:
 def _check_quantize(node: ir.Node, target: Target) -> list[str]:
     zero = array_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.array(0, np.uint8)
     found = []
-    if zero.dtype.name != target.activation:
-        found.append(f"'{node.name}' writes {zero.dtype.name}, not {target.activation}")
+    kinds = (target.activation, *(f"uint{bits}" for bits in target.wide_abits))
+    if zero.dtype.name not in kinds:
+        found.append(f"'{node.name}' writes {zero.dtype.name}, not {' or '.join(kinds)}")
     if target.zero_point == "zero" and zero.any():
         found.append(f"'{node.name}' has the zero point {int(zero.reshape(-1)[0])}, not 0")
+    if target.add_operands == "residual" and _parts_an_add(node):
+        found.append(f"'{node.name}' parts an Add from the layer in front of it")
+    users = {user.op_type for reader in readers(node.outputs[0]) for v in reader.outputs for user in readers(v)}
+    if target.layer_outputs == "float" and users and not users & _integer_readers(target):
+        found.append(f"'{node.name}' quantizes for float ops alone ({', '.join(sorted(users))})")
     return found
+
+
+def _integer_readers(target: Target) -> frozenset[str]:
+    """Ops that read quantized values, or pass them on to such."""
+    return (
+        WEIGHTED_OPS | PRESERVING_OPS | CLAMPS | frozenset(target.integer_ops) | {"QuantizeLinear", "DequantizeLinear"}
+    )
 
 
 def _check_dequantize(node: ir.Node, target: Target) -> list[str]:

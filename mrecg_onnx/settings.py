@@ -12,6 +12,7 @@ from typing import Any
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.images import Preprocess
 from mrecg_onnx.methods import METHODS, RANGE_NAMES
+from mrecg_onnx.plan import FLOAT_BITS, WIDE_BITS
 from mrecg_onnx.targets import CONTAINER_NAMES, load_target
 
 __all__ = ["BitRule", "Settings"]
@@ -32,16 +33,16 @@ class BitRule:
         """Read ``REGEX=W4A8``, ``REGEX=W8`` or ``REGEX=A8``.
 
         Raises:
-            SettingsError: the text has another form, or a width is not in 2..8.
+            SettingsError: the text has another form, or a width is not in 2..8 (or 16, of activations).
         """
         pattern, _, widths = text.rpartition("=")
         match = _BITS.match(widths)
         if not pattern or match is None or not widths:
             raise SettingsError(f"--bits '{text}': expected REGEX=W4A8, REGEX=W8 or REGEX=A8")
         w, a = (int(g) if g else None for g in (match["w"], match["a"]))
-        for width in (w, a):
-            if width is not None and not 2 <= width <= 8:
-                raise SettingsError(f"--bits '{text}': widths go from 2 to 8")
+        for width, wide in ((w, None), (a, WIDE_BITS)):
+            if width is not None and not 2 <= width <= 8 and width != wide:
+                raise SettingsError(f"--bits '{text}': widths go from 2 to 8 (activations have {WIDE_BITS}, too)")
         return cls(pattern, w, a)
 
 
@@ -58,7 +59,7 @@ class Settings:
 
     Attributes:
         wbits: weight width, 2..8.
-        abits: activation width, 2..8, or 32 to leave activations in float.
+        abits: activation width, 2..8, 16 where the target has it, or 32 to leave activations in float.
         method: a row of :data:`mrecg_onnx.methods.METHODS`.
         base: reconstruction under ``mrecg``: "qdrop" or "brecq".
         scheme: how ``mrecg`` merges units: "loss", "modcap", "none" or the path of a JSON file.
@@ -188,8 +189,10 @@ class Settings:
             SettingsError: a value is out of range.
         """
         _in("wbits", self.wbits, 2, 8)
-        if self.abits != 32 and not 2 <= self.abits <= 8:
-            raise SettingsError(f"abits is {self.abits}: it must lie between 2 and 8, or be 32 for float activations")
+        if self.abits not in {WIDE_BITS, FLOAT_BITS} and not 2 <= self.abits <= 8:
+            raise SettingsError(
+                f"abits is {self.abits}: it must lie between 2 and 8, or be {WIDE_BITS}, or {FLOAT_BITS} for float activations"
+            )
         _in("first_last_bits", self.first_last_bits, 2, 8)
         choices = {
             "method": tuple(METHODS),
@@ -263,6 +266,10 @@ class Settings:
             _in("avg_wbits", self.avg_wbits, 2.0, 8.0)
         if self.max_drop is not None:
             _in("max_drop", self.max_drop, 0.0, 100.0)
+        if self.allocation == "milp" and self.abits == WIDE_BITS:
+            raise SettingsError(
+                f"--allocate milp chooses among 2 to 8 bits, which cannot be {WIDE_BITS} on average: use a budget"
+            )
 
     @property
     def mixed(self) -> bool:

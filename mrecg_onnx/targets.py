@@ -32,7 +32,8 @@ _CHOICES = {
     "bias": ("int32", "float"),
     "float_layers": ("channel-scales", "one-scale"),
     "branches": ("leaky-relu", "plain"),
-    "add_operands": ("plain", "pooled"),
+    "add_operands": ("plain", "pooled", "residual"),
+    "layer_outputs": ("quantized", "float"),
     "runtime": ("onnxruntime", "openvino", "none"),
 }
 
@@ -58,9 +59,14 @@ class Target:
         branches: how a tensor with two quantizers reaches the second: "leaky-relu", through LeakyRelu with slope 1, which returns
             its input and has an integer kernel in ONNX Runtime, or "plain".
         add_operands: what an Add alone reads of a convolution: "plain", or "pooled", codes behind a MaxPool of one code,
-            which keeps OpenVINO from fusing the two and leaving the rounding in between out.
+            which keeps OpenVINO from fusing the two and leaving the rounding in between out. "residual": the operand that comes
+            straight from a weighted layer is not quantized, so that TensorRT computes the sum in the layer's kernel; of two such
+            operands it is the one with more layers in front of it, the other being the shortcut.
+        layer_outputs: what a weighted layer writes that only float ops read: "quantized", without which ONNX Runtime runs the
+            layer in float, or "float".
         wbits: narrowest and widest weights.
-        abits: narrowest and widest activations.
+        abits: narrowest and widest activations whose codes lie in 8-bit tensors.
+        wide_abits: further widths of activations: [16] for uint16, which needs opset 21 and bounds "float", or [].
         runtime: what opens the file after the export: "onnxruntime", "openvino" or "none", where nothing runs it on a CPU.
     """
 
@@ -76,8 +82,10 @@ class Target:
     float_layers: str
     branches: str
     add_operands: str
+    layer_outputs: str
     wbits: tuple[int, int]
     abits: tuple[int, int]
+    wide_abits: tuple[int, ...]
     runtime: str
 
     @property
@@ -91,11 +99,22 @@ class Target:
         Raises:
             SettingsError: they are.
         """
-        for kind, width, (low, high) in (("weights", wbits, self.wbits), ("activations", abits, self.abits)):
-            if width != 32 and not low <= width <= high:
+        for kind, width, (low, high), further in (
+            ("weights", wbits, self.wbits, ()),
+            ("activations", abits, self.abits, self.wide_abits),
+        ):
+            if width != 32 and not low <= width <= high and width not in further:
+                allowed = "".join((f"{low} to {high}", *(f" and {wide}" for wide in further)))
                 raise SettingsError(
-                    f"target {self.name}: {where} asks for {width}-bit {kind}; its rules allow {low} to {high}"
+                    f"target {self.name}: {where} asks for {width}-bit {kind}; its rules allow {allowed}"
+                    f"{_elsewhere(width) if kind == 'activations' else ''}"
                 )
+
+
+def _elsewhere(abits: int) -> str:
+    """The targets that have activations of ``abits`` bits beyond a byte."""
+    names = [name for name in TARGET_NAMES if abits in load_target(name).wide_abits]
+    return f"; target {' or '.join(names)} has {abits}" if names else ""
 
 
 def load_target(name: str) -> Target:
@@ -140,6 +159,16 @@ def _checked(name: str, path: Path, rules: dict[str, Any]) -> Target:
             raise SettingsError(
                 f"target {path}: {rule} has the unknown {wrong[0]!r}: choose of {', '.join(known or ())}"
             )
+    if not isinstance(rules["wide_abits"], list) or rules["wide_abits"] not in ([], [16]):
+        raise SettingsError(f"target {path}: wide_abits is {rules['wide_abits']!r}: expected [] or [16]")
+    if rules["wide_abits"] and (rules["activation"], rules["bounds"], rules["opset"][1] >= 21) != (
+        "uint8",
+        "float",
+        True,
+    ):
+        raise SettingsError(
+            f"target {path}: wide_abits [16] needs uint8 activations, bounds 'float' and opset 21 or later"
+        )
     if rules["activation"] == "int8" and (rules["zero_point"], rules["bounds"]) != ("zero", "float"):
         raise SettingsError(f"target {path}: int8 activations need zero_point 'zero' and bounds 'float'")
     if rules["zero_point"] == "zero" and rules["activation"] != "int8":

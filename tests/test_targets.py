@@ -22,6 +22,7 @@ from test_cli import classifier, fails, works, write_images
 
 import mrecg_onnx
 from mrecg_onnx.branches import branch_narrow_reads
+from mrecg_onnx.cache import Store
 from mrecg_onnx.containers import contained, container_of
 from mrecg_onnx.converters import normalize
 from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
@@ -36,6 +37,7 @@ from mrecg_onnx.targets import CONTAINER_NAMES, TARGET_NAMES, load_target
 from mrecg_onnx.validation import stored_preprocess
 
 RULES = Path(mrecg_onnx.__file__).parent / "rules"
+SAMPLES = Path(__file__).parents[1] / "samples"
 OTHERS = [name for name in TARGET_NAMES if name != "ort"]
 
 
@@ -90,6 +92,52 @@ def test_tensorrt_has_int8_zero_point_zero_float_bias_and_float_bounds() -> None
         if node.op_type == "Clip":
             assert constants[node.input[1]].data_type == TensorProto.FLOAT
             assert made[node.input[0]].op_type == "Conv"
+
+
+def _made(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    return {output: node for node in model.graph.node for output in node.output}
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_tensorrt_gets_one_operand_of_an_add_straight_from_its_layer(swapped: bool) -> None:
+    """The skip operand alone is quantized; where both come from a convolution, the shortcut: the one with fewer in front."""
+    model = residual()
+    for node in model.graph.node:
+        if node.op_type == "Add" and swapped:
+            node.input[:] = node.input[::-1]
+    stage = simulated(model, wbits=4, abits=4, target="tensorrt")
+    plain = export(stage.graph, stage.simulation, {"mrecg_onnx.version": "test"}).model
+    aimed = retarget(plain, load_target("tensorrt"))
+    made = _made(aimed)
+    straight = [made[name] for node in aimed.graph.node if node.op_type == "Add" for name in node.input]
+    assert [n.name for n in straight if n.op_type == "Conv"] == ["conv2", "conv4"]
+    assert sum(n.op_type == "DequantizeLinear" for n in straight) == 2
+    for x, y in zip(outputs(plain), outputs(aimed), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_tensorrt_quantizes_no_output_for_float_ops_alone() -> None:
+    aimed = retarget(quantized("sigmoid_gate", "tensorrt"), load_target("tensorrt"))
+    made = _made(aimed)
+    assert {made[n.input[0]].op_type for n in aimed.graph.node if n.op_type == "Sigmoid"} == {"Conv"}
+
+
+def test_quantizers_that_tensorrt_wants_left_out_are_refused(tmp_path: Path) -> None:
+    """Leaving them out of a finished file would change what it computes."""
+    rules, file = load_target("tensorrt"), tmp_path / "parted.toml"
+    text = (RULES / "tensorrt.toml").read_text()
+    file.write_text(
+        text.replace('"residual"', '"plain"').replace('layer_outputs = "float"', 'layer_outputs = "quantized"')
+    )
+    plain = quantized("residual", str(file))
+    with pytest.raises(
+        SettingsError, match=r"is quantized between a layer and an Add.*quantize with --target tensorrt"
+    ):
+        retarget(plain, rules)
+    said = "\n".join(broken_rules(retarget(plain, load_target(str(file))), rules))
+    assert "parts an Add from the layer in front of it" in said
+    gate = retarget(quantized("sigmoid_gate", str(file)), load_target(str(file)))
+    assert "quantizes for float ops alone (Sigmoid)" in "\n".join(broken_rules(gate, rules))
 
 
 def test_the_checker_finds_each_broken_rule() -> None:
@@ -160,6 +208,78 @@ def test_a_runtime_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch
     assert opened.line() == "not opened: OpenVINO is not installed (pip install openvino)"
 
 
+# --- 16 bits ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_activations_of_sixteen_bits(pattern: str) -> None:
+    """All of them are uint16, the file computes what the simulation does, and nothing in it needs what ONNX Runtime lacks."""
+    model, rules = PATTERNS[pattern](), load_target("qnn")
+    stage = simulated(model, wbits=4, abits=16, target="qnn")
+    plain = export(stage.graph, stage.simulation, {"mrecg_onnx.version": "test"})
+    assert not plain.integer_layers
+    assert not plain.integer_ops
+    aimed = retarget(plain.model, rules)
+    onnx.checker.check_model(aimed, full_check=True)
+    assert not broken_rules(aimed, rules)
+    assert {i.version for i in aimed.opset_import if not i.domain} == {21}
+    constants = {t.name: t for t in aimed.graph.initializer}
+    kinds = {constants[n.input[2]].data_type for n in aimed.graph.node if n.op_type == "QuantizeLinear"}
+    assert kinds == {TensorProto.UINT16}
+    expected = stage.simulation.run({n: torch.from_numpy(x) for n, x in feeds(aimed, 8).items()})
+    for level in ("off", "all"):
+        for name, found in zip(expected, outputs(aimed, level), strict=True):
+            np.testing.assert_allclose(expected[name].numpy(), found, rtol=0, atol=2e-3 * np.abs(found).max())
+
+
+@given(st.floats(1e-5, 1.0), st.integers(0, 65535), st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_codes_of_sixteen_bits_are_kept_without_loss(scale: float, zero: int, seed: int) -> None:
+    grid = Grid(torch.tensor(scale), torch.tensor(float(zero)), 16)
+    codes = np.random.default_rng(seed).integers(0, 65536, (3, 50))
+    x = (torch.from_numpy(codes.astype(np.float32)) - grid.zero_point) * grid.scale
+    assert torch.equal(Store.of(x, grid).read(0, 3), fake_quantize(x, grid))
+
+
+def test_one_layer_of_sixteen_bits() -> None:
+    stage = simulated(residual(), wbits=8, abits=8, target="qnn", bits=(BitRule.parse("conv4=W4A16"),))
+    assert [p.name for p in stage.simulation.plan.activations if p.bits == 16] == [
+        stage.simulation.plan.layer("conv4").input
+    ]
+    exported = export(stage.graph, stage.simulation, {"mrecg_onnx.version": "test"})
+    assert "conv4" not in exported.integer_layers["Conv"]
+    assert "conv1" in exported.integer_layers["Conv"]
+    aimed = retarget(exported.model, load_target("qnn"))
+    for x, y in zip(outputs(exported.model), outputs(aimed), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_sixteen_bits_are_learned_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, calib = str(SAMPLES / "digits.onnx"), str(SAMPLES / "calib")
+    options = ("--iters", "10", "--samples", "64", "--threads", "1", "--json", "r.json", "-o", "q.onnx")
+    works("quantize", model, "--calib", calib, "--target", "qnn", "--abits", "16", *options)
+    report = json.loads(Path("r.json").read_text())
+    assert not report["verification"]["warnings"]
+    assert report["verification"]["sqnr_db"] > 40
+    works("validate", model, "q.onnx", "--data", str(SAMPLES / "val"), "--repeats", "0", "--json", "v.json")
+    assert json.loads(Path("v.json").read_text())["quantized"]["top1"]["value"] > 0.9
+
+
+def test_sixteen_bits_where_the_target_has_none(here: Path) -> None:
+    fails(
+        "quantize", "model.onnx", "--calib", "images", "--abits", "16",
+        code=2, says=("target ort: --wbits, --abits asks for 16-bit activations", "2 to 8; target qnn has 16"),
+    )  # fmt: skip
+    with pytest.raises(SettingsError, match="asks for 16-bit activations"):
+        Settings(target="tensorrt", bits=(BitRule.parse("head=A16"),))
+    for text in ("head=W16", "head=A12"):
+        with pytest.raises(SettingsError, match="widths go from 2 to 8"):
+            BitRule.parse(text)
+    with pytest.raises(SettingsError, match="--allocate milp chooses among 2 to 8 bits"):
+        Settings(target="qnn", abits=16, allocation="milp")
+
+
 # --- rules as files --------------------------------------------------------------------------------------------------
 
 
@@ -180,6 +300,8 @@ def test_the_rules_can_be_copied(name: str, tmp_path: Path) -> None:
         ("[13, 25]", "[13, ", "cannot be read as TOML"),
         ('activation = "uint8"', 'activation = "int8"', "int8 activations need zero_point 'zero'"),
         ('zero_point = "any"', 'zero_point = "zero"', "needs int8 activations"),
+        ("wide_abits = []", "wide_abits = [12]", r"wide_abits is \[12\]: expected \[\] or \[16\]"),
+        ("wide_abits = []", "wide_abits = [16]", "needs uint8 activations, bounds 'float' and opset 21"),
     ],
 )
 def test_rules_that_break_their_form(tmp_path: Path, old: str, new: str, says: str) -> None:
@@ -247,9 +369,6 @@ def test_quantize_and_convert_for_a_target(here: Path) -> None:
     fails("convert", "plain.onnx", "--target", "qnn", "--container", "typed", code=2, says=("no container 'typed'",))
     fails("convert", "plain_portable.onnx", "--target", "qnn", says=("was written for target portable",))
     fails("convert", "plain.onnx", "--target", "abacus", code=2, says=("abacus",))
-
-
-SAMPLES = Path(__file__).parents[1] / "samples"
 
 
 def on_sample(*more: str) -> tuple[str, ...]:

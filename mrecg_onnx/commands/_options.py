@@ -125,7 +125,13 @@ def all_but(options: Callable[[F], F], *names: str) -> Callable[[F], F]:
 
 plan_options = _apply(
     _option(_BITS, "--wbits", type=int, metavar="2..8", help="Weight bits."),
-    _option(_BITS, "--abits", type=int, metavar="2..8|32", help="Activation bits; 32 leaves activations in float."),
+    _option(
+        _BITS,
+        "--abits",
+        type=int,
+        metavar="2..8|16|32",
+        help="Activation bits; 16 for --target qnn, 32 leaves activations in float.",
+    ),
     _option(
         _BITS, "--first-last-bits", type=int, metavar="2..8", help="Bits of the first and last layers and their inputs."
     ),
