@@ -44,7 +44,7 @@ def share_costs() -> None:
 
 def measure(key: str, point: dict[str, Any], args: Any, store: Rows) -> dict[str, Any]:
     import mrecg_onnx  # noqa: PLC0415
-    from mrecg_onnx.packed_size import PackedSize  # noqa: PLC0415
+    from mrecg_onnx.containers import contained  # noqa: PLC0415
 
     dataset, fp32 = SETS[args.model], args.data / "models" / f"{args.model}.onnx"
     chosen = dict(ROWS[point["row"]])
@@ -69,7 +69,7 @@ def measure(key: str, point: dict[str, Any], args: Any, store: Rows) -> dict[str
         **point,
         **found,
         "average": round(sum(x.wbits * x.params for x in inner) / sum(x.params for x in inner), 3),
-        "packed_bytes": PackedSize.of(run.result.model, layers).total(widths),
+        "packed_bytes": contained(run.result.model, "packed").model.ByteSize(),
         "wbits": widths,
         "seconds": {stage: round(s, 1) for stage, s in run.result.seconds.items()},
         "costs": run.result.allocation.to_json()["weights"] if run.result.allocation else {},
@@ -88,7 +88,7 @@ def write(store: Rows) -> None:
         "",
         "Written by `python benchmarks/mixed.py`, whose head says what is measured; commands, dates and versions of all rows in",
         "mixed.json. Standard error of top-1: .013 (MobileNetV2), .006 (ResNet-20). Average: bits a weight between the first and",
-        "the last layer; packed: the file with codes of 2, 4 or 8 bits, as `--size-budget` counts it.",
+        "the last layer; packed: the file with codes of 2, 4 or 8 bits, in bytes as it is written.",
         "",
     ]
     for model, iters, samples in dict.fromkeys((r["model"], r["iters"], r["samples"]) for r in rows.values()):

@@ -320,4 +320,4 @@ def _fixed(layer: LayerPlan, settings: Settings, kind: str) -> bool:
 
 def _megabytes(size: int) -> str:
     """Rounded up, so that a budget of what is shown is large enough."""
-    return f"{math.ceil(size / 1e3) / 1e3:.3f} MB"
+    return f"{math.ceil(size / 1e2) / 1e4:.4f} MB"

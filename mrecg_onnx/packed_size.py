@@ -8,15 +8,15 @@ at every width.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from mrecg_onnx.containers import contained
 from mrecg_onnx.export import export
 from mrecg_onnx.grids import Grid
 from mrecg_onnx.network import Network
@@ -27,6 +27,8 @@ __all__ = ["STORED", "PackedSize", "stored_bits"]
 
 #: Bits of the types that codes are stored in.
 STORED = (2, 4, 8)
+#: Bytes of the lengths and tags in front of the messages that unpack a layer, and of a longer name.
+_FRAMES = 20
 
 
 def stored_bits(width: int) -> int:
@@ -47,30 +49,31 @@ class PackedSize:
     layers: Mapping[str, Mapping[int, int]]
 
     @classmethod
-    def of(cls, model: onnx.ModelProto, layers: Sequence[LayerPlan]) -> PackedSize:
-        """Sizes for a quantized model in the 8-bit container.
+    def planned(cls, graph: ir.Model, network: Network, plan: Plan, metadata: Mapping[str, str]) -> PackedSize:
+        """Sizes for a model that is not quantized yet.
+
+        The file is made, and packed, with codes and scales of no meaning: codes that only INT8 holds, as everything else in a
+        packed file is the same at every width.
 
         Args:
-            model: as :func:`mrecg_onnx.export.export` writes it.
-            layers: its quantized layers.
+            graph: the normalized model.
+            network: the same in torch.
+            plan: its quantizers.
+            metadata: what the file's will be.
         """
-        found = {layer.name: {bits: _bytes(layer, bits) for bits in STORED} for layer in layers}
-        return cls(model.ByteSize() - sum(sizes[8] for sizes in found.values()), found)
-
-    @classmethod
-    def planned(
-        cls, graph: ir.Model, network: Network, plan: Plan, metadata: Mapping[str, str] | None = None
-    ) -> PackedSize:
-        """Sizes for a model that is not quantized yet; codes and scales of no meaning stand in for those to come."""
         one, nought = torch.ones(()), torch.zeros(())
         activations = {a.name: Grid(one, nought, a.bits) for a in plan.activations}
         weights = {}
         for layer in plan.quantized_layers:
             channels = layer.shape[layer.axis]
-            grid = Grid(torch.ones(channels), torch.zeros(channels), layer.wbits, layer.axis)
-            weights[layer.name] = QuantizedWeight(torch.zeros(layer.shape), grid)
-        exported = export(graph, Simulation(network, plan, activations, weights), metadata or {})
-        return cls.of(exported.model, plan.quantized_layers)
+            grid = Grid(torch.ones(channels), torch.zeros(channels), 8, layer.axis)
+            codes = torch.zeros(layer.shape)
+            codes.view(-1)[0], codes.view(-1)[-1] = -127, 127
+            weights[layer.name] = QuantizedWeight(codes, grid)
+        exported = export(graph, Simulation(network, plan, activations, weights), metadata)
+        packed = contained(exported.model, "packed").model
+        found = {layer.name: {bits: _bytes(layer, bits) for bits in STORED} for layer in plan.quantized_layers}
+        return cls(packed.ByteSize() - sum(sizes[8] for sizes in found.values()), found)
 
     def total(self, widths: Mapping[str, int]) -> int:
         """Bytes of the file with ``widths`` by layer."""
@@ -78,16 +81,16 @@ class PackedSize:
 
 
 def _bytes(layer: LayerPlan, bits: int) -> int:
-    """Bytes of a layer's codes stored with ``bits`` bits, and of what unpacks them."""
+    """Bytes of a layer's codes stored with ``bits`` bits, and of what unpacks them: an offset a channel."""
     codes = math.ceil(layer.params * bits / 8)
     if bits == 8:
         return codes
-    name = layer.weight
-    zero_points = numpy_helper.from_array(np.zeros(layer.shape[layer.axis], np.int8), f"{name}_zero_points")
+    name = f"{layer.weight}_quantized"
+    shape = [layer.shape[axis] if axis == layer.axis else 1 for axis in range(len(layer.shape))]
+    offset = numpy_helper.from_array(np.zeros(shape, np.int8), f"{name}_offset")
     unpacking = (
-        helper.make_node("Cast", [f"{name}_packed"], [f"{name}_cast"], f"{name}_Cast", to=TensorProto.INT8),
-        helper.make_node("Sub", [f"{name}_cast", zero_points.name], [f"{name}_quantized"], f"{name}_Sub"),
+        helper.make_node("Cast", [f"{name}_packed"], [f"{name}_cast"], to=TensorProto.INT8),
+        helper.make_node("Sub", [f"{name}_cast", offset.name], [name]),
     )
-    # Two shapes beside the tensors: zero points broadcast over the weight's dimensions.
-    unpacking_bytes: int = zero_points.ByteSize() + sum(node.ByteSize() for node in unpacking)
-    return codes + unpacking_bytes + 4 * len(layer.shape)
+    unpacking_bytes: int = offset.ByteSize() + sum(node.ByteSize() for node in unpacking)
+    return codes + unpacking_bytes + _FRAMES

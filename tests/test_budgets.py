@@ -15,6 +15,7 @@ from learned import results, small
 from stages import feeds, simulated, tensors
 
 from mrecg_onnx import targets
+from mrecg_onnx.containers import contained
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.costs import WIDTHS, measure_costs
 from mrecg_onnx.drop_search import AVERAGES, Trial, search
@@ -36,8 +37,7 @@ def inner(result):
 
 
 def packed(result) -> int:
-    layers = result.plan.quantized_layers
-    return PackedSize.of(result.model, layers).total({x.name: x.wbits for x in layers})
+    return contained(result.model, "packed").model.ByteSize()
 
 
 def _smallest(error) -> int:
@@ -98,7 +98,7 @@ def test_widths_are_those_that_the_target_takes(quantized, tmp_path):
 
 
 def test_impossible_size_says_the_smallest_possible_and_that_is_possible(quantized):
-    with pytest.raises(SettingsError, match=r"--size-budget 0\.001 MB is too little .* smallest possible is") as error:
+    with pytest.raises(SettingsError, match=r"--size-budget 0\.0001 MB is too little .* smallest possible is") as error:
         quantized("nearest", size_budget=10)
     smallest = _smallest(error)
     result = quantized("nearest", size_budget=smallest)
@@ -116,21 +116,19 @@ def test_what_bits_fixes_stays(quantized):
     assert "a1" not in result.allocation.widths
 
 
-def test_eight_bits_are_the_file_as_it_is(quantized):
-    result = quantized("nearest", wbits=8)
-    layers = result.plan.quantized_layers
-    sizes = PackedSize.of(result.model, layers)
-    assert sizes.total({x.name: 8 for x in layers}) == result.model.ByteSize()
+def test_three_bits_are_stored_as_four():
     assert [stored_bits(w) for w in range(2, 9)] == [2, 4, 4, 8, 8, 8, 8]
 
 
-def test_size_is_known_before_the_file_is_made(quantized):
-    result = quantized("nearest", wbits=4, residual="shared")
-    stage = simulated(small(), wbits=4, residual="shared", **NEAREST)
+@pytest.mark.parametrize("wbits", [2, 4, 8])
+def test_size_is_known_before_the_file_is_made(quantized, wbits):
+    result = quantized("nearest", wbits=wbits, residual="shared")
+    stage = simulated(small(), wbits=wbits, residual="shared", **NEAREST)
     metadata = {p.key: p.value for p in result.model.metadata_props}
     planned = PackedSize.planned(stage.graph, stage.network, stage.plan, metadata)
     widths = {x.name: x.wbits for x in stage.plan.quantized_layers}
-    assert planned.total(widths) == pytest.approx(packed(result), abs=100)
+    # Offsets that all channels share are stored once, which only the codes decide: at most that much less.
+    assert 0 <= planned.total(widths) - packed(result) <= 100 * len(widths)
 
 
 # --- costs ---------------------------------------------------------------------------------------------------------------

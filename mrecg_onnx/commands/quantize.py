@@ -199,18 +199,17 @@ def _bits(plan: Plan, settings: Settings) -> str:
 
 
 def _budgets(result: QuantizationResult) -> list[str]:
-    from mrecg_onnx.packed_size import PackedSize
+    from mrecg_onnx.containers import contained
 
     if result.allocation is None:
         return []
-    layers = result.plan.quantized_layers
-    size = PackedSize.of(result.model, layers).total({x.name: x.wbits for x in layers})
+    size = contained(result.model, "packed").model.ByteSize()
     lines = [f"{s['option']}: {s['used']} (at most {s['limit']})" for s in result.allocation.spent]
     lines += [
         f"tried {t.average:g} bits on average: {t.drop:.2f} {'points of top-1' if t.labelled else '% of predictions'} lost"
         for t in result.trials
     ]
-    return [*lines, f"packed, the file takes {size / 1e6:.3f} MB"]
+    return [*lines, f"packed, the file takes {size / 1e6:.4f} MB"]
 
 
 def _method(result: QuantizationResult) -> str:
