@@ -64,6 +64,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "mb2-w4a4-1500-flip": _row(MB2, 4, 4, iters=1500, augment="flip"),
     "mb2-w4a4-1500-flip-brecq": _row(MB2, 4, 4, iters=1500, augment="flip", method="brecq"),
     "mb2-w4a4-hour": _row(MB2, 4, 4, iters=4000, augment="flip"),
+    "mb2-w4a8-300-brecq": _row(MB2, 4, 8, iters=300, method="brecq"),
     "mb2-w8a8": _row(MB2, 8, 8, iters=300),
 }
 
