@@ -678,7 +678,7 @@ def test_budget_of_bits_is_kept_and_shown(here: Path) -> None:
         (("--avg-wbits", "3", "--size-budget", "1MB"), ("--size-budget and --avg-wbits", "give one")),
         (("--max-drop", "1"), ("--max-drop needs --data",)),
         (("--size-budget", "much"), ("--size-budget 'much'", "1.8MB")),
-        (("--size-budget", "1KB"), ("--size-budget 0.001 MB", "smallest possible is")),
+        (("--size-budget", "1KB"), ("--size-budget 0.0010 MB", "smallest possible is")),
         (("--avg-wbits", "9"), ("between 2 and 8",)),
     ],
 )
