@@ -240,6 +240,13 @@ def referee(root: Path, model: str | Path, dataset: str, against: Path | None = 
     return said
 
 
+def measured(key: str, model: str, args: argparse.Namespace, settings: Any) -> tuple[Run, dict[str, Any]]:
+    """A model of ``args.data`` quantized by ``settings``, and what the referee says of the file against FP32."""
+    dataset, fp32 = SETS[model], args.data / "models" / f"{model}.onnx"
+    run = quantize(key, fp32, args.data / "data" / dataset / "calib", settings)
+    return run, referee(args.data, run.row["file"], dataset, fp32)
+
+
 def arguments(description: str | None, *, quick: str) -> argparse.ArgumentParser:
     """Options of every experiment."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from _experiment import NAMES, RESULTS, SETS, Rows, arguments, machine, plotting, quantize, referee
+from _experiment import NAMES, RESULTS, SETS, Rows, arguments, machine, measured, plotting
 
 SWEEPS = {"samples": "calibration images", "batch": "batch"}
 BATCH, IMAGES = 32, 1000
@@ -30,10 +30,7 @@ def measure(key: str, point: dict[str, Any], args: Any) -> dict[str, Any]:
         wbits=wbits, abits=abits, iters=point["iters"], samples=point["samples"], batch_size=point["batch"], seed=point["seed"],
         threads=args.threads, device=args.device,
     )  # fmt: skip
-    dataset = SETS[point["model"]]
-    fp32 = args.data / "models" / f"{point['model']}.onnx"
-    run = quantize(key, fp32, args.data / "data" / dataset / "calib", settings)
-    said = referee(args.data, run.row["file"], dataset, fp32)
+    run, said = measured(key, point["model"], args, settings)
     row = {name: run.row[name] for name in ("seconds", "images", "merges", "kept_nearest")}
     return {**point, **row, "top1": said["top1"], "fp32_top1": said["against_top1"], "sqnr_db": said["sqnr_db"]}
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import openvino
 from _record import header
 from latency import BUILD, peer
@@ -145,8 +146,6 @@ def sizes(data: Path, packed: Path, threads: int) -> list[dict[str, Any]]:
 
 def parts(path: Path) -> dict[str, int]:
     """Bytes of a file's weight codes, other constants, nodes, and the rest."""
-    import onnx  # noqa: PLC0415 - here only
-
     graph = onnx.load(path).graph
     weights = [t for t in graph.initializer if len(t.dims) > 1 and t.data_type != onnx.TensorProto.FLOAT]
     codes = sum(len(t.raw_data) for t in weights if not t.name.endswith("_offset"))
@@ -158,8 +157,6 @@ def parts(path: Path) -> dict[str, int]:
 
 def without_clips(file: Path, out: Path) -> Path:
     """The file less the Clips of its codes, for what they cost: its outputs mean nothing."""
-    import onnx  # noqa: PLC0415 - here only
-
     model = onnx.load(file)
     source = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Clip"}
     kept = [n for n in model.graph.node if n.op_type != "Clip"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from _experiment import NAMES, RESULTS, SETS, Rows, arguments, machine, quantize, referee, share_starts
+from _experiment import NAMES, RESULTS, Rows, arguments, machine, measured, share_starts
 
 MODELS = ("mobilenetv2_imagenet", "resnet20_cifar10")
 #: Settings of each row, by the name it has in the table; the budget of W3's size is taken from the row of that name.
@@ -50,7 +50,6 @@ def measure(key: str, point: dict[str, Any], args: Any, store: Rows) -> dict[str
     import mrecg_onnx  # noqa: PLC0415
     from mrecg_onnx.containers import contained  # noqa: PLC0415
 
-    dataset, fp32 = SETS[args.model], args.data / "models" / f"{args.model}.onnx"
     chosen = dict(ROWS[point["row"]])
     if isinstance(chosen.get("size_budget"), str):
         chosen["size_budget"] = store.all()[_key(point | {"row": chosen["size_budget"]})]["packed_bytes"]
@@ -63,8 +62,7 @@ def measure(key: str, point: dict[str, Any], args: Any, store: Rows) -> dict[str
         device=args.device,
         **chosen,
     )
-    run = quantize(key, fp32, args.data / "data" / dataset / "calib", settings)
-    said = referee(args.data, run.row["file"], dataset, fp32)
+    run, said = measured(key, args.model, args, settings)
     found = {name: said[name] for name in ("top1", "against_top1", "sqnr_db")}
     layers = run.result.plan.quantized_layers
     inner = [x for x in layers if not (x.first or x.last)]

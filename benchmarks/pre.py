@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from _experiment import RESULTS, SETS, Rows, arguments, machine, quantize, referee, share_starts
+from _experiment import RESULTS, Rows, arguments, machine, measured, share_starts
 from table1 import widths
 
 MODEL = "mobilenetv2_imagenet"
@@ -31,7 +31,6 @@ def measure(key: str, point: dict[str, Any], args: Any) -> dict[str, Any]:
     import mrecg_onnx  # noqa: PLC0415 - torch is heavy and --help does not need it
 
     wbits, abits = widths(point["bits"])
-    dataset, fp32 = SETS[MODEL], args.data / "models" / f"{MODEL}.onnx"
     settings = mrecg_onnx.Settings(
         method="nearest",
         wbits=wbits,
@@ -41,8 +40,7 @@ def measure(key: str, point: dict[str, Any], args: Any) -> dict[str, Any]:
         device=args.device,
         **ROWS[point["row"]],
     )
-    run = quantize(key, fp32, args.data / "data" / dataset / "calib", settings)
-    said = referee(args.data, run.row["file"], dataset, fp32)
+    run, said = measured(key, MODEL, args, settings)
     found = {name: said[name] for name in ("top1", "against_top1", "sqnr_db")}
     result = run.result
     return {

@@ -23,7 +23,7 @@ import random
 import statistics
 from typing import Any
 
-from _experiment import BUILD, NAMES, RESULTS, SETS, Rows, arguments, machine, plotting, quantize, referee, share_starts
+from _experiment import BUILD, NAMES, RESULTS, SETS, Rows, arguments, machine, measured, plotting, share_starts
 
 RULES: dict[str, dict[str, Any]] = {
     "none": {"scheme": "none"},
@@ -87,10 +87,7 @@ def measure(key: str, point: dict[str, Any], args: Any) -> dict[str, Any]:
         iters=point["iters"] * (2 if "twice" in rule else 1), seed=point["seed"],
         joint_iters=point["joint"], samples=point["samples"], threads=args.threads, device=args.device, **chosen,
     )  # fmt: skip
-    dataset = SETS[point["model"]]
-    fp32 = args.data / "models" / f"{point['model']}.onnx"
-    run = quantize(key.replace(", ", "-").replace(" ", "-"), fp32, args.data / "data" / dataset / "calib", settings)
-    said = referee(args.data, run.row["file"], dataset, fp32)
+    run, said = measured(key.replace(", ", "-").replace(" ", "-"), point["model"], args, settings)
     row = {name: run.row[name] for name in ("seconds", "images", "merges", "kept_nearest")}
     return {**point, **row, "k": merges([len(g) for g in run.row["merges"]]) if run.row["merges"] else 0, "top1": said["top1"],
             "fp32_top1": said["against_top1"], "sqnr_db": said["sqnr_db"]}  # fmt: skip

@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from _experiment import RESULTS, SETS, Rows, arguments, machine, quantize, referee
+from _experiment import RESULTS, Rows, arguments, machine, measured
 from table1 import widths
 
 MODEL = "resnet20_cifar10"
@@ -51,16 +51,14 @@ def measure(key: str, point: dict[str, Any], args: Any) -> dict[str, Any]:
     import mrecg_onnx  # noqa: PLC0415 - torch is heavy and --help does not need it
 
     wbits, abits = widths(point["bits"])
-    dataset, fp32 = SETS[MODEL], args.data / "models" / f"{MODEL}.onnx"
     try:
         chosen = {"wbits": wbits, "abits": abits} | ROWS[point["row"]]
         settings = mrecg_onnx.Settings(
             seed=point["seed"], iters=point["iters"], threads=args.threads, device=args.device, **chosen
         )
-        run = quantize(key, fp32, args.data / "data" / dataset / "calib", settings)
+        run, said = measured(key, MODEL, args, settings)
     except mrecg_onnx.MrecgError as error:
         return {**point, "failed": str(error)}
-    said = referee(args.data, run.row["file"], dataset, fp32)
     found = {name: said[name] for name in ("top1", "against_top1", "sqnr_db")}
     return {**point, "failed": "", **found, "seconds": run.row["seconds"]}
 
