@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import pytest
 from architectures import conv_relu, residual
+from command_line import fails, works
 from PIL import Image
 from stages import feeds, simulated
-from test_cli import fails, works
 
 from mrecg_onnx import runtime
 from mrecg_onnx.benchmarking import benchmark

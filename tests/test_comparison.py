@@ -22,7 +22,7 @@ import psutil
 import pytest
 from architectures import residual
 from click.testing import CliRunner
-from test_cli import classifier, write_images
+from command_line import classifier, write_images
 
 import mrecg_onnx
 from mrecg_onnx import Settings, cells, comparison

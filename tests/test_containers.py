@@ -11,11 +11,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 from architectures import PATTERNS, conv_clip, residual
+from command_line import fails, works
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 from stages import feeds, simulated
-from test_cli import classifier, fails, works, write_images
 
 from mrecg_onnx.containers import CONTAINER_KEY, CONTAINERS, contained, container_of
 from mrecg_onnx.converters.errors import ModelError, SettingsError
@@ -140,15 +140,6 @@ def test_files_of_other_tools_are_refused() -> None:
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, empty but for ``model.onnx`` and ``images/``."""
-    monkeypatch.chdir(tmp_path)
-    onnx.save(classifier(), tmp_path / "model.onnx")
-    write_images(tmp_path / "images", 24)
-    return tmp_path
 
 
 def test_convert_there_and_back_gives_the_same_file(here: Path) -> None:

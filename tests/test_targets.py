@@ -14,11 +14,11 @@ import onnx
 import pytest
 import torch
 from architectures import PATTERNS, residual
+from command_line import fails, works
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 from stages import feeds, simulated, tensors
-from test_cli import classifier, fails, works, write_images
 
 import mrecg_onnx
 from mrecg_onnx.branches import branch_narrow_reads
@@ -336,15 +336,6 @@ def test_settings_that_the_rules_exclude(tmp_path: Path) -> None:
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, empty but for ``model.onnx`` and ``images/``."""
-    monkeypatch.chdir(tmp_path)
-    onnx.save(classifier(), tmp_path / "model.onnx")
-    write_images(tmp_path / "images", 24)
-    return tmp_path
 
 
 def test_quantize_and_convert_for_a_target(here: Path) -> None:
