@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from mrecg_onnx.converters.errors import ExportError, MrecgError
+from mrecg_onnx.converters.errors import ExportError, MrecgError, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
-    "Failure", "Group", "Interrupted", "grid", "guarded", "mebibytes", "ratio", "rows", "show", "standard_error", "warn",
-    "write_json",
+    "Failure", "Group", "Interrupted", "check_writes", "grid", "guarded", "mebibytes", "ratio", "rows", "show",
+    "standard_error", "warn", "write_json",
 ]  # fmt: skip
 
 #: Columns where no terminal says how wide it is: names are not cut in files and pipes.
@@ -247,6 +247,28 @@ def ratio(before: float, after: float, less: str, more: str) -> str:
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def check_writes(writes: Mapping[str, Path | None], models: Sequence[Path], called: str = "one of the models") -> None:
+    """Refuse to write over a model, and to find out after the work that a file cannot be written.
+
+    Args:
+        writes: what the command will write, by option; None for what it will not.
+        models: what it reads.
+        called: how one of them is called.
+
+    Raises:
+        SettingsError: a path is that of one of ``models``.
+        ExportError: no file can be written there.
+    """
+    for option, path in writes.items():
+        if path is None:
+            continue
+        if path.resolve() in {model.resolve() for model in models}:
+            raise SettingsError(f"{option} {path} is {called}: choose another file")
+        from mrecg_onnx.converters import check_writable
+
+        check_writable(path)
 
 
 def write_json(data: Mapping[str, Any], path: Path) -> None:

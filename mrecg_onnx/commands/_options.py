@@ -22,13 +22,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CALIBRATION",
+    "CONTAINER",
     "PATH",
+    "TARGET",
     "Command",
     "Option",
     "all_but",
     "budget_options",
+    "calib_option",
     "calibration_options",
     "image_options",
+    "labels_option",
     "learning_options",
     "output_options",
     "plan_options",
@@ -122,6 +126,33 @@ def all_but(options: Callable[[F], F], *names: str) -> Callable[[F], F]:
 
     return decorate
 
+
+#: What ``quantize`` and ``convert`` say of the form of the file.
+TARGET: dict[str, Any] = {
+    "metavar": "NAME|FILE.toml",
+    "help": "Where the file is meant to run: ort, openvino, tensorrt, qnn, portable, or a file of rules.",
+}
+CONTAINER: dict[str, Any] = {
+    "type": click.Choice(CONTAINER_NAMES),
+    "help": "Codes in 8-bit tensors, weights packed to 4 or 2 bits and unpacked at load, or true 4-bit Q/DQ.",
+}
+
+calib_option = _option(
+    _IMAGES,
+    "--calib",
+    type=CALIBRATION,
+    required=True,
+    metavar="PATH|zeroq",
+    help="Folder of images, or .npy/.npz of inputs; zeroq makes images from the model's BatchNormalization statistics.",
+)
+
+labels_option = _option(
+    _IMAGES,
+    "--labels",
+    type=PATH,
+    metavar="FILE",
+    help="CSV of file,label.  [default: folder names are the classes]",
+)
 
 plan_options = _apply(
     _option(_BITS, "--wbits", type=int, metavar="2..8", help="Weight bits."),
@@ -273,18 +304,8 @@ learning_options = _apply(
         type=click.Choice(["auto", "linear", "cosine"]),
         help="Schedule of the rounding regularizer; auto: the method's own.",
     ),
-    _option(
-        _BITS,
-        "--target",
-        metavar="NAME|FILE.toml",
-        help="Where the file is meant to run: ort, openvino, tensorrt, qnn, portable, or a file of rules.",
-    ),
-    _option(
-        _BITS,
-        "--container",
-        type=click.Choice(CONTAINER_NAMES),
-        help="Codes in 8-bit tensors, weights packed to 4 or 2 bits and unpacked at load, or true 4-bit Q/DQ.",
-    ),
+    _option(_BITS, "--target", **TARGET),
+    _option(_BITS, "--container", **CONTAINER),
     _option(_METHOD, "--protect", type=int, metavar="N", help="Raise the N most sensitive tensors to 8 bits."),
     _option(_IMAGES, "--augment", type=click.Choice(["none", "flip"]), help="Learn from mirror images, too."),
     _option(_METHOD, "--iters", type=int, metavar="N", help="Iterations a unit."),

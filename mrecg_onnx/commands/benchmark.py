@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mrecg_onnx.commands._console import grid, guarded, mebibytes, rows, show, write_json
+from mrecg_onnx.commands._console import check_writes, grid, guarded, mebibytes, rows, show, write_json
 from mrecg_onnx.commands._options import PATH, Command, Option, output_options
 from mrecg_onnx.commands._progress import counter
 from mrecg_onnx.converters.errors import SettingsError
@@ -57,9 +57,13 @@ def benchmark_command(
     writes = [file for file in (json_file, plot_file) if file is not None]
     with guarded(debug=debug, writes=writes):
         batches, counts = _numbers("--batch", batch), _numbers("--threads", threads) if threads else (None,)
-        _check_writes(files, json_file, plot_file)
+        check_writes({"--json": json_file, "--plot": plot_file}, files)
 
         from mrecg_onnx.benchmarking import benchmark
+        from mrecg_onnx.plots import draw_timings, have_matplotlib
+
+        if plot_file is not None and not have_matplotlib():
+            raise SettingsError("--plot needs matplotlib: pip install 'mrecg-onnx[plot]'")
 
         with counter("benchmark") as report:
             found = benchmark(
@@ -73,8 +77,6 @@ def benchmark_command(
         if json_file is not None:
             write_json(found.to_json(), json_file)
         if plot_file is not None:
-            from mrecg_onnx.plots import draw_timings
-
             draw_timings(found, plot_file)
         show(_files(found), _timings(found), _kernels(found.files))
 
@@ -84,19 +86,6 @@ def _numbers(option: str, text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise SettingsError(f"{option} '{text}': expected whole numbers with commas between them") from error
-
-
-def _check_writes(files: Sequence[Path], json_file: Path | None, plot_file: Path | None) -> None:
-    from mrecg_onnx.converters import check_writable
-    from mrecg_onnx.plots import have_matplotlib
-
-    for option, path in (("--json", json_file), ("--plot", plot_file)):
-        if path is not None:
-            if path.resolve() in {file.resolve() for file in files}:
-                raise SettingsError(f"{option} {path} is one of the models: choose another file")
-            check_writable(path)
-    if plot_file is not None and not have_matplotlib():
-        raise SettingsError("--plot needs matplotlib: pip install 'mrecg-onnx[plot]'")
 
 
 def _files(found: Benchmark) -> RenderableType:

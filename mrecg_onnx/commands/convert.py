@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mrecg_onnx.commands._console import grid, guarded, mebibytes, ratio, show
-from mrecg_onnx.commands._options import PATH, Command, Option
-from mrecg_onnx.targets import CONTAINER_NAMES
+from mrecg_onnx.commands._options import CONTAINER, PATH, TARGET, Command, Option
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,18 +21,8 @@ __all__ = ["convert_command"]
 
 @click.command("convert", cls=Command)
 @click.argument("quantized", metavar="QUANT.onnx", type=PATH)
-@click.option(
-    "--container",
-    type=click.Choice(CONTAINER_NAMES),
-    cls=Option,
-    help="Codes in 8-bit tensors, weights packed to 4 or 2 bits and unpacked at load, or true 4-bit Q/DQ.",
-)
-@click.option(
-    "--target",
-    metavar="NAME|FILE.toml",
-    cls=Option,
-    help="Where the file is meant to run: ort, openvino, tensorrt, qnn, portable, or a file of rules.",
-)
+@click.option("--container", cls=Option, **CONTAINER)
+@click.option("--target", cls=Option, **TARGET)
 @click.option(
     "-o",
     "--output",

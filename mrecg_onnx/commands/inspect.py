@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mrecg_onnx.commands._console import grid, guarded, mebibytes, rows, show, write_json
+from mrecg_onnx.commands._console import check_writes, grid, guarded, mebibytes, rows, show, write_json
 from mrecg_onnx.commands._options import (
     CALIBRATION,
     PATH,
@@ -20,7 +20,6 @@ from mrecg_onnx.commands._options import (
     settings_from,
 )
 from mrecg_onnx.commands._progress import progress
-from mrecg_onnx.converters.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,13 +61,9 @@ def inspect_command(
     """  # noqa: D301 - click wants the character, not backslash and b
     with guarded(debug=debug, writes=[json_file] if json_file else []):
         settings = settings_from(options)
-        from mrecg_onnx.converters import check_writable
         from mrecg_onnx.inspection import inspect
 
-        if json_file is not None:
-            if json_file.resolve() == model.resolve():
-                raise SettingsError(f"--json {json_file} is the model itself: choose another file")
-            check_writable(json_file)
+        check_writes({"--json": json_file}, [model], "the model itself")
         with progress(settings.iters) as report:
             found = inspect(model, settings, calib, report)
         if json_file is not None:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from mrecg_onnx.commands._console import grid, guarded, mebibytes, ratio, show, warn, write_json
+from mrecg_onnx.commands._console import check_writes, grid, guarded, mebibytes, ratio, show, warn, write_json
 from mrecg_onnx.commands._options import (
-    CALIBRATION,
     PATH,
     Command,
     Option,
     budget_options,
+    calib_option,
     calibration_options,
     image_options,
     learning_options,
@@ -45,15 +45,7 @@ SHOWN = 8
 
 @click.command("quantize", cls=Command)
 @click.argument("model", type=PATH)
-@click.option(
-    "--calib",
-    type=CALIBRATION,
-    required=True,
-    cls=Option,
-    section="Images",
-    metavar="PATH|zeroq",
-    help="Folder of images, or .npy/.npz of inputs; zeroq makes images from the model's BatchNormalization statistics.",
-)
+@calib_option
 @click.option(
     "-o",
     "--output",
@@ -122,16 +114,9 @@ def quantize_command(
 
 
 def _check_paths(model: Path, out: Path, json_file: Path | None) -> None:
-    """Refuse to write over the model, and to find out after the work that a file cannot be written."""
-    for option, path in (("--output", out), ("--json", json_file)):
-        if path is not None and path.resolve() == model.resolve():
-            raise SettingsError(f"{option} {path} is the model itself: choose another file")
-    if json_file is not None:
-        if json_file.resolve() == out.resolve():
-            raise SettingsError(f"--json {json_file} is the output file: choose another file")
-        from mrecg_onnx.converters import check_writable
-
-        check_writable(json_file)
+    if json_file is not None and json_file.resolve() == out.resolve():
+        raise SettingsError(f"--json {json_file} is the output file: choose another file")
+    check_writes({"--output": out, "--json": json_file}, [model], "the model itself")
 
 
 def _used_images(result: QuantizationResult) -> bool:

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mrecg_onnx.commands._console import grid, guarded, rows, show, write_json
+from mrecg_onnx.commands._console import check_writes, grid, guarded, rows, show, write_json
 from mrecg_onnx.commands._options import (
-    CALIBRATION,
     PATH,
     Command,
     Option,
+    calib_option,
     calibration_options,
     image_options,
+    labels_option,
     output_options,
     plan_options,
     settings_from,
@@ -34,15 +35,7 @@ __all__ = ["sensitivity_command"]
 
 @click.command("sensitivity", cls=Command)
 @click.argument("model", type=PATH)
-@click.option(
-    "--calib",
-    type=CALIBRATION,
-    required=True,
-    cls=Option,
-    section="Images",
-    metavar="PATH|zeroq",
-    help="Folder of images, or .npy/.npz of inputs; zeroq makes images from the model's BatchNormalization statistics.",
-)
+@calib_option
 @click.option(
     "--data",
     type=PATH,
@@ -51,14 +44,7 @@ __all__ = ["sensitivity_command"]
     metavar="PATH",
     help="Images on which suggestions are tried, labelled ones for top-1.  [default: the calibration images]",
 )
-@click.option(
-    "--labels",
-    type=PATH,
-    cls=Option,
-    section="Images",
-    metavar="FILE",
-    help="CSV of file,label.  [default: folder names are the classes]",
-)
+@labels_option
 @click.option(
     "--limit",
     type=int,
@@ -99,15 +85,11 @@ def sensitivity_command(
     """  # noqa: D301 - click wants the character, not backslash and b
     with guarded(debug=debug, writes=[json_file] if json_file else []):
         settings = settings_from(options)
-        from mrecg_onnx.converters import check_writable
         from mrecg_onnx.ranking import rank
 
         if labels is not None and data is None:
             raise SettingsError("--labels are for --data: give the images, too")
-        if json_file is not None:
-            if json_file.resolve() == model.resolve():
-                raise SettingsError(f"--json {json_file} is the model itself: choose another file")
-            check_writable(json_file)
+        check_writes({"--json": json_file}, [model], "the model itself")
         with progress(settings.iters) as report:
             found = rank(model, calib, settings, data=data, labels=labels, limit=limit, top=top, report=report)
         if json_file is not None:

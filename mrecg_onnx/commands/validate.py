@@ -6,10 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mrecg_onnx.commands._console import grid, guarded, mebibytes, ratio, rows, show, write_json
-from mrecg_onnx.commands._options import PATH, Command, Option, image_options, output_options, preprocess_from
+from mrecg_onnx.commands._console import check_writes, grid, guarded, mebibytes, ratio, rows, show, write_json
+from mrecg_onnx.commands._options import (
+    PATH,
+    Command,
+    Option,
+    image_options,
+    labels_option,
+    output_options,
+    preprocess_from,
+)
 from mrecg_onnx.commands._progress import counter
-from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.parallel import is_first
 
 if TYPE_CHECKING:
@@ -29,14 +36,7 @@ __all__ = ["validate_command"]
 @click.option(
     "--data", type=PATH, required=True, cls=Option, section="Images", help="Folder of images, or .npy/.npz of inputs."
 )
-@click.option(
-    "--labels",
-    type=PATH,
-    cls=Option,
-    section="Images",
-    metavar="FILE",
-    help="CSV of file,label.  [default: folder names are the classes]",
-)
+@labels_option
 @click.option("--limit", type=int, metavar="N", cls=Option, section="Images", help="Images used at most.")
 @click.option(
     "--batch-size", type=int, default=32, metavar="N", help="Images at a time.", cls=Option, show_default=True
@@ -78,13 +78,9 @@ def validate_command(
     mrecg-onnx validate model.onnx model_w4a4.onnx --data labelled_images/
     """  # noqa: D301 - click wants the character, not backslash and b
     with guarded(debug=debug, writes=[json_file] if json_file else []):
-        from mrecg_onnx.converters import check_writable
         from mrecg_onnx.validation import validate
 
-        if json_file is not None:
-            if json_file.resolve() in {fp32.resolve(), quantized.resolve()}:
-                raise SettingsError(f"--json {json_file} is one of the models: choose another file")
-            check_writable(json_file)
+        check_writes({"--json": json_file}, [fp32, quantized])
         plain = ("labels", "limit", "batch_size", "latency_batch", "repeats", "threads", "device")
         with counter("validate") as report:
             result = validate(
