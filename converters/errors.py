@@ -15,6 +15,7 @@ __all__ = [
     "RefusedError",
     "SettingsError",
     "WorkerError",
+    "first_line",
 ]
 
 
@@ -52,3 +53,8 @@ class ExportError(MrecgError):
 
 class WorkerError(MrecgError):
     """Another process of a job on several devices or machines is gone."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what ``error`` says, its type where it says nothing: messages here are one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

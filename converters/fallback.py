@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from mrecg_onnx.converters.arrays import from_array, to_array
-from mrecg_onnx.converters.errors import ConversionError
+from mrecg_onnx.converters.errors import ConversionError, first_line
 from mrecg_onnx.converters.registry import OnnxMapping, OperationConverterResult
 
 if TYPE_CHECKING:
@@ -97,10 +97,15 @@ class OnnxRuntimeNode(nn.Module):
         if torch.is_grad_enabled() and learned:
             found = _ForwardOnly.apply(self, *inputs)  # type: ignore[no-untyped-call]
             return found[0] if len(self._outputs) == 1 else found
-        values = self._run(inputs)
+        values = self.run(inputs)
         return values[0] if len(values) == 1 else values
 
-    def _run(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
+    def run(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
+        """Run the node on ``inputs``, without a thought of gradients; all outputs.
+
+        Raises:
+            ConversionError: ONNX Runtime cannot run the node.
+        """
         feeds = {
             name: self._feed(place, value) for place, (name, value) in enumerate(zip(self._inputs, inputs, strict=True))
         }
@@ -108,7 +113,7 @@ class OnnxRuntimeNode(nn.Module):
             found = self._session.run(self._outputs, feeds)
         # Its exceptions share no base below Exception.
         except Exception as error:
-            raise ConversionError(f"node '{self.name}' fails in ONNX Runtime: {_first_line(error)}") from error
+            raise ConversionError(f"node '{self.name}' fails in ONNX Runtime: {first_line(error)}") from error
         device = next((value.device for value in inputs if isinstance(value, Tensor)), torch.device("cpu"))
         return tuple(_on(device, from_array(self._fetch(place, value))) for place, value in enumerate(found))
 
@@ -135,7 +140,7 @@ class _ForwardOnly(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, module: OnnxRuntimeNode, *inputs: Any) -> tuple[Any, ...]:
         ctx.name = module.name
-        return module._run(inputs)  # noqa: SLF001 - the two are one
+        return module.run(inputs)
 
     @staticmethod
     def backward(ctx: Any, *_gradients: Any) -> NoReturn:
@@ -201,7 +206,7 @@ def convert_by_runtime(
         module = OnnxRuntimeNode(alone, name, carried, fed)
     # Its exceptions share no base below Exception; protobuf adds its own for what is too large.
     except Exception as error:
-        raise ConversionError(f"ONNX Runtime does not open it: {_first_line(error)}") from error
+        raise ConversionError(f"ONNX Runtime does not open it: {first_line(error)}") from error
     return OperationConverterResult(
         torch_module=module, onnx_mapping=OnnxMapping(inputs=tuple(inputs), outputs=tuple(node.output))
     )
@@ -259,8 +264,3 @@ def _free(kind: onnx.TypeProto) -> onnx.TypeProto:
 
 def _on(device: torch.device, value: Any) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

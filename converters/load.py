@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import external_data_helper, numpy_helper
 
 from mrecg_onnx.converters.errors import ModelError
+from mrecg_onnx.converters.protos import graphs
 from mrecg_onnx.converters.save import openable
 from mrecg_onnx.converters.versions import restamped
 
@@ -205,7 +206,7 @@ def _external(model: onnx.ModelProto) -> list[onnx.TensorProto]:
 
 def _check_finite(model: onnx.ModelProto, where: str) -> None:
     readers: dict[str, set[str]] = {}
-    for graph in _graphs(model):
+    for graph in graphs(model):
         for node in graph.node:
             for name in node.input:
                 readers.setdefault(name, set()).add(node.op_type)
@@ -226,7 +227,7 @@ def _check_finite(model: onnx.ModelProto, where: str) -> None:
 
 def _tensors(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
     """Yield every constant tensor with the name under which nodes read it."""
-    for graph in _graphs(model):
+    for graph in graphs(model):
         if isinstance(graph, onnx.GraphProto):
             for initializer in graph.initializer:
                 yield initializer.name, initializer
@@ -237,16 +238,3 @@ def _tensors(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
                     yield name, attribute.t
                 for tensor in attribute.tensors:
                     yield name, tensor
-
-
-def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
-    """Yield the main graph, the functions and every subgraph of both."""
-    pending: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
-    while pending:
-        graph = pending.pop(0)
-        yield graph
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.HasField("g"):
-                    pending.append(attribute.g)
-                pending.extend(attribute.graphs)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import onnx
 
-from mrecg_onnx.converters.errors import ConversionError
+from mrecg_onnx.converters.errors import ConversionError, first_line
 from mrecg_onnx.converters.versions import LAST_VERIFIED
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def _import_torchvision() -> str | None:
         importlib.import_module("torchvision.ops")
     # A build that does not match torch fails with RuntimeError or OSError, a missing one with ImportError.
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
+        return first_line(error)
     return None
 
 

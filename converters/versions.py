@@ -10,6 +10,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from mrecg_onnx.converters.errors import ModelError
+from mrecg_onnx.converters.protos import graphs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,14 +74,8 @@ def require_known_versions(model: onnx.ModelProto) -> None:
 def _news(model: onnx.ModelProto, opset: int) -> onnx.NodeProto | None:
     """Return the first node that is not the same in ``opset``, None if all are."""
     version = max(entry.version for entry in _standard_imports(model))
-    pending: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
-    while pending:
-        for node in pending.pop(0).node:
-            if node.domain in {"", "ai.onnx"} and not _is_same(node, version, opset):
-                return node
-            for attribute in node.attribute:
-                pending += [attribute.g] if attribute.HasField("g") else attribute.graphs
-    return None
+    nodes = (node for graph in graphs(model) for node in graph.node if node.domain in {"", "ai.onnx"})
+    return next((node for node in nodes if not _is_same(node, version, opset)), None)
 
 
 def _is_same(node: onnx.NodeProto, version: int, opset: int) -> bool:

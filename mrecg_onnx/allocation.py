@@ -32,7 +32,7 @@ from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.costs import WIDTHS, Costs
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.packed_size import STORED, PackedSize
-from mrecg_onnx.plan import FLOAT_BITS, LayerPlan, Plan
+from mrecg_onnx.plan import LayerPlan, Plan
 from mrecg_onnx.settings import BitRule, Settings
 from mrecg_onnx.targets import load_target
 
@@ -146,7 +146,8 @@ def average_budget(plan: Plan, settings: Settings, bits: float, option: str) -> 
     """``bits`` a weight on average, layers weighted by their number of weights; without the first and the last layer."""
     inner = [x for x in plan.quantized_layers if not (x.first or x.last)]
     count = max(1, sum(x.params for x in inner))
-    free = {x.name: {w: w * x.params for w in _widths(settings, WIDTHS)} for x in inner if not _fixed(x, settings, "w")}
+    offered = _widths(settings, WIDTHS)
+    free = {x.name: {w: w * x.params for w in offered} for x in inner if not _fixed(x, settings, "w")}
     fixed = sum(x.wbits * x.params for x in inner if x.name not in free)
     limit = math.floor(bits * count + 1e-6)
     return Budget(
@@ -180,7 +181,7 @@ def tensor_budget(plan: Plan, settings: Settings) -> Budget:
     low, high = load_target(settings.target).abits
     fixed = count = 0
     for quantizer in plan.activations:
-        readers = [x for x in plan.quantized_layers if x.input in quantizer.members and x.abits != FLOAT_BITS]
+        readers = plan.readers(quantizer)
         if not readers or any(x.first or x.last for x in readers):
             continue
         count += 1

@@ -28,7 +28,7 @@ import onnx_ir as ir
 from mrecg_onnx.activations import readers
 from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
 from mrecg_onnx.converters.passes.opset import raise_opset
-from mrecg_onnx.export import claim
+from mrecg_onnx.converters.passes.values import claim
 from mrecg_onnx.targets import CONTAINER_NAMES
 
 __all__ = [

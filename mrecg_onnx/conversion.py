@@ -12,8 +12,9 @@ import onnx
 from mrecg_onnx.containers import contained, container_of
 from mrecg_onnx.converters import check_writable, load_model, save_model
 from mrecg_onnx.converters.errors import ModelError, SettingsError
+from mrecg_onnx.loading import noise
 from mrecg_onnx.retargeting import retarget, target_of
-from mrecg_onnx.runtime import describe, input_specs, open_session
+from mrecg_onnx.runtime import describe, fixed_batch, input_specs, open_session
 from mrecg_onnx.runtimes import Opened, open_with
 from mrecg_onnx.targets import TARGET_NAMES, Target, load_target
 from mrecg_onnx.verification import verify_container
@@ -123,11 +124,8 @@ def _rules(wanted: str | None, has: str, where: str) -> Target:
 
 def _noise(model: onnx.ModelProto) -> dict[str, npt.NDArray[np.generic]] | None:
     """Normal random inputs, None where sizes other than the batch are free."""
-    random, feeds = np.random.default_rng(0), {}
-    for spec in input_specs(open_session(model, level="off")):
-        sizes = [ROWS if i == 0 and size is None else size for i, size in enumerate(spec.shape)]
-        known = [size for size in sizes if size is not None]
-        if len(known) < len(sizes):
-            return None
-        feeds[spec.name] = random.standard_normal(known).astype(spec.dtype)
-    return feeds
+    session = open_session(model, level="off")
+    specs = input_specs(session)
+    if any(size is None for spec in specs for size in spec.shape[1:]):
+        return None
+    return noise(specs, fixed_batch(session) or ROWS)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from mrecg_onnx.cache import Store
-from mrecg_onnx.calibration import SYMMETRIC_FROM, nearest_weights, proposed_grids, sample_activations
-from mrecg_onnx.grids import fake_quantize, search_range
+from mrecg_onnx.calibration import nearest_weights, proposed_grids, sample_activations
+from mrecg_onnx.grids import fake_quantize
+from mrecg_onnx.images import Dataset
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.network import Network, Step, WeightHook
 from mrecg_onnx.plan import LayerPlan, Plan, UnitPlan
@@ -27,7 +28,7 @@ from mrecg_onnx.settings import Settings
 from mrecg_onnx.simulation import Simulation, forward_batches
 from mrecg_onnx.task_loss import task_loss
 
-__all__ = ["WIDTHS", "Costs", "measure_costs"]
+__all__ = ["WIDTHS", "Costs", "cost_images", "measure_costs"]
 
 #: Widths on offer.
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
@@ -45,6 +46,11 @@ class Costs:
 
     weights: dict[str, dict[int, float]] = field(default_factory=dict)
     tensors: dict[str, dict[int, float]] = field(default_factory=dict)
+
+
+def cost_images(dataset: Dataset) -> dict[str, Tensor]:
+    """The calibration inputs that :func:`measure_costs` takes, [N, ...] by name."""
+    return {name: torch.from_numpy(array) for name, array in dataset.load(IMAGES + LEARNING_IMAGES).items()}
 
 
 def measure_costs(
@@ -114,10 +120,11 @@ def measure_costs(
             taught = _unit_data(network, unit, teaching) if unit is not None else None
             costs = {}
             for width in layers[step.node]:
-                costs[width] = loss(live, rest, _nearest(step, layer, width))
+                alone = _nearest(network, plan, layer, width)
+                costs[width] = loss(live, rest, alone.weight_hook({layer.name}))
                 if taught is not None and unit is not None and width in LEARNED:
-                    hook = _learned(network, plan, layer, width, unit, taught, settings)
-                    costs[width] = min(costs[width], loss(live, rest, hook))
+                    _learn(alone, unit, taught, settings)
+                    costs[width] = min(costs[width], loss(live, rest, alone.weight_hook({layer.name})))
             found.weights[step.node] = costs
             count()
         needed = {n for later in rest[1:] for n in later.arguments if n is not None} | set(network.outputs)
@@ -136,15 +143,9 @@ def _step(network: Network, live: Mapping[str, Tensor], step: Step, needed: Coll
     return {n: v for n, v in {**live, **made}.items() if n in needed}
 
 
-def _nearest(step: Step, layer: LayerPlan, width: int) -> WeightHook:
-    """Weight hook that rounds one layer to nearest."""
-    own: Tensor = step.module.weight.detach()  # type: ignore[assignment, operator]
-    weight = fake_quantize(own, search_range(own, width, axis=layer.axis, symmetric=width >= SYMMETRIC_FROM))
-
-    def hook(other: Step) -> tuple[Tensor, Tensor | None]:
-        return (weight if other is step else other.module.weight), other.module.bias  # type: ignore[return-value]
-
-    return hook
+def _nearest(network: Network, plan: Plan, layer: LayerPlan, width: int) -> Simulation:
+    """One layer rounded to nearest, all else float."""
+    return Simulation(network, plan, {}, nearest_weights(network, [replace(layer, wbits=width)]), {})
 
 
 def _unit(network: Network, layer: LayerPlan) -> UnitPlan:
@@ -170,19 +171,9 @@ def _unit_data(network: Network, unit: UnitPlan, live: Mapping[str, Tensor]) -> 
     return UnitData(inputs, inputs, targets, torch.arange(rows.pop()), torch.empty(0, dtype=torch.long))
 
 
-def _learned(
-    network: Network,
-    plan: Plan,
-    layer: LayerPlan,
-    width: int,
-    unit: UnitPlan,
-    data: UnitData,
-    settings: Settings,
-) -> WeightHook:
-    """Weight hook of one layer whose rounding was learned for a few iterations."""
+def _learn(simulation: Simulation, unit: UnitPlan, data: UnitData, settings: Settings) -> None:
+    """Learn the rounding of ``unit``'s one layer for a few iterations, in place."""
     method = METHODS[settings.method]
-    nearest = nearest_weights(network, [replace(layer, wbits=width)])
-    simulation = Simulation(network, plan, {}, nearest, {})
     reconstruct_unit(
         unit,
         simulation,
@@ -201,4 +192,3 @@ def _learned(
         clock=time.perf_counter,
         rounding=method.rounding if settings.rounding == "auto" else settings.rounding,
     )
-    return simulation.weight_hook({layer.name})

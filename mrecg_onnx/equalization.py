@@ -18,9 +18,8 @@ output, none where it does not help. Weights take no part in the choice: learned
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +37,7 @@ from mrecg_onnx.activations import (
     weight_index,
 )
 from mrecg_onnx.calibration import SAMPLED_VALUES, nearest_weights, output_error
-from mrecg_onnx.converters.passes.values import unique_name
+from mrecg_onnx.converters.passes.values import claim, unique_name
 from mrecg_onnx.grids import fake_quantize, search_range
 from mrecg_onnx.network import Network, Step, WeightHook
 from mrecg_onnx.plan import ActivationPlan, LayerPlan
@@ -276,9 +275,7 @@ def bound_channels(model: ir.Model, stream: Stream, scale: Sequence[float]) -> N
         bound = ir.Value(name=name, const_value=ir.tensor(most, name=name))
         bound.shape, bound.dtype = ir.Shape(most.shape), ir.DataType.FLOAT
         graph.register_initializer(bound)
-        nodes = {n.name for n in graph}
-        wish = f"{clip.name}_relu"
-        relu = ir.node("Relu", [source], name=next(n for n in _numbered(wish) if n not in nodes))
+        relu = ir.node("Relu", [source], name=claim(f"{clip.name}_relu", {n.name for n in graph}))
         relu.outputs[0].name = unique_name(graph, f"{made.name}_relu")
         relu.outputs[0].shape, relu.outputs[0].type = made.shape, made.type
         least = ir.node("Min", [relu.outputs[0], bound], name=clip.name)
@@ -288,11 +285,6 @@ def bound_channels(model: ir.Model, stream: Stream, scale: Sequence[float]) -> N
             node.replace_input_with(index, least.outputs[0])
         graph.remove(clip, safe=True)
         least.outputs[0].name = made.name
-
-
-def _numbered(wish: str) -> Iterator[str]:
-    yield wish
-    yield from (f"{wish}_{i}" for i in itertools.count(1))
 
 
 class _Judge:

@@ -35,11 +35,12 @@ import onnx_ir as ir
 from mrecg_onnx.activations import FLOAT_RESULT, constant, is_preserving, readers, weight_index
 from mrecg_onnx.converters.passes.gemm import split_matmul_bias
 from mrecg_onnx.converters.passes.opset import raise_opset
+from mrecg_onnx.converters.passes.values import claim
 from mrecg_onnx.grids import Grid
 from mrecg_onnx.plan import BYSTANDER_BITS, ActivationPlan, LayerPlan
 from mrecg_onnx.simulation import QuantizedWeight, Simulation
 
-__all__ = ["FLOAT_MATMUL", "Exported", "claim", "export"]
+__all__ = ["FLOAT_MATMUL", "Exported", "export"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,16 +68,6 @@ class Exported:
     float_biases: list[str] = field(default_factory=list)
     integer_layers: dict[str, list[str]] = field(default_factory=dict)
     integer_ops: dict[str, list[str]] = field(default_factory=dict)
-
-
-def claim(wish: str, taken: set[str | None]) -> str:
-    """``wish``, numbered where it is among ``taken``, and now among them."""
-    found, count = wish, 1
-    while found in taken:
-        count += 1
-        found = f"{wish}_{count}"
-    taken.add(found)
-    return found
 
 
 class _Writer:

@@ -58,7 +58,6 @@ def _eligible(units: Sequence[UnitPlan] | int) -> list[bool]:
 
     Units without layers are borders: nothing is trained through them.
 
-
     Behind an averaging pooling the loss is that of averages and always falls: no peak. On ResNet-20 the signed rule
     joined nothing but that pair, and the networks came out worse (no published scheme joins the last block of a ResNet).
     """

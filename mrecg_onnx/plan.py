@@ -133,6 +133,11 @@ class Plan:
     scheme: str = "none"
     losses: tuple[float, ...] | None = None
 
+    def readers(self, quantizer: ActivationPlan) -> tuple[LayerPlan, ...]:
+        """The layers with quantized weights that read a low-bit input from ``quantizer``."""
+        read = (layer for layer in self.quantized_layers if layer.input in quantizer.members)
+        return tuple(layer for layer in read if layer.abits != FLOAT_BITS)
+
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary, inverse of :meth:`from_json`."""
         return dataclasses.asdict(self)

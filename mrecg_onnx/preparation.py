@@ -125,16 +125,19 @@ def prepare(
             raise DataError("calibration needs at least two images")
         settings = dataclasses.replace(settings, preprocess=dataset.preprocess or settings.preprocess)
         few = {name: array[:PARITY_IMAGES] for name, array in arrays.items()}
-        with _named(model):
+
+        def built() -> tuple[Network, float]:
+            """The graph as it is now in torch, and its parity."""
             module = to_torch(graph)
             parity = check_parity(original, module, few, PARITY_TOLERANCE)
-            network = Network(module, device)
+            return Network(module, device), parity
+
+        with _named(model):
+            network, parity = built()
             _require_rows(network, data)
 
     def rebuilt() -> Network:
-        module = to_torch(graph)
-        check_parity(original, module, few, PARITY_TOLERANCE)
-        return Network(module, device)
+        return built()[0]
 
     ready = Prepared(original, graph, plan, settings, dataset, data, network, parity)
     if settings.equalize == "auto" and plan.activations:

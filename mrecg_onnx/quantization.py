@@ -29,7 +29,7 @@ from mrecg_onnx.containers import Contained, contained
 from mrecg_onnx.converters import check_writable, save_model
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.save import digest
-from mrecg_onnx.costs import IMAGES, LEARNING_IMAGES, Costs, measure_costs
+from mrecg_onnx.costs import Costs, cost_images, measure_costs
 from mrecg_onnx.drop_search import AVERAGES, Trial, measured_drop, search
 from mrecg_onnx.equalization import Equalized
 from mrecg_onnx.export import Exported, export
@@ -395,7 +395,7 @@ def _measured(ready: Prepared, budgets: Sequence[Budget], workers: Workers, repo
     for budget in budgets:
         budget.check()
         offers[budget.kind] |= {name: tuple(row) for name, row in budget.spent.items()}
-    images = {n: torch.from_numpy(x) for n, x in ready.dataset.load(IMAGES + LEARNING_IMAGES).items()}
+    images = cost_images(ready.dataset)
     return workers.once(
         lambda: measure_costs(
             ready.network,

@@ -17,9 +17,9 @@ import torch
 
 from mrecg_onnx.calibration import nearest_weights, output_error
 from mrecg_onnx.converters.errors import DataError, SettingsError
-from mrecg_onnx.costs import IMAGES, LEARNING_IMAGES, WIDTHS, measure_costs
+from mrecg_onnx.costs import IMAGES, WIDTHS, cost_images, measure_costs
 from mrecg_onnx.images import Dataset, open_validation
-from mrecg_onnx.plan import FLOAT_BITS, Plan
+from mrecg_onnx.plan import Plan
 from mrecg_onnx.preparation import Prepared, calibrate, make_plan, prepare, search_grids
 from mrecg_onnx.progress import Clock, Progress
 from mrecg_onnx.settings import BitRule, Settings
@@ -174,7 +174,7 @@ def rank(
         costs = measure_costs(
             ready.network,
             plan,
-            {n: torch.from_numpy(x) for n, x in ready.dataset.load(IMAGES + LEARNING_IMAGES).items()},
+            cost_images(ready.dataset),
             settings,
             layers=dict.fromkeys(weights, WIDTHS),
             tensors={n: sorted({*WIDTHS, bits[n]}) for n in tensors},
@@ -213,9 +213,9 @@ def _candidates(plan: Plan) -> tuple[list[str], dict[str, tuple[str, ...]]]:
     """Layers with quantized weights, and the quantizers that they read with their readers."""
     tensors = {}
     for quantizer in plan.activations:
-        readers = [x.name for x in plan.quantized_layers if x.input in quantizer.members and x.abits != FLOAT_BITS]
+        readers = plan.readers(quantizer)
         if readers:
-            tensors[quantizer.name] = tuple(readers)
+            tensors[quantizer.name] = tuple(x.name for x in readers)
     return [x.name for x in plan.quantized_layers], tensors
 
 

@@ -20,7 +20,7 @@ import onnxruntime as ort
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
-from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
+from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError, first_line
 from mrecg_onnx.converters.versions import restamped
 from mrecg_onnx.images import InputSpec, pad_batch
 from mrecg_onnx.parallel import local_rank
@@ -369,7 +369,7 @@ def _open_on(model: Model, options: ort.SessionOptions, device: str) -> ort.Infe
         if device == "cpu":
             raise
         _open(model, options, PROVIDERS["cpu"])  # raises where the model is to blame
-        reason = _IN_SOURCES.sub("", _first_line(error.__cause__ or error)).rstrip(".")
+        reason = _IN_SOURCES.sub("", first_line(error.__cause__ or error)).rstrip(".")
         raise SettingsError(
             f"device '{device}': ONNX Runtime could not load its {wanted}: {reason}; install what it needs, or use cpu"
         ) from error
@@ -389,7 +389,7 @@ def _open(model: Model, options: ort.SessionOptions, providers: list[str]) -> or
         older = _restamped(model)
         if older is not None:
             return _open(older, options, providers)
-        raise ModelError(f"{describe(model)}: ONNX Runtime cannot open it: {_first_line(error)}") from error
+        raise ModelError(f"{describe(model)}: ONNX Runtime cannot open it: {first_line(error)}") from error
 
 
 def _restamped(model: Model) -> onnx.ModelProto | None:
@@ -418,7 +418,7 @@ def _source(model: Model) -> str | bytes:
         serialized: bytes = model.SerializeToString()
     except ValueError as error:  # protobuf's 2 GB, also raised as a subclass
         raise ModelError(
-            f"the model cannot be opened from memory ({_first_line(error)}): save it with external data"
+            f"the model cannot be opened from memory ({first_line(error)}): save it with external data"
         ) from error
     return serialized
 
@@ -437,7 +437,7 @@ def _run(session: ort.InferenceSession, feeds: Mapping[str, Array]) -> list[Arra
         results: list[Array] = session.run(None, dict(feeds))
     except _ORT_ERRORS as error:
         shapes = ", ".join(f"{name} {list(x.shape)} {x.dtype}" for name, x in feeds.items())
-        raise ModelError(f"ONNX Runtime cannot run the model on {shapes}: {_first_line(error)}") from error
+        raise ModelError(f"ONNX Runtime cannot run the model on {shapes}: {first_line(error)}") from error
     return results
 
 
@@ -456,7 +456,3 @@ def _op_types(graph: onnx.GraphProto) -> Iterator[str]:
         for attribute in node.attribute:
             for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 yield from _op_types(body)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -12,7 +12,7 @@ import onnx
 from torch import Tensor
 
 from mrecg_onnx.containers import Contained
-from mrecg_onnx.converters.errors import ExportError, ModelError
+from mrecg_onnx.converters.errors import ExportError, ModelError, first_line
 from mrecg_onnx.converters.save import openable
 from mrecg_onnx.export import FLOAT_MATMUL, Exported
 from mrecg_onnx.metrics import agreement, sqnr_db
@@ -122,7 +122,7 @@ def verify(
         try:
             onnx.checker.check_model(source, full_check=True)
         except Exception as error:
-            raise ExportError(f"the exported model is not valid ONNX: {str(error).splitlines()[0]}") from error
+            raise ExportError(f"the exported model is not valid ONNX: {first_line(error)}") from error
         try:
             fused_outputs = _run(source, "all", data, batch_size)
             plain_outputs = _run(source, "off", data, batch_size)
@@ -181,7 +181,7 @@ def verify_container(
     try:
         onnx.checker.check_model(held.model.SerializeToString(), full_check=True)
     except Exception as error:
-        raise ExportError(f"the converted model is not valid ONNX: {str(error).splitlines()[0]}") from error
+        raise ExportError(f"the converted model is not valid ONNX: {first_line(error)}") from error
     try:
         fused = fused_op_counts(held.model)
         if data is None:

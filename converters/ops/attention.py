@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -41,17 +41,17 @@ class OnnxAttention(nn.Module):
         outputs: How many outputs there are.
     """
 
-    def __init__(self, attributes: Mapping[str, object], outputs: int) -> None:
+    def __init__(self, attributes: Mapping[str, Any], outputs: int) -> None:
         super().__init__()
-        get = dict(attributes).get
-        self.heads = (int(get("q_num_heads", 0)), int(get("kv_num_heads", 0)))  # type: ignore[call-overload]
+        get = attributes.get
+        self.heads = (int(get("q_num_heads", 0)), int(get("kv_num_heads", 0)))
         self.scale = get("scale")
-        self.softcap = float(get("softcap", 0.0))  # type: ignore[arg-type]
+        self.softcap = float(get("softcap", 0.0))
         self.causal = bool(get("is_causal", 0))
-        self.window = (int(get("left_window_size", -1)), int(get("right_window_size", -1)))  # type: ignore[call-overload]
-        precision = int(get("softmax_precision", 0))  # type: ignore[call-overload]
+        self.window = (int(get("left_window_size", -1)), int(get("right_window_size", -1)))
+        precision = int(get("softmax_precision", 0))
         self.precision = torch_dtype(precision) if precision else None
-        self.shown = int(get("qk_matmul_output_mode", 0))  # type: ignore[call-overload]
+        self.shown = int(get("qk_matmul_output_mode", 0))
         self.outputs = outputs
 
     def forward(
@@ -74,7 +74,7 @@ class OnnxAttention(nn.Module):
         shared = Q.shape[1] // K.shape[1]
         if shared > 1:
             K, V = K.repeat_interleave(shared, 1), V.repeat_interleave(shared, 1)
-        root = math.sqrt(1 / math.sqrt(Q.shape[-1]) if self.scale is None else float(self.scale))  # type: ignore[arg-type]
+        root = math.sqrt(1 / math.sqrt(Q.shape[-1]) if self.scale is None else float(self.scale))
         products = (Q * root) @ (K * root).transpose(-2, -1)
         capped = self.softcap * torch.tanh(products / self.softcap) if self.softcap else products
         allowed = self._allowed(Q, K, past_key, valid)

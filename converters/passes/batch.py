@@ -16,6 +16,7 @@ from mrecg_onnx.converters.passes.values import (
     constant,
     dims,
     is_standard,
+    set_constant,
     unique_name,
 )
 
@@ -81,15 +82,6 @@ def _batch_axis(value: ir.Value | None) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
-def _replace_constant(node: ir.Node, index: int, array: NDArray[np.generic], wish: str) -> None:
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
-    old = node.inputs[index]
-    node.replace_input_with(index, add_initializer(graph, wish, array))
-    if old is not None and old.is_initializer() and not old.uses() and not old.is_graph_output():
-        graph.initializers.pop(old.name or "")
-
-
 def _free_reshape(node: ir.Node, batch: int) -> None:
     source, target = node.inputs[0], constant(node.inputs[1])
     axis = _batch_axis(source)
@@ -113,7 +105,7 @@ def _free_reshape(node: ir.Node, batch: int) -> None:
     else:
         shape = _fill(shape, own, batch)
         shape[place] = -1
-    _replace_constant(node, 1, np.asarray(shape, np.int64), f"{node.name}_shape")
+    set_constant(node, 1, np.asarray(shape, np.int64), f"{node.name}_shape")
 
 
 def _fill(shape: Sequence[int], own: Sequence[int | Size | None], batch: int) -> list[int]:
@@ -152,7 +144,7 @@ def _free_expand(node: ir.Node, batch: int) -> None:
         return
     shape = np.asarray(target, np.int64).copy()
     shape[place] = 1
-    _replace_constant(node, 1, shape, f"{node.name}_shape")
+    set_constant(node, 1, shape, f"{node.name}_shape")
 
 
 def _free_resize(node: ir.Node, batch: int) -> None:
@@ -189,8 +181,6 @@ def _free_concat(node: ir.Node, batch: int) -> None:
         expanded = _insert(node, "Expand", [add_initializer(graph, f"{wish}_slice", slice_), target], wish)
         expanded.shape = ir.Shape([*slice_.shape[:axis], str(_elements(batched)[axis]), *slice_.shape[axis + 1 :]])
         node.replace_input_with(index, expanded)
-        if value is not None and not value.uses() and not value.is_graph_output():
-            graph.initializers.pop(value.name or "")
 
 
 def _insert(node: ir.Node, op: str, inputs: Sequence[ir.Value], wish: str) -> ir.Value:
@@ -221,7 +211,7 @@ def _free_broadcast(node: ir.Node, batch: int) -> None:
             continue
         slice_ = _one_slice(array, place, own[axis], batch)
         if slice_ is not None and array is not None and array.shape[place] > 1:
-            _replace_constant(node, index, slice_, f"{value.name if value is not None else node.name}_slice")
+            set_constant(node, index, slice_, f"{value.name if value is not None else node.name}_slice")
 
 
 def _one_slice(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from mrecg_onnx.converters.passes.values import add_initializer, constant, is_standard, rank, sole_reader
+from mrecg_onnx.converters.passes.values import add_initializer, constant, is_standard, rank, replace_node, sole_reader
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,12 +39,7 @@ def fuse_clamps(model: ir.Model) -> ir.Model:
         ends = [add_initializer(graph, f"{node.name}_{end}", v) for end, v in (("low", low), ("high", high))]
         clip = ir.node("Clip", [inner[0], *ends], name=node.name, doc_string=node.doc_string)
         clip.metadata_props.update(node.metadata_props)
-        made, output = clip.outputs[0], node.outputs[0]
-        name = output.name
-        made.shape, made.type, made.doc_string = output.shape, output.type, output.doc_string
-        made.metadata_props.update(output.metadata_props)
-        ir.convenience.replace_nodes_and_values(graph, node, [node], [clip], [output], [made])
-        made.name = name
+        replace_node(node, [clip])
         graph.remove(maker, safe=True)
     return model
 

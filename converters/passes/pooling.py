@@ -5,7 +5,15 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from mrecg_onnx.converters.passes.transposes import permutation
-from mrecg_onnx.converters.passes.values import attribute_int, attribute_ints, constant, is_standard, rank, unique_name
+from mrecg_onnx.converters.passes.values import (
+    attribute_int,
+    attribute_ints,
+    constant,
+    is_standard,
+    rank,
+    replace_node,
+    unique_name,
+)
 
 __all__ = ["mean_to_pool"]
 
@@ -29,21 +37,14 @@ def mean_to_pool(model: ir.Model) -> ir.Model:
             continue
         pool = ir.node("GlobalAveragePool", [value], name=node.name, doc_string=node.doc_string)
         pool.metadata_props.update(node.metadata_props)
-        nodes, last = [pool], pool
+        nodes = [pool]
         if not attribute_int(node, "keepdims", 1):
             pool.outputs[0].name = unique_name(graph, f"{output.name}_pooled")
-            last = ir.node("Flatten", [pool.outputs[0]], {"axis": 1}, name=f"{node.name}_flatten")
-            nodes.append(last)
+            nodes.append(ir.node("Flatten", [pool.outputs[0]], {"axis": 1}, name=f"{node.name}_flatten"))
         elif perm is not None:
             pool.outputs[0].name = unique_name(graph, f"{output.name}_pooled")
-            last = ir.node("Transpose", [pool.outputs[0]], {"perm": perm}, name=f"{node.name}_transpose")
-            nodes.append(last)
-        made = last.outputs[0]
-        made.shape, made.type, made.doc_string = output.shape, output.type, output.doc_string
-        made.metadata_props.update(output.metadata_props)
-        name = output.name
-        ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, [output], [made])
-        made.name = name
+            nodes.append(ir.node("Transpose", [pool.outputs[0]], {"perm": perm}, name=f"{node.name}_transpose"))
+        replace_node(node, nodes)
     return model
 
 

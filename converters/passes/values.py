@@ -14,10 +14,12 @@ __all__ = [
     "add_initializer",
     "attribute_int",
     "attribute_ints",
+    "claim",
     "constant",
     "dims",
     "is_standard",
     "rank",
+    "replace_node",
     "replace_value",
     "set_constant",
     "sole_reader",
@@ -68,6 +70,16 @@ def sole_reader(value: ir.Value) -> ir.Node | None:
     if len(uses) != 1 or value.is_graph_output():
         return None
     return next(iter(uses)).node
+
+
+def claim(wish: str, taken: set[str | None]) -> str:
+    """Return ``wish``, numbered where it is among ``taken``, and put it among them."""
+    found, count = wish, 1
+    while found in taken:
+        count += 1
+        found = f"{wish}_{count}"
+    taken.add(found)
+    return found
 
 
 def unique_name(graph: ir.Graph, wish: str) -> str:
@@ -133,3 +145,14 @@ def replace_value(old: ir.Value, new: ir.Value) -> bool:
         return True
     ir.convenience.replace_all_uses_with(old, new)
     return True
+
+
+def replace_node(node: ir.Node, nodes: list[ir.Node]) -> None:
+    """Put ``nodes`` where ``node`` is, the last of which makes its one output: under its name, with all that is said of it."""
+    graph, output, made = node.graph, node.outputs[0], nodes[-1].outputs[0]
+    assert isinstance(graph, ir.Graph)
+    name = output.name
+    made.shape, made.type, made.doc_string = output.shape, output.type, output.doc_string
+    made.metadata_props.update(output.metadata_props)
+    ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, [output], [made])
+    made.name = name
