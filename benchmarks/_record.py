@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -27,6 +28,12 @@ def _cpu() -> str:
     return f"{fields.get('model name', '?')} ({', '.join(known)})"
 
 
+def _gpu() -> str:
+    """The GPU that torch sees, "" without."""
+    torch = sys.modules.get("torch")
+    return f", {torch.cuda.get_device_name()}" if torch is not None and torch.cuda.is_available() else ""
+
+
 def header() -> dict[str, Any]:
     """Command, date, commit, versions, machine."""
     versions = {}
@@ -35,14 +42,18 @@ def header() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    git = shutil.which("git")
+    described = (
+        subprocess.run([git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+        if git
+        else None
+    )
+    commit = described.stdout.strip() if described else ""
     return {
         "command": " ".join(["python", *sys.argv]),
         "date": dt.datetime.now(dt.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": commit,
         "python": platform.python_version(),
         "versions": versions,
-        "machine": f"{_cpu()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores",
+        "machine": f"{_cpu()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores{_gpu()}",
     }

@@ -651,7 +651,7 @@ def write_markdown(results: dict[str, Any]) -> str:
             lines += [*render(model, result), ""]
             head = result["header"]
             threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
-            machines[", ".join([head["machine"], threads, *([head["gpu"]] if "gpu" in head else [])])] = True
+            machines[f"{head['machine']}, {threads}"] = True
     return "\n".join([*lines, f"Machine: {'; or '.join(machines)}."]) + "\n"
 
 
@@ -694,10 +694,7 @@ def main() -> None:
     for part in args.parts:
         for model in args.accuracy_models if part == "accuracy" else args.models:
             print(f"{part}: {model}", flush=True)
-            said = header()
-            if args.device == "cuda":
-                said["gpu"] = torch.cuda.get_device_name()
-            result = {**PARTS[part][0](args, model), "threads": args.threads, "header": said}
+            result = {**PARTS[part][0](args, model), "threads": args.threads, "header": header()}
             results = json.loads(path.read_text()) if path.exists() else {}
             results.setdefault(part, {})[model] = result
             path.write_text(json.dumps(results, indent=1) + "\n")

@@ -325,4 +325,4 @@ def _forward_size(simulation: Simulation, steps: Sequence[Step], data: UnitData)
 
     with torch.no_grad():
         simulation.network.run({n: s.read(0, 1) for n, s in data.quantized.items()}, steps, activation=note)
-    return forward_size(largest)
+    return forward_size(largest, simulation.network.device)

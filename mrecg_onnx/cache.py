@@ -67,6 +67,15 @@ def gigabytes(count: float) -> str:
     return f"{count / 1e9:.2f} GB"
 
 
+def channels_last(device: torch.device) -> bool:
+    """True where convolutions on float32 images are faster with the channels behind.
+
+    On the CPU two to six times (depthwise 3x3 on 192 channels, 28x28, batch 32, one thread: forward 2.5 ms against 30, backward
+    7 against 43); on a GPU five times slower (an inverted residual of 96 channels, 56x56, on an H100: 5.6 ms against 1.1).
+    """
+    return device.type != "cuda"
+
+
 class Pool:
     """Memory for stores: ``budget`` bytes of it (on the GPU, then pinned, where the network runs there), then files.
 
@@ -155,7 +164,7 @@ class Store:
 
     Values on a grid are kept as their codes, one byte each (two beyond 8 bits) and without loss; other floats in half
     precision with a power of two for each sample, so that none is too large or too small; integers as they are. Images are
-    kept channels-last: what convolutions on the CPU read fastest.
+    kept in the layout that convolutions on the pool's device read fastest.
 
     Attributes:
         count: number of samples.
@@ -183,6 +192,16 @@ class Store:
 
     def __len__(self) -> int:
         return self.count
+
+    @property
+    def _last(self) -> bool:
+        """The channels of images are behind."""
+        return len(self.shape) == 3 and channels_last(self.pool.device)
+
+    @property
+    def place(self) -> torch.device:
+        """Where the samples are kept."""
+        return self._block.tensor.device if self._block is not None else self.pool.device
 
     @property
     def moments(self) -> tuple[float, float, float]:
@@ -214,12 +233,12 @@ class Store:
             exponent = torch.floor(torch.log2(peak.clamp(min=2.0**-100))).sub_(PEAK)
             self._exponent[rows] = exponent.to(self._exponent.device)
             x = x * torch.exp2(-exponent).view(-1, *[1] * len(self.shape))
-        block.tensor[rows] = (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).to(block.tensor.dtype)
+        block.tensor[rows] = (x.permute(0, 2, 3, 1) if self._last else x).to(block.tensor.dtype)
         block.trim()
 
     def _allocate(self, x: Tensor) -> _Block:
         self.shape = tuple(x.shape[1:])
-        inner = (*self.shape[1:], self.shape[0]) if x.dim() == 4 else self.shape
+        inner = (*self.shape[1:], self.shape[0]) if self._last else self.shape
         if self.grid is not None:
             dtype = torch.int16 if self.grid.bits > 8 else torch.uint8
         elif x.is_floating_point():
@@ -228,24 +247,27 @@ class Store:
         else:
             dtype = x.dtype
         self._block = self.pool.block((self.count, *inner), dtype)
+        if self._exponent is not None:
+            self._exponent = self._exponent.to(self._block.tensor.device)
         return self._block
 
     def gather(self, index: Tensor, region: Region | None = None) -> Tensor:
-        """Samples ``index`` (int64 on the CPU), float32 (integers as they were), on the pool's device.
+        """Samples ``index`` (int64, best on :attr:`place`), float32 (integers as they were), on the pool's device.
 
         Args:
             index: shape (b,).
             region: of images, the rows and columns wanted; everything by default.
 
         Returns:
-            Shape [b, ...], images channels-last.
+            Shape [b, ...].
         """
         assert self._block is not None, "nothing was written yet"
         values = self._block.tensor
         if region is not None:
             (top, bottom), (left, right) = region
-            values = values[:, top:bottom, left:right]
-        rows = values[index.to(values.device)]
+            values = values[:, top:bottom, left:right] if self._last else values[:, :, top:bottom, left:right]
+        index = index.to(values.device)
+        rows = values[index]
         self._block.trim()
         return self._decode(rows, index)
 
@@ -259,6 +281,6 @@ class Store:
             shift = self.grid.zero_point.to(rows.device) - self._offset
             rows = rows.to(torch.float32).sub_(shift).mul_(self.grid.scale.to(rows.device))
         elif self._exponent is not None:
-            factor = torch.exp2(self._exponent[index]).to(rows.device)
+            factor = torch.exp2(self._exponent[index]).to(rows.device, non_blocking=True)
             rows = rows.to(torch.float32).mul_(factor.view(-1, *[1] * len(self.shape)))
-        return rows.permute(0, 3, 1, 2) if len(self.shape) == 3 else rows
+        return rows.permute(0, 3, 1, 2) if self._last else rows

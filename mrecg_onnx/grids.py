@@ -10,6 +10,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -212,8 +213,7 @@ class _LearnableFakeQuantize(torch.autograd.Function):
                 torch.lerp(x, y, keep, out=y)
             ctx.save_for_backward(x, y, keep)
             return y
-        # Bounds as tensors: compiled once for all grids.
-        bounds = torch.tensor((lower, upper), dtype=x.dtype).to(x.device, non_blocking=True)
+        bounds = _bounds(lower, upper, x.dtype, x.device)
         ctx.step = None
         ctx.save_for_backward(x, scale, keep, bounds)
         kernel = _forward_math if _kernels is None else _kernels[0]
@@ -235,6 +235,12 @@ class _LearnableFakeQuantize(torch.autograd.Function):
             torch.lerp(grad, grad_x, keep, out=grad_x)
         grad_scale = (_inner(grad, other) - _inner(grad_x, x)) / ctx.step if ctx.needs_input_grad[1] else None
         return grad_x if ctx.needs_input_grad[0] else None, grad_scale, None, None, None
+
+
+@cache
+def _bounds(lower: float, upper: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Both as a tensor, so that kernels are compiled once for all grids; kept, as copying them would wait for the device."""
+    return torch.tensor((lower, upper), dtype=dtype).to(device)
 
 
 def _forward_math(x: Tensor, scale: Tensor, bounds: Tensor, keep: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from mrecg_onnx.converters.load import standard_opset
 from mrecg_onnx.equalization import Equalized
 from mrecg_onnx.fallbacks import fallbacks
 from mrecg_onnx.images import Dataset, Preprocess
-from mrecg_onnx.preparation import calibrate, load_planned, prepare
+from mrecg_onnx.preparation import calibrate, full_precision, load_planned, prepare
 from mrecg_onnx.progress import Clock, Progress
 from mrecg_onnx.runtime import describe
 from mrecg_onnx.sensitivity import Sensitivity, measure_sensitivity
@@ -127,6 +127,7 @@ class Inspection:
         }
 
 
+@full_precision()
 def inspect(
     model: onnx.ModelProto | str | Path,
     settings: Settings | None = None,

@@ -279,7 +279,7 @@ class Prefix:
 
         values = {n: source[n].read(0, 1) for n in self._reads(unit)}
         self.simulation.network.run(values, self.steps(unit), activation=note)
-        return forward_size(largest)
+        return forward_size(largest, self.simulation.network.device)
 
     def batches(self, unit: UnitPlan) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
         """Inputs of ``unit``, float and quantized, a few samples at a time."""

@@ -287,6 +287,17 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Convolutions on a GPU in float32, not in its 10-bit TF32: codes behind 8 bits would fall the other way, and checks fail."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def graph_inputs(model: ir.Model) -> list[InputSpec]:
     """What the graph wants to be fed."""
     specs = []

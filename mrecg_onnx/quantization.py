@@ -42,7 +42,16 @@ from mrecg_onnx.parallel import Workers, joined, local_size
 from mrecg_onnx.placement import place
 from mrecg_onnx.plan import BYSTANDER_BITS, Plan, UnitPlan
 from mrecg_onnx.prefix import Inputs, Prefix
-from mrecg_onnx.preparation import Prepared, calibrate, make_plan, merge_by, pick_device, prepare, search_grids
+from mrecg_onnx.preparation import (
+    Prepared,
+    calibrate,
+    full_precision,
+    make_plan,
+    merge_by,
+    pick_device,
+    prepare,
+    search_grids,
+)
 from mrecg_onnx.progress import Clock, Progress, Report
 from mrecg_onnx.reconstruction import LearningRates, UnitResult, default_rates, reconstruct_unit
 from mrecg_onnx.retargeting import retarget
@@ -187,6 +196,7 @@ class _Run:
     report: Report | None
 
 
+@full_precision()
 def quantize(
     model: onnx.ModelProto | str | Path,
     calib: str | Path | Dataset,

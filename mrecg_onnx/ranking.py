@@ -20,7 +20,7 @@ from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.costs import IMAGES, WIDTHS, cost_images, measure_costs
 from mrecg_onnx.images import Dataset, open_validation
 from mrecg_onnx.plan import Plan
-from mrecg_onnx.preparation import Prepared, calibrate, make_plan, prepare, search_grids
+from mrecg_onnx.preparation import Prepared, calibrate, full_precision, make_plan, prepare, search_grids
 from mrecg_onnx.progress import Clock, Progress
 from mrecg_onnx.settings import BitRule, Settings
 from mrecg_onnx.simulation import Simulation, forward_batches
@@ -131,6 +131,7 @@ class Ranking:
         return plain
 
 
+@full_precision()
 def rank(
     model: onnx.ModelProto | str | Path,
     calib: str | Path | Dataset,

@@ -21,9 +21,10 @@ from mrecg_onnx.network import Step
 from mrecg_onnx.parallel import ALONE, Workers
 from mrecg_onnx.plan import UnitPlan
 from mrecg_onnx.prefix import UnitData
+from mrecg_onnx.recording import Batch, Iterations
 from mrecg_onnx.rounding import ROUNDINGS, BetaSchedule, LearnedRounding
 from mrecg_onnx.simulation import QuantizedWeight, Simulation, bias_scale, forward_size
-from mrecg_onnx.windows import Window, plan_windows
+from mrecg_onnx.windows import Window, WindowPlan, plan_windows
 
 __all__ = ["LearningRates", "UnitResult", "default_rates", "reconstruct_unit", "reconstruction_loss"]
 
@@ -36,6 +37,8 @@ LR_SCALE = 1e-3
 EXPONENT = 0.8
 #: Devices on which torch's Adam takes one pass over a variable.
 FUSED = frozenset({"cpu", "cuda"})
+#: Iterations between reports: asking a GPU for the loss makes it wait.
+REPORTED, REPORTED_CUDA = 10, 100
 #: Below so many iterations larger steps only do harm: the rates stop growing.
 SHORTEST = 150
 
@@ -122,17 +125,36 @@ def _knees(targets: Mapping[str, Store], share: float | None, workers: Workers) 
 
 
 class _Masks:
-    """Drop masks cut from a bank of random bits at random places: as cheap as a slice."""
+    """Drop masks: on a GPU drawn there, on the CPU cut from a bank of random bits at random places, as cheap as a slice.
+
+    Attributes:
+        local: the GPU's generators, none on the CPU.
+    """
 
     def __init__(self, probability: float, device: torch.device, generator: torch.Generator) -> None:
         self.probability, self.device, self.generator = probability, device, generator
         self.bank = torch.empty(0, device=device)
         self.uses = 0
+        self.local: tuple[torch.Generator, ...] = ()
+        self.restart()
+
+    @property
+    def active(self) -> bool:
+        """False where everything is quantized: then there are no masks."""
+        return self.probability < 1.0
+
+    def restart(self) -> None:
+        """Draw from a new generator of the GPU."""
+        if self.device.type == "cuda" and self.active:
+            seed = int(torch.randint(0, 1 << 62, (), generator=self.generator))
+            self.local = (torch.Generator(self.device).manual_seed(seed),)
 
     def draw(self, like: Tensor) -> Tensor | None:
         """1 with ``probability``, else 0, ``like``'s shape, float32; None where everything is quantized."""
-        if self.probability >= 1.0:
+        if not self.active:
             return None
+        if self.local:
+            return torch.empty_like(like, dtype=torch.float32).bernoulli_(self.probability, generator=self.local[0])
         count = like.numel()
         # A bank larger than what is cut from it, renewed now and then, keeps masks of different steps apart.
         if self.bank.numel() < 2 * count or self.uses >= 256:
@@ -162,6 +184,7 @@ class _Trainable:
     ) -> None:
         self.rounding: dict[str, LearnedRounding] = {}
         self.bias: dict[str, Tensor] = {}
+        self.spread: dict[str, Tensor] = {}
         self.shift: dict[str, Tensor] = {}
         self.log_gain: dict[str, Tensor] = {}
         for name in unit.layers:
@@ -174,8 +197,10 @@ class _Trainable:
                 bias: Tensor | None = simulation.biases.get(name, module.bias)  # type: ignore[arg-type]
                 if bias is not None:
                     self.bias[name] = bias.detach()
+                    self.spread[name] = self.bias[name].abs().mean().clamp(min=1e-6)
                     self.shift[name] = torch.zeros_like(self.bias[name], requires_grad=learn_bias)
         self.start = {name: simulation.activations[name] for name in made if name in simulation.activations}
+        self.zero_point = {name: float(grid.zero_point) for name, grid in self.start.items()}
         device = simulation.network.device
         self.log_ratio = {n: torch.zeros((), device=device, requires_grad=learn_scales) for n in self.start}
 
@@ -190,15 +215,14 @@ class _Trainable:
     def biases(self) -> dict[str, Tensor]:
         """Learned biases."""
         return {
-            n: (b + self.shift[n] * self._unit(n)).detach() for n, b in self.bias.items() if self.shift[n].requires_grad
+            n: (b + self.shift[n] * self.spread[n]).detach()
+            for n, b in self.bias.items()
+            if self.shift[n].requires_grad
         }
 
     def current_bias(self, name: str) -> Tensor | None:
         """Differentiable bias: the shift is counted in units of the bias's own spread, so one rate suits all layers."""
-        return self.bias[name] + self.shift[name] * self._unit(name) if name in self.bias else None
-
-    def _unit(self, name: str) -> Tensor:
-        return self.bias[name].abs().mean().clamp(min=1e-6)
+        return self.bias[name] + self.shift[name] * self.spread[name] if name in self.bias else None
 
     def codes(self) -> dict[str, QuantizedWeight]:
         """Hard-rounded weights."""
@@ -227,8 +251,9 @@ class _Loop:
     knees: dict[str, float | None]
     rounding_weight: float = 0.0
     power: float = 2.0
-    beta: float | None = None
+    beta: float | Tensor | None = None
     window: Window | None = None
+    recorded: bool = False
     generator: torch.Generator = field(default_factory=torch.Generator)
     fixed: dict[str, Tensor] = field(default_factory=dict)
 
@@ -269,36 +294,60 @@ class _Loop:
 
     def _quantized(self, name: str, value: Tensor, keep: Tensor | None) -> Tensor:
         grid = self.trainable.start[name]
-        return learnable_fake_quantize(value, self.trainable.scale(name), float(grid.zero_point), grid.qmax, keep)
+        zero_point = self.trainable.zero_point[name]
+        return learnable_fake_quantize(value, self.trainable.scale(name), zero_point, grid.qmax, keep)
 
-    def inputs(self, index: Tensor) -> dict[str, Tensor]:
-        """A batch of the unit's inputs, quantized and float ones mixed element by element."""
-        read = self.window.read if self.window is not None else None
+    def batch(self, index: Tensor) -> Batch:
+        """What an iteration reads of the samples ``index``, in the current window."""
+        read, aim = (None, None) if self.window is None else (self.window.read, self.window.aim)
+        data, mixed = self.data, self.data.floating if self.masks.active else {}
+        places = {store.place: index.to(store.place, non_blocking=True) for store in data.targets.values()}
+        found: Batch = {}
+        for part, stores, region in (
+            ("quantized", data.quantized, read),
+            ("floating", mixed, read),
+            ("target", data.targets, aim),
+            ("gradient", data.gradients, aim),
+        ):
+            found |= {
+                (part, name): store.gather(places.get(store.place, index), region) for name, store in stores.items()
+            }
+        if self.window is not None and self.recorded:  # what is recorded cannot read numbers from Python
+            for part, (first, stop) in zip(("rows", "columns"), self.window.use, strict=True):
+                found["use", part] = torch.arange(first, stop, device=self.simulation.network.device)
+        return found
+
+    def _used(self, output: Tensor, batch: Batch) -> Tensor:
+        """The part of an output that counts."""
+        if ("use", "rows") in batch:
+            return output.index_select(2, batch["use", "rows"]).index_select(3, batch["use", "columns"])
+        if self.window is not None:
+            (top, bottom), (left, right) = self.window.use
+            return output[:, :, top:bottom, left:right]
+        return output
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """The unit's inputs, quantized and float ones mixed element by element."""
         result = {}
-        for name, store in self.data.quantized.items():
-            x = store.gather(index, read)
+        for name in self.data.quantized:
+            x = batch["quantized", name]
             if name in self.data.deferred and self.quantize_activations:
                 learned = name in self.trainable.start  # the drop of an input is the one below
                 x = self._quantized(name, x, None) if learned else fake_quantize(x, self.simulation.activations[name])
             mask = self.masks.draw(x) if x.is_floating_point() else None
-            result[name] = x if mask is None else torch.lerp(self.data.floating[name].gather(index, read), x, mask)
+            result[name] = x if mask is None else torch.lerp(batch["floating", name], x, mask)
         return result
 
-    def loss(self, index: Tensor) -> Tensor:
-        """Reconstruction loss on the samples ``index``, in the current window."""
+    def loss(self, batch: Batch) -> Tensor:
+        """Reconstruction loss on a batch of the current window."""
         outputs = self.simulation.network.run(
-            self.inputs(index), self.steps, keep=self.unit.outputs, activation=self.activation, weight=self.weight
+            self.inputs(batch), self.steps, keep=self.unit.outputs, activation=self.activation, weight=self.weight
         )
         total = torch.zeros((), device=self.simulation.network.device)
-        for name, store in self.data.targets.items():
-            output, aim = outputs[name], None
-            if self.window is not None:
-                (top, bottom), (left, right) = self.window.use
-                output, aim = output[:, :, top:bottom, left:right], self.window.aim
-            gradient = self.data.gradients[name].gather(index, aim) if name in self.data.gradients else None
-            total = total + reconstruction_loss(
-                output, store.gather(index, aim), self.knees[name], self.power, gradient
-            )
+        for name in self.data.targets:
+            output = self._used(outputs[name], batch)
+            gradient = batch.get(("gradient", name))
+            total = total + reconstruction_loss(output, batch["target", name], self.knees[name], self.power, gradient)
         return total
 
 
@@ -356,6 +405,65 @@ def _shapes(loop: _Loop) -> dict[str, tuple[int, ...]]:
     with torch.no_grad():
         loop.simulation.network.run(values, loop.steps, activation=note)
     return found
+
+
+class _Number:
+    """A number that changes from one iteration to the next: what is recorded on a GPU reads it from there."""
+
+    def __init__(self, device: torch.device, *, recorded: bool) -> None:
+        self.tensor = torch.zeros((), device=device) if recorded else None
+
+    def set(self, value: float) -> float | Tensor:
+        """``value``, as iterations read it."""
+        return value if self.tensor is None else self.tensor.fill_(value)
+
+
+def _learn(
+    loop: _Loop,
+    groups: Sequence[_Group],
+    windows: WindowPlan | None,
+    iters: int,
+    batch_size: int,
+    generator: torch.Generator,
+    beta_at: BetaSchedule,
+    workers: Workers,
+    report: Callable[[int, float], None] | None,
+) -> None:
+    """Adam on ``groups`` for ``iters`` batches of the training samples."""
+    device = loop.simulation.network.device
+    cuda = device.type == "cuda"
+    loop.recorded = record = cuda and workers.size == 1
+    rates, beta = [_Number(device, recorded=record) for _ in groups], _Number(device, recorded=record)
+    optimizer = torch.optim.Adam(
+        [{"params": g.params, "lr": number.set(g.rate)} for g, number in zip(groups, rates, strict=True)],
+        fused=device.type in FUSED,
+        capturable=record,
+    )
+
+    def iterate(batch: Batch) -> Tensor:
+        loss = loop.loss(batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        workers.mean_([t.grad for group in groups for t in group.params if t.grad is not None])
+        optimizer.step()
+        return loss.detach()
+
+    masks, training = loop.masks, loop.data.training
+    iterations = Iterations(iterate, device, record=record, generators=lambda: masks.local, restart=masks.restart)
+    every = REPORTED_CUDA if cuda else REPORTED
+    with iterations.stream():
+        for step in range(iters):
+            index = training[torch.randint(0, len(training), (batch_size,), generator=generator)]
+            if windows is not None:
+                loop.window = windows.draw(generator)
+            for group, entry, number in zip(groups, optimizer.param_groups, rates, strict=True):
+                if group.decays:
+                    entry["lr"] = number.set(group.rate * 0.5 * (1 + math.cos(math.pi * step / iters)))
+            now = beta_at(step)
+            loop.beta = now if now is None else beta.set(now)
+            loss = iterations(now is None, loop.batch(index))
+            if report is not None and (step % every == every - 1 or step == iters - 1):
+                report(step + 1, float(loss))
 
 
 def reconstruct_unit(
@@ -429,7 +537,7 @@ def reconstruct_unit(
     loop = _Loop(unit, steps, simulation, data, trainable, masks, quantize, knees, rounding_weight, power)
     judge = data.held_out if len(data.held_out) else data.training
     shapes = _shapes(loop)
-    size = forward_size(max(math.prod(shape[1:]) for shape in shapes.values()))
+    size = forward_size(max(math.prod(shape[1:]) for shape in shapes.values()), network.device)
     options = {"quantize_activations": quantize, "batch_size": size, "knees": knees, "power": power, "workers": workers}
     nearest = evaluate_unit(unit, steps, simulation, data, judge, **options)  # type: ignore[arg-type]
     scales = [t for t in trainable.log_ratio.values() if t.requires_grad]
@@ -445,25 +553,7 @@ def reconstruct_unit(
         groups.append(_Group(variables, rates.rounding * kinds[0].rate, decays=kinds[0].decays))
     if smooth:
         groups.append(_Group(smooth, rates.scale, decays=True))
-    optimizer = torch.optim.Adam(
-        [{"params": g.params, "lr": g.rate} for g in groups], fused=network.device.type in FUSED
-    )
-    beta_at = BetaSchedule(iters, anneal=anneal)
-    for step in range(iters):
-        index = data.training[torch.randint(0, len(data.training), (batch_size,), generator=generator)]
-        if windows is not None:
-            loop.window = windows.draw(generator)
-        for group, entry in zip(groups, optimizer.param_groups, strict=True):
-            if group.decays:
-                entry["lr"] = group.rate * 0.5 * (1 + math.cos(math.pi * step / iters))
-        loop.beta = beta_at(step)
-        loss = loop.loss(index)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        workers.mean_([t.grad for group in groups for t in group.params if t.grad is not None])
-        optimizer.step()
-        if report is not None and (step % 10 == 9 or step == iters - 1):
-            report(step + 1, float(loss.detach()))
+    _learn(loop, groups, windows, iters, batch_size, generator, BetaSchedule(iters, anneal=anneal), workers, report)
 
     before = dict(simulation.weights), dict(simulation.activations), dict(simulation.biases)
     simulation.weights.update(trainable.codes())

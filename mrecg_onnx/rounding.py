@@ -81,7 +81,7 @@ class _SoftWeight(torch.autograd.Function):
     """``base + h(V) * span``, its backward adding the regularizer's gradient: one pass over V where autograd makes twenty."""
 
     @staticmethod
-    def forward(ctx: Any, V: Tensor, base: Tensor, span: Tensor, beta: float | None, weight: float) -> Tensor:
+    def forward(ctx: Any, V: Tensor, base: Tensor, span: Tensor, beta: float | Tensor | None, weight: float) -> Tensor:
         sigmoid = torch.sigmoid(V)
         value = (sigmoid * (ZETA - GAMMA)).add_(GAMMA).clamp_(0.0, 1.0)
         ctx.save_for_backward(sigmoid, value, span)
@@ -95,7 +95,7 @@ class _SoftWeight(torch.autograd.Function):
         if ctx.beta is not None:
             # d(1 - |u|^beta)/dh = -2 beta |u|^(beta-1) sign(u), u = 2 h - 1
             u = value.mul(2.0).sub_(1.0)
-            grad.addcmul_(u.abs().pow_(ctx.beta - 1.0), u.sign_(), value=-2.0 * ctx.beta * ctx.weight)
+            grad.addcmul_(u.abs().pow_(ctx.beta - 1.0), u.sign_().mul_(-2.0 * ctx.beta * ctx.weight))
         slope = torch.ops.aten.sigmoid_backward(grad, sigmoid).mul_(ZETA - GAMMA)
         # The rectified ends are flat: sigmoid where h reaches 0 and 1.
         low, high = -GAMMA / (ZETA - GAMMA), (1.0 - GAMMA) / (ZETA - GAMMA)
@@ -122,7 +122,7 @@ class LearnedRounding(Protocol):
         """What is learned."""
         ...
 
-    def soft(self, beta: float | None = None, regularization: float = 0.0) -> Tensor:
+    def soft(self, beta: float | Tensor | None = None, regularization: float = 0.0) -> Tensor:
         """Differentiable W~, the weight's shape; the arguments are for roundings that have to be driven to a decision."""
         ...
 
@@ -167,7 +167,7 @@ class SoftRounding:
         """V."""
         return (self.V,)
 
-    def soft(self, beta: float | None = None, regularization: float = 0.0) -> Tensor:
+    def soft(self, beta: float | Tensor | None = None, regularization: float = 0.0) -> Tensor:
         """Differentiable W~, the weight's shape.
 
         Args:
@@ -222,7 +222,7 @@ class StraightRounding:
         """Differentiable weights in steps, before rounding."""
         return self.ratio
 
-    def soft(self, beta: float | None = None, regularization: float = 0.0) -> Tensor:  # noqa: ARG002 - nothing to drive
+    def soft(self, beta: float | Tensor | None = None, regularization: float = 0.0) -> Tensor:  # noqa: ARG002 - nothing to drive
         """Differentiable W~, the weight's shape: the rounded value, as in the file."""
         return torch.clamp(_round(self._steps()), self._lower, self._upper) * self._scale
 

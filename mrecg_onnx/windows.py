@@ -65,7 +65,11 @@ class WindowPlan:
     halo: int
 
     def draw(self, generator: torch.Generator) -> Window:
-        """A window drawn uniformly; windows beyond a border move inside, so that borders are seen as often as the rest."""
+        """A window drawn uniformly; windows beyond a border move inside, so that borders are seen as often as the rest.
+
+        All windows read as much: at a border what would lie beyond it is read on the other side. One recording on a GPU then does
+        for all of them.
+        """
         parts = [self._line(axis, generator) for axis in (0, 1)]
         read, use, aim = (tuple(part[k] for part in parts) for k in range(3))
         return Window(read, use, aim)  # type: ignore[arg-type]
@@ -77,8 +81,9 @@ class WindowPlan:
             return (0, source), (0, whole), (0, whole)
         start = int(torch.randint(-(size // 2), room + size // 2 + 1, (), generator=generator))
         start = min(max(start, 0), room)
-        first = max(0, start - self.halo)
-        stop = start + size + self.halo
+        span = size + 2 * self.halo
+        first = max(0, min(start - self.halo, whole - span))
+        stop = first + span
         end = source if stop >= whole else min(source, stop * self.stride)
         return (first * self.stride, end), (start - first, start - first + size), (start, start + size)
 

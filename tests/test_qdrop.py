@@ -25,10 +25,10 @@ def seen(tmp_path, monkeypatch) -> Callable[..., dict[str, list]]:
     found: dict[str, list] = {"inputs": [], "inside": []}
     inputs, activation = reconstruction._Loop.inputs, reconstruction._Loop.activation
 
-    def spy_inputs(loop, index):
-        made = inputs(loop, index)
+    def spy_inputs(loop, batch):
+        made = inputs(loop, batch)
         for name, x in made.items():
-            sources = loop.data.quantized[name].gather(index), loop.data.floating[name].gather(index)
+            sources = batch["quantized", name], batch.get(("floating", name))
             found["inputs"].append((name, x, *sources))
         return made
 

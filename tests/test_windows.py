@@ -173,6 +173,17 @@ def test_window_saves_work(build):
     assert plan.size == (max(4, SIDE // plan.stride),) * 2
 
 
+@pytest.mark.parametrize("build", [residual, two_strides])
+def test_all_windows_read_as_much(build):
+    network, _, shapes = prepared(build, 96, 96)
+    plan = windows_of(network, shapes)
+    generator = torch.Generator().manual_seed(0)
+    read = [plan.draw(generator).read for _ in range(200)]
+    assert len({(bottom - top, right - left) for (top, bottom), (left, right) in read}) == 1
+    assert {0} < {top for (top, _), _ in read}
+    assert max(bottom for (_, bottom), _ in read) == 96
+
+
 def test_every_place_is_drawn_about_equally_often():
     network, _, shapes = prepared(residual, 40, 40)
     plan = windows_of(network, shapes)
