@@ -418,6 +418,11 @@ class _Number:
         return value if self.tensor is None else self.tensor.fill_(value)
 
 
+def _records(device: torch.device, workers: Workers) -> bool:
+    """Iterations are recorded: on a GPU, where no other process takes part in them."""
+    return device.type == "cuda" and workers.size == 1
+
+
 def _learn(
     loop: _Loop,
     groups: Sequence[_Group],
@@ -431,8 +436,7 @@ def _learn(
 ) -> None:
     """Adam on ``groups`` for ``iters`` batches of the training samples."""
     device = loop.simulation.network.device
-    cuda = device.type == "cuda"
-    loop.recorded = record = cuda and workers.size == 1
+    loop.recorded = record = _records(device, workers)
     rates, beta = [_Number(device, recorded=record) for _ in groups], _Number(device, recorded=record)
     optimizer = torch.optim.Adam(
         [{"params": g.params, "lr": number.set(g.rate)} for g, number in zip(groups, rates, strict=True)],
@@ -450,7 +454,7 @@ def _learn(
 
     masks, training = loop.masks, loop.data.training
     iterations = Iterations(iterate, device, record=record, generators=lambda: masks.local, restart=masks.restart)
-    every = REPORTED_CUDA if cuda else REPORTED
+    every = REPORTED_CUDA if device.type == "cuda" else REPORTED
     with iterations.stream():
         for step in range(iters):
             index = training[torch.randint(0, len(training), (batch_size,), generator=generator)]

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import numpy as np
 import pytest
 import torch
+from learned import small
+from stages import feeds
 
-from mrecg_onnx import recording
+from mrecg_onnx import reconstruction, recording
+from mrecg_onnx.quantization import quantize
 from mrecg_onnx.recording import MOST, Iterations
+from mrecg_onnx.settings import Settings
 
 X = ("quantized", "x")
 
@@ -94,3 +101,24 @@ def test_what_cannot_be_recorded_runs_as_it_is(monkeypatch):
         assert torch.equal(iterations("key", values(number)), torch.full((3,), 2 * number))
     assert not iterations.record
     assert len(restarts) == 1
+
+
+@pytest.mark.parametrize("window", [0, 4])
+@pytest.mark.parametrize("more", [{"method": "brecq"}, {"method": "qdrop", "drop": 1.0, "loss": "fisher"}], ids=str)
+def test_what_is_recorded_reads_nothing_but_its_batch(recorded, monkeypatch, tmp_path, window, more):
+    np.savez(tmp_path / "calib.npz", **feeds(small(), 32))
+    chosen = {"iters": 40, "batch_size": 8, "equalize": "off", "ranges": "mse", "window": window, "device": "cpu"}
+
+    def losses():
+        return [u.final_loss for u in quantize(small(), tmp_path / "calib.npz", Settings(**chosen | more)).units]
+
+    plain = losses()
+    assert not recorded
+    monkeypatch.setattr(reconstruction, "_records", lambda device, workers: True)
+    monkeypatch.setattr(recording.Iterations, "stream", lambda iterations: contextlib.nullcontext())
+    # Numbers stay Python's: rounded to float32 they are others by 1e-7, which forty steps of rounding make one of ten percent.
+    monkeypatch.setattr(reconstruction._Number, "set", lambda number, value: value)
+    assert losses() == pytest.approx(plain, rel=1e-6)
+    # One recording before the regularizer sets in, one behind, a unit.
+    assert len(recorded) == 2 * len(plain)
+    assert sum(r.replays for r in recorded) == len(plain) * (40 - 2)

@@ -127,6 +127,19 @@ def test_weights_far_outside_the_grid_learn_nothing():
     assert (float(codes.min()), float(codes.max())) == (0, 3)
 
 
+@pytest.mark.parametrize("beta", [2.0, 7.5, 20.0])
+def test_beta_may_be_a_number_or_a_tensor(beta):
+    torch.manual_seed(0)
+    weight = torch.randn(6, 4, 3, 3)
+    grid = search_range(weight, 4, axis=0)
+    slopes = []
+    for value in (beta, torch.tensor(beta)):
+        rounding = SoftRounding(weight, grid)
+        (rounding.soft(value, 0.01) ** 2).sum().backward()
+        slopes.append(rounding.V.grad)
+    torch.testing.assert_close(*slopes)
+
+
 # --- beta --------------------------------------------------------------------------------------------------------
 
 
