@@ -468,6 +468,7 @@ def _learn(
             loss = iterations(now is None, loop.batch(index))
             if report is not None and (step % every == every - 1 or step == iters - 1):
                 report(step + 1, float(loss))
+        optimizer.zero_grad(set_to_none=True)
 
 
 def reconstruct_unit(

@@ -96,7 +96,10 @@ class Iterations:
 
     @contextlib.contextmanager
     def stream(self) -> Iterator[None]:
-        """Calls belong inside: recordings are made beside the device's default stream, and gradients stay on one stream."""
+        """Calls belong inside: recordings are made beside the device's default stream, and gradients stay on one stream.
+
+        Recordings end with it, and their memory is free again for others to see.
+        """
         if not self.record:
             yield
             return
@@ -106,6 +109,9 @@ class Iterations:
         with torch.cuda.stream(inner):
             yield
         outer.wait_stream(inner)
+        torch.cuda.synchronize(self.device)
+        self.recordings.clear()
+        torch.cuda.empty_cache()
 
     def __call__(self, key: Hashable, batch: Batch) -> Tensor:
         """Result of ``function`` on ``batch``; the next call may overwrite it."""
