@@ -5,10 +5,10 @@ usage: python benchmarks/table1.py [--data ../shared] [--models NAME ...] [--met
            [--lapq-evaluations N] [--steps] [--quick]
 
 Equal calibration images, batch and iterations a unit for every method (AdaRound's units are layers); top-1 by the referee on
-ONNX Runtime; ResNet-20 with three seeds, the others with the first. mrecg merges units over
-brecq, mrecg-qdrop over qdrop. All methods of one process share equalization and ranges; "seconds" leave them out.
-McNemar's p of each method against FP32 is the
-referee's. A row that fails (a method that cannot do the bits) is kept with its reason and measured again by --again.
+ONNX Runtime; ResNet-20 with three seeds, the others with the first. mrecg merges units over brecq, mrecg-qdrop over qdrop;
+brecq-ste learns the weights themselves, as adaquant does. All methods of one process share equalization and ranges; "seconds"
+leave them out. McNemar's p of each method against FP32 is the referee's. A row that fails (a method that cannot do the bits) is
+kept with its reason and measured again by --again.
 --steps measures nothing new: it holds each method's file against its weaker parent's, image by image (McNemar, exact).
 
 Rows are merged by key into benchmarks/results/table1.json (.csv); table1.md and table1.png are written from them.
@@ -41,10 +41,14 @@ SEEDED = "resnet20_cifar10"
 #: What each method adds something to; mrecg's base is brecq by default.
 PARENTS = {
     "aciq": "nearest", "lapq": "nearest", "bit-split": "nearest", "adaround": "nearest", "adaquant": "nearest",
-    "brecq-paper": "adaround", "brecq": "adaround", "qdrop": "brecq", "mrecg": "brecq", "mrecg-qdrop": "qdrop",
+    "brecq-paper": "adaround", "brecq": "adaround", "brecq-ste": "brecq", "qdrop": "brecq", "mrecg": "brecq",
+    "mrecg-qdrop": "qdrop",
 }  # fmt: skip
-#: Rows of the table that are not rows of the package's: mrecg over its other base.
-VARIANTS = {"mrecg-qdrop": {"method": "mrecg", "base": "qdrop"}}
+#: Rows of the table that are not rows of the package's: mrecg over its other base, brecq with adaquant's rounding.
+VARIANTS = {
+    "mrecg-qdrop": {"method": "mrecg", "base": "qdrop"},
+    "brecq-ste": {"method": "brecq", "rounding": "ste"},
+}
 
 
 def widths(text: str) -> tuple[int, int]:
