@@ -42,13 +42,10 @@ def header() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    git = shutil.which("git")
-    described = (
-        subprocess.run([git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-        if git
-        else None
-    )
-    commit = described.stdout.strip() if described else ""
+    commit = ""
+    if git := shutil.which("git"):
+        ask = [git, "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "command": " ".join(["python", *sys.argv]),
         "date": dt.datetime.now(dt.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),

@@ -254,7 +254,6 @@ class _Loop:
     beta: float | Tensor | None = None
     window: Window | None = None
     recorded: bool = False
-    generator: torch.Generator = field(default_factory=torch.Generator)
     fixed: dict[str, Tensor] = field(default_factory=dict)
 
     def weight(self, step: Step) -> tuple[Tensor, Tensor | None]:
