@@ -1,10 +1,16 @@
-"""From an ONNX graph to a torch.fx module, node by node under the same names."""
+"""From an ONNX graph to a torch.fx module, node by node.
+
+torch.fx writes Python source that names every node, module and constant, and runs it. What a file calls them is text from
+outside: it stays in ``meta``, and torch gets names made here from a kind and a number.
+"""
 
 from __future__ import annotations
 
 import inspect
+import itertools
 import logging
 import operator
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +23,7 @@ from mrecg_onnx.converters.fallback import convert_by_runtime
 from mrecg_onnx.converters.load import RUNTIME_DOMAINS, load_model
 from mrecg_onnx.converters.normalize import editable, restructure
 from mrecg_onnx.converters.ops.common import to_tensor
+from mrecg_onnx.converters.passes.values import claim
 from mrecg_onnx.converters.registry import OnnxGraph, OnnxNode, find_converter
 from mrecg_onnx.converters.types import foreign_tensor, tensor_types
 
@@ -52,6 +59,17 @@ class TorchModel(fx.GraphModule):
             if "onnx_fallback" in node.meta
         }
 
+    def layer(self, onnx_node: str) -> nn.Module:
+        """The module of the ONNX node of that name.
+
+        Raises:
+            KeyError: There is none.
+        """
+        for node in self.graph.nodes:
+            if node.meta.get("onnx_node") == onnx_node:
+                return self.get_submodule(str(node.target))
+        raise KeyError(onnx_node)
+
 
 def to_torch(model: onnx.ModelProto | ir.Model | str | Path) -> TorchModel:
     """Convert an ONNX model to a ``torch.fx.GraphModule`` with one module per node.
@@ -59,8 +77,9 @@ def to_torch(model: onnx.ModelProto | ir.Model | str | Path) -> TorchModel:
     The module is in eval mode, nothing in it requires a gradient, and it is called with the graph's inputs in order. It
     returns a tensor, or a tuple in the order of the graph's outputs if there are several.
 
-    ``module.onnx_nodes`` maps the name of each fx node that calls a module to the name of its ONNX node. Such a node's
-    ``meta`` holds ``onnx_node`` (the name), ``onnx_op_type``, ``onnx_inputs`` and ``onnx_outputs`` (names of tensors,
+    Nodes, modules and constants of it are numbered ("node_0", "input_0", "constant_0"): nothing that the file calls them
+    reaches the source that torch.fx generates. ``module.onnx_nodes`` maps the name of each fx node that calls a module to
+    the name of its ONNX node, and ``module.layer`` gives its module. Such a node's ``meta`` holds ``onnx_node`` (the name), ``onnx_op_type``, ``onnx_inputs`` and ``onnx_outputs`` (names of tensors,
     "" for absent ones). Constants that are arguments are ``get_attr`` nodes with their name in ``meta["onnx_tensor"]``,
     as are inputs and single outputs of nodes with several. Conv, ConvTranspose, Gemm and MatMul with a constant weight
     are the modules of :mod:`mrecg_onnx.converters.ops.weighted`.
@@ -88,7 +107,7 @@ def fallback_nodes(model: onnx.ModelProto | ir.Model | str | Path) -> dict[str, 
         ConversionError: Likewise.
     """
     converted = _Builder(ir.to_proto(_prepared(model))).convert_all()
-    return {result.node.name: result.fallback for result in converted if result.fallback}
+    return {result.name: result.fallback for result in converted if result.fallback}
 
 
 def _prepared(model: onnx.ModelProto | ir.Model | str | Path) -> ir.Model:
@@ -97,9 +116,13 @@ def _prepared(model: onnx.ModelProto | ir.Model | str | Path) -> ir.Model:
 
 @dataclass(frozen=True)
 class _Converted:
-    """A node and its module; ``fallback`` says why it is one of ONNX Runtime's, "" where it is torch's own."""
+    """A node and its module; ``fallback`` says why it is one of ONNX Runtime's, "" where it is torch's own.
+
+    ``name`` is the node's, or for one without its operator's with a number.
+    """
 
     node: onnx.NodeProto
+    name: str
     converted: OperationConverterResult
     fallback: str = ""
 
@@ -115,7 +138,8 @@ class _Builder:
         }
         self.graph = fx.Graph()
         self.root = nn.Module()
-        self.root.add_module("initializers", nn.Module())
+        self.root.add_module("constants", nn.Module())
+        self.counts: defaultdict[str, itertools.count[int]] = defaultdict(itertools.count)
         self.values: dict[str, fx.Node] = {}
         self.initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
         self.types = tensor_types(proto)
@@ -124,7 +148,8 @@ class _Builder:
         for value in self.proto.graph.input:
             if value.name in self.initializers:
                 continue
-            node = self.graph.create_node("placeholder", _identifier(value.name), name=_identifier(value.name))
+            identifier = self._identifier("input")
+            node = self.graph.create_node("placeholder", identifier, name=identifier)
             node.meta["onnx_tensor"] = value.name
             self.values[value.name] = node
         for converted in self.convert_all():
@@ -139,8 +164,9 @@ class _Builder:
     def convert_all(self) -> list[_Converted]:
         """Convert every node, or raise one error about all that cannot be."""
         converted, failures = [], []
+        taken: set[str | None] = {proto.name for proto in self.proto.graph.node}
         for index, proto in enumerate(self.proto.graph.node):
-            name = proto.name or f"{proto.op_type}_{index}"
+            name = proto.name or claim(f"{proto.op_type}_{index}", taken)
             try:
                 converted.append(self._convert(proto, name))
             except ConversionError as error:
@@ -157,7 +183,7 @@ class _Builder:
         if domain not in self.opsets:
             raise ConversionError(f"{domain}::{proto.op_type} is of a domain the model does not import")
         try:
-            return _Converted(proto, self._to_torch(proto, name, domain))
+            return _Converted(proto, name, self._to_torch(proto, name, domain))
         except RefusedError:
             raise
         except ConversionError as error:
@@ -171,7 +197,7 @@ class _Builder:
                     "ONNX Runtime knows; export the model with standard operators"
                 ) from error
             raise ConversionError(f"{reason}; {error}") from error
-        return _Converted(proto, found, reason)
+        return _Converted(proto, name, found, reason)
 
     def _to_torch(self, proto: onnx.NodeProto, name: str, domain: str) -> OperationConverterResult:
         foreign = foreign_tensor(proto, self.types)
@@ -190,12 +216,11 @@ class _Builder:
 
     def _add_node(self, result: _Converted) -> None:
         proto, converted = result.node, result.converted
-        name = proto.name or proto.output[0]
-        target = _module_name(self.root, name)
-        self.root.add_module(target, converted.torch_module)
+        identifier = self._identifier("node")
+        self.root.add_module(identifier, converted.torch_module)
         args, kwargs = self._arguments(converted)
-        node = self.graph.create_node("call_module", target, args, kwargs, name=_identifier(name))
-        node.meta["onnx_node"] = proto.name
+        node = self.graph.create_node("call_module", identifier, args, kwargs, name=identifier)
+        node.meta["onnx_node"] = result.name
         node.meta["onnx_op_type"] = proto.op_type
         node.meta["onnx_inputs"] = list(proto.input)
         node.meta["onnx_outputs"] = list(proto.output)
@@ -206,7 +231,9 @@ class _Builder:
             self.values[named[0][1]] = node
             return
         for index, output in named:
-            item = self.graph.call_function(operator.getitem, (node, index))
+            item = self.graph.create_node(
+                "call_function", operator.getitem, (node, index), name=self._identifier("output")
+            )
             item.meta["onnx_tensor"] = output
             self.values[output] = item
 
@@ -220,15 +247,18 @@ class _Builder:
         named = zip(parameters[first:], values[first:], strict=False)
         return tuple(values[:first]), {name: value for name, value in named if value is not None}
 
+    def _identifier(self, kind: str) -> str:
+        """Return the next name of a kind: no text of the model stands in the source that torch.fx generates and runs."""
+        return f"{kind}_{next(self.counts[kind])}"
+
     def _value(self, name: str) -> fx.Node:
         """Return the fx node of a tensor; a constant gets one when it is first used."""
         if name not in self.values:
             if name not in self.initializers:
                 raise ConversionError(f"tensor '{name}' is read but made by no node, input or initializer")
-            container = self.root.get_submodule("initializers")
-            buffer = _module_name(container, name)
-            container.register_buffer(buffer, to_tensor(self.initializers[name]))
-            node = self.graph.get_attr(f"initializers.{buffer}")
+            identifier = self._identifier("constant")
+            self.root.get_submodule("constants").register_buffer(identifier, to_tensor(self.initializers[name]))
+            node = self.graph.create_node("get_attr", f"constants.{identifier}", name=identifier)
             node.meta["onnx_tensor"] = name
             self.values[name] = node
         return self.values[name]
@@ -236,19 +266,3 @@ class _Builder:
 
 def _domain(name: str) -> str:
     return "" if name == "ai.onnx" else name
-
-
-def _identifier(name: str) -> str:
-    """Return ``name`` as a Python identifier; fx numbers it where it is taken."""
-    cleaned = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in name).strip("_")
-    return cleaned if cleaned and not cleaned[0].isdigit() else f"_{cleaned}"
-
-
-def _module_name(parent: nn.Module, name: str) -> str:
-    """Return ``name`` without the dots torch does not allow, changed further where ``parent`` has such an attribute."""
-    wish = name.replace(".", "/")
-    found, count = wish, 0
-    while hasattr(parent, found):
-        count += 1
-        found = f"{wish}_{count}"
-    return found

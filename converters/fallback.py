@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mrecg_onnx.converters.arrays import from_array, to_array
 from mrecg_onnx.converters.errors import ConversionError, first_line
+from mrecg_onnx.converters.passes.values import claim
 from mrecg_onnx.converters.registry import OnnxMapping, OperationConverterResult
 
 if TYPE_CHECKING:
@@ -172,6 +173,7 @@ def convert_by_runtime(
     graph = onnx.GraphProto(name="node")
     inputs: list[str] = []
     fed: dict[int, int] = {}
+    taken: set[str | None] = {*read, *node.output}
     for source in read:
         if source in constants and constants[source].ByteSize() <= _CONSTANT_BYTES:
             graph.initializer.append(constants[source])
@@ -186,7 +188,7 @@ def convert_by_runtime(
         if data_type in _CARRIERS:
             fed[len(inputs)] = data_type
             if data_type not in _FED_AS_THEY_ARE:
-                inner = f"{source}/fed"
+                inner = claim(f"{source}/fed", taken)
                 kind = helper.make_tensor_type_proto(_CARRIERS[data_type][0], None)
                 graph.node.append(helper.make_node("Cast", [inner], [source], to=data_type))
         graph.input.append(onnx.ValueInfoProto(name=inner, type=_free(kind)))
@@ -198,7 +200,7 @@ def convert_by_runtime(
         outer = made
         if data_type in _CARRIERS:
             carrier, carried[place] = _CARRIERS[data_type]
-            outer = f"{made}/carried"
+            outer = claim(f"{made}/carried", taken)
             graph.node.append(helper.make_node("Cast", [made], [outer], to=carrier))
         graph.output.append(onnx.ValueInfoProto(name=outer))
     alone = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, graph=graph)

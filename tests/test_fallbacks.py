@@ -125,7 +125,7 @@ def test_copies_run_by_themselves():
     module = to_torch(contrib())
     x = torch.randn(2, 3, 16, 16)
     assert torch.equal(copy.deepcopy(module)(x), module(x))
-    node = module.get_submodule("odd")
+    node = module.layer("odd")
     assert torch.equal(pickle.loads(pickle.dumps(node))(x), node(x))
 
 
