@@ -28,9 +28,10 @@ from torch import Tensor
 from mrecg_onnx.converters import normalize, to_torch
 from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.converters.save import digest
-from mrecg_onnx.images import IMAGENET_MEAN, IMAGENET_STD, ZEROQ, Dataset, InputSpec, Preprocess
+from mrecg_onnx.images import ZEROQ, Dataset, InputSpec, Preprocess
 from mrecg_onnx.network import Network
 from mrecg_onnx.parallel import ALONE, Workers
+from mrecg_onnx.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from mrecg_onnx.progress import Progress, Report
 
 if TYPE_CHECKING:

@@ -18,13 +18,13 @@ from mrecg_onnx.images import (
     IMAGE_SUFFIXES,
     InputSpec,
     Preprocess,
-    _cover,
     _pick,
     labels_for,
     open_calibration,
     open_validation,
     pad_batch,
 )
+from mrecg_onnx.preprocess import cover
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -260,7 +260,7 @@ def test_oblong_crop_is_covered_even_where_the_shorter_side_is_too_short(tmp_pat
 
 @given(*[st.integers(1, 400)] * 4)
 def test_cover_is_the_smallest_that_covers(width: int, height: int, box_width: int, box_height: int) -> None:
-    w, h = _cover(width, height, box_width, box_height)
+    w, h = cover(width, height, box_width, box_height)
     assert w >= box_width
     assert h >= box_height
     assert w == box_width or h == box_height
