@@ -14,7 +14,7 @@ from mrecg_onnx.converters.passes.constants import fold_constants
 from mrecg_onnx.converters.passes.gemm import fuse_matmul_add, join_matmul_bias, plain_gemm
 from mrecg_onnx.converters.passes.identity import remove_identities
 from mrecg_onnx.converters.passes.opset import raise_opset
-from mrecg_onnx.converters.passes.pooling import mean_to_pool
+from mrecg_onnx.converters.passes.pooling import mean_to_pool, plain_pools
 from mrecg_onnx.converters.passes.sequences import unpack_sequences
 from mrecg_onnx.converters.passes.shape_values import resolve_shapes
 from mrecg_onnx.converters.passes.shapes import infer_shapes
@@ -43,7 +43,8 @@ def normalize(model: onnx.ModelProto, *, keep_batchnorm: bool = False) -> ir.Mod
 
     Constants are initializers; functions are inlined; Identity and Dropout are gone; shape arithmetic is folded where
     it is constant; Transposes that undo each other are gone; BatchNormalization is in the Conv in front; a mean over the
-    spatial axes is GlobalAveragePool; clamps of two nodes are one Clip; MatMul + Add is Gemm, or with more than two axes a
+    spatial axes is GlobalAveragePool; clamps of two nodes are one Clip; an AveragePool has the pads that count in
+    front; MatMul + Add is Gemm, or with more than two axes a
     MatMul whose third input is the bias, which is no ONNX and which the exporter takes apart again. In- and outputs with
     their shapes and types, the names of the nodes that remain and of their outputs, doc strings and metadata are the
     user's. Values carry shapes and types as far as inference goes.
@@ -68,7 +69,7 @@ def normalize(model: onnx.ModelProto, *, keep_batchnorm: bool = False) -> ir.Mod
             break
     folds = () if keep_batchnorm else (fold_batchnorm, fold_affine, plain_gemm)
     layers = (plain_gemm, fuse_matmul_add, *folds)
-    maps = (fuse_clamps, mean_to_pool, cancel_transposes)
+    maps = (fuse_clamps, mean_to_pool, plain_pools, cancel_transposes)
     for step in (*layers, *maps, free_batch, infer_shapes, join_matmul_bias):
         step(graph)
     for finish in (remove_unused, sort, name_all, infer_shapes):

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from mrecg_onnx.converters.passes.pooling import miscounts
+
 __all__ = [
     "CAPTURES", "CLAMPS", "FALLBACK", "FLOATS", "FLOAT_RESULT", "INTEGER_OPS", "OWNER", "PRESERVING_OPS",
     "WEIGHTED_OPS", "activation_inputs", "activation_outputs", "channel_ceilings", "clamp_bounds", "constant",
-    "is_activation", "is_clamp", "is_fallback", "is_preserving", "is_weighted", "readers", "weight_index",
+    "is_activation", "is_clamp", "is_fallback", "is_preserving", "is_weighted", "lacks_kernel", "readers", "weight_index",
 ]  # fmt: skip
 
 #: Ops that may carry weights.
@@ -135,6 +137,24 @@ def is_preserving(node: ir.Node) -> bool:
     if node.op_type == "MaxPool":
         return len(node.outputs) == 1 or not node.outputs[1].uses()
     return True
+
+
+def lacks_kernel(node: ir.Node) -> str | None:
+    """Why ONNX Runtime's integer kernel cannot do what a node of :data:`INTEGER_OPS` does (measured with 1.31 and 1.32).
+
+    QLinearAveragePool has no dilations, and divides by the whole window where one hangs over pads that count;
+    QLinearGlobalAveragePool wants an axis to average over. None for every other node.
+    """
+    if node.op_type == "AveragePool":
+        if any(step != 1 for step in node.attributes.get_ints("dilations", [1])):
+            return "dilated windows"
+        if miscounts(node):
+            return "windows over the edge beside pads that count"
+    if node.op_type == "GlobalAveragePool":
+        value = node.inputs[0]
+        if value is not None and value.shape is not None and len(value.shape) < 3:
+            return "no axis to average over"
+    return None
 
 
 def clamp_bounds(node: ir.Node) -> tuple[float | None, float | None] | None:

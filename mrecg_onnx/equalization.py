@@ -33,6 +33,7 @@ from mrecg_onnx.activations import (
     clamp_bounds,
     constant,
     is_activation,
+    is_preserving,
     is_weighted,
     weight_index,
 )
@@ -136,11 +137,22 @@ def _joined(node: ir.Node) -> list[ir.Value] | None:
         return [*inputs, *outputs] if len(inputs) == 2 and same and _channels(outputs[0]) else None
     if node.op_type in _HOMOGENEOUS and len(inputs) == 1:
         return [*inputs, node.outputs[0]]
+    if node.op_type == "Pad" and _pads_space(node):
+        return [*inputs, *outputs]
     if node.op_type in _VIEWS and _spatially_flat(node):
         return [*inputs, *outputs]
     if _ceiling(node) is not None:
         return [*inputs, *outputs]
     return None
+
+
+def _pads_space(node: ir.Node) -> bool:
+    """True for a Pad with zeros, or with the tensor's own values, that leaves batch and channels as they are."""
+    amounts = constant(node.inputs[1]) if len(node.inputs) in {2, 3} else None
+    if amounts is None or not is_preserving(node):
+        return False
+    begins, ends = np.split(amounts.numpy(), 2)
+    return not begins[:2].any() and not ends[:2].any()
 
 
 def _depthwise(node: ir.Node) -> bool:

@@ -18,7 +18,9 @@ when they are kept in 8-bit tensors, so
 8. the scale behind a Softmax is 1/k with a whole k: QLinearSoftmax computes with floor(1/scale) steps to 1, and with any other
    scale some of its codes are one too low (measured with 1.31);
 9. an activation of 16 bits is uint16, which needs opset 21. The runtime has no integer kernels and no Clip for it: a Relu or
-   Clip in front stays where it is, and a Pad works on the values.
+   Clip in front stays where it is, and a Pad works on the values;
+10. a pool that its integer kernel gets wrong or refuses is parted from the quantizer behind it by a LeakyRelu with slope 1,
+    which returns its input: straight between quantizers the runtime would take that kernel (measured with 1.31 and 1.32).
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from mrecg_onnx.activations import FLOAT_RESULT, constant, is_preserving, readers, weight_index
+from mrecg_onnx.activations import FLOAT_RESULT, constant, is_preserving, lacks_kernel, readers, weight_index
 from mrecg_onnx.converters.passes.gemm import split_matmul_bias
 from mrecg_onnx.converters.passes.opset import raise_opset
 from mrecg_onnx.converters.passes.values import claim
@@ -133,6 +135,7 @@ def export(model: ir.Model, simulation: Simulation, metadata: Mapping[str, str])
     """
     copy = ir.from_proto(ir.to_proto(model))
     writer = _Writer(copy)
+    lacking = [node for node in copy.graph if lacks_kernel(node) is not None]
     result = Exported(onnx.ModelProto())
     for layer in simulation.plan.quantized_layers:
         _write_layer(writer, layer, simulation, result)
@@ -141,6 +144,8 @@ def export(model: ir.Model, simulation: Simulation, metadata: Mapping[str, str])
         _write_activation(writer, values, plan, simulation.activations[plan.name])
     for node in list(copy.graph):
         _keep_float(writer, node)
+    for node in lacking:
+        _part_from_quantizer(writer, node)
     _drop_unused_initializers(copy)
     _note_integer_nodes(copy, simulation, result)
     for node in list(copy.graph):
@@ -379,6 +384,20 @@ def _keep_float(writer: _Writer, node: ir.Node) -> None:
     node.replace_input_with(0, own.outputs[0])
     if not source.outputs[0].uses():
         writer.graph.remove(source, safe=True)
+
+
+def _part_from_quantizer(writer: _Writer, node: ir.Node) -> None:
+    """Put a LeakyRelu that returns its input behind ``node`` (rule 10)."""
+    made = node.outputs[0]
+    if made.is_graph_output():
+        return
+    users = list(made.uses())
+    apart = writer.node("LeakyRelu", f"{node.name}_float", [made], f"{made.name}_float")
+    apart.attributes["alpha"] = ir.AttrFloat32("alpha", 1.0)
+    apart.outputs[0].shape, apart.outputs[0].type = made.shape, made.type
+    writer.graph.insert_after(node, apart)
+    for user, index in users:
+        user.replace_input_with(index, apart.outputs[0])
 
 
 def _drop_unused_initializers(model: ir.Model) -> None:

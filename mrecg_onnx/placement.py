@@ -10,8 +10,9 @@ The rules (measured on ONNX Runtime's CPU provider; rule 8 is for targets that a
 4. A Relu or Clip in front of a quantizer is part of it: its bounds become bounds of the codes, and the tensor before it
    has no quantizer of its own.
 5. Ops behind the last weighted layer stay in float, and so do the graph's outputs and excluded nodes.
-6. Ops that read float constants (a bias that no layer takes, a mask), Softmax behind such an op, and a GELU that is written
-   out stay in float: ONNX Runtime has no integer kernels for them, and quantizers would hide the GELU from it.
+6. Ops that read float constants (a bias that no layer takes, a mask), Softmax behind such an op, a pool that its integer kernel
+   gets wrong, and a GELU that is written out stay in float: ONNX Runtime has no integer kernels for them, and quantizers would
+   hide the GELU from it.
 7. What a node reads and makes that torch cannot run gets 8 bits, if any: no range before or behind it is learned.
 8. Targets with ``add_operands = "residual"`` have no quantizer on what an Add alone reads of a weighted layer, nor, with
    ``layer_outputs = "float"``, on what only float ops read of one.
@@ -40,6 +41,7 @@ from mrecg_onnx.activations import (
     is_fallback,
     is_preserving,
     is_weighted,
+    lacks_kernel,
     readers,
     weight_index,
 )
@@ -253,7 +255,7 @@ def place(
         if node.op_type == "Softmax":
             maker = _maker(node.inputs[0])
             return maker is not None and computes(maker)
-        return not _has_float_constant(node)
+        return not _has_float_constant(node) and lacks_kernel(node) is None
 
     rules = load_target(settings.target)
     integer_ops = INTEGER_OPS & set(rules.integer_ops)

@@ -31,6 +31,7 @@ __all__ = ["TARGET_KEY", "broken_rules", "retarget", "target_of"]
 TARGET_KEY = "mrecg_onnx.target"
 #: Types of the container ``typed``, whose weights may need a zero point.
 _TYPED = frozenset({ir.DataType.UINT4, ir.DataType.INT4})
+_POOLS = frozenset({"AveragePool", "GlobalAveragePool"})
 _CODES = frozenset({ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.UINT16})
 
 
@@ -106,8 +107,9 @@ def _plain_branches(model: ir.Model, _where: str, _target: Target) -> None:
     """A tensor's second quantizer reads what the first one made, not a copy of it."""
     for node in [n for n in model.graph if n.op_type == "LeakyRelu" and n.attributes.get_float("alpha", 0.01) == 1.0]:
         source, copy = node.inputs[0], node.outputs[0]
-        if source is None or copy.is_graph_output():
-            continue
+        maker = source.producer() if source is not None else None
+        if source is None or copy.is_graph_output() or (maker is not None and maker.op_type in _POOLS):
+            continue  # behind a pool in float it keeps ONNX Runtime, which opens these files, too, from a wrong kernel
         for user, index in list(copy.uses()):
             user.replace_input_with(index, source)
         model.graph.remove(node, safe=True)
