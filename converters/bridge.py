@@ -79,10 +79,11 @@ def to_torch(model: onnx.ModelProto | ir.Model | str | Path) -> TorchModel:
 
     Nodes, modules and constants of it are numbered ("node_0", "input_0", "constant_0"): nothing that the file calls them
     reaches the source that torch.fx generates. ``module.onnx_nodes`` maps the name of each fx node that calls a module to
-    the name of its ONNX node, and ``module.layer`` gives its module. Such a node's ``meta`` holds ``onnx_node`` (the name), ``onnx_op_type``, ``onnx_inputs`` and ``onnx_outputs`` (names of tensors,
-    "" for absent ones). Constants that are arguments are ``get_attr`` nodes with their name in ``meta["onnx_tensor"]``,
-    as are inputs and single outputs of nodes with several. Conv, ConvTranspose, Gemm and MatMul with a constant weight
-    are the modules of :mod:`mrecg_onnx.converters.ops.weighted`.
+    the name of its ONNX node, and ``module.layer`` gives its module. Such a node's ``meta`` holds ``onnx_node`` (the
+    name), ``onnx_op_type``, ``onnx_inputs`` and ``onnx_outputs`` (names of tensors, "" for absent ones). Constants that
+    are arguments are ``get_attr`` nodes with their name in ``meta["onnx_tensor"]``, as are inputs and single outputs of
+    nodes with several. Conv, ConvTranspose, Gemm and MatMul with a constant weight are the modules of
+    :mod:`mrecg_onnx.converters.ops.weighted`.
 
     Args:
         model: A path or a model. Functions are inlined and Constant nodes become constants; otherwise it is converted

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import external_data_helper, numpy_helper
 
 from mrecg_onnx.converters.errors import ModelError
+from mrecg_onnx.converters.files import irregular
 from mrecg_onnx.converters.protos import graphs
 from mrecg_onnx.converters.save import openable
 from mrecg_onnx.converters.versions import restamped
@@ -99,6 +100,9 @@ def _read(path: Path) -> bytes:
         raise ModelError(f"{path}: no such file; check the path of the model")
     if path.is_dir():
         raise ModelError(f"{path}: is a folder; give the path of the .onnx file in it")
+    kind = irregular(path)
+    if kind is not None:
+        raise ModelError(f"{path}: is {kind}, no file; give the path of the .onnx file")
     try:
         return path.read_bytes()
     except OSError as error:
@@ -188,8 +192,10 @@ def _check_external_data(model: onnx.ModelProto, folder: Path, where: str) -> li
         info = external_data_helper.ExternalDataInfo(tensor)
         path = folder / info.location
         if not path.is_file():
+            kind = irregular(path)
             raise ModelError(
-                f"{where}: external data of tensor '{tensor.name}' is missing: no file {path}; put it beside the model"
+                f"{where}: external data of tensor '{tensor.name}' is missing: "
+                + (f"no file {path}; put it beside the model" if kind is None else f"{path} is {kind}, no file")
             )
         end = (info.offset or 0) + (info.length or 0)
         if path.stat().st_size < end:

@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import ExportError
+from mrecg_onnx.converters.files import irregular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,9 +40,10 @@ def check_writable(path: str | Path) -> None:
     folder = path.parent
     if path.is_dir():
         raise ExportError(f"{path}: is a folder; give the path of the file to write")
-    if path.exists() and not path.is_file():
+    kind = irregular(path)
+    if kind is not None:
         # A file is written beside it and takes its place: root would lose /dev/null.
-        raise ExportError(f"{path}: is a device or pipe; give the path of the file to write")
+        raise ExportError(f"{path}: is {kind}, no file; give the path of the file to write")
     if not folder.is_dir():
         raise ExportError(f"{path}: there is no folder {folder}; create it or choose another path")
     if path.exists() and not os.access(path, os.W_OK):

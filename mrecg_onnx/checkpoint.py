@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mrecg_onnx.converters.errors import DataError, SettingsError
+from mrecg_onnx.converters.files import require_regular
 from mrecg_onnx.grids import Grid
 from mrecg_onnx.reconstruction import UnitResult
 from mrecg_onnx.simulation import QuantizedWeight, State
@@ -37,6 +38,7 @@ class Checkpoint:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             description = self.folder / "run.json"
+            require_regular(description)
             if not description.exists():
                 self._write(description, json.dumps(run, indent=1).encode())
             found = dict(json.loads(description.read_text(encoding="utf-8")))
@@ -61,6 +63,7 @@ class Checkpoint:
         if not path.exists():
             return None
         try:
+            require_regular(path)
             found = torch.load(path, map_location=device, weights_only=True)
             result = UnitResult(**{**found["result"], "layers": tuple(found["result"]["layers"])})
             state = State(

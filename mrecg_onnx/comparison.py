@@ -24,6 +24,7 @@ import numpy.typing as npt
 from mrecg_onnx import __version__
 from mrecg_onnx.cells import CellProcess, Job, unpack
 from mrecg_onnx.converters.errors import ExportError, MrecgError, SettingsError
+from mrecg_onnx.converters.files import require_regular
 from mrecg_onnx.images import ZEROQ, open_calibration, open_validation
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.metrics import mcnemar_p
@@ -383,6 +384,7 @@ class _Plan:
             self.cells.mkdir(parents=True, exist_ok=True)
             if not description.exists():
                 write_whole(description, json.dumps(self.quantized_by, indent=1))
+            require_regular(description)
             found = dict(json.loads(description.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise SettingsError(f"{description} is no description of a comparison ({error}): remove it") from error
@@ -449,6 +451,7 @@ class _Record:
         self.path = path
         self.content: dict[str, Any] = {}
         try:
+            require_regular(path)
             self.content = dict(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             pass

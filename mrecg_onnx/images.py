@@ -30,6 +30,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mrecg_onnx.converters.errors import DataError, SettingsError
+from mrecg_onnx.converters.files import irregular
 from mrecg_onnx.labels import labels_for
 from mrecg_onnx.preprocess import USE_ARRAYS, InputSpec, Preprocess, UnreadableError, fit, shape_text
 
@@ -55,6 +56,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+#: Pillow's decoders for them and for a .gif named by itself: it goes by content, and others start programs (Ghostscript for EPS).
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 ARRAY_SUFFIXES = (".npy", ".npz")
 #: Said in place of a path: calibration images are made (:mod:`mrecg_onnx.zeroq`).
 ZEROQ = "zeroq"
@@ -426,13 +429,20 @@ def _find(path: Path) -> tuple[Path, list[Path]]:
             return path.parent, [path]
     except OSError as error:
         raise DataError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
+    kind = irregular(path)
+    if kind is not None:
+        raise DataError(f"{path} is {kind}, no file: give a folder of images, an image, or an .npy or .npz file")
     raise DataError(f"no such file or folder: {path}; give a folder of images, an image, or an .npy or .npz file")
 
 
 def _search(root: Path) -> list[Path]:
     everything = _walk(root)
-    images = [file for file in everything if file.suffix.lower() in IMAGE_SUFFIXES]
-    arrays = [file for file in everything if file.suffix.lower() in ARRAY_SUFFIXES]
+    kinds = {file: irregular(file) for file in everything if file.suffix.lower() in IMAGE_SUFFIXES + ARRAY_SUFFIXES}
+    odd = [f"{file} ({kind})" for file, kind in kinds.items() if kind is not None]
+    if odd:
+        logger.warning("skipped, no files: %s", _first_of(odd))
+    images = [file for file, kind in kinds.items() if kind is None and file.suffix.lower() in IMAGE_SUFFIXES]
+    arrays = [file for file, kind in kinds.items() if kind is None and file.suffix.lower() in ARRAY_SUFFIXES]
     if images and arrays:
         raise DataError(
             f"{root} holds both images ({len(images)}) and arrays ({len(arrays)}, first {arrays[0].name}): "
@@ -510,12 +520,13 @@ def _pixels(path: Path, preprocess: Preprocess) -> NDArray[np.uint8]:
 def _decode(path: Path) -> Image.Image:
     """The first frame, upright, as 'L' or 'RGB'; alpha is dropped, as ``convert('RGB')`` and torchvision do."""
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=_FORMATS) as opened:
             return _to_eight_bits(ImageOps.exif_transpose(opened))
     except (UnreadableError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableError("the file is empty" if path.stat().st_size == 0 else "not an image") from error
+        empty = path.stat().st_size == 0
+        raise UnreadableError("the file is empty" if empty else f"not an image ({', '.join(_FORMATS)})") from error
     except Exception as error:  # damaged bytes make Pillow's decoders raise nearly anything
         text = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
         raise UnreadableError(text[0] if text else type(error).__name__) from error

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mrecg_onnx.converters.errors import DataError
+from mrecg_onnx.converters.files import require_regular
 
 if TYPE_CHECKING:
     import os
@@ -75,6 +76,7 @@ def _labels_from_csv(relative: Sequence[Path], csv_path: Path) -> NDArray[np.int
 
 def _csv_table(path: Path) -> dict[str, int]:
     try:
+        require_regular(path)
         with path.open(newline="", encoding="utf-8-sig") as handle:
             rows = [(number, row) for number, row in enumerate(csv.reader(handle), 1) if any(row)]
     except OSError as error:

@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError, first_line
+from mrecg_onnx.converters.files import irregular
 from mrecg_onnx.converters.versions import restamped
 from mrecg_onnx.images import InputSpec, pad_batch
 from mrecg_onnx.parallel import local_rank
@@ -412,7 +413,8 @@ def _source(model: Model) -> str | bytes:
         return model
     if isinstance(model, (str, Path)):
         if not Path(model).is_file():
-            raise ModelError(f"{model}: there is no such file")
+            kind = irregular(model)
+            raise ModelError(f"{model}: " + ("there is no such file" if kind is None else f"is {kind}, no file"))
         return str(model)
     try:
         serialized: bytes = model.SerializeToString()

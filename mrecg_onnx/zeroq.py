@@ -27,6 +27,7 @@ from torch import Tensor
 
 from mrecg_onnx.converters import normalize, to_torch
 from mrecg_onnx.converters.errors import DataError
+from mrecg_onnx.converters.files import require_regular
 from mrecg_onnx.converters.save import digest
 from mrecg_onnx.images import ZEROQ, Dataset, InputSpec, Preprocess
 from mrecg_onnx.network import Network
@@ -336,6 +337,7 @@ def _key(model: onnx.ModelProto, wanted: _Input, settings: Settings, samples: in
 
 def _load(path: Path) -> tuple[NDArray[Any], dict[str, Any]]:
     try:
+        require_regular(path)
         with np.load(path, allow_pickle=False) as found:
             return found["images"], json.loads(str(found["origin"]))
     except Exception as error:  # a torn file fails in many ways

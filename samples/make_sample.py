@@ -244,7 +244,9 @@ def export(net: DigitsNet, path: Path) -> None:
 def top1_on_files(model: Path, folder: Path) -> tuple[int, int]:
     """Classify ``folder``'s PNG files, read back from disk, on ONNX Runtime; return (correct, all)."""
     files = sorted(folder.glob("*/*.png"))
-    grey = torch.stack([torch.from_numpy(np.array(Image.open(f).convert("L"))) for f in files]).unsqueeze(1)
+    grey = torch.stack(
+        [torch.from_numpy(np.array(Image.open(f, formats=["PNG"]).convert("L"))) for f in files]
+    ).unsqueeze(1)
     labels = np.array([int(f.parent.name) for f in files])
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"image": normalize(grey).numpy()})

@@ -625,7 +625,7 @@ def test_truncated_files_give_a_reason_whatever_the_format(tmp_path: Path, suffi
 
 def test_single_file_that_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"nope")
-    with pytest.raises(DataError, match=r"cannot read .*a\.onnx \(not an image\)"):
+    with pytest.raises(DataError, match=r"cannot read .*a\.onnx \(not an image \(JPEG, PNG, WEBP, BMP, TIFF, GIF\)\)"):
         open_calibration(tmp_path / "a.onnx", [spec(None, 3, 4, 4)], Preprocess()).load()
 
 

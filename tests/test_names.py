@@ -90,8 +90,8 @@ def in_turn(words: list[str]) -> Callable[[str], str]:
 
 
 WORDS = sorted({
-    *keyword.kwlist, *keyword.softkwlist, *dir(builtins), "self", "torch", "operator", "forward", "training", "root", "inf", "nan",
-    "input_0", "input_1", "node_0", "node_1", "output_0", "constant_0", "constants", "initializers", "_0", "0", "_", "device", "code",
+    *keyword.kwlist, *keyword.softkwlist, *dir(builtins), "self", "torch", "operator", "forward", "training", "root", "inf",
+    "nan", "input_0", "input_1", "node_0", "node_1", "output_0", "constant_0", "constants", "_0", "0", "_", "device", "code",
 })  # fmt: skip
 SIZE = len(NODES) + len(TENSORS)
 
@@ -105,9 +105,12 @@ def test_words_of_python_and_of_torch(start: int) -> None:
 
 
 ODD = {
-    "quote": "a'b", "double quote": 'a"b', "triple quote": "a'''b", "backslash": "a\\b", "line break": "a\nb", "return": "a\rb",
-    "null": "a\0b", "escape": "a\x1b[2Jb", "delete": "a\x7fb", "C1": "a\x9bb", "separator": "a\u2028b", "override": "a\u202eb",
-    "letters": "Größe", "no letter": "重み", "astral": "😀", "comment": "a#b", "braces": "{a}", "percent": "%s%(a)d", "markup": "[red]a[/]",
+    "quote": "a'b", "double quote": 'a"b', "triple quote": "a'''b", "backslash": "a\\b", "line break": "a\nb",
+    "return": "a\rb",
+    "null": "a\0b", "escape": "a\x1b[2Jb", "delete": "a\x7fb", "C1": "a\x9bb", "separator": "a\u2028b",
+    "override": "a\u202eb",
+    "letters": "Größe", "no letter": "重み", "astral": "😀", "comment": "a#b", "braces": "{a}", "percent": "%s%(a)d",
+    "markup": "[red]a[/]",
     "path": "../a/b", "dots": "a..b.", "space": " a b ", "digits": "1.5", "long": "x" * 5000, "mathtext": "$x^{2$",
 }  # fmt: skip
 
