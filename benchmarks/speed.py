@@ -283,6 +283,7 @@ def plain_unit(unit: UnitPlan, simulation: Simulation, data: UnitData, **options
         return evaluate_unit(
             unit, loop.steps, simulation, data, judge, quantize_activations=loop.quantize,
             batch_size=options["batch_size"], knees=cache.knees,
+            weights=dict.fromkeys(cache.knees, 1.0),
         )  # fmt: skip
 
     nearest = evaluate()

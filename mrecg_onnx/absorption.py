@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from mrecg_onnx.activations import channel_ceilings, clamp_bounds, constant, is_clamp, is_weighted, readers
-from mrecg_onnx.calibration import SAMPLED_VALUES, output_error
+from mrecg_onnx.calibration import SAMPLED_VALUES
 from mrecg_onnx.equalization import replace_constant, usable_weight
 from mrecg_onnx.grids import fake_quantize, search_range
 from mrecg_onnx.network import Network
+from mrecg_onnx.output_errors import output_error
 from mrecg_onnx.plan import ActivationPlan
 from mrecg_onnx.simulation import forward_batches
 

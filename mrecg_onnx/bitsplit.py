@@ -22,7 +22,7 @@ from mrecg_onnx.network import Step
 from mrecg_onnx.parallel import ALONE, Workers
 from mrecg_onnx.plan import LayerPlan, UnitPlan
 from mrecg_onnx.prefix import UnitData
-from mrecg_onnx.reconstruction import UnitResult, evaluate_unit
+from mrecg_onnx.reconstruction import UnitResult, evaluate_unit, output_weights
 from mrecg_onnx.responses import Layout, NormalEquations, layout_of, normal_equations
 from mrecg_onnx.simulation import QuantizedWeight, Simulation, forward_size
 
@@ -223,7 +223,7 @@ def split_unit(
     steps = simulation.network.helpers(simulation.network.part(unit.nodes), list(data.quantized))
     judge = data.held_out if len(data.held_out) else data.training
     size = _forward_size(simulation, steps, data)
-    knees = dict.fromkeys(unit.outputs)
+    knees, weights = dict.fromkeys(unit.outputs), output_weights(data.targets, 2.0, workers)
 
     def error() -> float:
         return evaluate_unit(
@@ -235,6 +235,7 @@ def split_unit(
             quantize_activations=True,
             batch_size=size,
             knees=knees,
+            weights=weights,
             workers=workers,
         )
 

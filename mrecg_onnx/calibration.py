@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.grids import P_NORM, Grid, fake_quantize, quantize_codes, search_range
 from mrecg_onnx.network import Network
+from mrecg_onnx.output_errors import output_error, with_float_outputs
 from mrecg_onnx.plan import BYSTANDER_BITS, ActivationPlan, LayerPlan
 from mrecg_onnx.ranges import Estimator, min_max, mse
 from mrecg_onnx.simulation import QuantizedWeight, forward_batches
@@ -19,7 +19,6 @@ __all__ = [
     "SYMMETRIC_FROM",
     "activation_grids",
     "nearest_weights",
-    "output_error",
     "proposed_grids",
     "require_finite",
     "sample_activations",
@@ -195,16 +194,8 @@ def _least_output_error(
                 live = {n: v for n, v in live.items() if n in needed}
             for name in names:
                 if len(proposals.get(name, ())) > 1 and name in live:
-                    errors = [
-                        output_error(network.run({**live, name: fake_quantize(live[name], grid)}, rest), reference)
-                        for grid in proposals[name]
-                    ]
+                    made = (network.run({**live, name: fake_quantize(live[name], g)}, rest) for g in proposals[name])
+                    floats = {name: live[name]}
+                    errors = [output_error(with_float_outputs(outputs, floats), reference) for outputs in made]
                     result[name] = proposals[name][errors.index(min(errors))]
     return result
-
-
-def output_error(outputs: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
-    """Relative L2 error over all outputs of the network."""
-    noise = sum(float((outputs[n] - r).square().sum()) for n, r in reference.items())
-    power = sum(float(r.square().sum()) for r in reference.values())
-    return math.sqrt(noise / max(1e-30, power))

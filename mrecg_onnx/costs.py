@@ -20,6 +20,7 @@ from mrecg_onnx.grids import fake_quantize
 from mrecg_onnx.images import Dataset
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.network import Network, Step, WeightHook
+from mrecg_onnx.output_errors import OutputScales, output_sums, with_float_outputs
 from mrecg_onnx.plan import LayerPlan, Plan, UnitPlan
 from mrecg_onnx.prefix import UnitData
 from mrecg_onnx.ranges import chosen_ranges
@@ -93,23 +94,31 @@ def measure_costs(
             report(done, total)
 
     def of_tensor(live: Mapping[str, Tensor], rest: Sequence[Step], name: str) -> None:
+        floats = {name: live[name]}
         found.tensors[name] = {
             width: min(
-                loss({**live, name: fake_quantize(live[name], grid)}, rest)
+                loss({**live, name: fake_quantize(live[name], grid)}, rest, floats=floats)
                 for grid in proposed_grids(samplers[name], width, estimators)
             )
             for width in tensors[name]
         }
         count()
 
-    def loss(live: Mapping[str, Tensor], rest: Sequence[Step], weight: WeightHook | None = None) -> float:
+    def loss(
+        live: Mapping[str, Tensor],
+        rest: Sequence[Step],
+        weight: WeightHook | None = None,
+        floats: Mapping[str, Tensor] | None = None,
+    ) -> float:
         with torch.no_grad():
-            return float(task_loss(network.run(live, rest, weight=weight), reference))
+            outputs = with_float_outputs(network.run(live, rest, weight=weight), floats or {})
+            return float(task_loss(outputs, reference, scales))
 
     with torch.no_grad():
         live = next(forward_batches(judges, IMAGES, network.device))
         teaching = next(forward_batches(teachers, LEARNING_IMAGES, network.device)) if teaches else {}
         reference = network.run(live)
+    scales = OutputScales.of(output_sums(reference, reference), reference)
     for name in (n for n in live if n in quantizers):
         of_tensor(live, network.steps, name)
     for i, step in enumerate(network.steps):

@@ -37,10 +37,11 @@ from mrecg_onnx.activations import (
     is_weighted,
     weight_index,
 )
-from mrecg_onnx.calibration import SAMPLED_VALUES, nearest_weights, output_error
+from mrecg_onnx.calibration import SAMPLED_VALUES, nearest_weights
 from mrecg_onnx.converters.passes.values import claim, unique_name
 from mrecg_onnx.grids import fake_quantize, search_range
 from mrecg_onnx.network import Network, Step, WeightHook
+from mrecg_onnx.output_errors import output_error
 from mrecg_onnx.plan import ActivationPlan, LayerPlan
 from mrecg_onnx.simulation import forward_batches
 
@@ -326,7 +327,8 @@ class _Judge:
         names = set(stream.tensors) & set(self.quantizers)
         start = next((i for i, step in enumerate(steps) if names & set(step.outputs)), 0)
         self._rest = steps[start:]
-        needed = {n for step in self._rest for n in step.arguments if n is not None}
+        # Outputs made in front of the stream belong to every judgement, too.
+        needed = {n for step in self._rest for n in step.arguments if n is not None} | set(self.network.outputs)
         made = {n for step in steps[:start] for n in step.outputs}
         with torch.no_grad():
             self._live = self.network.run(self.batch, steps[:start], keep=needed & (made | set(self.batch)))

@@ -30,6 +30,7 @@ from torch import Tensor
 from mrecg_onnx.calibration import activation_grids, nearest_weights
 from mrecg_onnx.grids import EPSILON, Grid, quantize_codes
 from mrecg_onnx.network import ActivationHook, Network
+from mrecg_onnx.output_errors import OutputScales, output_sums
 from mrecg_onnx.plan import BYSTANDER_BITS
 from mrecg_onnx.ranges import mse
 from mrecg_onnx.simulation import QuantizedWeight, Simulation, State, forward_batches
@@ -184,6 +185,7 @@ class _Search:
         self.batches = list(forward_batches(data, BATCH, self.network.device, count))
         with torch.no_grad():
             self.reference = _joined([self.network.run(batch) for batch in self.batches])
+        self.scales = OutputScales.of(output_sums(self.reference, self.reference), self.reference)
         made = {name: i for i, step in enumerate(self.network.steps) for name in step.outputs}
         at = {step.node: i for i, step in enumerate(self.network.steps)}
         # A tensor is rounded as soon as its step has made it; graph inputs, before the first step.
@@ -254,7 +256,7 @@ class _Search:
             self.kept = fresh
         elif begin == 0:
             self.kept = None
-        return float(task_loss(_joined(outputs), self.reference))
+        return float(task_loss(_joined(outputs), self.reference, self.scales))
 
 
 @dataclass(frozen=True)

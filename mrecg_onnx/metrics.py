@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest
 
-__all__ = ["agreement", "decibels", "mcnemar_p", "sqnr_db", "topk_correct", "wilson_interval"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = [
+    "OutputSums",
+    "add_sums",
+    "agreement",
+    "combined_error",
+    "decibels",
+    "mcnemar_p",
+    "sqnr_db",
+    "topk_correct",
+    "wilson_interval",
+]
 
 Array = npt.NDArray[Any]
 Flags = npt.NDArray[np.bool_]
+
+#: An output whose variance is at most this share of its mean square is a constant, but for the rounding of float32.
+CONSTANT = 1e-12
 
 
 def decibels(signal: float, noise: float) -> float:
@@ -32,11 +49,96 @@ def decibels(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
+@dataclass
+class OutputSums:
+    """One output against the float one, summed up over batches: the one measure of outputs here (docs/method.md 19).
+
+    The error of an output counts relative to the variance of the float output about its mean over all its values. Boxes in pixels
+    then weigh as much as scores, and adding a constant to an output changes nothing.
+
+    Attributes:
+        count: values.
+        total: sum of the float output's values.
+        squares: sum of their squares.
+        noise: sum of squared differences; of an output that holds no floats the number of values that differ.
+        floating: False for integers and booleans, whose differences mean nothing (the indices of an ArgMax, say).
+    """
+
+    count: float = 0.0
+    total: float = 0.0
+    squares: float = 0.0
+    noise: float = 0.0
+    floating: bool = True
+
+    @classmethod
+    def of(cls, reference: Array, other: Array) -> OutputSums:
+        """The sums of ``reference`` (float model) and ``other``, of the same shape; float64.
+
+        Raises:
+            ValueError: The shapes differ.
+        """
+        if reference.shape != other.shape:
+            raise ValueError(f"cannot compare shape {reference.shape} with shape {other.shape}")
+        if reference.dtype.kind != "f":
+            return cls(reference.size, noise=float(np.count_nonzero(reference != other)), floating=False)
+        r = reference.astype(np.float64)
+        return cls(r.size, float(r.sum()), float(np.square(r).sum()), float(np.square(r - other).sum()))
+
+    def __add__(self, other: OutputSums) -> OutputSums:
+        mine, more = astuple(self)[:-1], astuple(other)[:-1]
+        return OutputSums(*(a + b for a, b in zip(mine, more, strict=True)), floating=self.floating)
+
+    @property
+    def signal(self) -> float:
+        """Variance of the float output about its mean over all its values; its mean square where it is constant."""
+        if not self.count:
+            return 0.0
+        energy = self.squares / self.count
+        variance = energy - (self.total / self.count) ** 2
+        return variance if variance > CONSTANT * energy else energy
+
+    @property
+    def error(self) -> float:
+        """Mean squared error over :attr:`signal` (over 1 where all is 0); without floats the share of values that differ."""
+        if not self.count:
+            return 0.0
+        mean = self.noise / self.count
+        return mean / (self.signal or 1.0) if self.floating else mean
+
+    @property
+    def equal(self) -> float:
+        """Share of equal values of an output without floats, in ``[0, 1]``."""
+        return 1.0 - self.noise / self.count if self.count else 1.0
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal-to-quantization-noise ratio in dB, see :func:`decibels`; ``nan`` without floats."""
+        return decibels(self.signal * self.count, self.noise) if self.floating else math.nan
+
+
+def add_sums(sums: dict[str, OutputSums], more: Mapping[str, OutputSums]) -> None:
+    """Add what another batch has to ``sums``, output by output, in place."""
+    for name, found in more.items():
+        sums[name] = sums[name] + found if name in sums else found
+
+
+def combined_error(sums: Iterable[OutputSums]) -> float:
+    """One figure for all outputs of a network: the root of the mean of their relative squared errors.
+
+    Outputs without floats count only where there are no others: they follow from what the others hold, and jump.
+    """
+    known = list(sums)
+    errors = [x.error for x in known if x.floating] or [x.error for x in known]
+    return math.sqrt(sum(errors) / len(errors)) if errors else 0.0
+
+
 def sqnr_db(reference: Array, other: Array) -> float:
-    """Signal-to-quantization-noise ratio, ``10 log10(sum r^2 / sum (r - o)^2)``, in dB, summed in float64.
+    """Signal-to-quantization-noise ratio, ``10 log10(sum (r - mean r)^2 / sum (r - o)^2)``, in dB, summed in float64.
+
+    The signal is what ``reference`` has beyond its mean, as in :class:`OutputSums`; all of it where it is constant.
 
     Args:
-        reference: The float model's values, any shape.
+        reference: The float model's values, any shape; integers are taken as numbers.
         other: The quantized model's values, the same shape.
 
     Returns:
@@ -45,10 +147,7 @@ def sqnr_db(reference: Array, other: Array) -> float:
     Raises:
         ValueError: The shapes differ.
     """
-    if reference.shape != other.shape:
-        raise ValueError(f"cannot compare shape {reference.shape} with shape {other.shape}")
-    r = reference.astype(np.float64)
-    return decibels(float(np.square(r).sum()), float(np.square(r - other).sum()))
+    return OutputSums.of(reference.astype(np.float64), other).sqnr_db
 
 
 def topk_correct(logits: Array, labels: Array, k: int) -> Flags:

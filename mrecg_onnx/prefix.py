@@ -15,7 +15,9 @@ from mrecg_onnx.cache import Pool, Store
 from mrecg_onnx.calibration import require_finite
 from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.images import Dataset
+from mrecg_onnx.metrics import OutputSums, add_sums
 from mrecg_onnx.network import Step
+from mrecg_onnx.output_errors import OutputScales, output_sums
 from mrecg_onnx.plan import UnitPlan
 from mrecg_onnx.simulation import Simulation, forward_size
 from mrecg_onnx.task_loss import task_loss
@@ -24,6 +26,8 @@ __all__ = ["Inputs", "Prefix", "UnitData"]
 
 #: Images read at a time.
 READ = 64
+#: Images run through the whole float network at a time.
+WHOLE = 16
 
 
 @dataclass
@@ -147,6 +151,7 @@ class Prefix:
         self.quantize_activations, self.float_inputs = quantize_activations, float_inputs
         exact = float_inputs or not quantize_activations
         self.floating, self.quantized = dict(inputs.floating), dict(inputs.floating if exact else inputs.quantized)
+        self._output_scales: OutputScales | None = None
         self.deferred = self._deferred() if input_scales and quantize_activations else frozenset()
 
     def targets(self, unit: UnitPlan) -> dict[str, Store]:
@@ -197,6 +202,7 @@ class Prefix:
         outputs = [n for n in network.outputs if n in made or n in unit.outputs]
         found = {n: Store(self.pool, self.count) for n in unit.outputs}
         size = max(1, self._forward_size(unit, self.quantized) // 2)
+        scales = self.output_scales()
         for start in range(0, self.count, size):
             batch = {n: s.read(start, start + size) for n, s in self.quantized.items()}
             float_batch = {n: s.read(start, start + size) for n, s in self.floating.items() if n in batch}
@@ -211,13 +217,25 @@ class Prefix:
             with torch.no_grad():
                 aims = {n: s.read(start, start + size) for n, s in targets.items()}
                 reference = network.run({**float_batch, **aims}, rest, keep=outputs)
-            loss = task_loss(network.run({**batch, **leaves}, rest, keep=outputs), reference)
+            loss = task_loss(network.run({**batch, **leaves}, rest, keep=outputs), reference, scales)
             # The loss is a mean over images: times their number each has the gradient it has alone.
             rows = min(size, self.count - start)
             slopes = torch.autograd.grad(loss * rows, list(leaves.values()), allow_unused=True)
             for (name, leaf), slope in zip(leaves.items(), slopes, strict=True):
                 found[name].write(start, torch.zeros_like(leaf) if slope is None else slope.abs())
         return found
+
+    def output_scales(self) -> OutputScales:
+        """What the errors of the network's outputs are divided by; has to be asked for first while the prefix is at its start."""
+        if self._output_scales is None:
+            network, sums = self.simulation.network, dict[str, OutputSums]()
+            reference: dict[str, Tensor] = {}
+            for start in range(0, self.count, WHOLE):
+                with torch.no_grad():
+                    reference = network.run({n: s.read(start, start + WHOLE) for n, s in self.floating.items()})
+                add_sums(sums, output_sums(reference, reference))
+            self._output_scales = OutputScales.of(sums, reference)
+        return self._output_scales
 
     def advance(self, unit: UnitPlan, targets: dict[str, Store]) -> None:
         """Put the outputs of the finished ``unit`` where the next units read, and forget what nobody reads any more."""

@@ -37,6 +37,8 @@ from mrecg_onnx.grids import compile_kernels
 from mrecg_onnx.images import Dataset, check_lost
 from mrecg_onnx.lapq import Lapq, minimise_steps
 from mrecg_onnx.methods import METHODS, Method, Phase
+from mrecg_onnx.metrics import OutputSums, add_sums, combined_error
+from mrecg_onnx.output_errors import output_sums
 from mrecg_onnx.packed_size import PackedSize
 from mrecg_onnx.parallel import Workers, joined, local_size
 from mrecg_onnx.placement import place
@@ -494,9 +496,9 @@ def _within_drop(
 def _corrected(prefix: Prefix, judges: dict[str, Tensor], workers: Workers) -> dict[str, float]:
     """Correct the biases behind ``prefix`` and keep that where it brings the outputs on ``judges`` closer; else none."""
     simulation = prefix.simulation
-    before, biases = _squared_error(simulation, judges, workers), dict(simulation.biases)
+    before, biases = _outputs_error(simulation, judges, workers), dict(simulation.biases)
     found = correct_biases(prefix, workers)
-    after = _squared_error(simulation, judges, workers)
+    after = _outputs_error(simulation, judges, workers)
     if after < before:
         return found
     logger.info(
@@ -508,17 +510,17 @@ def _corrected(prefix: Prefix, judges: dict[str, Tensor], workers: Workers) -> d
     return {}
 
 
-def _squared_error(simulation: Simulation, data: dict[str, Tensor], workers: Workers) -> float:
-    """Squared error of the network's outputs over their energy, on the images of all processes."""
-    noise = power = 0.0
+def _outputs_error(simulation: Simulation, data: dict[str, Tensor], workers: Workers) -> float:
+    """Relative L2 error of the network's outputs on the images of all processes."""
+    sums: dict[str, OutputSums] = {}
     for batch in forward_batches(data, 32, simulation.network.device):
         with torch.no_grad():
             reference = simulation.network.run(batch)
-        outputs = simulation.run(batch)
-        noise += sum(float((outputs[n] - r).square().sum()) for n, r in reference.items())
-        power += sum(float(r.square().sum()) for r in reference.values())
-    noise, power = workers.total([noise, power])
-    return noise / max(power, 1e-30)
+        add_sums(sums, output_sums(simulation.run(batch), reference))
+    together: dict[str, OutputSums] = {}
+    for part in workers.gather(sums):
+        add_sums(together, part)
+    return combined_error(together.values())
 
 
 def _minimise_steps(
@@ -597,6 +599,8 @@ def reconstruct(prefix: Prefix, run: _Run, iters: int, phase: Phase) -> list[Uni
     base = default_rates(iters)
     rates = LearningRates(settings.lr_rounding or base.rounding, settings.lr_scale or base.scale)
     results = []
+    if weigh:
+        prefix.output_scales()  # units of an earlier run are passed over: it could not be asked for later
     for i, unit in enumerate(prefix.units):
         steps = iters * unit.members if settings.joint_iters == "sum" else iters
 

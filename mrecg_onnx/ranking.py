@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mrecg_onnx.calibration import nearest_weights, output_error
+from mrecg_onnx.calibration import nearest_weights
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.costs import IMAGES, WIDTHS, cost_images, measure_costs
 from mrecg_onnx.images import Dataset, open_validation
+from mrecg_onnx.output_errors import output_error
 from mrecg_onnx.plan import Plan
 from mrecg_onnx.preparation import Prepared, calibrate, full_precision, make_plan, prepare, search_grids
 from mrecg_onnx.progress import Clock, Progress
@@ -71,7 +72,7 @@ class Quality:
     Attributes:
         top1: share of right answers; None without labels or class scores.
         agreement: share of predictions that are the float network's; None without class scores.
-        error: relative L2 error of the outputs.
+        error: relative L2 error of the outputs (:func:`mrecg_onnx.output_errors.output_error`).
     """
 
     top1: float | None

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from mrecg_onnx.cache import Store
 from mrecg_onnx.grids import Grid, fake_quantize, learnable_fake_quantize
+from mrecg_onnx.metrics import OutputSums
 from mrecg_onnx.network import Step
 from mrecg_onnx.parallel import ALONE, Workers
 from mrecg_onnx.plan import UnitPlan
@@ -122,6 +123,22 @@ def _knees(targets: Mapping[str, Store], share: float | None, workers: Workers) 
         count, total, squares = workers.total(store.moments)
         found[name] = share * max(math.sqrt(max(0.0, squares / count - (total / count) ** 2)), 1e-6)
     return found  # type: ignore[return-value]
+
+
+def output_weights(targets: Mapping[str, Store], power: float, workers: Workers) -> dict[str, float]:
+    """Weight of each output's loss in a unit: 1 where it has one; of several none outweighs another by its unit of measure.
+
+    The loss of an output is divided by the ``power`` of its deviation about its mean, and multiplied by that of the outputs'
+    geometric mean: where they are alike nothing changes.
+    """
+    found = {}
+    for name, store in targets.items():
+        count, total, squares = workers.total(store.moments)
+        found[name] = math.sqrt(OutputSums(count, total, squares).signal or 1.0)
+    if len(found) < 2:
+        return dict.fromkeys(found, 1.0)
+    middle = math.exp(sum(map(math.log, found.values())) / len(found))
+    return {name: (middle / spread) ** power for name, spread in found.items()}
 
 
 class _Masks:
@@ -249,6 +266,7 @@ class _Loop:
     masks: _Masks
     quantize_activations: bool
     knees: dict[str, float | None]
+    weights: dict[str, float]
     rounding_weight: float = 0.0
     power: float = 2.0
     beta: float | Tensor | None = None
@@ -346,7 +364,8 @@ class _Loop:
         for name in self.data.targets:
             output = self._used(outputs[name], batch)
             gradient = batch.get(("gradient", name))
-            total = total + reconstruction_loss(output, batch["target", name], self.knees[name], self.power, gradient)
+            loss = reconstruction_loss(output, batch["target", name], self.knees[name], self.power, gradient)
+            total = total + self.weights[name] * loss
         return total
 
 
@@ -360,6 +379,7 @@ def evaluate_unit(
     quantize_activations: bool,
     batch_size: int,
     knees: Mapping[str, float | None],
+    weights: Mapping[str, float],
     power: float = 2.0,
     workers: Workers = ALONE,
 ) -> float:
@@ -372,7 +392,7 @@ def evaluate_unit(
         )
         gradients = {n: store.gather(part) for n, store in data.gradients.items()}
         losses = [
-            reconstruction_loss(outputs[n], store.gather(part), knees[n], power, gradients.get(n))
+            weights[n] * reconstruction_loss(outputs[n], store.gather(part), knees[n], power, gradients.get(n))
             for n, store in data.targets.items()
         ]
         total += len(part) * float(torch.stack(losses).sum())
@@ -536,13 +556,14 @@ def reconstruct_unit(
         learn_bias=learn_bias,
         rounding=rounding,
     )
-    knees = _knees(data.targets, knee, workers)
+    knees, weights = _knees(data.targets, knee, workers), output_weights(data.targets, power, workers)
     masks = _Masks(keep_quantized if keep_quantized is not None else 1.0, network.device, generator)
-    loop = _Loop(unit, steps, simulation, data, trainable, masks, quantize, knees, rounding_weight, power)
+    loop = _Loop(unit, steps, simulation, data, trainable, masks, quantize, knees, weights, rounding_weight, power)
     judge = data.held_out if len(data.held_out) else data.training
     shapes = _shapes(loop)
     size = forward_size(max(math.prod(shape[1:]) for shape in shapes.values()), network.device)
-    options = {"quantize_activations": quantize, "batch_size": size, "knees": knees, "power": power, "workers": workers}
+    options = {"quantize_activations": quantize, "batch_size": size, "knees": knees, "weights": weights, "power": power}
+    options["workers"] = workers
     nearest = evaluate_unit(unit, steps, simulation, data, judge, **options)  # type: ignore[arg-type]
     scales = [t for t in trainable.log_ratio.values() if t.requires_grad]
     if not unit.layers or (not trainable.rounding and (rounding is not None or not scales)):

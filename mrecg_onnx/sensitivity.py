@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mrecg_onnx.calibration import output_error
+from mrecg_onnx.output_errors import output_error, with_float_outputs
 from mrecg_onnx.simulation import Simulation, forward_batches
 
 __all__ = ["Sensitivity", "measure_sensitivity"]
@@ -19,7 +19,7 @@ IMAGES = 32
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Relative error of the network's output (L2, all outputs) with only quantizer ``name`` on, at ``bits``."""
+    """Relative error of the outputs (:mod:`mrecg_onnx.output_errors`) with only quantizer ``name`` on, at ``bits``."""
 
     name: str
     bits: int
@@ -45,7 +45,9 @@ def measure_sensitivity(
         for i, name in enumerate(names):
             hook = simulation.activation_hook({name})
             inputs = {n: hook(n, v) for n, v in batch.items()}
-            outputs = network.run(inputs, activation=hook)
+            # What is in front of the quantizer is as in the float network: so is the output that it stands behind.
+            floats = {name: reference[name]} if name in reference else {}
+            outputs = with_float_outputs(network.run(inputs, activation=hook), floats)
             result.append(Sensitivity(name, simulation.activations[name].bits, output_error(outputs, reference)))
             if report is not None:
                 report(i + 1, len(names))

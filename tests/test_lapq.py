@@ -29,14 +29,18 @@ def loss_of(simulation, data) -> float:
 
 
 def test_task_loss_is_the_divergence_of_class_scores_and_else_the_relative_error():
-    reference = {"scores": torch.tensor([[0.0, 0.0], [0.0, 0.0]]), "other": torch.ones(2, 3)}
-    outputs = {"scores": torch.log(torch.tensor([[0.25, 0.75], [0.5, 0.5]])), "other": torch.zeros(2, 3)}
+    reference = {"scores": torch.tensor([[0.0, 0.0], [0.0, 0.0]]), "index": torch.tensor([0, 0])}
+    outputs = {"scores": torch.log(torch.tensor([[0.25, 0.75], [0.5, 0.5]])), "index": torch.tensor([1, 0])}
     # Half of KL(1/2, 1/2 || 1/4, 3/4): the other row has none.
     expected = 0.5 * (0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75))
     assert float(task_loss(outputs, reference)) == pytest.approx(expected, rel=1e-5)
-    images = {"image": torch.full((1, 1, 2, 2), 2.0)}
-    assert float(task_loss({"image": torch.full((1, 1, 2, 2), 3.0)}, images)) == pytest.approx(0.25)
-    for exact in (reference, images):
+    images = {"image": torch.tensor([[0.0, 2.0, 4.0]])[None]}  # variance 8/3
+    assert float(task_loss({"image": images["image"] + 1.0}, images)) == pytest.approx(3 / 8)
+    # Beside another output scores are an output like any other: neither decides alone.
+    heads = {"scores": torch.tensor([[1.0, -1.0]]), "boxes": torch.tensor([[0.0, 400.0]])}
+    moved = {"scores": heads["scores"] + 0.2, "boxes": heads["boxes"] + 20.0}
+    assert float(task_loss(moved, heads)) == pytest.approx((0.04 + 0.01) / 2)
+    for exact in (reference, images, heads):
         assert float(task_loss(exact, exact)) == pytest.approx(0.0, abs=1e-7)
 
 

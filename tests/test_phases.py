@@ -156,7 +156,8 @@ def test_task_loss_is_the_divergence_of_class_probabilities_else_the_relative_er
     )
     assert float(task_loss({"o": scores}, {"o": scores})) == pytest.approx(0, abs=1e-7)
     maps = {"m": torch.randn(2, 3, 4, 4, generator=generator)}
-    assert float(task_loss({"m": 1.1 * maps["m"]}, maps)) == pytest.approx(0.01, rel=1e-4)
+    expected = 0.01 * float(maps["m"].square().mean() / maps["m"].var(correction=0))
+    assert float(task_loss({"m": 1.1 * maps["m"]}, maps)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_gradient_at_the_output_is_that_of_the_divergence():
