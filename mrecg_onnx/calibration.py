@@ -163,6 +163,9 @@ def proposed_grids(sampler: _Sampler, bits: int, estimators: Sequence[Estimator]
     values = torch.cat(sampler.parts)
     if bits > BYSTANDER_BITS:
         return [min_max(values, bits, sampler.low, sampler.high)]
+    if not bool(sampler.low) and not bool(sampler.high):
+        # Nothing but zeros: any scale is right, and 0..1 leaves room for biases behind it and for other images.
+        return [min_max(values, bits, sampler.low, sampler.high + 1)]
     found: list[Grid] = []
     for estimate in estimators:
         grid = estimate(values, bits, sampler.low, sampler.high)

@@ -7,7 +7,7 @@ when they are kept in 8-bit tensors, so
 2. a Relu or Clip in front of a quantizer moves into the bounds of the codes. Quantization is monotone, so this is exact; left
    in place a Clip(0, 6) keeps the convolution in float. A Relu before zero point 0 stays: the runtime absorbs it itself;
 3. asymmetric weights of up to 7 bits are stored as ``code - zero_point`` in int8 with zero point 0, per output channel;
-4. biases are int32 with scale s_x * s_w; a bias that does not fit stays in float;
+4. biases are int32 with scale s_x * s_w, for which the scale of a weight grows where it has to (Simulation.fit_biases);
 5. value-preserving ops stand between DequantizeLinear and QuantizeLinear of one scale; Pad, for which the runtime has no such
    fusion, works on the codes directly and pads with the code of 0;
 6. a layer that keeps a float weight or bias reads its input through a DequantizeLinear with one (equal) scale a channel.

@@ -369,4 +369,5 @@ def calibrate(network: Network, plan: Plan, data: dict[str, Tensor], settings: S
         state = allocate_weights(network, plan.layers, data, images=settings.range_samples, allocate=each)
         simulation.adopt(state)
     simulation.settle()
+    simulation.fit_biases()
     return simulation

@@ -348,6 +348,7 @@ def _quantize(
     def finish() -> QuantizationResult:
         with clock.stage("export"):
             simulation.settle()
+            simulation.fit_biases()
             exported = export(ready.graph, simulation, _metadata(model, settings, ready.dataset, plan, protected))
         with clock.stage("verify"):
             checked = {n: torch.from_numpy(x) for n, x in ready.dataset.load(VERIFY_IMAGES).items()}
@@ -643,6 +644,7 @@ def reconstruct(prefix: Prefix, run: _Run, iters: int, phase: Phase) -> list[Uni
             if run.checkpoint is not None and workers.first:
                 run.checkpoint.save(stage, i, prefix.simulation.state(unit), result)
             del data
+        prefix.simulation.fit_biases()
         prefix.advance(unit, targets)
         del targets
         give_back()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ __all__ = ["QuantizedWeight", "Simulation", "State", "bias_scale", "dense", "for
 
 #: See :func:`forward_size`: 16 MB of float32, near a processor and little beside the cache; a GPU needs more to be busy.
 FORWARD_ELEMENTS, FORWARD_ELEMENTS_CUDA = 1 << 22, 1 << 26
+#: Largest code of an int32 bias: the other half of the type is for the products that it is added to, and for what is learned.
+BIAS_MAX = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,13 @@ class QuantizedWeight:
     def dequantize(self) -> Tensor:
         """Float weight, the weight's shape."""
         return fake_quantize_weight(self.codes, self.grid)
+
+    def coarser(self, least: Tensor) -> QuantizedWeight:
+        """The weight with scales not below ``least`` (of the scale's shape); codes are rounded again where a scale grows."""
+        scale = torch.maximum(self.grid.scale, least)
+        zero = self.grid.shaped(self.grid.zero_point, self.codes.dim())
+        steps = (self.codes - zero) * self.grid.shaped(self.grid.scale / scale, self.codes.dim())
+        return QuantizedWeight(torch.round(steps) + zero, replace(self.grid, scale=scale))
 
 
 def bias_scale(input_scale: Tensor, weight: Grid) -> Tensor:
@@ -93,6 +102,27 @@ class Simulation:
             name = step.outputs[0]
             if step.op == "Softmax" and name in self.activations:
                 self.activations[name] = whole_reciprocal(self.activations[name])
+
+    def fit_biases(self) -> None:
+        """Let the scale of a weight grow where the layer's bias would not fit int32 at s_x * s_w (docs/method.md 6).
+
+        That happens where a channel's weights are next to nothing beside its bias. The weights lose at most half a step of the
+        new grid, which is 2^-31 of the bias for each step of the input. To be called whenever scales or biases have moved.
+        """
+        for layer in self.plan.quantized_layers:
+            grid, quantized = self.input_grid(layer), self.weights.get(layer.name)
+            bias = self.bias(self.network.step(layer.name)) if grid is not None else None
+            if grid is None or quantized is None or bias is None:
+                continue
+            scale = quantized.grid.scale
+            size = bias.detach().abs().reshape(-1)
+            if size.numel() != scale.numel():
+                if scale.numel() != 1:
+                    continue  # not int32 in the file
+                size = size.amax()
+            least = (size / (grid.scale * BIAS_MAX)).view_as(scale)
+            if bool((least > scale).any()):
+                self.weights[layer.name] = quantized.coarser(least)
 
     def layer(self, name: str) -> LayerPlan:
         """The weighted layer called ``name``; KeyError without."""
