@@ -11,9 +11,12 @@ from mrecg_onnx.converters.passes.batch import free_batch
 from mrecg_onnx.converters.passes.batchnorm import fold_affine, fold_batchnorm
 from mrecg_onnx.converters.passes.clamps import fuse_clamps
 from mrecg_onnx.converters.passes.constants import fold_constants
+from mrecg_onnx.converters.passes.empties import drop_empties
 from mrecg_onnx.converters.passes.gemm import fuse_matmul_add, join_matmul_bias, plain_gemm
 from mrecg_onnx.converters.passes.identity import remove_identities
+from mrecg_onnx.converters.passes.matmul import squeeze_weights
 from mrecg_onnx.converters.passes.opset import raise_opset
+from mrecg_onnx.converters.passes.pads import pad_all_axes
 from mrecg_onnx.converters.passes.pooling import mean_to_pool, plain_pools
 from mrecg_onnx.converters.passes.sequences import unpack_sequences
 from mrecg_onnx.converters.passes.shape_values import resolve_shapes
@@ -63,6 +66,9 @@ def normalize(model: onnx.ModelProto, *, keep_batchnorm: bool = False) -> ir.Mod
         changed |= unpack_sequences(graph)
         changed |= remove_identities(graph)
         changed |= cancel_transposes(graph)
+        changed |= pad_all_axes(graph)
+        changed |= drop_empties(graph)
+        changed |= squeeze_weights(graph)
         remove_unused(graph)
         infer_shapes(graph)
         if not changed:

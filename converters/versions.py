@@ -13,9 +13,9 @@ from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.protos import graphs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Set
 
-__all__ = ["LAST_VERIFIED", "require_known_versions", "restamped", "runtime_versions"]
+__all__ = ["LAST_VERIFIED", "is_older", "require_known_versions", "restamped", "runtime_versions"]
 
 LAST_VERIFIED = 28
 """The newest opset whose operators were compared with those before (ONNX's Changelog.md) when their converters were written."""
@@ -80,16 +80,31 @@ def _news(model: onnx.ModelProto, opset: int) -> onnx.NodeProto | None:
 
 def _is_same(node: onnx.NodeProto, version: int, opset: int) -> bool:
     """Tell whether ``node`` of opset ``version`` is in the form that its operator has in the older ``opset``."""
-    if not onnx.defs.has(node.op_type, opset):
+    attributes = {attribute.name for attribute in node.attribute}
+    return is_older(node.op_type, attributes, len(node.input), len(node.output), version, opset)
+
+
+def is_older(op_type: str, attributes: Set[str], inputs: int, outputs: int, version: int, opset: int) -> bool:
+    """Tell whether a node of the standard domain and opset ``version`` means the same in the older ``opset``.
+
+    Args:
+        op_type: its operator.
+        attributes: names of those it has.
+        inputs: how many it has.
+        outputs: likewise.
+        version: the opset it is of.
+        opset: the older one.
+    """
+    if not onnx.defs.has(op_type, opset):
         return False
-    new, old = (onnx.defs.get_schema(node.op_type, number) for number in (version, opset))
+    new, old = (onnx.defs.get_schema(op_type, number) for number in (version, opset))
     if new.since_version == old.since_version:
         return True
     return (
         version <= LAST_VERIFIED
-        and {attribute.name for attribute in node.attribute} <= set(old.attributes)
-        and old.min_input <= len(node.input) <= old.max_input
-        and old.min_output <= len(node.output) <= old.max_output
+        and attributes <= set(old.attributes)
+        and old.min_input <= inputs <= old.max_input
+        and old.min_output <= outputs <= old.max_output
     )
 
 

@@ -118,7 +118,7 @@ def choose_absorptions(
     names = {tensor.name for tensor, _, _ in candidates}
 
     def look(name: str, value: Tensor) -> Tensor:
-        if name in names:
+        if name in names and value.numel():
             flat = value.transpose(0, 1).flatten(1)
             low, high = flat.amin(1), flat.amax(1)
             least[name] = torch.minimum(least.get(name, low), low)
@@ -133,6 +133,8 @@ def choose_absorptions(
     result = []
     for tensor, producer, behind in candidates:
         name = tensor.name or ""
+        if name not in most:  # never had an element
+            continue
         free = most[name] < _ceilings(tensor, most[name])
         shift = torch.where(free, least[name] * (1 - MARGIN), torch.zeros_like(least[name])).clamp(min=0.0)
         if not bool((shift > 0).any()):

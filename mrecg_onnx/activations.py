@@ -56,10 +56,10 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
 def is_activation(value: ir.Value | None) -> bool:
     """True for a float tensor (unknown types count as float) that is fed, or computed from what is fed.
 
-    False for constants, integers, and floats computed from constants and sizes alone (an expanded token, a square root of
-    a width).
+    False for constants, integers, floats computed from constants and sizes alone (an expanded token, a square root of
+    a width), and what is known to have no element.
     """
-    if value is None or value.is_initializer():
+    if value is None or value.is_initializer() or (value.shape is not None and 0 in value.shape):
         return False
     return (value.dtype is None or value.dtype in FLOATS) and _depends_on_input(value)
 

@@ -85,6 +85,8 @@ class _Sampler:
 
     def add(self, name: str, value: Tensor) -> None:
         flat = require_finite(name, value).detach().reshape(-1)
+        if not flat.numel():
+            return
         low, high = flat.amin(), flat.amax()
         self.low, self.high = torch.minimum(self.low.to(low), low), torch.maximum(self.high.to(high), high)
         # An odd stride walks through all channels and positions.
@@ -160,7 +162,9 @@ def proposed_grids(sampler: _Sampler, bits: int, estimators: Sequence[Estimator]
 
     With more than 8 bits it covers all values whatever the estimators: rounding costs nothing there, clipping would.
     """
-    values = torch.cat(sampler.parts)
+    values = torch.cat(sampler.parts) if sampler.parts else torch.zeros(1)
+    if not sampler.parts:  # the tensor had no element on any image
+        return [min_max(values, bits, values[0], values[0])]
     if bits > BYSTANDER_BITS:
         return [min_max(values, bits, sampler.low, sampler.high)]
     if not bool(sampler.low) and not bool(sampler.high):

@@ -109,7 +109,7 @@ def allocate_weights(
 
     Args:
         network: the float network.
-        layers: whose weights; those in float, and those that have 8 bits anyway, are passed over.
+        layers: whose weights; those in float, and those that have 8 bits anyway, or one scale, are passed over.
         data: calibration inputs by name, [N, ...].
         images: how many of them tell the mean input of a layer.
         allocate: give channels widths of their own; else all have the layer's.
@@ -117,7 +117,7 @@ def allocate_weights(
     found = State()
     missing: dict[str, Tensor] = {}
     for layer in layers:
-        if layer.excluded or layer.wbits >= MOST_BITS:
+        if layer.excluded or layer.wbits >= MOST_BITS or layer.axis is None:
             continue
         weight: Tensor = network.step(layer.name).module.weight.detach()  # type: ignore[assignment, operator]
         channels = weight.movedim(layer.axis, 0).flatten(1)
@@ -163,7 +163,7 @@ def _expected(
             step: Step = network.step(name)
             weight: Tensor = step.module.weight  # type: ignore[assignment]
             shape = [1] * weight.dim()
-            shape[layer.axis] = -1
+            shape[layer.axis or 0] = -1
             constant = means[name].view(shape).expand_as(weight)
             # The layer is linear: it may as well see the mean image.
             made = step.module.compute(inputs[layer.input] / count, constant, None)  # type: ignore[operator]

@@ -27,7 +27,7 @@ import onnx_ir as ir
 
 from mrecg_onnx.activations import readers
 from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
-from mrecg_onnx.converters.passes.opset import raise_opset
+from mrecg_onnx.converters.passes.opset import raise_opset, require_raisable
 from mrecg_onnx.converters.passes.values import claim
 from mrecg_onnx.targets import CONTAINER_NAMES
 
@@ -120,7 +120,7 @@ def contained(model: onnx.ModelProto, name: str, where: str = "the model", highe
             graph.opset_imports[""], graph.ir_version = noted["opset"], noted["ir_version"]
     notes: list[str] = []
     if name != "int8":
-        notes = CONTAINERS[name].write(graph, highest)
+        notes = CONTAINERS[name].write(graph, _reachable(graph, highest))
         note: dict[str, object] = {"name": name}
         opset, version, nodes = graph.opset_imports[""], graph.ir_version, _node_bytes(graph)
         try:
@@ -139,6 +139,15 @@ def contained(model: onnx.ModelProto, name: str, where: str = "the model", highe
         del proto.graph.value_info[:]
         proto.graph.value_info.extend(kept)
     return Contained(proto, tuple(notes))
+
+
+def _reachable(model: ir.Model, highest: int) -> int:
+    """``highest``, or a lower opset where the graph's operators have no form in the one of 2-bit types."""
+    try:
+        require_raisable(model, min(highest, TWO_BITS))
+    except ModelError:
+        return min(highest, FOUR_BITS)
+    return highest
 
 
 def _node_bytes(model: ir.Model) -> list[bytes]:

@@ -339,7 +339,7 @@ class _Judge:
         found = {s.name: torch.zeros(s.channels, device=self.network.device) for s in streams if s.ceilings}
 
         def look(name: str, value: Tensor) -> Tensor:
-            if name in bounds:
+            if name in bounds and value.numel():
                 stream, bound = bounds[name]
                 share = value.transpose(0, 1).flatten(1).amax(1) * (HEADROOM / bound)
                 found[stream.name] = torch.maximum(found[stream.name], share)

@@ -111,12 +111,18 @@ class _Writer:
             op, inputs, dict(attributes or {}), name=self.node_name(name), outputs=[ir.Value(name=self.name(output))]
         )
 
-    def feed_codes(self, node: ir.Node, index: int, name: str, codes: np.ndarray, scale: np.ndarray, axis: int) -> None:
+    def feed_codes(
+        self, node: ir.Node, index: int, name: str, codes: np.ndarray, scale: np.ndarray, axis: int | None
+    ) -> None:
         """Let input ``index`` of ``node`` be integer ``codes`` behind a DequantizeLinear with zero point 0 of their type."""
         parts = {"quantized": codes, "scale": scale, "zero_point": np.zeros(scale.shape, codes.dtype)}
         inputs: list[ir.Value | None] = [self.constant(f"{name}_{part}", array) for part, array in parts.items()]
         dequantize = self.node(
-            "DequantizeLinear", f"{name}_DequantizeLinear", inputs, f"{name}_dequantized", {"axis": axis}
+            "DequantizeLinear",
+            f"{name}_DequantizeLinear",
+            inputs,
+            f"{name}_dequantized",
+            {"axis": axis} if axis is not None else {},
         )
         self.graph.insert_before(node, dequantize)
         node.replace_input_with(index, dequantize.outputs[0])
@@ -223,6 +229,7 @@ def _write_bias(
     values = tensor.numpy()
     # The product is taken in float32, as the runtime does.
     scale = np.atleast_1d(np.float32(_scale_array(grid)) * _scale_array(quantized.grid)).astype(np.float32)
+    scale = np.tile(scale, layer.bias_copies)
     if values.size != scale.size:
         result.float_biases.append(layer.name)
         return

@@ -65,7 +65,7 @@ class PackedSize:
         activations = {a.name: Grid(one, nought, a.bits) for a in plan.activations}
         weights = {}
         for layer in plan.quantized_layers:
-            channels = layer.shape[layer.axis]
+            channels = () if layer.axis is None else (layer.shape[layer.axis],)
             grid = Grid(torch.ones(channels), torch.zeros(channels), 8, layer.axis)
             codes = torch.zeros(layer.shape)
             codes.view(-1)[0], codes.view(-1)[-1] = -127, 127

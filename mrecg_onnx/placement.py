@@ -143,8 +143,11 @@ def plan_layers(model: ir.Model, settings: Settings) -> tuple[LayerPlan, ...]:
                 abits = (rule.abits or abits) if abits != FLOAT_BITS else FLOAT_BITS
         out = node.name in excluded
         transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+        axis: int | None
         if node.op_type == "Conv" or transposed:
             axis = 0
+        elif node.op_type == "MatMul" and len(shape) > 2:
+            axis = None
         elif node.op_type == "MatMul":
             axis = len(shape) - 1 if position == 1 else len(shape) - 2
         else:

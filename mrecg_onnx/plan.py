@@ -28,7 +28,7 @@ class LayerPlan:
         weight: initializer name.
         bias: initializer name or None.
         shape: the weight's shape as stored.
-        axis: output-channel axis of the weight.
+        axis: output-channel axis of the weight; None for a stack of matrices: ONNX Runtime's kernel takes one scale for it.
         stride: strides, empty for Gemm and MatMul.
         groups: convolution groups.
         params: number of weights, without bias.
@@ -47,7 +47,7 @@ class LayerPlan:
     weight: str
     bias: str | None
     shape: tuple[int, ...]
-    axis: int
+    axis: int | None
     stride: tuple[int, ...]
     groups: int
     params: int
@@ -59,6 +59,11 @@ class LayerPlan:
     first: bool = False
     last: bool = False
     excluded: bool = False
+
+    @property
+    def bias_copies(self) -> int:
+        """Outputs that share a weight scale: one of each group of a ConvTranspose, whose weight is [I, O / groups, ...]."""
+        return self.groups if self.op == "ConvTranspose" else 1
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +19,13 @@ from mrecg_onnx.absorption import Absorbed, apply_absorption, choose_absorptions
 from mrecg_onnx.branches import branch_narrow_reads
 from mrecg_onnx.calibration import activation_grids, nearest_weights
 from mrecg_onnx.channel_bits import allocate_activations, allocate_weights
+from mrecg_onnx.containers import FOUR_BITS
 from mrecg_onnx.converters import check_parity, load_model, normalize, to_torch
 from mrecg_onnx.converters.errors import ConversionError, DataError, ModelError, SettingsError
-from mrecg_onnx.converters.versions import require_known_versions
+from mrecg_onnx.converters.passes.opset import lower_opset, require_raisable
+from mrecg_onnx.converters.versions import require_known_versions, runtime_versions
 from mrecg_onnx.equalization import Equalized, apply_scale, bound_channels, choose_scales, find_streams
+from mrecg_onnx.export import WIDE_OPSET
 from mrecg_onnx.fallbacks import mark_fallbacks
 from mrecg_onnx.granularity import default_merges, groups_from_mask, read_scheme, select_eq4, select_peaks
 from mrecg_onnx.grids import Grid, symmetric_eight
@@ -30,7 +34,7 @@ from mrecg_onnx.methods import METHODS
 from mrecg_onnx.network import Network
 from mrecg_onnx.parallel import ALONE, Workers
 from mrecg_onnx.placement import place, plan_layers
-from mrecg_onnx.plan import BYSTANDER_BITS, Plan
+from mrecg_onnx.plan import BYSTANDER_BITS, WIDE_BITS, Plan
 from mrecg_onnx.progress import Clock
 from mrecg_onnx.ranges import chosen_ranges
 from mrecg_onnx.settings import Settings
@@ -42,6 +46,8 @@ from mrecg_onnx.zeroq import IMAGES, make_images
 __all__ = [
     "Prepared", "calibrate", "editable_graph", "load_planned", "make_plan", "merge_by", "pick_device", "prepare", "search_grids",
 ]  # fmt: skip
+
+logger = logging.getLogger(__name__)
 
 #: Ops whose presence says that activations are quantized; with them all that begin with QLinear.
 QUANTIZED_OPS = frozenset({
@@ -219,6 +225,7 @@ def editable_graph(original: onnx.ModelProto, settings: Settings) -> ir.Model:
     graph = normalize(original)
     _check(graph)
     require_known_versions(original)
+    _fit_opset(graph, settings)
     fallen = mark_fallbacks(graph)
     if fallen and settings.loss == "fisher":
         raise SettingsError(
@@ -249,6 +256,36 @@ def _check(graph: ir.Model) -> None:
                 raise ModelError(
                     f"{kind} '{value.name}' holds text: export the part of the model that works on numbers"
                 )
+
+
+def _fit_opset(graph: ir.Model, settings: Settings) -> None:
+    """Bring ``graph`` below the highest opset of the target, and refuse what could not be written in the end.
+
+    Raises:
+        ModelError: a node is newer than the target's highest opset, or has no form in one that the settings need.
+    """
+    rules = load_target(settings.target)
+    (low, high), opset = rules.opset, graph.opset_imports.get("", 0)
+    if rules.name == "ort":  # the installed runtime is the limit
+        high = max(high, runtime_versions()[0])
+    try:
+        lower_opset(graph, high)
+    except ModelError as error:
+        raise ModelError(
+            f"{error}, the newest that target {rules.name} takes; export the model with opset {high} or older"
+        ) from error
+    needs = {f"target {rules.name}": low}
+    if WIDE_BITS in {settings.abits, *(rule.abits for rule in settings.bits)}:
+        needs[f"--abits {WIDE_BITS}"] = WIDE_OPSET
+    if settings.container != "int8":
+        needs[f"--container {settings.container}"] = FOUR_BITS
+    for what, needed in needs.items():
+        try:
+            require_raisable(graph, needed)
+        except ModelError as error:
+            raise ModelError(f"{error} ({what} needs it)") from error
+    if graph.opset_imports.get("", 0) < opset:
+        logger.info("opset %d is written as %d, the newest that target %s takes", opset, high, rules.name)
 
 
 def _require_rows(network: Network, data: dict[str, Tensor]) -> None:

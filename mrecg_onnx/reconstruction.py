@@ -296,12 +296,13 @@ class _Loop:
         """
         if bias is None or not self.quantize_activations:
             return bias
-        name = self.simulation.quantizer_of(self.simulation.layer(step.node).input)
+        layer = self.simulation.layer(step.node)
+        name = self.simulation.quantizer_of(layer.input)
         if name is None:
             return bias
         learned = name in self.trainable.start
         scale = self.trainable.scale(name) if learned else self.simulation.activations[name].scale
-        unit = bias_scale(scale, weight).detach()
+        unit = bias_scale(scale, weight, layer).detach()
         return bias + (torch.round(bias / unit) * unit - bias).detach()
 
     def activation(self, name: str, value: Tensor) -> Tensor:

@@ -225,7 +225,12 @@ def _zero_point_zero(model: ir.Model, where: str, target: Target) -> None:
         low, high = 0, 255
         for node in (n for n in quantizers if n.inputs[2] is zero):
             maker = node.inputs[0].producer() if node.inputs[0] is not None else None
-            if maker is not None and maker.op_type == "Clip" and maker.inputs[1:3] and all(maker.inputs[1:3]):
+            if (
+                maker is not None
+                and maker.op_type == "Clip"
+                and len(maker.inputs) > 2
+                and all(map(_known, maker.inputs[1:3]))
+            ):
                 scale = float(array_of(node.inputs[1]))
                 ends = [float(array_of(end)) / scale + shift for end in maker.inputs[1:3]]
                 low, high = max(low, round(ends[0])), min(high, round(ends[1]))
@@ -255,9 +260,14 @@ def _source(quantize: ir.Node) -> ir.Value | None:
     """What is quantized, before a Clip to the ends of codes around 0; that of a Relu or Relu6 counts as an op of its own."""
     source = quantize.inputs[0]
     maker = source.producer() if source is not None else None
-    if maker is not None and maker.op_type == "Clip" and maker.inputs[1] is not None and array_of(maker.inputs[1]) < 0:
-        return maker.inputs[0]
+    if maker is not None and maker.op_type == "Clip" and len(maker.inputs) > 1 and _known(maker.inputs[1]):
+        return maker.inputs[0] if array_of(maker.inputs[1]) < 0 else source
     return source
+
+
+def _known(bound: ir.Value | None) -> bool:
+    """True for a bound that is a constant, as all that the exporter writes are; those of the user's may be computed."""
+    return bound is not None and bound.const_value is not None
 
 
 def _from_layer(value: ir.Value | None) -> bool:

@@ -41,9 +41,10 @@ class QuantizedWeight:
         return QuantizedWeight(torch.round(steps) + zero, replace(self.grid, scale=scale))
 
 
-def bias_scale(input_scale: Tensor, weight: Grid) -> Tensor:
-    """Scale of an int32 bias, s_x * s_w per output channel: float32 of shape (C,) or ()."""
-    return input_scale.to(torch.float32) * weight.scale.to(torch.float32)
+def bias_scale(input_scale: Tensor, weight: Grid, layer: LayerPlan) -> Tensor:
+    """Scale of a layer's int32 bias, s_x * s_w per output channel: float32 of shape (C,) or ()."""
+    scale = input_scale.to(torch.float32) * weight.scale.to(torch.float32)
+    return scale.repeat(layer.bias_copies) if layer.bias_copies > 1 else scale
 
 
 @dataclass
@@ -172,10 +173,11 @@ class Simulation:
 
     def _bias(self, step: Step, quantized: QuantizedWeight, *, integer: bool) -> Tensor | None:
         bias = self.bias(step)
-        grid = self.input_grid(self._layer[step.node])
+        layer = self._layer[step.node]
+        grid = self.input_grid(layer)
         if bias is None or grid is None or not integer:
             return bias
-        scale = bias_scale(grid.scale, quantized.grid)
+        scale = bias_scale(grid.scale, quantized.grid, layer)
         return torch.round(bias.double() / scale.double()).float() * scale
 
     def run(

@@ -24,6 +24,8 @@ __all__ = ["CONTAINER_NAMES", "TARGET_NAMES", "Target", "load_target"]
 CONTAINER_NAMES = ("int8", "packed", "typed")
 #: The targets that come with the package.
 TARGET_NAMES = ("ort", "openvino", "tensorrt", "qnn", "portable")
+#: The opset that brought 4-bit types and 16-bit codes.
+LOW_BIT_OPSET = 21
 _FOLDER = Path(__file__).parent / "rules"
 _CHOICES = {
     "activation": ("uint8", "int8"),
@@ -159,9 +161,13 @@ def _checked(name: str, path: Path, rules: dict[str, Any]) -> Target:
             raise SettingsError(
                 f"target {path}: {rule} has the unknown {wrong[0]!r}: choose of {', '.join(known or ())}"
             )
+    if rules["opset"][1] < LOW_BIT_OPSET and set(rules["containers"]) != {"int8"}:
+        raise SettingsError(
+            f"target {path}: containers {rules['containers']!r} hold types of opset {LOW_BIT_OPSET}, opset is {rules['opset']!r}"
+        )
     if not isinstance(rules["wide_abits"], list) or rules["wide_abits"] not in ([], [16]):
         raise SettingsError(f"target {path}: wide_abits is {rules['wide_abits']!r}: expected [] or [16]")
-    if rules["wide_abits"] and (rules["activation"], rules["bounds"], rules["opset"][1] >= 21) != (
+    if rules["wide_abits"] and (rules["activation"], rules["bounds"], rules["opset"][1] >= LOW_BIT_OPSET) != (
         "uint8",
         "float",
         True,

@@ -429,3 +429,223 @@ def test_external_data_docs_and_metadata(tmp_path):
     docs = {node.name: node.doc_string for node in found.graph.node if node.doc_string}
     layers = [node for node in found.graph.node if node.op_type in {"Conv", "Gemm", "MaxPool"}]
     assert [docs.get(node.name, "").startswith("about") for node in layers] == [True] * 4
+
+
+def conv(source: str, weight: str, made: str, op: str = "Conv", attributes: str = "") -> str:
+    return f"{made} = {op} {f'<{attributes}>' if attributes else ''} ({source}, {weight})"
+
+
+def products(rank: int, *shapes: tuple[int, ...], left: bool = False) -> onnx.ModelProto:
+    """MatMuls by constants of ``shapes`` on an input of ``rank`` axes behind one layer, with a Relu behind each."""
+    sizes = ", ".join(str(size) for size in (4, 2, 6, 8)[4 - rank + 1 :])
+    body, last = ["[m0] h0 = MatMul (x, w0) r0 = Relu (h0)"], "r0"
+    for i, _ in enumerate(shapes, 1):
+        operands = f"w{i}, {last}" if left else f"{last}, w{i}"
+        body.append(f"[m{i}] h{i} = MatMul ({operands}) r{i} = Relu (h{i})")
+        last = f"r{i}"
+    # Relu of an output is taken off: the last product is what the model gives.
+    text = " ".join(body).replace(f"h{len(shapes)} = ", "y = ").rsplit(f" r{len(shapes)} = ", 1)[0]
+    constants = {f"w{i}": weights(*shape) * 2 for i, shape in enumerate(shapes, 1)}
+    return parse(
+        f"g (float[n, {sizes}] x) => (float[{', '.join('n' if i == 0 else f'd{i}' for i in range(rank))}] y) {{ {text} }}",
+        w0=weights(8, 8) * 2,
+        **constants,
+    )
+
+
+def transposed(
+    axes: int, attributes: str = "", groups: int = 1, *, bias: bool = True, behind: str = ""
+) -> onnx.ModelProto:
+    """A ConvTranspose over ``axes`` axes from 6 to 6 channels between two convolutions."""
+    ones, sizes = [1] * axes, ", ".join(["8"] * axes)
+    free = ", ".join(f"d{i}" for i in range(axes))
+    given = f"group = {groups}, strides = {[2] * axes}{', ' if attributes else ''}{attributes}"
+    made = "(r1, w2, b2)" if bias else "(r1, w2)"
+    constants: dict[str, Any] = {"b2": weights(6) * 3} if bias else {}
+    if behind:
+        constants |= {"s": np.abs(weights(6)) + 0.5, "t": weights(6)}
+    return parse(
+        f"""g (float[n, 3, {sizes}] x) => (float[n, 5, {free}] y) {{ c1 = Conv (x, w1) r1 = Relu (c1)
+        c2 = ConvTranspose <{given}> {made} {behind or "n2 = Identity (c2)"} r2 = Relu (n2) y = Conv (r2, w3) }}""",
+        w1=weights(6, 3, *ones) * 3,
+        w2=weights(6, 6 // groups, *[3] * axes) * 3,
+        w3=weights(5, 6, *ones) * 3,
+        **constants,
+    )
+
+
+def convolved(axes: int, groups: int) -> onnx.ModelProto:
+    """A convolution in groups over ``axes`` axes between two others."""
+    ones, sizes, free = [1] * axes, ", ".join(["8"] * axes), ", ".join(f"d{i}" for i in range(axes))
+    return parse(
+        f"""g (float[n, 3, {sizes}] x) => (float[n, 5, {free}] y) {{ c1 = Conv (x, w1) r1 = Relu (c1)
+        c2 = Conv <group = {groups}, strides = {[2] * axes}, dilations = {ones}> (r1, w2, b2)
+        r2 = Relu (c2) y = Conv (r2, w3) }}""",
+        w1=weights(6, 3, *ones) * 3,
+        w2=weights(6, 6 // groups, *[3] * axes) * 3,
+        b2=weights(6),
+        w3=weights(5, 6, *ones) * 3,
+    )
+
+
+def between(body: str, opset: int = 18, channels: int = 6, **constants: Any) -> onnx.ModelProto:
+    """``body`` makes ``b`` of ``a``, what a convolution made, for another one over ``channels``."""
+    return parse(
+        f"g (float[n, 3, 12, 12] x) => (float[n, 5, h, w] y) {{ a = Conv (x, w1) {body} y = Conv (b, w2) }}",
+        opset,
+        w1=weights(6, 3, 1, 1) * 3,
+        w2=weights(5, channels, 1, 1) * 3,
+        **constants,
+    )
+
+
+def padded(body: str, **constants: Any) -> onnx.ModelProto:
+    """A Pad of a Relu's output between convolutions that run in integers."""
+    return between(f"r = Relu (a) {body} c = Conv (p, w) b = Relu (c)", w=weights(6, 6, 1, 1), **constants)
+
+
+#: Models that ONNX Runtime runs, of kinds that were once refused or wrong.
+KINDS = {
+    "MatMul by [1, K, N]": lambda: products(3, (1, 8, 8), (8, 5)),
+    "MatMul by [1, 1, K, N]": lambda: products(4, (1, 1, 8, 8), (8, 5)),
+    "MatMul by [1, 2, K, N]": lambda: products(4, (1, 2, 8, 8), (2, 8, 5)),
+    "MatMul by a stack": lambda: products(4, (2, 8, 8), (8, 5)),
+    "MatMul by a stack that broadcasts": lambda: products(4, (2, 8, 8), (1, 8, 5)),
+    "MatMul by a stack with more axes": lambda: products(3, (1, 8, 8), (8, 5)),
+    "MatMul, [1, M, K] on the left": lambda: products(3, (1, 7, 6), (1, 5, 7), left=True),
+    "MatMul, a stack on the left": lambda: products(4, (2, 7, 6), (2, 5, 7), left=True),
+    **{
+        f"ConvTranspose {axes}-D, {groups} groups": lambda axes=axes, groups=groups: transposed(axes, groups=groups)
+        for axes in (1, 2, 3)
+        for groups in (1, 2, 6)
+    },
+    "ConvTranspose, groups, output_padding": lambda: transposed(2, "output_padding = [1, 1]", 3),
+    "ConvTranspose, groups, pads that differ": lambda: transposed(2, "pads = [0, 1, 1, 0], dilations = [2, 1]", 3),
+    "ConvTranspose, groups, no bias": lambda: transposed(2, "auto_pad = \"SAME_UPPER\"", 2, bias=False),
+    "ConvTranspose, groups, BatchNormalization": lambda: transposed(
+        2, "", 2, behind="n2 = BatchNormalization (c2, s, t, t, s)"
+    ),
+    **{
+        f"Conv {axes}-D, {groups} groups": lambda axes=axes, groups=groups: convolved(axes, groups)
+        for axes in (1, 3)
+        for groups in (1, 2, 6)
+    },
+    "Clip, computed lower bound": lambda: between("lo = ReduceMin <keepdims = 0> (a) b = Clip (a, lo)"),
+    "Clip, computed upper bound": lambda: between(
+        "hi = ReduceMax <keepdims = 0> (a) m = Mul (hi, k) b = Clip (a, , m)", k=np.float32(0.4)
+    ),
+    "Clip, one bound computed": lambda: between("hi = ReduceMax <keepdims = 0> (a) b = Clip (a, lo, hi)", lo=np.float32(-0.1)),
+    "Max and Min, computed bounds": lambda: between(
+        "lo = ReduceMin <keepdims = 0> (a) hi = ReduceMax <keepdims = 0> (a) m = Max (a, lo) b = Min (m, hi)"
+    ),
+    "Relu and Min, a computed bound": lambda: between(
+        "hi = ReduceMax <keepdims = 1> (a, ax) m = Mul (hi, k) r = Relu (a) b = Min (r, m)", k=np.float32(0.5), ax=[1, 2, 3]
+    ),
+    "Pad with axes": lambda: padded("p = Pad (r, pads, , axes)", pads=[1, 2, 2, 1], axes=[2, 3]),
+    "Pad with negative axes": lambda: padded("p = Pad (r, pads, , axes)", pads=[1, 2, 2, 1], axes=[-1, -2]),
+    "Pad with all axes, by name": lambda: padded("p = Pad (r, pads, , axes)", pads=[0, 0, 1, 2, 0, 0, 2, 1], axes=[0, 1, 2, 3]),
+    "Pad with axes, a value": lambda: padded("p = Pad (r, pads, v, axes)", pads=[1, 2], axes=[3], v=np.float32(0.5)),
+    "Pad with axes, reflected": lambda: padded('p = Pad <mode = "reflect"> (r, pads, , axes)', pads=[1, 2, 2, 1], axes=[2, 3]),
+    "Pad with axes, computed pads": lambda: padded(
+        "s = Shape (r) h = Gather (s, two) q = Div (h, six) t = Sub (h, q) u = Unsqueeze (t, zero) v = Sub (u, ten) "
+        "pads = Concat <axis = 0> (v, one, one, v) p = Pad (r, pads, , axes)",
+        two=np.int64(2), six=np.int64(6), ten=[9], one=[1], zero=[0], axes=[-2, 3],
+    ),
+    "Pad, pads computed from values": lambda: padded(
+        "top = ReduceMax <keepdims = 0> (x) z = Mul (top, nought) i = Cast <to = 7> (z) j = Reshape (i, one) k = Add (j, one) "
+        "pads = Concat <axis = 0> (k, k) p = Pad (r, pads, , axes)",
+        nought=np.float32(0), one=[1], axes=[3],
+    ),
+    "Slice of nothing, and Concat": lambda: between(
+        "e = Slice (a, six, six, one) b = Concat <axis = 1> (a, e)", six=[6], one=[1]
+    ),
+    "Concat with an empty constant": lambda: between(
+        "r = Relu (a) b = Concat <axis = 1> (e, r)", e=np.zeros((1, 0, 12, 12), np.float32)
+    ),
+    "an empty branch": lambda: between(
+        "r = Relu (a) e = Slice (r, twelve, twelve, two) f = Mul (e, k) g = Sigmoid (f) "
+        "b = Concat <axis = 2> (r, g)",
+        twelve=[12], two=[2], k=np.float32(2),
+    ),
+    "a branch whose emptiness is computed": lambda: between(
+        "top = ReduceMax <keepdims = 0> (x) z = Mul (top, nought) i = Cast <to = 7> (z) j = Reshape (i, one) "
+        "e = Slice (a, zero, j, one) q = Sigmoid (e) b = Concat <axis = 1> (q, a)",
+        nought=np.float32(0), one=[1], zero=[0],
+    ),
+}  # fmt: skip
+
+
+def decibels(reference: np.ndarray, found: np.ndarray) -> float:
+    """Signal (about its mean) over noise, in dB."""
+    noise = np.mean(np.square(reference.astype(np.float64) - found))
+    return float(10 * np.log10(np.var(reference) / max(noise, 1e-30)))
+
+
+def worst(model: onnx.ModelProto, found: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> float:
+    """dB of the output that suffers most, both models at ONNX Runtime's default level."""
+    sessions = [
+        onnxruntime.InferenceSession(m.SerializeToString(), providers=["CPUExecutionProvider"]) for m in (model, found)
+    ]
+    return min(decibels(*pair) for pair in zip(*(session.run(None, feeds) for session in sessions), strict=True))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kind(tmp_path, name):
+    model = KINDS[name]()
+    feeds = arrays(model, 16)
+    np.savez(tmp_path / "calib.npz", **feeds)
+    eight = Settings(wbits=8, abits=8, method="nearest", threads=1)
+    assert worst(model, quantize(model, tmp_path / "calib.npz", eight).model, feeds) > 25
+    four = Settings(wbits=4, abits=4, method="brecq", iters=3, batch_size=4, threads=1, container="packed")
+    result = quantize(model, tmp_path / "calib.npz", four)
+    assert result.verification.exact == 1.0
+    assert np.isfinite(worst(model, result.model, feeds))
+
+
+@pytest.mark.parametrize("target", ["openvino", "tensorrt", "qnn", "portable"])
+@pytest.mark.parametrize(
+    "name", ["Clip, computed lower bound", "Max and Min, computed bounds", "Pad with negative axes"]
+)
+def test_kind_for_targets(tmp_path, name, target):
+    model = KINDS[name]()
+    feeds = arrays(model, 16)
+    np.savez(tmp_path / "calib.npz", **feeds)
+    settings = Settings(wbits=8, abits=8, method="nearest", threads=1, target=target)
+    assert worst(model, quantize(model, tmp_path / "calib.npz", settings).model, feeds) > 25
+
+
+@pytest.mark.parametrize("opset", [22, 23])
+def test_an_opset_above_the_target_s_is_stamped_down(tmp_path, opset):
+    model = plain(opset, 11)
+    np.savez(tmp_path / "calib.npz", **arrays(model, 8))
+    settings = Settings(wbits=4, abits=4, iters=3, batch_size=4, threads=1, target="tensorrt")
+    result = quantize(model, tmp_path / "calib.npz", settings)
+    assert result.model.opset_import[0].version == 19
+    assert result.model.ir_version == 9
+    assert worst(model, result.model, arrays(model, 8)) > 5
+
+
+NEWS = "n = RMSNormalization <axis = 1> (a, s) b = Relu (n)", 23, {"s": np.ones((6, 12, 12), np.float32)}
+SPECTRUM = (
+    "u = Unsqueeze (a, last) d = DFT <axis = 2> (u) b = ReduceMax <axes = [4], keepdims = 0> (d)",
+    17,
+    {"last": [4]},
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "options", "message"),
+    [
+        (
+            NEWS,
+            {"target": "openvino"},
+            r"RMSNormalization.*opset 23 is newer than opset 21.*target openvino.*export the model",
+        ),
+        (SPECTRUM, {"container": "packed"}, r"DFT.*from opset 17 to 21.*--container packed"),
+        (SPECTRUM, {"target": "qnn", "abits": 16}, r"DFT.*from opset 17 to 21.*--abits 16"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_when_it_is_loaded(body, options, message):
+    text, opset, constants = body
+    with pytest.raises(ModelError, match=message):
+        inspect(between(text, opset, **constants), settings=Settings(**options))

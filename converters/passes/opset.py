@@ -16,14 +16,16 @@ import onnx
 import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import ModelError
+from mrecg_onnx.converters.passes.gemm import BIAS_NODE
 from mrecg_onnx.converters.passes.values import add_initializer, attribute_int, attribute_ints, dims, unique_name
+from mrecg_onnx.converters.versions import is_older
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-__all__ = ["TARGET_OPSET", "raise_opset"]
+__all__ = ["TARGET_OPSET", "lower_opset", "raise_opset", "require_raisable"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,53 @@ def raise_opset(model: ir.Model, target: int = TARGET_OPSET) -> ir.Model:
     needed = max(number for opset, number in _MIN_IR_VERSIONS.items() if opset <= target)
     model.ir_version = max(model.ir_version, needed)
     logger.info("raised opset %d to %d", version, target)
+    return model
+
+
+def require_raisable(model: ir.Model, target: int) -> None:
+    """Refuse a model of opset 13 or later that :func:`raise_opset` could not raise to ``target``; nothing is changed.
+
+    Raises:
+        ModelError: As there.
+    """
+    version = model.opset_imports.get("")
+    if version is None or version >= target:
+        return
+    for node in model.graph.all_nodes():
+        since, step = _LATER.get(node.op_type, (0, None)) if not node.domain else (0, None)
+        if step is _means_something_else and version < since <= target:
+            raise ModelError(
+                f"node '{node.name}': {node.op_type} cannot be raised from opset {version} to {target}: its definition "
+                f"changed in between; export the model again with opset {target} or newer"
+            )
+    _check_operators(model, version, target)
+
+
+def lower_opset(model: ir.Model, target: int) -> ir.Model:
+    """Stamp ``model`` down to the opset ``target`` if it is newer, where every node means the same there.
+
+    Newer opsets mostly widen the types that an operator takes.
+
+    Raises:
+        ModelError: A node is really newer; nothing is changed.
+    """
+    version = model.opset_imports.get("")
+    if version is None or version <= target:
+        return model
+    for node in model.graph.all_nodes():
+        if node.domain:
+            continue
+        inputs = len(node.inputs) - (
+            BIAS_NODE in node.metadata_props
+        )  # a bias that is taken off before the file is written
+        if not is_older(node.op_type, set(node.attributes), inputs, len(node.outputs), version, target):
+            raise ModelError(f"node '{node.name}' ({node.op_type}) of opset {version} is newer than opset {target}")
+    for graph in (model, *model.graphs()):
+        if "" in graph.opset_imports:
+            graph.opset_imports[""] = target
+    written_with = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", target)])
+    model.ir_version = min(model.ir_version, written_with)
+    logger.info("stamped opset %d down to %d", version, target)
     return model
 
 
