@@ -37,6 +37,7 @@ import onnx_ir as ir
 from mrecg_onnx.activations import FLOAT_RESULT, constant, is_preserving, lacks_kernel, readers, weight_index
 from mrecg_onnx.converters.passes.gemm import split_matmul_bias
 from mrecg_onnx.converters.passes.opset import raise_opset
+from mrecg_onnx.converters.passes.structure import remove_unused
 from mrecg_onnx.converters.passes.values import claim
 from mrecg_onnx.grids import Grid
 from mrecg_onnx.plan import BYSTANDER_BITS, ActivationPlan, LayerPlan
@@ -152,7 +153,8 @@ def export(model: ir.Model, simulation: Simulation, metadata: Mapping[str, str])
         _keep_float(writer, node)
     for node in lacking:
         _part_from_quantizer(writer, node)
-    _drop_unused_initializers(copy)
+    copy.graph.sort()
+    remove_unused(copy)  # a Pad of codes leaves the DequantizeLinear in front without a reader
     _note_integer_nodes(copy, simulation, result)
     for node in list(copy.graph):
         if node.op_type == "MatMul" and len(node.inputs) > 2:
@@ -405,12 +407,6 @@ def _part_from_quantizer(writer: _Writer, node: ir.Node) -> None:
     writer.graph.insert_after(node, apart)
     for user, index in users:
         user.replace_input_with(index, apart.outputs[0])
-
-
-def _drop_unused_initializers(model: ir.Model) -> None:
-    for name, value in list(model.graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del model.graph.initializers[name]
 
 
 def _comes_quantized(value: ir.Value | None) -> bool:

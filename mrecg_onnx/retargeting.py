@@ -22,6 +22,7 @@ from mrecg_onnx.activations import CLAMPS, PRESERVING_OPS, WEIGHTED_OPS, readers
 from mrecg_onnx.containers import along, array_of, container_of
 from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
 from mrecg_onnx.converters.passes.opset import raise_opset
+from mrecg_onnx.converters.passes.structure import remove_unused
 from mrecg_onnx.converters.passes.values import add_initializer, unique_name
 from mrecg_onnx.targets import Target
 
@@ -64,9 +65,8 @@ def retarget(model: onnx.ModelProto, target: Target, where: str = "the model") -
             f"{where}: has opset {graph.opset_imports['']}, target {target.name} takes up to {high}: export the model with that"
         )
     raise_opset(graph, low)
-    for name, value in list(graph.graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del graph.graph.initializers[name]
+    graph.graph.sort()
+    remove_unused(graph)
     graph.metadata_props[TARGET_KEY] = json.dumps({"name": target.name}, separators=(",", ":"))
     proto = ir.to_proto(graph)
     broken = broken_rules(proto, target)

@@ -409,7 +409,9 @@ def test_activations_are_seen_to_use_their_bits_only(quantized, name, wbits, abi
                 codes[name_of] = dequantize.input[0]
     have = {v.name for v in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=c) for c in sorted(set(codes.values()) - have))
-    assert set(codes) == {m for a in result.plan.activations for m in a.members}
+    # What a Pad of codes alone reads is not dequantized.
+    on_codes = {n.input[0].rsplit("_", 1)[0] for n in model.graph.node if n.op_type == "Pad"}
+    assert set(codes) | on_codes == {m for a in result.plan.activations for m in a.members} | on_codes
     if not codes:
         return
     widths = {m: a.bits for a in result.plan.activations for m in a.members}

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from architectures import PATTERNS, residual
+from architectures import PATTERNS, Graph, residual
 from command_line import fails, works
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,10 +41,20 @@ SAMPLES = Path(__file__).parents[1] / "samples"
 OTHERS = [name for name in TARGET_NAMES if name != "ort"]
 
 
+def padded() -> onnx.ModelProto:
+    """Two layers with a Pad of zeros between them, as TensorFlow's exporters write it."""
+    g = Graph()
+    x = g.conv(g.input(3, 12), 3, 8)
+    x = g.op("Pad", [g.relu(x, "relu"), g.constant("pads", np.array([0, 0, 1, 1, 0, 0, 1, 1]))], "pad")
+    g.classifier(g.conv(x, 8, 8, name="conv2"), 8)
+    return g.model()
+
+
 @cache
 def _file(pattern: str, target: str, wbits: int, abits: int) -> bytes:
     """The file for ONNX Runtime, calibrated for ``target``."""
-    stage = simulated(PATTERNS[pattern](), wbits=wbits, abits=abits, target=target)
+    model = padded() if pattern == "padded" else PATTERNS[pattern]()
+    stage = simulated(model, wbits=wbits, abits=abits, target=target)
     return export(stage.graph, stage.simulation, {"mrecg_onnx.version": "test"}).model.SerializeToString()
 
 
@@ -54,6 +64,18 @@ def quantized(pattern: str, target: str = "ort", wbits: int = 4, abits: int = 4)
 
 def outputs(model: onnx.ModelProto, level: str = "off") -> list[np.ndarray]:
     return open_session(model, level=level, threads=1).run(None, feeds(model, 8))
+
+
+@pytest.mark.parametrize("target", TARGET_NAMES)
+@pytest.mark.parametrize("pattern", [*PATTERNS, "padded"])
+def test_somebody_reads_what_every_node_makes(pattern: str, target: str) -> None:
+    bits = (8, 8) if target == "tensorrt" else (4, 4)
+    rules, plain = load_target(target), quantized(pattern, target, *bits)
+    for container in rules.containers:
+        held = contained(retarget(plain, rules), container).model
+        read = {name for node in held.graph.node for name in node.input} | {v.name for v in held.graph.output}
+        assert not [node.name for node in held.graph.node if not read.intersection(node.output)]
+        assert not [tensor.name for tensor in held.graph.initializer if tensor.name not in read]
 
 
 @pytest.mark.parametrize("target", OTHERS)
