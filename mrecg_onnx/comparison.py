@@ -25,11 +25,12 @@ from mrecg_onnx import __version__
 from mrecg_onnx.cells import CellProcess, Job, unpack
 from mrecg_onnx.converters.errors import ExportError, MrecgError, SettingsError
 from mrecg_onnx.converters.files import require_regular
-from mrecg_onnx.images import ZEROQ, open_calibration, open_validation
+from mrecg_onnx.images import ZEROQ, holds_images, open_calibration, open_validation
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.metrics import mcnemar_p
 from mrecg_onnx.parallel import world_size
 from mrecg_onnx.plots import draw_cells, have_matplotlib
+from mrecg_onnx.profiles import for_images, require_numbers
 from mrecg_onnx.runtime import input_specs, open_session
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.tables import csv_text, markdown, write_whole
@@ -352,6 +353,9 @@ class _Plan:
     ) -> _Plan:
         """Open model and data once, before any work."""
         specs = input_specs(open_session(model))
+        settings = dataclasses.replace(settings, preprocess=for_images(settings.preprocess, model, calib, data))
+        if holds_images(data) and not holds_images(calib):
+            require_numbers(settings.preprocess, specs, f"{data} holds images, and {calib} arrays")
         checked = open_validation(data, specs, settings.preprocess, labels, limit)
         seen = checked.labels.tobytes() if checked.labels is not None else b""
         content = {name: value for name, value in settings.to_json().items() if name not in _FREE}

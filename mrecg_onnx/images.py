@@ -47,6 +47,7 @@ __all__ = [
     "InputSpec",
     "Preprocess",
     "check_lost",
+    "holds_images",
     "labels_for",
     "open_calibration",
     "open_validation",
@@ -406,6 +407,19 @@ def _open(
     return _ImageDataset(inputs[0], [files[i] for i in chosen], None if labels is None else labels[chosen], preprocess)
 
 
+def holds_images(source: str | os.PathLike[str] | Dataset | None) -> bool:
+    """Whether ``source`` is a path to images rather than arrays, or the word zeroq; open data sets are ready as they are.
+
+    Raises:
+        DataError: nothing can be read there.
+    """
+    if source is None or isinstance(source, Dataset):
+        return False
+    if source == ZEROQ:
+        return True
+    return _find(Path(source))[1][0].suffix.lower() not in ARRAY_SUFFIXES
+
+
 def pad_batch(array: NDArray[Any], size: int) -> NDArray[Any]:
     """``array`` with its last row repeated until it has ``size`` rows, for models with a fixed batch.
 
@@ -505,23 +519,26 @@ def _middle_of_strata(total: int, limit: int | None) -> list[int]:
 
 def _pixels(path: Path, preprocess: Preprocess) -> NDArray[np.uint8]:
     """The image in the model's size and channel order: (height, width, channels) uint8."""
-    image = _decode(path)
+    image = _decode(path, alpha=preprocess.color == "rgba")
     if preprocess.color == "gray":
         image = image.convert("L")
-    if len(preprocess.mean) == 3:
+    if len(preprocess.mean or ()) == 3:
         image = image.convert("RGB")
-    assert preprocess.crop is not None
-    pixels = np.asarray(fit(image, preprocess.resize, preprocess.crop))
+    pixels = np.asarray(fit(image, preprocess))
     if pixels.ndim == 2:
         return pixels[:, :, None]
     return pixels[:, :, ::-1] if preprocess.color == "bgr" else pixels
 
 
-def _decode(path: Path) -> Image.Image:
-    """The first frame, upright, as 'L' or 'RGB'; alpha is dropped, as ``convert('RGB')`` and torchvision do."""
+def _decode(path: Path, *, alpha: bool) -> Image.Image:
+    """The first frame, upright, as 'RGBA' with ``alpha``, else as 'L' or 'RGB' as ``convert('RGB')`` and torchvision do."""
     try:
         with Image.open(path, formats=_FORMATS) as opened:
-            return _to_eight_bits(ImageOps.exif_transpose(opened))
+            image = ImageOps.exif_transpose(opened)
+            has_alpha = image.mode in {"RGBA", "RGBa", "LA", "La", "PA"} or "transparency" in image.info
+            if alpha and has_alpha and not image.mode.startswith("I"):
+                return image.convert("RGBA")
+            return _to_eight_bits(image).convert("RGBA") if alpha else _to_eight_bits(image)
     except (UnreadableError, MemoryError):
         raise
     except UnidentifiedImageError as error:

@@ -29,12 +29,13 @@ from mrecg_onnx.export import WIDE_OPSET
 from mrecg_onnx.fallbacks import mark_fallbacks
 from mrecg_onnx.granularity import default_merges, groups_from_mask, read_scheme, select_eq4, select_peaks
 from mrecg_onnx.grids import Grid, symmetric_eight
-from mrecg_onnx.images import ZEROQ, Dataset, InputSpec, open_calibration
+from mrecg_onnx.images import ZEROQ, Dataset, InputSpec, holds_images, open_calibration
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.network import Network
 from mrecg_onnx.parallel import ALONE, Workers
 from mrecg_onnx.placement import place, plan_layers
 from mrecg_onnx.plan import BYSTANDER_BITS, WIDE_BITS, Plan
+from mrecg_onnx.profiles import for_images, require_numbers
 from mrecg_onnx.progress import Clock
 from mrecg_onnx.ranges import chosen_ranges
 from mrecg_onnx.settings import Settings
@@ -103,10 +104,12 @@ def prepare(
     clock: Clock,
     workers: Workers = ALONE,
     keep: str | Path | None = None,
+    measured_on: str | Path | Dataset | None = None,
 ) -> Prepared:
     """Load, plan, read the images (or make them), convert and equalize.
 
-    ``keep`` is a folder where made images are kept.
+    ``keep`` is a folder where made images are kept, ``measured_on`` the data that the result will be measured on: images in it
+    have to become what the model is calibrated on.
 
     Raises:
         MrecgError: the model, the images or the settings do not do; the subclass says which.
@@ -117,6 +120,7 @@ def prepare(
     with clock.stage("load"):
         original, graph, plan = load_planned(model, settings)
         inputs = graph_inputs(graph)
+    settings = dataclasses.replace(settings, preprocess=for_images(settings.preprocess, model, calib, measured_on))
     # A path is a folder of that name; only the bare word is not.
     made = isinstance(calib, str) and calib == ZEROQ
     settings = dataclasses.replace(settings, samples=settings.samples or (IMAGES if made else SAMPLES))
@@ -125,6 +129,10 @@ def prepare(
             calib = make_images(original, inputs, settings, device, workers=workers, report=clock.report, keep=keep)
     with clock.stage("load"):
         dataset = _open(calib, inputs, settings)
+        if dataset.preprocess is None and holds_images(measured_on):
+            require_numbers(
+                settings.preprocess, inputs, f"{measured_on} holds images, and the model is calibrated on arrays"
+            )
         arrays = dataset.load(max(HEAD, settings.range_samples))
         data = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if len(next(iter(data.values()))) < 2:

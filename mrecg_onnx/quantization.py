@@ -34,7 +34,7 @@ from mrecg_onnx.drop_search import AVERAGES, Trial, measured_drop, search
 from mrecg_onnx.equalization import Equalized
 from mrecg_onnx.export import Exported, export
 from mrecg_onnx.grids import compile_kernels
-from mrecg_onnx.images import Dataset, check_lost
+from mrecg_onnx.images import Dataset, check_lost, holds_images
 from mrecg_onnx.lapq import Lapq, minimise_steps
 from mrecg_onnx.methods import METHODS, Method, Phase
 from mrecg_onnx.metrics import OutputSums, add_sums, combined_error
@@ -62,7 +62,7 @@ from mrecg_onnx.sensitivity import Sensitivity, measure_sensitivity
 from mrecg_onnx.settings import BitRule, Settings
 from mrecg_onnx.simulation import Simulation, State, forward_batches
 from mrecg_onnx.targets import load_target
-from mrecg_onnx.validation import PREPROCESS_KEY, SOURCE_KEY, source_sha256, validate
+from mrecg_onnx.validation import PREPROCESS_KEY, SOURCE_KEY, VERSION_KEY, source_sha256, validate
 from mrecg_onnx.verification import Verification, verify, verify_container
 from mrecg_onnx.zeroq import CALIBRATION_KEY
 
@@ -245,7 +245,8 @@ def quantize(
         clock = Clock(report if workers.first else None)
         if output is not None:
             workers.once(lambda: check_writable(output))
-        ready = prepare(model, calib, settings, clock, workers, checkpoint)
+        measured_on = data if settings.max_drop is not None else None
+        ready = prepare(model, calib, settings, clock, workers, checkpoint, measured_on)
         if len(ready.dataset) < 2 * workers.size:
             raise DataError(
                 f"{len(ready.dataset)} calibration images are too few for {workers.size} processes: each needs two"
@@ -464,6 +465,8 @@ def _within_drop(
     assert settings.max_drop is not None
     results: dict[float, QuantizationResult] = {}
     tensors = budgets_of(ready.plan, settings, lambda: PackedSize(0, {}))
+    # A file calibrated on arrays does not say how images become inputs; prepare() has seen to it that the settings do.
+    preprocess = settings.preprocess if ready.dataset.preprocess is None and holds_images(data) else None
 
     def budgets(average: float) -> tuple[Budget, ...]:
         return average_budget(ready.plan, settings, average, f"--max-drop {settings.max_drop:g}"), *tensors
@@ -477,7 +480,7 @@ def _within_drop(
         part = Path(folder) / f"average_{average:g}" if folder is not None else None
         results[average] = _quantize(model, _widened(ready, allocation), allocation, memory, workers, clock, None, part)
         with clock.stage("validate"):
-            found = validate(model, results[average].model, data, labels=labels, repeats=0)
+            found = validate(model, results[average].model, data, labels=labels, preprocess=preprocess, repeats=0)
         drop, labelled = measured_drop(found)
         logger.info("%.1f bits on average lose %.2f (%d images)", average, drop, found.images)
         return Trial(average, drop, labelled, found.images)
@@ -696,7 +699,7 @@ def _metadata(
 ) -> dict[str, str]:
     """Entries of metadata_props: who made the file, how, and what ``validate`` needs to check it."""
     entries = {
-        "mrecg_onnx.version": __version__,
+        VERSION_KEY: __version__,
         "mrecg_onnx.settings": json.dumps(_kept_settings(settings), separators=(",", ":")),
         "mrecg_onnx.units": json.dumps([list(u.layers) for u in plan.merged_units()], separators=(",", ":")),
         "mrecg_onnx.protected": json.dumps(list(protected)),

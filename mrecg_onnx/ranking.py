@@ -163,7 +163,7 @@ def rank(
     if limit < 1 or top < 0:
         raise SettingsError(f"limit is {limit} and top is {top}: give at least one image and no negative number")
     clock = Clock(report)
-    ready = prepare(model, calib, settings, clock)
+    ready = prepare(model, calib, settings, clock, measured_on=data)
     settings, plan = ready.settings, ready.plan
     with clock.stage("sensitivity"):
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.images import Preprocess
 from mrecg_onnx.methods import METHODS, RANGE_NAMES
 from mrecg_onnx.plan import FLOAT_BITS, WIDE_BITS
+from mrecg_onnx.profiles import PreprocessField
 from mrecg_onnx.targets import CONTAINER_NAMES, load_target
 
 __all__ = ["BitRule", "Settings"]
@@ -79,7 +79,9 @@ class Settings:
         first_last_bits: width of the first and the last weighted layers and of their inputs.
         exclude: regular expressions; matching nodes stay in float.
         bits: widths of single layers.
-        preprocess: how an image becomes an input.
+        preprocess: how an image becomes an input: a Preprocess, the name of a profile ("imagenet", "unit", "raw") or a file with
+            one (:mod:`mrecg_onnx.profiles`). By default what a file beside the model says, else ImageNet's mean and deviation
+            where the input has three channels; others have to be told.
         target: where the file is meant to run: one of :data:`mrecg_onnx.targets.TARGET_NAMES`, or the path of a file of rules.
         container: how codes are stored, a row of :data:`mrecg_onnx.containers.CONTAINERS`.
         threads: CPU threads of torch, None for its default.
@@ -144,7 +146,7 @@ class Settings:
     first_last_bits: int = 8
     exclude: tuple[str, ...] = ()
     bits: tuple[BitRule, ...] = ()
-    preprocess: Preprocess = field(default_factory=Preprocess)
+    preprocess: PreprocessField = PreprocessField()  # noqa: RUF009 - a descriptor, which holds nothing itself
     target: str = "ort"
     container: str = "int8"
 

@@ -15,9 +15,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
-from mrecg_onnx.images import Dataset, Preprocess, check_lost, open_validation
+from mrecg_onnx.images import Dataset, Preprocess, check_lost, holds_images, open_validation
 from mrecg_onnx.metrics import decibels, mcnemar_p, topk_correct, wilson_interval
 from mrecg_onnx.parallel import Workers, joined
+from mrecg_onnx.profiles import beside, require_numbers
 from mrecg_onnx.runtime import (
     check_provider,
     describe,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PREPROCESS_KEY",
     "SOURCE_KEY",
+    "VERSION_KEY",
     "Accuracy",
     "ModelReport",
     "ValidationResult",
@@ -58,6 +60,8 @@ Array: TypeAlias = npt.NDArray[Any]
 
 PREPROCESS_KEY = "mrecg_onnx.preprocess"
 """``metadata_props`` of a quantized file: how its calibration images were prepared, the JSON of a Preprocess."""
+VERSION_KEY = "mrecg_onnx.version"
+"""``metadata_props`` of a quantized file: the version of this package that made it."""
 SOURCE_KEY = "mrecg_onnx.source_sha256"
 """``metadata_props`` of a quantized file: :func:`source_sha256` of the float model it was made from."""
 
@@ -207,7 +211,9 @@ def validate(
         data: A folder of images or arrays of ready inputs (see :func:`mrecg_onnx.images.open_validation`), or a data
             set that is already open.
         labels: CSV of ``file,label``; labels are read from folder names by default.
-        preprocess: How images become inputs; by default what the quantized file's metadata says, else ImageNet's.
+        preprocess: How images become inputs; by default what the quantized file's metadata says, else a file beside the
+            float model (:func:`mrecg_onnx.profiles.beside`). Without either ImageNet's mean and deviation are assumed for
+            files of other tools, with a warning, and not for one of ours, which was calibrated on arrays.
         limit: Use at most so many images, spread evenly.
         batch_size: Images at a time, >= 1; a model's fixed batch goes before it.
         latency_batch: Images a timed run, >= 1; a model's fixed batch goes before it.
@@ -224,8 +230,8 @@ def validate(
             or outputs differ, or the quantized file says it was made from another one. (Only a file or its bytes can
             be recognized; a float model given as ModelProto is compared by inputs and outputs alone.)
         DataError: The data cannot be read, or its labels exceed the model's classes.
-        SettingsError: A setting is out of range, ``device`` is not there or runs nothing, or ``labels``, ``preprocess``
-            or ``limit`` come with a data set that is already open.
+        SettingsError: Nothing says how images become inputs, a setting is out of range, ``device`` is not there or runs
+            nothing, or ``labels``, ``preprocess`` or ``limit`` come with a data set that is already open.
     """
     if latency_batch < 1 or repeats < 0:
         raise SettingsError(f"latency of {repeats} runs with {latency_batch} images: give >= 0 runs and >= 1 images")
@@ -271,13 +277,14 @@ def _validate(
     _check_source(fp32, sessions, names)
     _check_interface(sessions, names)
     specs = input_specs(sessions["quantized"])
+    notes: tuple[str, ...] = ()
     if isinstance(data, Dataset):
         if labels is not None or preprocess is not None or limit is not None:
             raise SettingsError("labels, preprocess and limit belong to the opening of data: it is already open")
         _check_feeds(data, specs)
         dataset = data
     else:
-        preprocess = preprocess or stored_preprocess(sessions["quantized"], names[1])
+        preprocess, notes = _image_preprocess(preprocess, sessions["quantized"], names[1], fp32, data)
         dataset = open_validation(data, specs, preprocess, labels, limit)
 
     dataset = dataset.shard(workers.rank, workers.size) if workers.size > 1 else dataset
@@ -329,7 +336,7 @@ def _validate(
         latency_batch=rows,
         op_counts=dict(fused_op_counts(quantized).most_common()),
         preprocess=dataset.preprocess,
-        warnings=tally.warnings(reports[0].top1) + left,
+        warnings=notes + tally.warnings(reports[0].top1) + left,
         top1_right=tally.right(1) if tally.has_accuracy else None,
     )
 
@@ -524,20 +531,35 @@ def _check_feeds(dataset: Dataset, specs: list[InputSpec]) -> None:
         raise DataError(f"the data feeds {have}, the models take {want}")
 
 
-def stored_preprocess(session: ort.InferenceSession, name: str) -> Preprocess:
-    """How the images of the open quantized model ``name`` are prepared, by its metadata; ImageNet's way without any.
+def stored_preprocess(session: ort.InferenceSession, name: str) -> Preprocess | None:
+    """How the images of the open quantized model ``name`` are prepared, by its metadata; None where they do not say.
 
     Raises:
         ModelError: The metadata are there and do not fit this version.
     """
     stored = _metadata(session).get(PREPROCESS_KEY)
     if stored is None:
-        logger.info("%s does not say how its images are prepared: ImageNet's mean and deviation are used", name)
-        return Preprocess()
+        return None
     try:
         return Preprocess.from_json(json.loads(stored))
-    except (ValueError, SettingsError) as error:
+    except (ValueError, RecursionError, SettingsError) as error:
         raise ModelError(f"{name}: metadata {PREPROCESS_KEY} cannot be used: {error}") from error
+
+
+def _image_preprocess(
+    given: Preprocess | None, session: ort.InferenceSession, name: str, fp32: Model, data: str | Path
+) -> tuple[Preprocess, tuple[str, ...]]:
+    """How images become inputs of the open quantized model ``name``, and what had to be assumed for that."""
+    if not holds_images(data):
+        return given or Preprocess(), ()
+    chosen = given or stored_preprocess(session, name) or beside(fp32) or Preprocess()
+    metadata, specs = _metadata(session), input_specs(session)
+    if PREPROCESS_KEY in metadata or chosen.normalizes or any(spec.dtype == np.uint8 for spec in specs):
+        return chosen, ()
+    if VERSION_KEY in metadata:
+        require_numbers(chosen, specs, f"{name} was calibrated on arrays, and {data} holds images")
+    said = f"{name} does not say how images become its inputs: ImageNet's mean and deviation are assumed"
+    return chosen, (f"{said}; say it with --preprocess imagenet|unit|raw|FILE, or --mean, --std and --scale",)
 
 
 def _metadata(session: ort.InferenceSession) -> dict[str, str]:

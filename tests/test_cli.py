@@ -456,7 +456,7 @@ def test_one_corrupt_image_is_skipped_and_counted_but_not_two(here: Path) -> Non
         (("--merges", "-1"), ("merges", "-1")),
         (("--drop", "1.5"), ("drop", "1.5")),
         (("--mean", "a,b,c"), ("--mean", "a")),
-        (("--mean", "1,2"), ("mean", "1 or 3")),
+        (("--mean", "1,2"), ("mean", "1, 3 or 4")),
         (("--std", "0"), ("std",)),
         (("--scale", "1/0"), ("--scale", "1/0")),
         (("--crop", "big"), ("--crop", "big")),

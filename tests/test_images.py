@@ -24,7 +24,8 @@ from mrecg_onnx.images import (
     open_validation,
     pad_batch,
 )
-from mrecg_onnx.preprocess import cover
+from mrecg_onnx.preprocess import INTERPOLATIONS, cover
+from mrecg_onnx.profiles import PROFILES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,14 +101,45 @@ def test_mean_follows_the_models_channels() -> None:
     assert Preprocess(mean=(0.5,)).resolve(spec(None, 3, 8, 8)).mean == (0.5, 0.5, 0.5)
 
 
-def test_grey_model_averages_the_defaults_and_refuses_other_triples() -> None:
-    grey = Preprocess().resolve(spec(None, 1, 8, 8))
+def test_numbers_are_asked_for_where_the_model_has_not_three_channels() -> None:
+    for channels in (1, 4):
+        for stated in (Preprocess(), Preprocess(scale=1 / 255), Preprocess(mean=(0.5,)), Preprocess(std=(0.5,))):
+            with pytest.raises(
+                SettingsError, match=r"--mean and --std .* or --preprocess imagenet\|unit\|raw\|FILE"
+            ) as error:
+                stated.resolve(spec(None, channels, 8, 8))
+            assert f"input 'x' (?, {channels}, 8, 8) float32 has {channels} channel" in one_line(error)
+            assert error.value.exit_code == 2
+    assert Preprocess().resolve(spec(None, 1, 8, 8, dtype=np.uint8)).mean == (0.0,)  # pixels as they are
+
+
+def test_grey_model_averages_imagenets_numbers_and_refuses_other_triples() -> None:
+    grey = PROFILES["imagenet"].resolve(spec(None, 1, 8, 8))
     assert (grey.color, grey.mean, grey.std) == ("gray", (0.449,), (0.226,))
     assert Preprocess(mean=(0.13,), std=(0.3,)).resolve(spec(None, 1, 8, 8)).mean == (0.13,)
     with pytest.raises(SettingsError, match="mean has 3 values"):
-        Preprocess(mean=(0.1, 0.2, 0.3)).resolve(spec(None, 1, 8, 8))
+        Preprocess(mean=(0.1, 0.2, 0.3), std=(1.0,)).resolve(spec(None, 1, 8, 8))
     with pytest.raises(SettingsError, match="use --color gray"):
         Preprocess(color="bgr").resolve(spec(None, 1, 8, 8))
+
+
+def test_four_channels_are_filled_with_alpha(tmp_path: Path) -> None:
+    Image.new("RGBA", (2, 2), (10, 20, 30, 40)).save(tmp_path / "a.png")
+    Image.new("RGB", (2, 2), (10, 20, 30)).save(tmp_path / "b.png")
+    Image.new("LA", (2, 2), (7, 8)).save(tmp_path / "c.png")
+    clear = Image.new("P", (2, 2), 1)
+    clear.putpalette([0, 0, 0, 1, 2, 3])
+    clear.save(tmp_path / "d.png", transparency=1)
+    x = open_calibration(tmp_path, [spec(None, 4, 2, 2)], RAW).load()["x"]
+    assert x[:, :, 0, 0].tolist() == [[10, 20, 30, 40], [10, 20, 30, 255], [7, 7, 7, 8], [1, 2, 3, 0]]
+    last = Preprocess(mean=(1.0, 2.0, 3.0, 4.0), std=(2.0,)).resolve(spec(None, 2, 2, 4))
+    assert (last.layout, last.color, last.mean) == ("nhwc", "rgba", (1.0, 2.0, 3.0, 4.0))
+    with pytest.raises(SettingsError, match=r"mean has 3 values, .* has 4 channels: give 1 or 4 values"):
+        PROFILES["imagenet"].resolve(spec(None, 4, 2, 2))
+    with pytest.raises(SettingsError, match="use --color rgba"):
+        Preprocess(color="rgb").resolve(spec(None, 4, 2, 2))
+    with pytest.raises(SettingsError, match="color rgba needs 4 channels"):
+        Preprocess(color="rgba").resolve(spec(None, 3, 2, 2))
 
 
 def test_gray_for_a_three_channel_model_repeats_the_luma(tmp_path: Path) -> None:
@@ -156,6 +188,10 @@ def test_numbers_beyond_float16_are_refused() -> None:
         {"resize": 0},
         {"resize": True},
         {"resize": 2.5},
+        {"resize": "256"},
+        {"resize": (256,)},
+        {"resize": (100, 300), "crop": (224, 224)},
+        {"interpolation": "cubic"},
         {"crop": (0, 3)},
         {"crop": (3,)},
         {"crop": 224},
@@ -172,18 +208,21 @@ def test_settings_out_of_range_name_themselves(settings: dict[str, object]) -> N
 
 
 @given(
-    mean=st.lists(st.floats(-10, 10), min_size=3, max_size=3),
+    mean=st.none() | st.lists(st.floats(-10, 10), min_size=3, max_size=3),
     std=st.lists(st.floats(0.01, 10), min_size=1, max_size=1),
     scale=st.floats(1e-4, 2),
-    resize=st.none() | st.integers(32, 512),
+    resize=st.none() | st.integers(32, 512) | st.just((40, 32)) | st.just("off"),
     crop=st.none() | st.just((32, 32)),
     layout=st.sampled_from(["auto", "nchw"]),
     color=st.sampled_from(["auto", "rgb", "bgr", "gray"]),
+    interpolation=st.none() | st.sampled_from(["bilinear", "bicubic"]),
 )
 def test_stored_preprocessing_comes_back_equal_and_resolving_is_final(
-    *, mean: list[float], std: list[float], scale: float, resize: int | None, crop: object, layout: str, color: str
-) -> None:
-    p = Preprocess(tuple(mean), tuple(std), scale, resize, crop, layout, color)  # type: ignore[arg-type]
+    *, mean: list[float] | None, std: list[float], scale: float, resize: object, crop: object, layout: str, color: str,
+    interpolation: str | None,
+) -> None:  # fmt: skip
+    means = None if mean is None else tuple(mean)
+    p = Preprocess(means, tuple(std), scale, resize, crop, layout, color, interpolation)  # type: ignore[arg-type]
     assert Preprocess.from_json(json.loads(json.dumps(p.to_json()))) == p
     resolved = p.resolve(spec(None, 3, 32, 32))
     assert Preprocess.from_json(json.loads(json.dumps(resolved.to_json()))).resolve(spec(None, 3, 32, 32)) == resolved
@@ -196,7 +235,10 @@ def test_stored_preprocessing_comes_back_equal_and_resolving_is_final(
 def test_resolved_defaults_survive_storage(model: tuple[int | None, ...], dtype: type, color: str) -> None:
     if color == "bgr" and model[1] == 1:
         return
-    resolved = Preprocess(color=color).resolve(spec(*model, dtype=dtype))
+    given = Preprocess(color=color)
+    if dtype == np.float32 and model[1] == 1:
+        given = PROFILES["imagenet"]
+    resolved = given.resolve(spec(*model, dtype=dtype))
     assert Preprocess.from_json(resolved.to_json()).resolve(spec(*model, dtype=dtype)) == resolved
 
 
@@ -204,6 +246,21 @@ def test_resolved_defaults_survive_storage(model: tuple[int | None, ...], dtype:
 def test_stored_preprocessing_that_is_not_ours_is_refused(data: dict[str, object]) -> None:
     with pytest.raises(SettingsError):
         Preprocess.from_json(data)
+
+
+def test_preprocessing_of_files_that_knew_one_filter_is_read() -> None:
+    old = {name: value for name, value in RAW.to_json().items() if name != "interpolation"}
+    assert Preprocess.from_json(old) == RAW
+
+
+def test_what_is_stated_goes_over_the_rest() -> None:
+    base = Preprocess((0.1,), (0.2,), 1.0, 256, (224, 224), "nchw", "bgr", "bicubic")
+    assert Preprocess().over(base) == base
+    assert Preprocess(mean=(0.5,), resize="off", color="rgb").over(base) == Preprocess(
+        (0.5,), (0.2,), 1.0, "off", (224, 224), "nchw", "rgb", "bicubic"
+    )
+    assert not Preprocess(mean=(0.5,)).normalizes
+    assert Preprocess(mean=(0.5,)).over(base).normalizes
 
 
 def test_describe_tells_what_happens_to_size() -> None:
@@ -215,6 +272,11 @@ def test_describe_tells_what_happens_to_size() -> None:
     )
     assert "shorter side to 232, centre crop to 224x224" in Preprocess(resize=232, crop=(224, 224)).describe()
     assert "cover 128x256" in Preprocess(crop=(112, 224)).describe()
+    assert (
+        "resized to 256x256, bicubic, centre crop" in Preprocess(resize=(256, 256), interpolation="bicubic").describe()
+    )
+    assert "not resized, centre crop to 8x8" in Preprocess(resize="off", crop=(8, 8)).describe()
+    assert "mean ImageNet's, std ImageNet's" in Preprocess().describe()
 
 
 # ---- geometry -------------------------------------------------------------------------------------------------------
@@ -249,6 +311,30 @@ def test_other_sizes_follow_torchvision(tmp_path: Path, height: int, width: int,
     expected = torchvision_resize_and_crop(image, side, 32)
     got = pixels_of(tmp_path / "a.png", size=(32, 32), preprocess=Preprocess((0.0,), (1.0,), 1.0, resize))
     np.testing.assert_array_equal(got, expected)
+
+
+def test_both_sides_may_be_said_whatever_the_proportions(tmp_path: Path) -> None:
+    image = Image.fromarray(noise(30, 50))
+    image.save(tmp_path / "a.png")
+    squashed = Preprocess((0.0,), (1.0,), 1.0, resize=(10, 12), crop=(8, 8), interpolation="bicubic")
+    expected = image.resize((12, 10), Image.Resampling.BICUBIC).crop((2, 1, 10, 9))
+    np.testing.assert_array_equal(pixels_of(tmp_path / "a.png", size=(8, 8), preprocess=squashed), np.asarray(expected))
+
+
+@pytest.mark.parametrize("name", list(INTERPOLATIONS))
+def test_filters_are_pillows(tmp_path: Path, name: str) -> None:
+    image = Image.fromarray(noise(30, 30))
+    image.save(tmp_path / "a.png")
+    by = Preprocess((0.0,), (1.0,), 1.0, resize=10, interpolation=name)
+    expected = image.resize((10, 10), INTERPOLATIONS[name]).crop((1, 1, 9, 9))
+    np.testing.assert_array_equal(pixels_of(tmp_path / "a.png", size=(8, 8), preprocess=by), np.asarray(expected))
+
+
+def test_without_resizing_the_centre_is_cut_and_what_is_missing_is_black(tmp_path: Path) -> None:
+    write(tmp_path / "a.png", (9, 9, 9), (2, 6))
+    off = Preprocess((0.0,), (1.0,), 1.0, resize="off")
+    x = pixels_of(tmp_path / "a.png", size=(4, 4), preprocess=off)[:, :, 0]
+    np.testing.assert_array_equal(x, np.tile([0, 9, 9, 0], (4, 1)))
 
 
 def test_oblong_crop_is_covered_even_where_the_shorter_side_is_too_short(tmp_path: Path) -> None:
@@ -418,7 +504,7 @@ def test_first_frame_counts(tmp_path: Path, suffix: str) -> None:
     [
         (spec(None, 3, 224), "does not have 4 axes"),
         (spec(None, 16), "does not have 4 axes"),
-        (spec(None, 4, 8, 8), "neither axis 1 nor axis 3"),
+        (spec(None, 5, 8, 8), "neither axis 1 nor axis 3"),
         (spec(None, 3, 8, 8, dtype=np.int64), "only float and uint8"),
         (spec(None, 3, 8, 8, dtype=np.int8), "only float and uint8"),
         (spec(None, 3, 8, 8, dtype=bool), "only float and uint8"),
@@ -440,8 +526,9 @@ def test_layout_given_against_the_model_is_refused() -> None:
 
 def test_free_channels_follow_color() -> None:
     free = spec(None, None, None, None)
-    assert len(Preprocess(layout="nchw", crop=(4, 4)).resolve(free).mean) == 3
-    assert len(Preprocess(layout="nchw", crop=(4, 4), color="gray").resolve(free).mean) == 1
+    assert len(Preprocess(layout="nchw", crop=(4, 4)).resolve(free).mean or ()) == 3
+    assert len(RAW.over(Preprocess(layout="nchw", crop=(4, 4), color="gray")).resolve(free).mean or ()) == 1
+    assert len(RAW.over(Preprocess(layout="nchw", crop=(4, 4), color="rgba")).resolve(free).mean or ()) == 4
 
 
 def test_images_do_not_feed_two_inputs(tmp_path: Path) -> None:

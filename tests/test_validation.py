@@ -18,6 +18,7 @@ from mrecg_onnx import runtime
 from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
 from mrecg_onnx.images import InputSpec, Preprocess, open_validation
 from mrecg_onnx.metrics import mcnemar_p, sqnr_db, wilson_interval
+from mrecg_onnx.preprocess import IMAGENET_MEAN
 from mrecg_onnx.runtime import (
     Kernel,
     fixed_batch,
@@ -29,7 +30,7 @@ from mrecg_onnx.runtime import (
     run_batches,
     run_padded,
 )
-from mrecg_onnx.validation import PREPROCESS_KEY, SOURCE_KEY, source_sha256, validate
+from mrecg_onnx.validation import PREPROCESS_KEY, SOURCE_KEY, VERSION_KEY, source_sha256, validate
 
 CLASSES = 10
 RAW = Preprocess(mean=(0.0,), std=(1.0,), scale=1 / 128)
@@ -460,12 +461,34 @@ def test_preprocessing_is_the_quantized_files_unless_given(pair, pictures):
     stored, given = validate(*pair, pictures[0], repeats=0), validate(*pair, pictures[0], preprocess=RAW, repeats=0)
     assert stored.preprocess.scale == RAW.scale
     assert (stored.fp32, stored.quantized, stored.sqnr_db) == (given.fp32, given.quantized, given.sqnr_db)
-    assert validate(*pair, pictures[0], preprocess=Preprocess(), repeats=0).preprocess.scale == Preprocess().scale
+    assert validate(*pair, pictures[0], preprocess=Preprocess(), repeats=0).preprocess.scale == 1 / 255
 
 
-def test_preprocessing_of_a_file_without_metadata_is_the_default(pictures):
+def test_preprocessing_of_a_file_without_metadata_is_the_default_and_said(pictures, rows):
     result = validate(classifier(), coarse(classifier()), pictures[0], repeats=0)
-    assert result.preprocess.mean == Preprocess().mean
+    assert result.preprocess.mean == IMAGENET_MEAN
+    assert "the quantized model does not say how images become its inputs: ImageNet's" in result.warnings[0]
+    stated = validate(classifier(), coarse(classifier()), pictures[0], preprocess=RAW, repeats=0)
+    for silent in (stated, validate(classifier(), coarse(classifier()), rows[1], repeats=0)):
+        assert not any("does not say" in warning for warning in silent.warnings)
+
+
+def test_a_file_calibrated_on_arrays_asks_how_images_become_inputs(pictures, rows, tmp_path):
+    of_arrays = with_metadata(coarse(classifier()), **{VERSION_KEY: "1"})
+    with pytest.raises(
+        SettingsError, match=r"calibrated on arrays, .* --mean, --std and --scale, or --preprocess"
+    ) as error:
+        validate(classifier(), of_arrays, pictures[0], repeats=0)
+    assert error.value.exit_code == 2
+    with pytest.raises(SettingsError, match="calibrated on arrays"):
+        validate(classifier(), of_arrays, pictures[0], preprocess=Preprocess(crop=(8, 8), mean=(0.5,)), repeats=0)
+    assert validate(classifier(), of_arrays, pictures[0], preprocess=RAW, repeats=0).preprocess.scale == RAW.scale
+    assert validate(classifier(), of_arrays, rows[1], repeats=0).preprocess is None
+    onnx.save(classifier(), tmp_path / "beside.onnx")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False, "do_resize": False}))
+    result = validate(tmp_path / "beside.onnx", of_arrays, pictures[0], repeats=0)
+    assert (result.preprocess.mean, result.preprocess.scale) == ((0.0,) * 3, 1 / 255)
+    assert "from" in result.preprocess.describe()
 
 
 @pytest.mark.parametrize("stored", ["{", '{"mean": [0.5]}', "[1]"])

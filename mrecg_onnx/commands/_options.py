@@ -14,6 +14,8 @@ import click
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.images import ZEROQ, Preprocess
 from mrecg_onnx.methods import METHODS, RANGE_NAMES
+from mrecg_onnx.preprocess import COLORS, INTERPOLATIONS, LAYOUTS, NO_RESIZE
+from mrecg_onnx.profiles import profile
 from mrecg_onnx.settings import BitRule, Settings
 from mrecg_onnx.targets import CONTAINER_NAMES
 
@@ -61,7 +63,7 @@ class Calibration(click.Path):
 CALIBRATION = Calibration(path_type=Path)
 _DEFAULTS = Settings()
 _FIELDS = frozenset(field.name for field in dataclasses.fields(Settings)) - {"bits", "exclude", "preprocess"}
-_PREPROCESS = frozenset(field.name for field in dataclasses.fields(Preprocess))
+_PREPROCESS = frozenset(Preprocess().to_json())
 #: Options whose parameter has another name.
 _SPELLED = {"ranges": "range"}
 _SIZE = re.compile(r"^(\d+)(?:[x,](\d+))?$")
@@ -340,18 +342,35 @@ def image_options(*, stored: bool = False) -> Callable[[F], F]:
     def default(text: str) -> str:
         return f"  [default: {'what QUANT says' if stored else text}]"
 
-    layouts, colors = ["auto", "nchw", "nhwc"], ["auto", "rgb", "bgr", "gray"]
+    beside = "a preprocessor_config.json or timm's config.json beside the model"
+    read = f"what QUANT says, else {beside}" if stored else f"{beside}, else imagenet for 3 channels"
     unsized = "size/0.875; images of the model's size stay as they are"
     return _apply(
+        _option(
+            _IMAGES,
+            "--preprocess",
+            metavar="NAME|FILE",
+            help="How images become inputs: imagenet, unit (0..1), raw (0..255), or a file: preprocessor_config.json of "
+            f"transformers, config.json of timm, JSON with fields of Preprocess. Options below go before it.  [default: {read}]",
+        ),
         _option(_IMAGES, "--mean", metavar="M[,M,M]", help="Subtracted after scaling." + default("ImageNet's")),
         _option(_IMAGES, "--std", metavar="S[,S,S]", help="Divided by." + default("ImageNet's")),
         _option(_IMAGES, "--scale", metavar="X", help="What pixels 0..255 are multiplied by." + default("1/255")),
         _option(
-            _IMAGES, "--resize", type=int, metavar="PIXELS", help="Bring the shorter side to this." + default(unsized)
+            _IMAGES,
+            "--resize",
+            metavar="PIXELS|HxW|off",
+            help="Bring the shorter side to this, or both, whatever the proportions." + default(unsized),
         ),
         _option(_IMAGES, "--crop", metavar="SIZE|HxW", help="Centre crop." + default("the model's size")),
-        _option(_IMAGES, "--layout", type=click.Choice(layouts), help="Order of the axes." + default("by the input")),
-        _option(_IMAGES, "--color", type=click.Choice(colors), help="Order of the channels." + default("by the input")),
+        _option(
+            _IMAGES,
+            "--interpolation",
+            type=click.Choice(list(INTERPOLATIONS)),
+            help="Filter of the resizing." + default("bilinear"),
+        ),
+        _option(_IMAGES, "--layout", type=click.Choice(LAYOUTS), help="Order of the axes." + default("by the input")),
+        _option(_IMAGES, "--color", type=click.Choice(COLORS), help="Order of the channels." + default("by the input")),
     )
 
 
@@ -359,6 +378,11 @@ output_options = _apply(
     _option(_RUN, "--json", "json_file", type=PATH, metavar="FILE", help="Write everything found as JSON."),
     _option(_RUN, "--debug", is_flag=True, help="Show log messages, and the traceback of an error."),
 )
+
+
+def _beside() -> Preprocess:
+    """Nothing stated: a file beside the model may say it."""
+    return Preprocess(beside=True)
 
 
 def settings_from(options: Mapping[str, Any]) -> Settings:
@@ -376,23 +400,25 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
         **given,
         exclude=tuple(options["exclude"]),
         bits=tuple(BitRule.parse(text) for text in options["bits"]),
-        preprocess=preprocess_from(options) or Preprocess(),
+        preprocess=preprocess_from(options, _beside) or _beside(),
     )
 
 
 def preprocess_from(options: Mapping[str, Any], stored: Callable[[], Preprocess] = Preprocess) -> Preprocess | None:
-    """What ``stored`` gives with the options put in, or None where no option about images was given.
+    """What --preprocess names, else what ``stored`` gives, with the other options put in; None where none was given.
 
     Raises:
-        SettingsError: a value cannot be read.
+        SettingsError: a value or a file cannot be read.
     """
     given = {name: value for name, value in options.items() if name in _PREPROCESS and value is not None}
-    if not given:
-        return None
-    for name, read in (("mean", _numbers), ("std", _numbers), ("scale", _number), ("crop", _size)):
+    for name, read in (("mean", _numbers), ("std", _numbers), ("scale", _number), ("crop", _size), ("resize", _resize)):
         if name in given:
             given[name] = read(f"--{name}", given[name])
-    return dataclasses.replace(stored(), **given)
+    named = options.get("preprocess")
+    if not given and named is None:
+        return None
+    base = stored() if named is None else profile(named)
+    return Preprocess(**given).over(base)
 
 
 def unused_options(settings: Settings, given: Sequence[str], calib: str | Path | None = None) -> list[str]:
@@ -467,6 +493,18 @@ def _number(option: str, text: str) -> float:
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:
     return tuple(_number(option, part) for part in text.replace(",", " ").split())
+
+
+def _resize(option: str, text: str) -> int | tuple[int, int] | str:
+    if text == NO_RESIZE:
+        return text
+    if text.isdigit():
+        return int(text)
+    if _SIZE.match(text) is None:
+        raise SettingsError(
+            f"{option} '{text}': expected a length such as 256, a size such as 224x320 (height x width), or {NO_RESIZE}"
+        )
+    return _size(option, text)
 
 
 def _size(option: str, text: str) -> tuple[int, int]:

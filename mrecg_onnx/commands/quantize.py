@@ -107,7 +107,7 @@ def quantize_command(
             return
         if json_file is not None:
             write_json(result.to_json(), json_file)
-        images_ignored = preprocess_from(options) is not None and not _used_images(result)
+        images_ignored = data is None and preprocess_from(options) is not None and not _used_images(result)
         show(_summary(result, model, images_ignored=images_ignored))
         check = [*ctx.find_root().command_path.split(), "validate", str(model), str(out), "--data", "LABELLED_IMAGES/"]
         click.echo(f"\nNext: {shlex.join(check)}")

@@ -72,7 +72,8 @@ def validate_command(
     """Compare QUANT.onnx with the FP32.onnx it came from.
 
     Accuracy, agreement, noise, size and speed of both, side by side on ONNX Runtime. Images are prepared as the
-    metadata of QUANT.onnx say; options about images replace single values of that.
+    metadata of QUANT.onnx say, else as a file beside FP32.onnx does (preprocessor_config.json, timm's config.json);
+    --preprocess goes before both, and other options about images replace single values.
 
     \b
     mrecg-onnx validate model.onnx model_w4a4.onnx --data labelled_images/
@@ -87,7 +88,7 @@ def validate_command(
                 fp32,
                 quantized,
                 data,
-                preprocess=preprocess_from(options, lambda: _stored(quantized)),
+                preprocess=preprocess_from(options, lambda: _stored(fp32, quantized)),
                 report=report,
                 **{name: options[name] for name in plain},
             )
@@ -98,11 +99,14 @@ def validate_command(
         show(_side_by_side(result), _comparison(result))
 
 
-def _stored(quantized: Path) -> Preprocess:
+def _stored(fp32: Path, quantized: Path) -> Preprocess:
+    """What options replace single values of: what is stored in QUANT, or lies beside FP32."""
+    from mrecg_onnx.images import Preprocess
+    from mrecg_onnx.profiles import beside
     from mrecg_onnx.runtime import open_session
     from mrecg_onnx.validation import stored_preprocess
 
-    return stored_preprocess(open_session(quantized), str(quantized))
+    return stored_preprocess(open_session(quantized), str(quantized)) or beside(fp32) or Preprocess()
 
 
 def _side_by_side(result: ValidationResult) -> RenderableType:
