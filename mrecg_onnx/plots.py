@@ -41,7 +41,7 @@ def draw_cells(comparison: Comparison, path: Path) -> None:
     kind = "top-1, %" if comparison.fp32_top1 is not None else "predictions that agree with FP32, %"
     figure.supxlabel(kind, fontsize=10)
     against = f", dashed: FP32 {100 * comparison.fp32_top1.value:.1f}" if comparison.fp32_top1 is not None else ""
-    figure.suptitle(comparison.model.stem + against, fontsize=11)
+    figure.suptitle(comparison.model.stem + against, fontsize=11, parse_math=False)
     _save(figure, path)
 
 
@@ -118,7 +118,7 @@ def _draw_panel(axis: Axes, cells: dict[str, Cell], methods: list[str]) -> None:
 
 
 def _finish(axis: Axes, names: list[str]) -> None:
-    axis.set_yticks(range(len(names)), names)
+    axis.set_yticks(range(len(names)), names, parse_math=False)
     axis.set_ylim(len(names) - 0.5, -0.6)
     axis.margins(x=0.14)
     axis.grid(visible=True, axis="x", alpha=0.25)

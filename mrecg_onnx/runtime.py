@@ -60,7 +60,8 @@ _LEVELS = {
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
-_ERRORS_ONLY, _NOTHING = 3, 4
+# What fails is raised, and its own lines on stderr would show a model's names as they are.
+_NOTHING = 4
 # Its own exceptions have no common base, their number grows with the releases, and the wrapper in Python adds others.
 _ORT_ERRORS: tuple[type[Exception], ...] = (
     *(kind for kind in vars(ort_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
@@ -117,7 +118,8 @@ def open_session(
         device: ``cpu``, or another row of :data:`PROVIDERS` with the CPU provider behind it.
 
     Returns:
-        The open session. It reports errors only, and stops its worker threads from spinning when a run ends: a session
+        The open session. It logs nothing (what fails is raised), and stops its worker threads from spinning when a run
+        ends: a session
         that waits would otherwise take processor time from another one that is being timed.
 
     Raises:
@@ -343,7 +345,7 @@ def _options(level: str, threads: int | None) -> ort.SessionOptions:
     if threads is not None and threads < 1:
         raise SettingsError(f"threads = {threads}: at least one is needed")
     options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _NOTHING
     options.graph_optimization_level = _LEVELS[level]
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:

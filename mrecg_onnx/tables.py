@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mrecg_onnx.text import printable
+
 if TYPE_CHECKING:
     from mrecg_onnx.comparison import Cell, Comparison
     from mrecg_onnx.validation import Accuracy
@@ -71,9 +73,9 @@ def _megabytes(size: int | None) -> str:
 def markdown(found: Comparison) -> str:
     """A Markdown page with the table and how it came about."""
     headings, content = table(found)
-    lines = [f"# {found.model.stem}: methods compared", ""]
+    lines = [f"# {printable(found.model.stem)}: methods compared", ""]
     lines += [f"| {' | '.join(row)} |" for row in (headings, ["---"] * len(headings))]
-    lines += ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in content]
+    lines += ["| " + " | ".join(printable(text).replace("|", "\\|") for text in row) + " |" for row in content]
     lines += [
         "",
         _how(found),

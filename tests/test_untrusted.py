@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import pytest
-from command_line import fails, works
+from click.testing import CliRunner
+from command_line import fails, works, write_images
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
 from PIL import EpsImagePlugin, Image
+
+from mrecg_onnx.commands import main
+from mrecg_onnx.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
+    from click.testing import Result
+
+pty = pytest.importorskip("pty", reason="pipes, sockets and terminals as Unix has them")
 FAST = ("--method", "nearest", "--threads", "1")
 
 
@@ -125,3 +140,158 @@ def test_all_the_formats_that_are_named_are_read(here: Path, suffix: str) -> Non
     for n in range(2):
         Image.fromarray(np.full((16, 16, 3), n, np.uint8)).save(folder / f"{n}{suffix}")
     works("quantize", "model.onnx", "--calib", "kind", *FAST)
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------
+
+#: Sets a terminal's title, clears its screen, goes back in the line, turns the text round, and asks rich for red letters.
+SLY = "\x1b]0;title\x07\x1b[2J\x9b31m\r\u202e[red]\x7f\n{}\u2028"
+#: How people see it.
+SHOWN = r"\x1b]0;title\x07\x1b[2J\x9b31m\r\u202e[red]\x7f\n{}\u2028"
+
+
+def sly(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model with such names for all it has."""
+    for node in model.graph.node:
+        node.name = SLY.format(node.name)
+        for tensors in (node.input, node.output):
+            tensors[:] = [SLY.format(name) if name else "" for name in tensors]
+    for named in (*model.graph.input, *model.graph.output, *model.graph.initializer, *model.graph.value_info):
+        named.name = SLY.format(named.name)
+    model.graph.name = model.doc_string = model.producer_name = SLY
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "author", SLY
+    return model
+
+
+@pytest.fixture
+def there(here: Path) -> Path:
+    """The folder ``here`` with a model and images whose names are such."""
+    onnx.save(sly(onnx.load(here / "model.onnx")), here / "model.onnx")
+    write_images(here / "many", 60)
+    (here / "many" / "0" / (SLY.format("lost") + ".png")).write_bytes(b"nothing")
+    return here
+
+
+def harmless(text: str) -> None:
+    assert [c for c in text if not (c.isprintable() or c == "\n")] == []
+
+
+def clean(*arguments: object, code: int = 0) -> Result:
+    """Run a command, whose output has no control character but line breaks."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    harmless(result.stdout)
+    harmless(result.stderr)
+    return result
+
+
+def test_results_show_names_without_what_a_terminal_obeys(there: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    quick = ("--calib", "many", "--samples", "61", "--threads", "1")
+    more = ("--method", "brecq", "--iters", "1", "--json", "r.json", "--debug", "--exclude", "conv3")
+    said = clean("quantize", "model.onnx", *quick, *more)
+    assert SHOWN.format("stem") in said.stderr  # the progress of a unit
+    assert "lost" in said.stderr
+    assert json.loads((there / "r.json").read_text())["plan"]["layers"][0]["name"] == SLY.format("stem")
+    assert onnx.load("model_w4a4.onnx").graph.input[0].name == onnx.load("model.onnx").graph.input[0].name
+    said = clean("inspect", "model.onnx", *quick)
+    lines = said.stdout.splitlines()
+    assert any(SHOWN.format("stem") in line and "Conv" in line for line in lines)  # one row, not several
+    clean("sensitivity", "model.onnx", *quick, "--method", "nearest", "--top", "1")
+    clean("validate", "model.onnx", "model_w4a4.onnx", "--data", "many")
+    clean("convert", "model_w4a4.onnx", "--container", "packed", "-o", SLY.format("out") + ".onnx")
+    clean("benchmark", "model.onnx", SLY.format("out") + ".onnx", "--runs", "1")
+    captured = capfd.readouterr()  # what C code wrote
+    harmless(captured.out + captured.err)
+
+
+def test_errors_show_names_without_what_a_terminal_obeys(there: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = onnx.load("model.onnx")
+    node = next(node for node in model.graph.node if node.op_type == "Add")
+    node.op_type = "Gone"
+    onnx.save(model, "gone.onnx")
+    node.op_type, node.domain = SLY, SLY
+    model.opset_import.add(domain=SLY, version=1)
+    onnx.save(model, SLY + ".onnx")
+    for arguments, code in (
+        (("inspect", "gone.onnx"), 1),
+        (("inspect", SLY + ".onnx"), 1),
+        (("inspect", SLY), 1),
+        (("inspect", "model.onnx", "--exclude", SLY), 2),
+        (("inspect", "model.onnx", "--" + SLY), 2),
+        ((SLY,), 2),
+        (("benchmark", "model.onnx", SLY + ".onnx"), 1),
+        (("validate", "model.onnx", SLY + ".onnx", "--data", "many"), 1),
+        (("quantize", "model.onnx", "--calib", SLY), 1),
+        (("quantize", "model.onnx", "--calib", "many", "--scheme", SLY), 2),
+        (("quantize", "gone.onnx", "--calib", "many", "--debug"), 1),
+    ):
+        result = clean(*arguments, code=code)
+        assert result.stderr.splitlines()[-1].startswith("Error: ")
+    captured = capfd.readouterr()
+    harmless(captured.out + captured.err)
+
+
+def test_what_onnx_runtime_says_of_a_failing_run_is_one_clean_line(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It writes such errors to stderr by itself, from C++, with the node's name as it is."""
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["x", "to"], ["y"], SLY)],
+        "g",
+        [helper.make_tensor_value_info("x", 1, ["N", 3, 16, 16])],
+        [helper.make_tensor_value_info("y", 1, None)],
+        [numpy_helper.from_array(np.array([7, 11]), "to")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "model.onnx")
+    (here / "again.onnx").write_bytes((here / "model.onnx").read_bytes())
+    line = clean("benchmark", "model.onnx", "again.onnx", code=1).stderr
+    assert "ONNX Runtime cannot run" in line
+    clean("validate", "model.onnx", "again.onnx", "--data", "images", code=1)
+    captured = capfd.readouterr()
+    harmless(captured.out + captured.err)
+
+
+def test_progress_on_a_terminal_shows_names_without_what_it_obeys(there: Path) -> None:
+    parent, child = pty.openpty()
+    arguments = ("quantize", "model.onnx", "--calib", "images", "--method", "brecq", "--iters", "200", "--threads", "1")
+    code = "import sys, mrecg_onnx; from mrecg_onnx.commands import main; main(sys.argv[1:], prog_name='x')"
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "200"}
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=child, stderr=child, stdin=child, env=environment
+    ) as process:
+        os.close(child)
+        seen = b""
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while chunk := os.read(parent, 4096):
+                seen += chunk
+        assert process.wait() == 0, seen
+    os.close(parent)
+    text = seen.decode()
+    assert "\x1b[" in text  # what rich does with the line
+    assert r"\x1b]0;title\x07" in text
+    for odd in ("\x1b]", "\x07", "\x1b[2J\x9b", "\x9b", "\u202e", "\x7f", "\u2028"):
+        assert odd not in text
+
+
+def test_a_narrow_encoding_writes_letters_out(here: Path) -> None:
+    model = onnx.load("model.onnx")
+    model.graph.node[0].name = "\u91cd\u307f"
+    onnx.save(model, "model.onnx")
+    code = "import sys, mrecg_onnx; from mrecg_onnx.commands import main; main(sys.argv[1:], prog_name='x')"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "inspect", "model.onnx"],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert rb"\u91cd\u307f" in done.stdout
+
+
+@given(st.text(st.characters()))
+def test_printable_leaves_what_prints_and_nothing_else(text: str) -> None:
+    shown = printable(text)
+    assert shown.isprintable()
+    assert printable(shown) == shown
+    assert "".join(c for c in text if c.isprintable() and ord(c) > 127) == "".join(c for c in shown if ord(c) > 127)

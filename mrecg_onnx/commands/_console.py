@@ -1,8 +1,14 @@
-"""What the commands share towards the terminal: one-line errors, warnings, tables and JSON files."""
+"""What the commands share towards the terminal: one-line errors, warnings, tables and JSON files.
+
+Names of nodes and tensors, paths and messages of libraries are text from outside. All that is shown passes one of three places,
+which write out its control characters: :func:`say` (lines, errors, warnings, log records), the console of :func:`show` and of
+progress, and the formatter of other packages' log records.
+"""
 
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import math
@@ -17,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from mrecg_onnx.converters.errors import ExportError, MrecgError, SettingsError
+from mrecg_onnx.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -25,12 +32,17 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
-    "Failure", "Group", "Interrupted", "check_writes", "grid", "guarded", "mebibytes", "ratio", "rows", "show",
+    "Failure", "Group", "Interrupted", "check_writes", "grid", "guarded", "mebibytes", "ratio", "rows", "say", "show",
     "standard_error", "warn", "write_json",
 ]  # fmt: skip
 
 #: Columns where no terminal says how wide it is: names are not cut in files and pipes.
 WIDE = 240
+
+
+def say(text: str = "", *, err: bool = True, color: str | None = None) -> None:
+    """Print one line, on stderr or on stdout."""
+    click.secho(printable(text), fg=color, err=err)
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -44,9 +56,9 @@ class Failure(click.ClickException):
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
 
-    def show(self, file: Any = None) -> None:
+    def show(self, file: Any = None) -> None:  # noqa: ARG002 - click's signature
         """Print the line."""
-        click.echo(f"{self.prefix}{self.message}", file=file, err=True)
+        say(f"{self.prefix}{self.message}")
 
 
 class UsageFailure(Failure):
@@ -76,6 +88,13 @@ def _one_line() -> Iterator[None]:
 
 class Group(click.Group):
     """A group whose usage errors, and those of its commands, take one line."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line; what the terminal's encoding does not have is written out instead of failing."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(*args, **kwargs)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         """Parse the group's own options."""
@@ -123,7 +142,8 @@ def guarded(*, debug: bool, writes: Sequence[Path] = ()) -> Iterator[None]:
 
 def _show_traceback(debug: bool) -> None:
     if debug:
-        traceback.print_exc()
+        for line in traceback.format_exc().rstrip("\n").split("\n"):
+            say(line)
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:
@@ -140,7 +160,7 @@ def _state(path: Path) -> tuple[int, int, int] | None:
 
 def warn(message: str) -> None:
     """One yellow line on stderr."""
-    click.secho(f"Warning: {' '.join(message.split())}", fg="yellow", err=True)
+    say(f"Warning: {' '.join(message.split())}", color="yellow")
 
 
 class _Lines(logging.Handler):
@@ -149,9 +169,17 @@ class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Show one record, unless the result at the end says the same."""
         if record.levelno < logging.WARNING:
-            click.echo(f"{record.name}: {record.getMessage()}", err=True)
+            say(f"{record.name}: {record.getMessage()}")
         elif record.name != "mrecg_onnx.quantization":  # the warnings of the verification: the summary has them
             warn(record.getMessage())
+
+
+class _Foreign(logging.Formatter):
+    """Log records of other packages, and Python's warnings, whose texts may quote the model."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Keep the lines of a record, and nothing else that is not text."""
+        return "\n".join(map(printable, super().format(record).split("\n")))
 
 
 @contextmanager
@@ -160,6 +188,7 @@ def _messages(*, debug: bool) -> Iterator[None]:
     ours, root = logging.getLogger("mrecg_onnx"), logging.getLogger()
     lines: logging.Handler = _Lines()
     others: logging.Handler = logging.StreamHandler(sys.stderr) if debug else logging.NullHandler()
+    others.setFormatter(_Foreign())
     others.addFilter(lambda record: not record.name.startswith("mrecg_onnx"))
     level = ours.level
     ours.addHandler(lines)
@@ -169,7 +198,11 @@ def _messages(*, debug: bool) -> Iterator[None]:
         with warnings.catch_warnings():
             if not debug:
                 warnings.simplefilter("ignore")
-            yield
+            logging.captureWarnings(True)
+            try:
+                yield
+            finally:
+                logging.captureWarnings(False)
     finally:
         ours.setLevel(level)
         ours.removeHandler(lines)
@@ -193,19 +226,31 @@ def show(*tables: RenderableType) -> None:
     with out.capture() as capture:
         out.print(*tables)
     for line in capture.get().splitlines():
-        click.echo(line.rstrip())  # rich fills lines up with spaces
+        say(line.rstrip(), err=False)  # rich fills lines up with spaces
 
 
 def _console(stream: TextIO) -> Console:
-    """A console that prints names as they are: no markup, emoji or colouring of numbers."""
+    """A console that prints names as they are, control characters written out: no markup, emoji or colouring of numbers."""
     from rich.console import Console
+    from rich.segment import Segment
+
+    class Plain(Console):
+        def render_str(self, text: str, **options: Any) -> Any:
+            """Make text of a string, such as a table's cell, before its width is measured."""
+            return super().render_str(printable(text), **options)
+
+        def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+            """Let nothing through that came another way."""
+            for text, style, control in super().render(renderable, options):
+                yield Segment(text if control else "\n".join(map(printable, text.split("\n"))), style, control)
 
     width = None if stream.isatty() else WIDE
-    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
+    return Plain(file=stream, width=width, markup=False, emoji=False, highlight=False)
 
 
 def grid(pairs: Mapping[str, str | Sequence[str]]) -> Table:
     """Keys and values without lines; a value of several lines stays in its column, an empty one is left out."""
+    from rich.console import Group as Stack
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
@@ -215,7 +260,7 @@ def grid(pairs: Mapping[str, str | Sequence[str]]) -> Table:
         lines = [value] if isinstance(value, str) else list(value)
         if lines and lines != [""]:
             style = "yellow" if key.startswith("warning") else None
-            table.add_row(key, "\n".join(lines), style=style)
+            table.add_row(key, Stack(*lines), style=style)
     return table
 
 

@@ -6,11 +6,10 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import click
-
-from mrecg_onnx.commands._console import standard_error
+from mrecg_onnx.commands._console import say, standard_error
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.parallel import is_first
+from mrecg_onnx.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -111,11 +110,11 @@ class _Plain:
         )
         if left is not None:
             line += f", about {duration(left)} left"
-        click.echo(line, err=True)
+        say(line)
 
     def finish(self) -> None:
         if self.stage:
-            click.echo(f"{self.stage} done in {duration(time.monotonic() - self.begin)}", err=True)
+            say(f"{self.stage} done in {duration(time.monotonic() - self.begin)}")
         self.stage = ""
 
 
@@ -159,7 +158,7 @@ def cells(iters: int) -> Iterator[_Cells]:
     """The ``report`` of a comparison: a line for every cell, and on a terminal one that changes below them."""
     stderr = standard_error()
     if not stderr.is_terminal or stderr.is_dumb_terminal:
-        yield _Cells(iters, lambda line: click.echo(line, err=True), None)
+        yield _Cells(iters, say, None)
         return
     with _bar(stderr) as bar:
         yield _Cells(iters, bar.console.print, bar)
@@ -228,14 +227,20 @@ def counter(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _bar(stderr: Console) -> Bar:
-    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
+    from rich.text import Text
+
+    class Words(TextColumn):
+        def render(self, task: Task) -> Text:
+            """Write a name's control characters out before the column is measured."""
+            return Text(printable(super().render(task).plain))
 
     return Bar(
         SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
+        Words("{task.description}", markup=False),
         BarColumn(bar_width=20),
-        TextColumn("{task.fields[detail]}", markup=False),
+        Words("{task.fields[detail]}", markup=False),
         TimeElapsedColumn(),
         console=stderr,
         transient=True,

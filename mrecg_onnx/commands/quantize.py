@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from mrecg_onnx.commands._console import check_writes, grid, guarded, mebibytes, ratio, show, warn, write_json
+from mrecg_onnx.commands._console import check_writes, grid, guarded, mebibytes, ratio, say, show, warn, write_json
 from mrecg_onnx.commands._options import (
     PATH,
     Command,
@@ -110,7 +110,8 @@ def quantize_command(
         images_ignored = data is None and preprocess_from(options) is not None and not _used_images(result)
         show(_summary(result, model, images_ignored=images_ignored))
         check = [*ctx.find_root().command_path.split(), "validate", str(model), str(out), "--data", "LABELLED_IMAGES/"]
-        click.echo(f"\nNext: {shlex.join(check)}")
+        say(err=False)
+        say(f"Next: {shlex.join(check)}", err=False)
 
 
 def _check_paths(model: Path, out: Path, json_file: Path | None) -> None:
