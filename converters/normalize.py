@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import onnx
 import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import ModelError
@@ -13,6 +12,7 @@ from mrecg_onnx.converters.passes.clamps import fuse_clamps
 from mrecg_onnx.converters.passes.constants import fold_constants
 from mrecg_onnx.converters.passes.empties import drop_empties
 from mrecg_onnx.converters.passes.gemm import fuse_matmul_add, join_matmul_bias, plain_gemm
+from mrecg_onnx.converters.passes.half import widen_half
 from mrecg_onnx.converters.passes.identity import remove_identities
 from mrecg_onnx.converters.passes.matmul import squeeze_weights
 from mrecg_onnx.converters.passes.opset import raise_opset
@@ -31,11 +31,9 @@ from mrecg_onnx.converters.passes.structure import (
     standard_domain,
 )
 from mrecg_onnx.converters.passes.transposes import cancel_transposes
+from mrecg_onnx.converters.protos import graphs
 
-if TYPE_CHECKING:
-    import onnx
-
-__all__ = ["editable", "normalize", "restructure"]
+__all__ = ["editable", "in_float32", "normalize", "restructure"]
 
 # Each round folds what the shapes found by the round before made constant; exports need three or four, however deep.
 _MAX_ROUNDS = 30
@@ -50,7 +48,8 @@ def normalize(model: onnx.ModelProto, *, keep_batchnorm: bool = False) -> ir.Mod
     front; MatMul + Add is Gemm, or with more than two axes a
     MatMul whose third input is the bias, which is no ONNX and which the exporter takes apart again. In- and outputs with
     their shapes and types, the names of the nodes that remain and of their outputs, doc strings and metadata are the
-    user's. Values carry shapes and types as far as inference goes.
+    user's. Half precision is float32, with a Cast at the in- and outputs that are half. Values carry shapes and types as far
+    as inference goes.
 
     Args:
         model: A valid model with its tensors in memory (see :func:`mrecg_onnx.converters.load_model`); not changed.
@@ -60,6 +59,8 @@ def normalize(model: onnx.ModelProto, *, keep_batchnorm: bool = False) -> ir.Mod
         ModelError: A node cannot be raised to opset 13.
     """
     graph = restructure(editable(model))
+    if widen_half(graph):
+        infer_shapes(graph)
     for _ in range(_MAX_ROUNDS):
         changed = fold_constants(graph)
         changed |= resolve_shapes(graph)
@@ -81,6 +82,28 @@ def normalize(model: onnx.ModelProto, *, keep_batchnorm: bool = False) -> ir.Mod
     for finish in (remove_unused, sort, name_all, infer_shapes):
         finish(graph)
     return graph
+
+
+def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return ``model`` with half precision computed in float32 between its borders; ``model`` itself where none is in it.
+
+    Raises:
+        ModelError: The model is damaged.
+    """
+    if not any(_makes_half(graph) for graph in graphs(model)):
+        return model
+    graph = restructure(editable(model), opset=False)
+    return ir.to_proto(graph) if widen_half(graph) else model
+
+
+def _makes_half(graph: onnx.GraphProto | onnx.FunctionProto) -> bool:
+    """Tell whether half precision comes into ``graph``: with a constant, an input or a Cast."""
+    kinds = [attribute.i for node in graph.node for attribute in node.attribute if node.op_type == "Cast"]
+    kinds += [attribute.t.data_type for node in graph.node for attribute in node.attribute]
+    if isinstance(graph, onnx.GraphProto):
+        kinds += [tensor.data_type for tensor in graph.initializer]
+        kinds += [value.type.tensor_type.elem_type for value in graph.input]
+    return any(kind in {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16} for kind in kinds)
 
 
 def editable(model: onnx.ModelProto) -> ir.Model:

@@ -5,6 +5,7 @@ Every value is known by its ONNX tensor name, so that the plan, the simulation a
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+
+from mrecg_onnx.converters.ops.elementwise import OnnxCast
 
 __all__ = ["ActivationHook", "Network", "Step", "WeightHook"]
 
@@ -84,7 +87,18 @@ class Network:
             self.steps.append(
                 Step(**call, outputs=tuple(outputs.values()), output_index=tuple(outputs), single=node in names)
             )
+        self.steps = [self._unrounded(step) for step in self.steps]
         self._by_node = {step.node: step for step in self.steps}
+
+    def _unrounded(self, step: Step) -> Step:
+        """Outputs are compared and learned from in float32: the Cast that a model of half precision ends with is left out.
+
+        Squares of what half precision holds are often more than it holds, gradients less.
+        """
+        cast = step.module
+        if not isinstance(cast, OnnxCast) or cast.dtype not in {torch.float16, torch.bfloat16}:
+            return step
+        return dataclasses.replace(step, module=nn.Identity()) if step.outputs[0] in self.outputs else step
 
     @property
     def constants(self) -> Mapping[str, Tensor]:

@@ -22,6 +22,7 @@ from mrecg_onnx.channel_bits import allocate_activations, allocate_weights
 from mrecg_onnx.containers import FOUR_BITS
 from mrecg_onnx.converters import check_parity, load_model, normalize, to_torch
 from mrecg_onnx.converters.errors import ConversionError, DataError, ModelError, SettingsError
+from mrecg_onnx.converters.normalize import in_float32
 from mrecg_onnx.converters.passes.opset import lower_opset, require_raisable
 from mrecg_onnx.converters.versions import require_known_versions, runtime_versions
 from mrecg_onnx.equalization import Equalized, apply_scale, bound_channels, choose_scales, find_streams
@@ -202,13 +203,14 @@ def load_planned(model: onnx.ModelProto | str | Path, settings: Settings) -> tup
     """Read and plan a float model.
 
     Returns:
-        The model as it is, the graph that gets its Q/DQ, and the plan for it.
+        The model as it is, but in float32 where it was in half precision, the graph that gets its Q/DQ, and the plan for it.
 
     Raises:
         MrecgError: the model or the settings do not do; what is wrong with a file has its path in the message.
     """
     original = load_model(model)
     with _named(model):
+        original = in_float32(original)
         graph = editable_graph(original, settings)
         return original, graph, make_plan(graph, settings)
 

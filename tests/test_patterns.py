@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx.parser
@@ -504,8 +505,53 @@ def padded(body: str, **constants: Any) -> onnx.ModelProto:
     return between(f"r = Relu (a) {body} c = Conv (p, w) b = Relu (c)", w=weights(6, 6, 1, 1), **constants)
 
 
+def halved(model: onnx.ModelProto, *, borders: bool = True) -> onnx.ModelProto:
+    """The same in float16, with float32 borders or without, as converters to half precision write it."""
+    half, names = TensorProto.FLOAT16, {value.name for value in (*model.graph.input, *model.graph.output)}
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        if borders and value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = half
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t") and attribute.t.data_type == TensorProto.FLOAT:
+                array = numpy_helper.to_array(attribute.t).astype(np.float16)
+                attribute.t.CopyFrom(numpy_helper.from_array(array))
+        if not borders:
+            node.input[:] = [f"{name}_half" if name in names else name for name in node.input]
+            node.output[:] = [f"{name}_half" if name in names else name for name in node.output]
+    if not borders:
+        read = [helper.make_node("Cast", [v.name], [f"{v.name}_half"], to=half) for v in model.graph.input]
+        made = [helper.make_node("Cast", [f"{v.name}_half"], [v.name], to=1) for v in model.graph.output]
+        nodes = [*read, *model.graph.node, *made]
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+    return model
+
+
 #: Models that ONNX Runtime runs, of kinds that were once refused or wrong.
 KINDS = {
+    "float16": lambda: halved(plain()),
+    "float16 between float32 borders": lambda: halved(plain(), borders=False),
+    "float16, opset 23": lambda: halved(plain(23, 11)),
+    "float16, several outputs, one read further": lambda: halved(parse(
+        f"""g (float[n, 3, 12, 12] x) => (float[n, 6, 12, 12] r1, float[n, 5] y, float[n, 6, 12, 12] t) {{ {STEM}
+        t = Conv <pads = [1, 1, 1, 1]> (r1, w2) r2 = Sigmoid (t) {HEAD} }}"""
+    )),
+    "float16 with a float32 part and constants of its own": lambda: halved(between(
+        """i = Cast <to = 1> (a) e = Exp (i) q = Cast <to = 10> (e) s = Shape (a)
+        k = ConstantOfShape <value = float[1] {0.5}> (s) m = Mul (q, k)
+        c = Clip (m, lo, hi) b = LayerNormalization <axis = 1> (c, g)""",
+        lo=np.float32(0.1), hi=np.float32(3), g=np.ones((6, 12, 12), np.float32),
+    )),
+    "float16 in a body": lambda: halved(inside(
+        """top = ReduceMax <keepdims = 0> (r1) zero = Sub (top, top) yes = Equal (zero, zero)
+        odd = If (yes) <then_branch = t () => (float16[n, 6, 12, 12] o1) { o1 = Sigmoid (r1) },
+        else_branch = e () => (float16[n, 6, 12, 12] o2) { o2 = Neg (r1) }>"""
+    )),
+    "bfloat16 weights": lambda: through("w = Cast <to = 1> (wb)", wb=weights(6, 6, 3, 3).astype(ml_dtypes.bfloat16)),
     "MatMul by [1, K, N]": lambda: products(3, (1, 8, 8), (8, 5)),
     "MatMul by [1, 1, K, N]": lambda: products(4, (1, 1, 8, 8), (8, 5)),
     "MatMul by [1, 2, K, N]": lambda: products(4, (1, 2, 8, 8), (2, 8, 5)),
@@ -578,7 +624,7 @@ KINDS = {
 def decibels(reference: np.ndarray, found: np.ndarray) -> float:
     """Signal (about its mean) over noise, in dB."""
     noise = np.mean(np.square(reference.astype(np.float64) - found))
-    return float(10 * np.log10(np.var(reference) / max(noise, 1e-30)))
+    return float(10 * np.log10(np.var(reference.astype(np.float64)) / max(noise, 1e-30)))
 
 
 def worst(model: onnx.ModelProto, found: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> float:
@@ -604,7 +650,7 @@ def test_kind(tmp_path, name):
 
 @pytest.mark.parametrize("target", ["openvino", "tensorrt", "qnn", "portable"])
 @pytest.mark.parametrize(
-    "name", ["Clip, computed lower bound", "Max and Min, computed bounds", "Pad with negative axes"]
+    "name", ["Clip, computed lower bound", "Max and Min, computed bounds", "Pad with negative axes", "float16"]
 )
 def test_kind_for_targets(tmp_path, name, target):
     model = KINDS[name]()

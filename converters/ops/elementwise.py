@@ -25,7 +25,7 @@ from mrecg_onnx.converters.registry import converter
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Elementwise", "OnnxClip", "OnnxSoftmax"]
+__all__ = ["Elementwise", "OnnxCast", "OnnxClip", "OnnxSoftmax"]
 
 
 class Elementwise(nn.Module):
@@ -42,6 +42,22 @@ class Elementwise(nn.Module):
     def extra_repr(self) -> str:
         """Name the function."""
         return str(getattr(self.function, "__name__", self.function))
+
+
+class OnnxCast(nn.Module):
+    """ONNX Cast to a type that torch has."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convert ``x``."""
+        return x.to(self.dtype)
+
+    def extra_repr(self) -> str:
+        """Name the type."""
+        return str(self.dtype)
 
 
 class OnnxClip(nn.Module):
@@ -352,7 +368,7 @@ def _clip(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
 @converter("Cast", 6)
 def _cast(node: OnnxNode, _graph: OnnxGraph) -> OperationConverterResult:
     dtype = torch_dtype(node.attributes["to"])
-    return result(Elementwise(lambda x: x.to(dtype)), node)
+    return result(OnnxCast(dtype), node)
 
 
 @converter("CastLike", 15)
