@@ -270,7 +270,7 @@ def _quantize(job: Job, channel: _Channel) -> dict[str, Any]:
 
 
 def _validate(job: Job, _: _Channel) -> dict[str, Any]:
-    from mrecg_onnx.validation import validate  # noqa: PLC0415 - the parent does without where all is done
+    from mrecg_onnx.validation import gain_warnings, validate  # noqa: PLC0415 - the parent does without where all is done
 
     found = validate(
         job.model,
@@ -283,6 +283,7 @@ def _validate(job: Job, _: _Channel) -> dict[str, Any]:
         threads=job.threads,
     )
     right = found.top1_right
+    own = gain_warnings(found.drop, found.mcnemar_p)  # what is wrong with the data stands with the float model, once
     return {
         "images": found.images,
         "labelled": 0 if right is None else right.shape[1],
@@ -295,8 +296,9 @@ def _validate(job: Job, _: _Channel) -> dict[str, Any]:
         "fp32": {
             "images": found.images,
             "top1": found.fp32.top1 and found.fp32.top1.to_json(),
-            "warnings": list(found.warnings),
+            "warnings": [warning for warning in found.warnings if warning not in own],
         },
+        "warnings": list(own),
         "skipped": list(found.skipped),
     }
 

@@ -526,7 +526,7 @@ def _cell(cell: Cell, file: Path, made: dict[str, Any], checked: dict[str, Any],
         fp32_p=checked["fp32_p"],
         agreement=checked["agreement"],
         sqnr_db=checked["sqnr_db"],
-        warnings=tuple(made["warnings"]),
+        warnings=(*made["warnings"], *checked.get("warnings", ())),
         right=unpack(right, checked["labelled"]) if right is not None else None,
     )
 

@@ -6,13 +6,16 @@ lost. The loss falls with the average: bisection on a ladder of half bits finds 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.validation import ValidationResult
 
-__all__ = ["AVERAGES", "Trial", "measured_drop", "search"]
+__all__ = ["AVERAGES", "Trial", "measured_drop", "search", "tell_doubts"]
+
+logger = logging.getLogger(__name__)
 
 #: Averages tried, in bits a weight.
 AVERAGES = tuple(k / 2 for k in range(4, 17))
@@ -46,6 +49,12 @@ def measured_drop(found: ValidationResult) -> tuple[float, bool]:
     if found.agreement is None:
         raise DataError("--max-drop needs a model whose first output is class scores [N, classes]: use --avg-wbits")
     return 100.0 * (1.0 - found.agreement), False
+
+
+def tell_doubts(found: ValidationResult) -> None:
+    """Log what makes a drop doubtful: widths are chosen by it, and the same holds for every trial."""
+    for warning in found.warnings:
+        logger.warning("--data: %s", warning)
 
 
 def search(bound: float, trial: Callable[[float], Trial], averages: Sequence[float] = AVERAGES) -> list[Trial]:

@@ -30,11 +30,12 @@ from mrecg_onnx.converters import check_writable, save_model
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.save import digest
 from mrecg_onnx.costs import Costs, cost_images, measure_costs
-from mrecg_onnx.drop_search import AVERAGES, Trial, measured_drop, search
+from mrecg_onnx.drop_search import AVERAGES, Trial, measured_drop, search, tell_doubts
 from mrecg_onnx.equalization import Equalized
 from mrecg_onnx.export import Exported, export
 from mrecg_onnx.grids import compile_kernels
 from mrecg_onnx.images import Dataset, check_lost, holds_images
+from mrecg_onnx.input_ranges import INPUT_RANGES_KEY, ranges_entry
 from mrecg_onnx.lapq import Lapq, minimise_steps
 from mrecg_onnx.methods import METHODS, Method, Phase
 from mrecg_onnx.metrics import OutputSums, add_sums, combined_error
@@ -350,7 +351,7 @@ def _quantize(
         with clock.stage("export"):
             simulation.settle()
             simulation.fit_biases()
-            exported = export(ready.graph, simulation, _metadata(model, settings, ready.dataset, plan, protected))
+            exported = export(ready.graph, simulation, _metadata(model, settings, ready, plan, protected))
         with clock.stage("verify"):
             checked = {n: torch.from_numpy(x) for n, x in ready.dataset.load(VERIFY_IMAGES).items()}
             verification = verify(exported, simulation, checked)
@@ -438,7 +439,7 @@ def _allocated(
         # The file's metadata will hold a rule for every layer.
         rules = tuple(BitRule(f"^{re.escape(x.name)}$", x.wbits, None) for x in ready.plan.quantized_layers)
         written = dataclasses.replace(ready.settings, bits=(*ready.settings.bits, *rules))
-        metadata = _metadata(model, written, ready.dataset, ready.plan, ())
+        metadata = _metadata(model, written, ready, ready.plan, ())
         return PackedSize.planned(ready.graph, ready.network, ready.plan, metadata)
 
     if not ready.settings.mixed:
@@ -481,6 +482,8 @@ def _within_drop(
         results[average] = _quantize(model, _widened(ready, allocation), allocation, memory, workers, clock, None, part)
         with clock.stage("validate"):
             found = validate(model, results[average].model, data, labels=labels, preprocess=preprocess, repeats=0)
+        if len(results) == 1:
+            tell_doubts(found)
         drop, labelled = measured_drop(found)
         logger.info("%.1f bits on average lose %.2f (%d images)", average, drop, found.images)
         return Trial(average, drop, labelled, found.images)
@@ -695,7 +698,7 @@ def _kept_settings(settings: Settings) -> dict[str, Any]:
 
 
 def _metadata(
-    model: onnx.ModelProto | str | Path, settings: Settings, dataset: Dataset, plan: Plan, protected: tuple[str, ...]
+    model: onnx.ModelProto | str | Path, settings: Settings, ready: Prepared, plan: Plan, protected: tuple[str, ...]
 ) -> dict[str, str]:
     """Entries of metadata_props: who made the file, how, and what ``validate`` needs to check it."""
     entries = {
@@ -703,7 +706,9 @@ def _metadata(
         "mrecg_onnx.settings": json.dumps(_kept_settings(settings), separators=(",", ":")),
         "mrecg_onnx.units": json.dumps([list(u.layers) for u in plan.merged_units()], separators=(",", ":")),
         "mrecg_onnx.protected": json.dumps(list(protected)),
+        INPUT_RANGES_KEY: ranges_entry(ready.data),
     }
+    dataset = ready.dataset
     if dataset.preprocess is not None:
         entries[PREPROCESS_KEY] = json.dumps(dataset.preprocess.to_json(), separators=(",", ":"))
     if dataset.origin is not None:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
 from mrecg_onnx.images import Dataset, Preprocess, check_lost, holds_images, open_validation
+from mrecg_onnx.input_ranges import Watch, calibrated_ranges
 from mrecg_onnx.metrics import decibels, mcnemar_p, topk_correct, wilson_interval
 from mrecg_onnx.parallel import Workers, joined
 from mrecg_onnx.profiles import beside, require_numbers
@@ -48,6 +49,7 @@ __all__ = [
     "Accuracy",
     "ModelReport",
     "ValidationResult",
+    "gain_warnings",
     "size_bytes",
     "source_sha256",
     "stored_preprocess",
@@ -65,6 +67,8 @@ VERSION_KEY = "mrecg_onnx.version"
 SOURCE_KEY = "mrecg_onnx.source_sha256"
 """``metadata_props`` of a quantized file: :func:`source_sha256` of the float model it was made from."""
 
+CLEAR_GAIN, CLEAR_P = 0.01, 0.01
+"""From these on, in top-1 and in McNemar's p, a quantized model that is better than its float model makes both doubtful."""
 _HASH_CHUNK = 1 << 20
 _GUESSES = 5
 
@@ -289,8 +293,10 @@ def _validate(
 
     dataset = dataset.shard(workers.rank, workers.size) if workers.size > 1 else dataset
     tally = _Tally(names, dataset)
+    watch = Watch(calibrated_ranges(_metadata(sessions["quantized"]), quantized, names[1]))
     rows = fixed_batch(sessions["fp32"]) or fixed_batch(sessions["quantized"]) or latency_batch
     for feeds, indices in dataset.batches(batch_size):
+        watch.add(feeds)
         tally.add(indices, *(run_padded(session, feeds) for session in sessions.values()))
         tally.keep_rows(feeds, rows if repeats or device != "cpu" else 0)
         logger.info("validated %d of %d images", tally.images, len(dataset))
@@ -301,6 +307,7 @@ def _validate(
     )
     check_lost(skipped, dataset.whole)
     tally.join(workers)
+    watch.join(workers)
     if not tally.images:
         raise DataError("there is no image to validate on")
 
@@ -323,22 +330,33 @@ def _validate(
         ModelReport(name, size_bytes(model), *tally.accuracies(i), seconds.get(key))
         for i, (key, model, name) in enumerate(zip(sessions, (fp32, quantized), names, strict=True))
     ]
+    drop = reports[0].top1.value - reports[1].top1.value if reports[0].top1 and reports[1].top1 else None
+    p = mcnemar_p(*tally.right(1)) if tally.has_accuracy else None
+    said = [*notes, *watch.warnings(images=dataset.preprocess is not None), *tally.warnings(reports[0].top1), *left]
     return ValidationResult(
         images=tally.images,
         skipped=skipped,
         fp32=reports[0],
         quantized=reports[1],
-        drop=reports[0].top1.value - reports[1].top1.value if reports[0].top1 and reports[1].top1 else None,
-        mcnemar_p=mcnemar_p(*tally.right(1)) if tally.has_accuracy else None,
+        drop=drop,
+        mcnemar_p=p,
         agreement=tally.agreement(),
         sqnr_by_output={name: decibels(*energy) for name, energy in tally.energies.items()},
         provider=sessions["quantized"].get_providers()[0],
         latency_batch=rows,
         op_counts=dict(fused_op_counts(quantized).most_common()),
         preprocess=dataset.preprocess,
-        warnings=notes + tally.warnings(reports[0].top1) + left,
+        warnings=(*said, *gain_warnings(drop, p)),
         top1_right=tally.right(1) if tally.has_accuracy else None,
     )
+
+
+def gain_warnings(drop: float | None, p: float | None) -> tuple[str, ...]:
+    """A sentence where the quantized model is clearly better than the float model it was made from."""
+    if drop is None or p is None or drop > -CLEAR_GAIN or p > CLEAR_P:
+        return ()
+    said = f"the FP32 model is {-100 * drop:.1f} points of top-1 worse than its quantized version (p = {p:.2g})"
+    return (f"{said}: both are likely fed what they were not made for; check preprocessing and labels",)
 
 
 def source_sha256(model: Model) -> str | None:
