@@ -4,8 +4,9 @@
 
 ``packed`` stores weights as UINT4 or UINT2 initializers, the smallest that holds a layer's codes, behind ``Cast(INT8)`` and
 ``Sub`` of one offset a channel. Both are constants to ONNX Runtime, which folds them when it loads the file and runs the same
-kernels (measured with 1.31). What it can work out itself is left out: zero points that are 0, the scales of biases, which are
-products of two others, and the types of constants.
+kernels (measured with 1.31). What it can work out itself is left out: the scales of biases, which are products of two others,
+and the types of constants. Zero points that are 0 are one tensor for all layers of so many channels: the default would do, but
+ONNX Runtime's converter to its mobile format refuses nodes without (1.31 and 1.32), and its QGemm wants one, too.
 
 ``typed`` stores 4-bit codes in true INT4 and UINT4 tensors with Q/DQ of these types. ONNX Runtime 1.31 does not load such
 tensors in some places; those stay as they are in ``int8``, and the notes name them.
@@ -16,6 +17,7 @@ All three compute the same, bit for bit, on a runtime that runs the graph as it 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +48,8 @@ _TYPED_READERS = frozenset({"Add", "AveragePool", "Conv", "Gemm", "GlobalAverage
 
 #: Types of packed weights, the smallest first, and how many codes they have.
 _PACKED = ((ir.DataType.UINT2, 4), (ir.DataType.UINT4, 16))
+#: Names of zero points that layers share; a layer's own ends in ``_zero_point``.
+_SHARED = re.compile(r"zeros_u?int\d+(_\d+)*")
 #: Channels from which a computed scale takes fewer bytes than a stored one: the node has about 200.
 _WORTH = 48
 
@@ -229,12 +233,13 @@ def along(values: Array, axis: int, rank: int) -> Array:
 
 def _pack(model: ir.Model, highest: int) -> list[str]:
     constants, wide = _Constants(model), 0
+    shared: dict[tuple[str, tuple[int, ...]], ir.Value] = {}
     kinds = [kind for kind in _PACKED if kind[0] != ir.DataType.UINT2 or highest >= TWO_BITS]
-    for node, codes, scale, zero in _dequantizers(model):
+    for node, codes, _, zero in _dequantizers(model):
         if _stored(codes) is None or len(codes.uses()) > 1:
             continue
         if zero is not None:
-            _leave_out_zeros(constants, node, scale, zero)
+            _share_zeros(constants, shared, node)
         if codes.dtype == ir.DataType.INT32:
             _leave_out_bias_scale(model.graph, constants, node)
         elif not _pack_weight(model.graph, constants, node, codes, kinds):
@@ -277,16 +282,26 @@ def _offsets(values: Array, axis: int, levels: int) -> Array | None:
     return -low if int((high - low).max()) < levels else None
 
 
-def _leave_out_zeros(constants: _Constants, node: ir.Node, scale: ir.Value, zero: ir.Value) -> None:
-    """Leave out a zero point of 0, which is the default, where :func:`_unpack` finds its name and place again."""
+def _share_zeros(constants: _Constants, shared: dict[tuple[str, tuple[int, ...]], ir.Value], node: ir.Node) -> None:
+    """Let a zero point of 0 be the one of ``shared`` with its type and shape, where :func:`_unpack` finds its name and place."""
+    _, scale, zero = node.inputs
     stored = _stored(zero)
-    if stored is None or stored.numpy().any() or len(zero.uses()) > 1:
+    if stored is None or scale is None or zero is None or zero.dtype is None or len(zero.uses()) > 1:
         return
-    if zero.dtype == ir.DataType.INT8 and any(user.op_type != "Conv" for user in readers(node.outputs[0])):
-        return  # ONNX Runtime 1.31 does not make a QGemm of weights without one
-    if constants.next_to(scale) is zero and zero.name == _zero_name(scale):
-        node.resize_inputs(2)
-        constants.drop(zero)
+    values = stored.numpy()
+    if values.any() or constants.next_to(scale) is not zero or zero.name != _zero_name(scale):
+        return
+    key = (zero.dtype.name.lower(), tuple(values.shape))
+    if key not in shared:
+        name = constants.name("_".join(("zeros", key[0], *map(str, key[1]))))
+        shared[key] = constants.new(name, values, zero.dtype)
+    node.replace_input_with(2, shared[key])
+    constants.drop(zero)
+
+
+def _is_shared(zero: ir.Value | None) -> bool:
+    """True for a zero point of :func:`_share_zeros`, and for one that is left out, as older files have it."""
+    return zero is None or _SHARED.fullmatch(zero.name or "") is not None
 
 
 def _zero_name(scale: ir.Value) -> str:
@@ -328,11 +343,13 @@ def _unpack(model: ir.Model) -> None:
             scale = constants.new(scale.name or "", values, ir.DataType.FLOAT, behind=codes)  # noqa: PLW2901
             node.replace_input_with(1, scale)
             graph.remove(product, safe=True)
-        if zero is None:
+        if _is_shared(zero):
             assert codes.dtype is not None
             zeros = np.zeros(array_of(scale).shape)
             node.resize_inputs(3)
             node.replace_input_with(2, constants.new(_zero_name(scale), zeros, codes.dtype, behind=scale))
+            if zero is not None and not zero.uses():
+                constants.drop(zero)
     constants.write()
 
 

@@ -23,7 +23,7 @@ from mrecg_onnx.containers import FOUR_BITS
 from mrecg_onnx.converters import check_parity, load_model, normalize, to_torch
 from mrecg_onnx.converters.errors import ConversionError, DataError, ModelError, SettingsError
 from mrecg_onnx.converters.normalize import in_float32
-from mrecg_onnx.converters.passes.opset import lower_opset, require_raisable
+from mrecg_onnx.converters.passes.opset import lower_opset, raise_opset, require_raisable
 from mrecg_onnx.converters.versions import require_known_versions, runtime_versions
 from mrecg_onnx.equalization import Equalized, apply_scale, bound_channels, choose_scales, find_streams
 from mrecg_onnx.export import WIDE_OPSET
@@ -269,7 +269,7 @@ def _check(graph: ir.Model) -> None:
 
 
 def _fit_opset(graph: ir.Model, settings: Settings) -> None:
-    """Bring ``graph`` below the highest opset of the target, and refuse what could not be written in the end.
+    """Bring ``graph`` between the lowest and highest opset of the target, and refuse what could not be written in the end.
 
     Raises:
         ModelError: a node is newer than the target's highest opset, or has no form in one that the settings need.
@@ -294,6 +294,7 @@ def _fit_opset(graph: ir.Model, settings: Settings) -> None:
             require_raisable(graph, needed)
         except ModelError as error:
             raise ModelError(f"{error} ({what} needs it)") from error
+    raise_opset(graph, low)
     if graph.opset_imports.get("", 0) < opset:
         logger.info("opset %d is written as %d, the newest that target %s takes", opset, high, rules.name)
 

@@ -58,9 +58,11 @@ def network_of(model: onnx.ModelProto | ir.Model) -> Network:
     return Network(to_torch(model if isinstance(model, ir.Model) else normalize(model)))
 
 
-def simulated(model: onnx.ModelProto, data: dict[str, Tensor] | None = None, **settings: Any) -> Stage:
+def simulated(model: onnx.ModelProto | ir.Model, data: dict[str, Tensor] | None = None, **settings: Any) -> Stage:
     """Plan, convert and calibrate ``model`` with rounding to nearest."""
     graph, plan = planned(model, **settings)
     network = network_of(graph)
-    data = tensors(model) if data is None else data
+    if data is None:
+        assert not isinstance(model, ir.Model), "a graph in memory comes with its data"
+        data = tensors(model)
     return Stage(graph, plan, network, data, calibrate(network, plan, data, Settings(**settings)))

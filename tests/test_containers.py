@@ -9,19 +9,26 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from architectures import PATTERNS, conv_clip, residual
 from command_line import fails, works
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
-from stages import feeds, simulated
+from onnx.reference import ReferenceEvaluator
+from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
+from stages import feeds, simulated, tensors
 
 from mrecg_onnx.containers import CONTAINER_KEY, CONTAINERS, contained, container_of
 from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.converters.passes.opset import raise_opset
 from mrecg_onnx.export import export
+from mrecg_onnx.preparation import editable_graph
+from mrecg_onnx.retargeting import retarget
 from mrecg_onnx.runtime import fused_op_counts, open_session
+from mrecg_onnx.settings import Settings
+from mrecg_onnx.targets import load_target
 
 VERSION = {"mrecg_onnx.version": "test"}
 
@@ -137,6 +144,63 @@ def test_files_of_other_tools_are_refused() -> None:
         contained(strange, "packed")
     with pytest.raises(SettingsError, match="choose one of int8, packed, typed"):
         contained(residual(), "int3")
+
+
+# --- other readers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["ort", "openvino", "qnn"])
+@pytest.mark.parametrize("pattern", ["residual", "depthwise", "average_pool", "concat", "matmul_add", "hardswish_gate"])
+def test_written_files_run_in_the_reference_evaluator(pattern: str, target: str) -> None:
+    model, rules = PATTERNS[pattern](), load_target(target)
+    graph = editable_graph(model, Settings(target=target))
+    stage = simulated(graph, tensors(model), wbits=4, abits=4, target=target)
+    plain = retarget(export(stage.graph, stage.simulation, VERSION).model, rules)
+    for container in rules.containers:
+        held = contained(plain, container, highest=rules.opset[1]).model
+        for x, y in zip(outputs(held), ReferenceEvaluator(held).run(None, feeds(held, 4)), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4 * np.abs(x).max())
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize(("pattern", "bits"), [("depthwise", (4, 4, 4)), ("gemm", (2, 4, 8)), ("residual", (4, 32, 8))])
+def test_the_runtime_converts_files_to_its_mobile_format(
+    pattern: str, bits: tuple[int, int, int], container: str, tmp_path: Path
+) -> None:
+    held = contained(quantized(pattern, *bits), container).model
+    onnx.save(held, tmp_path / "model.onnx")
+    convert_onnx_models_to_ort(tmp_path, optimization_styles=[OptimizationStyle.Fixed])
+    assert (tmp_path / "model.ort").is_file()
+    if container == "typed":  # the format has no 4-bit types: ONNX Runtime 1.32 writes such a file and does not open it
+        return
+    for x, y in zip(outputs(held, "all"), outputs_of(tmp_path / "model.ort", feeds(held, 4)), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def outputs_of(path: Path, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found: list[np.ndarray] = session.run(None, inputs)
+    return found
+
+
+def test_a_zero_point_is_written_out_once_for_layers_of_so_many_channels() -> None:
+    held = contained(quantized("residual"), "packed").model
+    assert all(len(n.input) == 3 for n in held.graph.node if n.op_type == "DequantizeLinear")
+    zeros = [t.name for t in held.graph.initializer if t.name.startswith("zeros_")]
+    readers = [name for n in held.graph.node for name in n.input if name in zeros]
+    assert len(set(readers)) == len(zeros) < len(readers)
+
+
+def test_packed_files_without_zero_points_can_still_be_read() -> None:
+    plain = quantized("residual")
+    older = contained(plain, "packed").model
+    for node in older.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[2].startswith("zeros_"):
+            del node.input[2]
+    kept = [t for t in older.graph.initializer if not t.name.startswith("zeros_")]
+    del older.graph.initializer[:]
+    older.graph.initializer.extend(kept)
+    assert contained(older, "int8").model.SerializeToString() == plain.SerializeToString()
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

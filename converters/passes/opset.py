@@ -32,9 +32,6 @@ logger = logging.getLogger(__name__)
 TARGET_OPSET = 13
 """QuantizeLinear and DequantizeLinear take per-channel scales from here on."""
 
-# The IR versions that came with opsets (onnx 1.8, 1.16, 1.20).
-_MIN_IR_VERSIONS = {13: 7, 21: 10, 25: 13}
-
 
 def raise_opset(model: ir.Model, target: int = TARGET_OPSET) -> ir.Model:
     """Raise ``model`` to the opset ``target``, 13 to 25, if it is older; models above stay as they are.
@@ -66,8 +63,8 @@ def raise_opset(model: ir.Model, target: int = TARGET_OPSET) -> ir.Model:
     for graph in model.graphs():
         if "" in graph.opset_imports:
             graph.opset_imports[""] = target
-    needed = max(number for opset, number in _MIN_IR_VERSIONS.items() if opset <= target)
-    model.ir_version = max(model.ir_version, needed)
+    came_with = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", target)])
+    model.ir_version = max(model.ir_version, came_with)
     logger.info("raised opset %d to %d", version, target)
     return model
 
@@ -297,6 +294,12 @@ def _grid_sample(node: ir.Node, _version: int) -> None:
     node.attributes["mode"] = ir.AttrString("mode", renamed)
 
 
+def _roi_align(node: ir.Node, _version: int) -> None:
+    """Since 16, the default shifts coordinates by half a pixel."""
+    name = "coordinate_transformation_mode"
+    node.attributes.setdefault(name, ir.AttrString(name, "output_half_pixel"))
+
+
 def _means_something_else(_node: ir.Node, _version: int) -> None:
     raise ValueError("its definition changed in between")
 
@@ -305,6 +308,7 @@ _LATER: dict[str, tuple[int, Callable[[ir.Node, int], None]]] = {
     "DFT": (20, _means_something_else),
     "GridSample": (20, _grid_sample),
     "GroupNormalization": (21, _means_something_else),
+    "RoiAlign": (16, _roi_align),
     "Split": (18, _split_evenly),
     **{
         f"Reduce{kind}": (18, _attribute_to_input("axes", 1))
