@@ -26,6 +26,7 @@ from mrecg_onnx.cache import Store
 from mrecg_onnx.containers import contained, container_of
 from mrecg_onnx.converters import normalize
 from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
+from mrecg_onnx.converters.passes.opset import raise_opset
 from mrecg_onnx.export import export
 from mrecg_onnx.grids import Grid, fake_quantize, symmetric_eight
 from mrecg_onnx.images import open_validation
@@ -54,7 +55,8 @@ def padded() -> onnx.ModelProto:
 def _file(pattern: str, target: str, wbits: int, abits: int) -> bytes:
     """The file for ONNX Runtime, calibrated for ``target``."""
     model = padded() if pattern == "padded" else PATTERNS[pattern]()
-    stage = simulated(model, wbits=wbits, abits=abits, target=target)
+    graph = raise_opset(normalize(model), load_target(target).opset[0])
+    stage = simulated(graph, tensors(model), wbits=wbits, abits=abits, target=target)
     return export(stage.graph, stage.simulation, {"mrecg_onnx.version": "test"}).model.SerializeToString()
 
 
@@ -181,7 +183,7 @@ def test_only_a_file_for_ort_gets_another_target() -> None:
     aimed = retarget(quantized("conv_clip"), load_target("portable"))
     with pytest.raises(ModelError, match="was written for portable"):
         retarget(aimed, load_target("qnn"))
-    with pytest.raises(ModelError, match=r"opset 13, target .* takes up to"):
+    with pytest.raises(ModelError, match=r"opset 19, target .* takes up to"):
         retarget(quantized("conv_clip"), dataclasses.replace(load_target("qnn"), opset=(11, 12)))
 
 
@@ -319,7 +321,7 @@ def test_the_rules_can_be_copied(name: str, tmp_path: Path) -> None:
         ('bias = "int32"', 'bias = "int32"\nspeed = 2', "has the unknown rule speed"),
         ("wbits = [2, 8]", "wbits = [8, 2]", r"wbits is \[8, 2\]: expected \[lowest, highest\] within 2 and 8"),
         ('"packed"', '"crushed"', "containers has the unknown 'crushed'"),
-        ("[13, 25]", "[13, ", "cannot be read as TOML"),
+        ("[19, 25]", "[19, ", "cannot be read as TOML"),
         ('activation = "uint8"', 'activation = "int8"', "int8 activations need zero_point 'zero'"),
         ('zero_point = "any"', 'zero_point = "zero"', "needs int8 activations"),
         ("wide_abits = []", "wide_abits = [12]", r"wide_abits is \[12\]: expected \[\] or \[16\]"),
