@@ -65,6 +65,7 @@ class Job:
         settings: of the quantization.
         labels: see :func:`mrecg_onnx.validate`.
         limit: likewise.
+        outputs: likewise.
         threads: threads of ONNX Runtime.
         latency: batch and repeats of the timing.
     """
@@ -77,6 +78,7 @@ class Job:
     settings: Settings
     labels: str | None = None
     limit: int | None = None
+    outputs: tuple[str, ...] | None = None
     threads: int | None = None
     latency: dict[str, Any] | None = None
 
@@ -279,6 +281,7 @@ def _validate(job: Job, _: _Channel) -> dict[str, Any]:
         labels=job.labels,
         preprocess=job.settings.preprocess,
         limit=job.limit,
+        outputs=job.outputs,
         repeats=0,
         threads=job.threads,
     )
@@ -293,6 +296,8 @@ def _validate(job: Job, _: _Channel) -> dict[str, Any]:
         "fp32_p": found.mcnemar_p,
         "agreement": found.agreement,
         "sqnr_db": _plain(found.sqnr_db),
+        "sqnr_by_output": {name: _plain(value) for name, value in found.sqnr_by_output.items()},
+        "equal_by_output": found.equal_by_output,
         "fp32": {
             "images": found.images,
             "top1": found.fp32.top1 and found.fp32.top1.to_json(),

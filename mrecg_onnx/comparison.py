@@ -34,7 +34,7 @@ from mrecg_onnx.profiles import for_images, require_numbers
 from mrecg_onnx.runtime import input_specs, open_session
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.tables import csv_text, markdown, write_whole
-from mrecg_onnx.validation import Accuracy, size_bytes, source_sha256
+from mrecg_onnx.validation import Accuracy, chosen_outputs, size_bytes, source_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 _WIDTHS = re.compile(r"^W(\d+)A(\d+)$", re.IGNORECASE)
 #: Settings that change how a cell is computed but not what of it is compared: they may differ from call to call.
 _FREE = frozenset({"memory", "compile"})
+#: How outputs are compared: cells validated by another measure are validated again.
+MEASURE = "variance"
 #: Settings that each cell has for itself.
 _OWN = frozenset({"method", "wbits", "abits"})
 NAME = "comparison"
@@ -104,7 +106,9 @@ class Cell:
         base_p: the same for "as accurate as the base method at the same width"; None for the base itself, without labels,
             and where the base failed.
         agreement: share of images with the float model's prediction.
-        sqnr_db: signal-to-quantization-noise ratio of the first output in dB; None where it is infinite.
+        sqnr_db: signal-to-quantization-noise ratio of the worst output in dB; None where it is infinite.
+        sqnr_by_output: the same of every float output.
+        equal_by_output: share of equal values of every other output.
         latency_s: median seconds of a run; None where none was asked for.
         speedup: the float model's latency, measured in turn with it, over the cell's.
         warnings: what the check of the file found, a sentence each.
@@ -127,6 +131,8 @@ class Cell:
     base_p: float | None = None
     agreement: float | None = None
     sqnr_db: float | None = None
+    sqnr_by_output: dict[str, float | None] = field(default_factory=dict)
+    equal_by_output: dict[str, float] = field(default_factory=dict)
     latency_s: float | None = None
     speedup: float | None = None
     warnings: tuple[str, ...] = ()
@@ -245,6 +251,7 @@ def compare(
     base_method: str | None = None,
     labels: str | Path | None = None,
     limit: int | None = None,
+    outputs: Sequence[str] | None = None,
     latency_batch: int = 1,
     repeats: int = 50,
     report: Callable[[ComparisonProgress], None] | None = None,
@@ -263,6 +270,7 @@ def compare(
         base_method: McNemar's test compares the others with it; the first of ``methods`` by default.
         labels: CSV of ``file,label``; labels are read from folder names by default.
         limit: validate on at most so many images, spread evenly.
+        outputs: names of the outputs to validate; all by default.
         latency_batch: images a timed run.
         repeats: timed runs of each file; 0 leaves latency out.
         report: called as the work proceeds.
@@ -284,7 +292,7 @@ def compare(
         raise SettingsError(f"latency of {repeats} runs with {latency_batch} images: give >= 0 runs and >= 1 images")
     if world_size() > 1:
         raise SettingsError("compare runs each cell in a process of its own: start it without torchrun")
-    plan = _Plan.make(Path(model), calib, data, Path(folder), settings, labels=labels, limit=limit)
+    plan = _Plan.make(Path(model), calib, data, Path(folder), settings, labels=labels, limit=limit, outputs=outputs)
     plan.latency = {"batch": latency_batch, "repeats": repeats, "threads": settings.threads}
     plan.claim_folder()
     base = base_method or chosen[0]
@@ -333,6 +341,7 @@ class _Plan:
     settings: Settings
     labels: str | None
     limit: int | None
+    outputs: tuple[str, ...]
     quantized_by: dict[str, Any]
     validated_by: dict[str, Any]
     latency: dict[str, Any] = field(default_factory=dict)
@@ -350,9 +359,12 @@ class _Plan:
         *,
         labels: str | Path | None,
         limit: int | None,
+        outputs: Sequence[str] | None,
     ) -> _Plan:
         """Open model and data once, before any work."""
-        specs = input_specs(open_session(model))
+        session = open_session(model)
+        specs = input_specs(session)
+        chosen = chosen_outputs(session, outputs, str(model))
         settings = dataclasses.replace(settings, preprocess=for_images(settings.preprocess, model, calib, data))
         if holds_images(data) and not holds_images(calib):
             require_numbers(settings.preprocess, specs, f"{data} holds images, and {calib} arrays")
@@ -366,8 +378,9 @@ class _Plan:
             **{name: value for name, value in content.items() if name not in _OWN},
         }
         validated_by = {"data": checked.fingerprint(), "labels": hashlib.sha256(seen).hexdigest()}
+        validated_by |= {"outputs": list(chosen), "measure": MEASURE}
         plain = json.loads(json.dumps([quantized_by, validated_by]))
-        return cls(model, calib, str(data), folder, settings, str(labels) if labels else None, limit, *plain)
+        return cls(model, calib, str(data), folder, settings, str(labels) if labels else None, limit, chosen, *plain)
 
     @property
     def cells(self) -> Path:
@@ -422,6 +435,7 @@ class _Plan:
             settings=settings,
             labels=self.labels,
             limit=self.limit,
+            outputs=self.outputs,
             threads=self.settings.threads,
         )
 
@@ -526,6 +540,8 @@ def _cell(cell: Cell, file: Path, made: dict[str, Any], checked: dict[str, Any],
         fp32_p=checked["fp32_p"],
         agreement=checked["agreement"],
         sqnr_db=checked["sqnr_db"],
+        sqnr_by_output=checked.get("sqnr_by_output", {}),
+        equal_by_output=checked.get("equal_by_output", {}),
         warnings=(*made["warnings"], *checked.get("warnings", ())),
         right=unpack(right, checked["labelled"]) if right is not None else None,
     )

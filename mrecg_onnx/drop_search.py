@@ -47,7 +47,7 @@ def measured_drop(found: ValidationResult) -> tuple[float, bool]:
     if found.drop is not None:
         return 100.0 * found.drop, True
     if found.agreement is None:
-        raise DataError("--max-drop needs a model whose first output is class scores [N, classes]: use --avg-wbits")
+        raise DataError("--max-drop needs labels, or a model that gives class scores [N, classes]: use --avg-wbits")
     return 100.0 * (1.0 - found.agreement), False
 
 

@@ -21,6 +21,7 @@ from mrecg_onnx.costs import IMAGES, WIDTHS, cost_images, measure_costs
 from mrecg_onnx.images import Dataset, open_validation
 from mrecg_onnx.output_errors import output_error
 from mrecg_onnx.plan import Plan
+from mrecg_onnx.predictions import Heads, Scores, scores_of, two_axes
 from mrecg_onnx.preparation import Prepared, calibrate, full_precision, make_plan, prepare, search_grids
 from mrecg_onnx.progress import Clock, Progress
 from mrecg_onnx.settings import BitRule, Settings
@@ -273,8 +274,12 @@ class _Judge:
         self.network, self.data, self.labels = ready.network, data, labels
         self.count = len(next(iter(data.values())))
         self.reference = self._run(None)
-        name, scores = next(iter(self.reference.items()))
-        self.scores = name if scores.dim() == 2 and scores.shape[1] > 1 else None
+        arrays = {n: x.cpu().numpy() for n, x in self.reference.items()}
+        found = {n: Scores.of(rows) for n, x in arrays.items() if (rows := two_axes(x)) is not None}
+        floats = [n for n, x in arrays.items() if x.dtype.kind == "f"]
+        self.scores = scores_of(found, floats, Heads.of_network(self.network, data))
+        if labels is not None and self.scores is None:
+            self.scores = next(iter(found), None)
 
     def _run(self, simulation: Simulation | None) -> dict[str, Tensor]:
         parts: list[dict[str, Tensor]] = []
@@ -289,7 +294,7 @@ class _Judge:
         error = output_error(outputs, self.reference)
         if self.scores is None:
             return Quality(None, None, error)
-        answers, wanted = (values[self.scores].argmax(1) for values in (outputs, self.reference))
+        answers, wanted = (values[self.scores].flatten(1).argmax(1) for values in (outputs, self.reference))
         agreement = float((answers == wanted).float().mean())
         if self.labels is None:
             return Quality(None, agreement, error)

@@ -57,13 +57,19 @@ def _texts(cell: Cell) -> dict[str, str]:
         "fp32_p": text(cell.fp32_p, "{:.3g}"),
         "base_p": text(cell.base_p, "{:.3g}"),
         "agreement": text(cell.agreement, "{:.2%}"),
-        "sqnr": text(cell.sqnr_db, "{:.1f} dB"),
+        "sqnr": text(cell.sqnr_db, "{:.1f} dB") + _worst(cell),
         "seconds": text(cell.seconds, "{:.1f} s"),
         "peak": _megabytes(cell.peak_bytes),
         "size": _megabytes(cell.size_bytes),
         "latency": text(cell.latency_s, "{:.2f} ms", 1e3),
         "speedup": text(cell.speedup, "{:.2f}x"),
     }  # fmt: skip
+
+
+def _worst(cell: Cell) -> str:
+    """The output that a cell's SQNR is of, where there are several."""
+    finite = {name: value for name, value in cell.sqnr_by_output.items() if value is not None}
+    return f" ({min(finite, key=lambda name: finite[name])})" if finite and len(cell.sqnr_by_output) > 1 else ""
 
 
 def _megabytes(size: int | None) -> str:
@@ -105,6 +111,7 @@ def csv_text(found: Comparison) -> str:
     for cell in found.cells:
         row = cell.to_json()
         top1 = row.pop("top1") or {}
+        del row["sqnr_by_output"], row["equal_by_output"]  # the JSON beside has them
         rows.append(
             {"method": row.pop("method"), "widths": row.pop("widths")}
             | {"top1": top1.get("value"), "top1_low": top1.get("low"), "top1_high": top1.get("high")}

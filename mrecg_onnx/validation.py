@@ -7,18 +7,21 @@ import json
 import logging
 import math
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
 from mrecg_onnx.images import Dataset, Preprocess, check_lost, holds_images, open_validation
 from mrecg_onnx.input_ranges import Watch, calibrated_ranges
-from mrecg_onnx.metrics import decibels, mcnemar_p, topk_correct, wilson_interval
+from mrecg_onnx.metrics import OutputSums, add_sums, mcnemar_p, topk_correct, wilson_interval
 from mrecg_onnx.parallel import Workers, joined
+from mrecg_onnx.predictions import Heads, Scores, scores_of, two_axes
 from mrecg_onnx.profiles import beside, require_numbers
 from mrecg_onnx.runtime import (
     check_provider,
@@ -35,7 +38,7 @@ from mrecg_onnx.runtime import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import onnxruntime as ort
 
@@ -49,6 +52,7 @@ __all__ = [
     "Accuracy",
     "ModelReport",
     "ValidationResult",
+    "chosen_outputs",
     "gain_warnings",
     "size_bytes",
     "source_sha256",
@@ -99,7 +103,7 @@ class ModelReport:
     Attributes:
         name: its path, or what it is where it came from memory.
         size_bytes: the file with its external data.
-        top1: accuracy; None without labels, or where the first output is not ``[N, classes]``.
+        top1: accuracy; None without labels, or where no output is ``[N, classes]``.
         top5: the share with the label among the five largest; None also for five classes or fewer.
         latency_s: median seconds of a run at ``latency_batch``; None where no latency was asked for.
     """
@@ -132,14 +136,16 @@ class ValidationResult:
         quantized: the quantized model.
         drop: top-1 of the float model less that of the quantized one; None without accuracy.
         mcnemar_p: exact two-sided p-value for "equally accurate", top-1, on the same images; None without accuracy.
-        agreement: share of images with the same largest logit; None where the first output is not ``[N, classes]``.
-        sqnr_by_output: signal-to-quantization-noise ratio in dB of each output, over all images; the float model is
-            the signal, ``inf`` where both models give the same.
+        agreement: share of images with the same largest value of :attr:`scores`; None where no output holds class scores.
+        sqnr_by_output: signal-to-quantization-noise ratio in dB of each float output, over all images; the signal is the float
+            model's output about its mean, ``inf`` where both models give the same.
         provider: ONNX Runtime's execution provider.
         latency_batch: images a timed run.
         op_counts: operators ONNX Runtime runs for the quantized model after fusion on CPU, the most frequent first.
         preprocess: what was done to the images; None for arrays.
         warnings: what makes the numbers doubtful or absent, a sentence each.
+        equal_by_output: share of equal values of each output without floats (integers, booleans).
+        scores: the output taken for class scores (:mod:`mrecg_onnx.predictions`); None where none is.
         top1_right: which images the float (row 0) and the quantized model (row 1) get right, shape ``[2, images]``, in the
             data's order where one process validates; None without accuracy. Not in :meth:`to_json`.
     """
@@ -157,12 +163,14 @@ class ValidationResult:
     op_counts: dict[str, int]
     preprocess: Preprocess | None
     warnings: tuple[str, ...]
+    equal_by_output: dict[str, float] = field(default_factory=dict)
+    scores: str | None = None
     top1_right: npt.NDArray[np.bool_] | None = field(default=None, repr=False, compare=False)
 
     @property
     def sqnr_db(self) -> float:
-        """The first output's ratio, in dB."""
-        return next(iter(self.sqnr_by_output.values()))
+        """The worst output's ratio, in dB; ``nan`` where no output is float."""
+        return min(self.sqnr_by_output.values(), default=math.nan)
 
     @property
     def speedup(self) -> float | None:
@@ -183,6 +191,8 @@ class ValidationResult:
             "agreement": self.agreement,
             "sqnr_db": _finite(self.sqnr_db),
             "sqnr_by_output": {name: _finite(value) for name, value in self.sqnr_by_output.items()},
+            "equal_by_output": dict(self.equal_by_output),
+            "scores": self.scores,
             "speedup": self.speedup,
             "provider": self.provider,
             "latency_batch": self.latency_batch,
@@ -200,6 +210,7 @@ def validate(
     labels: str | Path | None = None,
     preprocess: Preprocess | None = None,
     limit: int | None = None,
+    outputs: Sequence[str] | None = None,
     batch_size: int = 32,
     latency_batch: int = 1,
     repeats: int = 50,
@@ -219,6 +230,8 @@ def validate(
             float model (:func:`mrecg_onnx.profiles.beside`). Without either ImageNet's mean and deviation are assumed for
             files of other tools, with a warning, and not for one of ours, which was calibrated on arrays.
         limit: Use at most so many images, spread evenly.
+        outputs: Names of the outputs to compare, all by default; the model's order is kept. Labels belong to the one that holds
+            class scores, or to the first that is ``[N, classes]``.
         batch_size: Images at a time, >= 1; a model's fixed batch goes before it.
         latency_batch: Images a timed run, >= 1; a model's fixed batch goes before it.
         repeats: Timed runs of each model; 0 leaves latency out.
@@ -234,7 +247,8 @@ def validate(
             or outputs differ, or the quantized file says it was made from another one. (Only a file or its bytes can
             be recognized; a float model given as ModelProto is compared by inputs and outputs alone.)
         DataError: The data cannot be read, or its labels exceed the model's classes.
-        SettingsError: Nothing says how images become inputs, a setting is out of range, ``device`` is not there or runs
+        SettingsError: Nothing says how images become inputs, a setting is out of range, ``outputs`` names one that is not
+            there, ``device`` is not there or runs
             nothing, or ``labels``, ``preprocess`` or ``limit`` come with a data set that is already open.
     """
     if latency_batch < 1 or repeats < 0:
@@ -248,6 +262,7 @@ def validate(
             labels=labels,
             preprocess=preprocess,
             limit=limit,
+            outputs=outputs,
             batch_size=batch_size,
             latency_batch=latency_batch,
             repeats=repeats,
@@ -266,6 +281,7 @@ def _validate(
     labels: str | Path | None,
     preprocess: Preprocess | None,
     limit: int | None,
+    outputs: Sequence[str] | None,
     batch_size: int,
     latency_batch: int,
     repeats: int,
@@ -292,7 +308,7 @@ def _validate(
         dataset = open_validation(data, specs, preprocess, labels, limit)
 
     dataset = dataset.shard(workers.rank, workers.size) if workers.size > 1 else dataset
-    tally = _Tally(names, dataset)
+    tally = _Tally(names, dataset, chosen_outputs(sessions["fp32"], outputs, names[0]), _heads(fp32))
     watch = Watch(calibrated_ranges(_metadata(sessions["quantized"]), quantized, names[1]))
     rows = fixed_batch(sessions["fp32"]) or fixed_batch(sessions["quantized"]) or latency_batch
     for feeds, indices in dataset.batches(batch_size):
@@ -341,7 +357,9 @@ def _validate(
         drop=drop,
         mcnemar_p=p,
         agreement=tally.agreement(),
-        sqnr_by_output={name: decibels(*energy) for name, energy in tally.energies.items()},
+        sqnr_by_output={name: sums.sqnr_db for name, sums in tally.sums.items() if sums.floating},
+        equal_by_output={name: sums.equal for name, sums in tally.sums.items() if not sums.floating},
+        scores=tally.scores,
         provider=sessions["quantized"].get_providers()[0],
         latency_batch=rows,
         op_counts=dict(fused_op_counts(quantized).most_common()),
@@ -386,46 +404,61 @@ class _Tally:
 
     names: tuple[str, str]
     dataset: Dataset
+    outputs: tuple[str, ...]
+    heads: Heads
     images: int = 0
-    classes: int | None = None
-    # name -> [energy of the float model's output, energy of the difference]
-    energies: dict[str, list[float]] = field(default_factory=dict)
-    _same: list[npt.NDArray[np.bool_]] = field(default_factory=list)
+    sums: dict[str, OutputSums] = field(default_factory=dict)
+    # What the float model's outputs [N, k] are like, and in which rows both have the largest value at the same place.
+    found: dict[str, Scores] = field(default_factory=dict)
+    labelled: str | None = None
+    _same: dict[str, list[npt.NDArray[np.bool_]]] = field(default_factory=dict)
     _right: dict[int, list[npt.NDArray[np.bool_]]] = field(default_factory=lambda: {1: [], _GUESSES: []})
     _rows: list[Mapping[str, Array]] = field(default_factory=list)
     _row_count: int = 0
 
     def add(self, indices: npt.NDArray[np.int64], fp32: dict[str, Array], quantized: dict[str, Array]) -> None:
         """Take in the outputs of one batch."""
-        for name, r in fp32.items():
-            self._check_finite(indices, name, r, quantized[name])
-            if r.shape != quantized[name].shape:
-                shapes = f"{list(quantized[name].shape)} instead of {list(r.shape)}"
+        logits: dict[str, tuple[Array, Array]] = {}
+        for name in self.outputs:
+            r, q = fp32[name], quantized[name]
+            if r.dtype.kind == "f":
+                self._check_finite(indices, name, r, q)
+            if r.shape != q.shape:
+                shapes = f"{list(q.shape)} instead of {list(r.shape)}"
                 raise ModelError(f"{self.names[1]} is not a quantized version of {self.names[0]}: {name!r} is {shapes}")
-            signal = r.astype(np.float64)
-            energy = self.energies.setdefault(name, [0.0, 0.0])
-            energy[0] += float(np.square(signal).sum())
-            energy[1] += float(np.square(signal - quantized[name]).sum())
+            add_sums(self.sums, {name: OutputSums.of(r, q)})
+            ours, theirs = two_axes(r), two_axes(q)
+            if ours is None or theirs is None:
+                continue
+            logits[name] = ours, theirs
+            self.found.setdefault(name, Scores(ours.shape[1])).add(ours)
+            self._same.setdefault(name, []).append(ours.argmax(1) == theirs.argmax(1))
         self.images += len(indices)
-        first = next(iter(fp32))
-        logits = _logits(fp32[first]), _logits(quantized[first])
-        if logits[0] is None or logits[1] is None:
+        if self.dataset.labels is None or not logits:
             return
-        self._same.append(logits[0].argmax(1) == logits[1].argmax(1))
-        self.classes = logits[0].shape[1]
-        if self.dataset.labels is not None:
-            labels = self._labels(indices, first, self.classes)
-            for k, right in self._right.items():
-                right.append(np.stack([topk_correct(y, labels, k) for y in logits if y is not None]))
+        if self.labelled is None:  # the first batch decides
+            self.labelled = self._by_rule() or next(iter(logits))
+        labels = self._labels(indices, self.labelled, self.found[self.labelled].columns)
+        for k, right in self._right.items():
+            right.append(np.stack([topk_correct(y, labels, k) for y in logits[self.labelled]]))
+
+    def _by_rule(self) -> str | None:
+        return scores_of(self.found, [name for name, sums in self.sums.items() if sums.floating], self.heads)
+
+    @property
+    def scores(self) -> str | None:
+        """The output that is held against labels, or that holds class scores without any."""
+        return self.labelled or self._by_rule()
 
     def _labels(self, indices: npt.NDArray[np.int64], output: str, classes: int) -> npt.NDArray[np.int64]:
         assert self.dataset.labels is not None
         labels: npt.NDArray[np.int64] = self.dataset.labels[indices]
         if labels.max() >= classes:
             where = _origin(self.dataset, int(indices[labels.argmax()]))
+            others = "; --outputs NAME chooses another output" if len(self.outputs) > 1 else ""
             raise DataError(
                 f"label {labels.max()} of {where} is beyond the {classes} classes of output {output!r}: "
-                "labels count from 0; check the folder names or give --labels"
+                f"labels count from 0; check the folder names or give --labels{others}"
             )
         return labels
 
@@ -444,17 +477,18 @@ class _Tally:
 
     def join(self, workers: Workers) -> None:
         """Put together what all processes counted, each on its share of the images."""
-        parts = workers.gather((self.images, self.classes, self.energies, self._same, self._right))
+        parts = workers.gather((self.images, self.sums, self.found, self._same, self._right, self.labelled))
         if len(parts) == 1:
             return
         self.images = sum(part[0] for part in parts)
-        self.classes = next((part[1] for part in parts if part[1] is not None), None)
-        self.energies = {
-            name: [sum(part[2].get(name, [0.0, 0.0])[k] for part in parts) for k in (0, 1)]
-            for name in {name: None for part in parts for name in part[2]}
-        }
-        self._same = [right for part in parts for right in part[3]]
+        self.sums, self.found, self._same = {}, {}, {}
+        for _, sums, found, same, _, _ in parts:
+            add_sums(self.sums, sums)
+            for name, scores in found.items():
+                self.found[name] = self.found[name].merge(scores) if name in self.found else scores
+                self._same.setdefault(name, []).extend(same[name])
         self._right = {k: [right for part in parts for right in part[4][k]] for k in self._right}
+        self.labelled = next((part[5] for part in parts if part[5] is not None), None)
 
     def rows(self, count: int) -> dict[str, Array]:
         """Inputs of exactly ``count`` rows, repeated where the data set has fewer."""
@@ -469,6 +503,11 @@ class _Tally:
         """Which images each model gets right with ``k`` guesses, shape ``[2, N]``."""
         return np.concatenate(self._right[k], axis=1)
 
+    @property
+    def classes(self) -> int | None:
+        """Columns of :attr:`scores`."""
+        return self.found[self.scores].columns if self.scores is not None else None
+
     def accuracies(self, model: int) -> tuple[Accuracy | None, Accuracy | None]:
         """Top-1 and top-5 of model 0 (float) or 1 (quantized)."""
         if not self.has_accuracy or self.classes is None:
@@ -477,23 +516,47 @@ class _Tally:
         return Accuracy.of(self.right(1)[model]), top5
 
     def agreement(self) -> float | None:
-        return float(np.concatenate(self._same).mean()) if self._same else None
+        return float(np.concatenate(self._same[self.scores]).mean()) if self.scores is not None else None
 
     def warnings(self, top1: Accuracy | None) -> tuple[str, ...]:
         """What a reader of the numbers has to know; ``top1`` is the float model's."""
+        if not self.found:
+            return ("no output is [N, classes]: there is no accuracy and no agreement",)
         if self.classes is None:
-            return ("the first output is not [N, classes]: there is no accuracy and no agreement",)
+            choose = ", or choose the scores with --outputs NAME" if len(self.outputs) > 1 else ""
+            shapes = " and ".join(f"{name!r} [N, {scores.columns}]" for name, scores in self.found.items())
+            said = f"nothing says that {shapes} holds class scores: there is no accuracy and no agreement; give labels{choose}"
+            return (said,)
         if top1 is not None and top1.low <= 1 / self.classes:
             said = f"{top1.value:.4f} of the images right among {self.classes} classes"
             return (f"the FP32 model is no better than chance ({said}): labels or preprocessing do not fit it",)
         return ()
 
 
-def _logits(y: Array) -> Array | None:
-    """``[N, classes]`` of an output; None where it is something else. Older exports end in ``[N, classes, 1, 1]``."""
-    if y.ndim < 2 or y.dtype.kind != "f" or y.shape[1] < 2 or math.prod(y.shape[2:]) != 1:
-        return None
-    return y.reshape(y.shape[:2])
+def chosen_outputs(session: ort.InferenceSession, wanted: Sequence[str] | None, where: str) -> tuple[str, ...]:
+    """Names of the outputs to compare, in the model's order.
+
+    Raises:
+        SettingsError: one is not there, or none is named.
+    """
+    names = [node.name for node in session.get_outputs()]
+    if wanted is None:
+        return tuple(names)
+    if not wanted:
+        raise SettingsError(f"no output is named: {where} has {', '.join(names)}")
+    for name in wanted:
+        if name not in names:
+            near = get_close_matches(name, names, n=3, cutoff=0.4) or names
+            raise SettingsError(f"--outputs {name}: {where} has no such output; did you mean {', '.join(near)}?")
+    return tuple(name for name in names if name in set(wanted))
+
+
+def _heads(model: Model) -> Heads:
+    if isinstance(model, onnx.ModelProto):
+        return Heads.of_model(model)
+    if isinstance(model, bytes):
+        return Heads.of_model(onnx.load_model_from_string(model))
+    return Heads.of_model(onnx.load(model, load_external_data=False))
 
 
 def _check_source(fp32: Model, sessions: Mapping[str, ort.InferenceSession], names: tuple[str, str]) -> None:

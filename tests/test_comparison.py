@@ -23,6 +23,7 @@ import pytest
 from architectures import residual
 from click.testing import CliRunner
 from command_line import classifier, write_images
+from PIL import Image
 
 import mrecg_onnx
 from mrecg_onnx import Settings, cells, comparison
@@ -32,6 +33,7 @@ from mrecg_onnx.comparison import Comparison, ComparisonProgress, Widths, compar
 from mrecg_onnx.converters.errors import ExportError, MrecgError, SettingsError
 from mrecg_onnx.metrics import mcnemar_p
 from mrecg_onnx.tables import table
+from mrecg_onnx.validation import validate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -340,23 +342,29 @@ def test_a_full_disk_leaves_what_is_finished(
 
 
 def test_without_labels_agreement_and_noise_are_compared(here: Here, tmp_path: Path) -> None:
-    flat = tmp_path / "flat"
+    flat, labelled = tmp_path / "flat", tmp_path / "labelled"
     flat.mkdir()
-    for file in (here.folder / "images").rglob("*.png"):
-        shutil.copy(file, flat / file.name)
+    (labelled / "0").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for i in range(20):  # of one colour each: the classes vary, as they do on images
+        image = np.broadcast_to(random.integers(0, 256, 3, dtype=np.uint8), (16, 16, 3))
+        for folder in (flat, labelled / "0"):
+            Image.fromarray(image.copy()).save(folder / f"{i}.png")
     qdrop = here.result.cells[1]
+    assert qdrop.file is not None
+    expected = validate(here.folder / "model.onnx", qdrop.file, labelled, repeats=0).agreement
     job = Job(
         str(here.folder / "model.onnx"), "", str(flat), str(qdrop.file), "", dataclasses.replace(SETTINGS, method="qdrop")
     )  # fmt: skip
     checked = cells._validate(job, None)  # type: ignore[arg-type]
     assert (checked["right"], checked["top1"], checked["drop"]) == (None, None, None)
-    assert checked["agreement"] == qdrop.agreement
+    assert checked["agreement"] == expected
     made = {"images": 24, "seconds": 1.0, "peak_bytes": 1, "device_peak_bytes": None, "size_bytes": 1, "warnings": []}
     cell = comparison._cell(comparison.Cell("qdrop", Widths(4, 4)), qdrop.file, made, checked, kept=False)
     found = dataclasses.replace(here.result, cells=(cell,), fp32_top1=None)
     headings, rows = table(found)
     assert "top-1" not in headings
-    assert rows[1][headings.index("agreement")] == f"{qdrop.agreement:.2%}"
+    assert rows[1][headings.index("agreement")] == f"{expected:.2%}"
     comparison.draw_cells(found, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").is_file()
 

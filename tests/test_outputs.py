@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 from stages import feeds, simulated, tensors
 
 from mrecg_onnx.cache import Pool, Store
+from mrecg_onnx.commands import main
+from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.costs import measure_costs
 from mrecg_onnx.metrics import sqnr_db
 from mrecg_onnx.parallel import ALONE
@@ -20,6 +24,10 @@ from mrecg_onnx.reconstruction import output_weights
 from mrecg_onnx.runtime import open_session, run_padded
 from mrecg_onnx.sensitivity import measure_sensitivity
 from mrecg_onnx.settings import Settings
+from mrecg_onnx.validation import ValidationResult, validate
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 RNG = np.random.default_rng(7)
 PAD = {"pads": [1, 1, 1, 1]}
@@ -199,3 +207,118 @@ def test_a_units_outputs_weigh_alike_and_one_alone_as_ever():
     assert found["scores"] / found["pixels"] == pytest.approx(ratio, rel=1e-3)
     assert found["scores"] * found["pixels"] == pytest.approx(1)
     assert output_weights({"pixels": stores["pixels"]}, 2.0, ALONE) == {"pixels": 1.0}
+
+
+# --- what may be called classes ----------------------------------------------------------------------------------
+
+
+def dense(
+    outputs: int, *behind: onnx.NodeProto, inputs: int = 12, scale: float = 3.0, **constants: Any
+) -> onnx.ModelProto:
+    """Two Gemms on [n, inputs], which make ``h``, and what is behind, which makes ``y``."""
+    nodes = [node("Gemm", "x,w1", "a"), node("Relu", "a", "b"), node("Gemm", "b,w2", "h" if behind else "y"), *behind]
+    constants |= {"w1": weight(16, inputs).T.copy(), "w2": scale * weight(outputs, 16).T.copy()}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", inputs])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", outputs])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def compared(source: onnx.ModelProto, folder: Path, **options: Any) -> ValidationResult:
+    """A model against itself."""
+    shapes = [[d.dim_value for d in v.type.tensor_type.shape.dim[1:]] for v in source.graph.input]
+    random = np.random.default_rng(5)
+    unlike = 3 * random.normal(size=(40, shapes[0][0], *[1] * (len(shapes[0]) - 1)))
+    np.save(folder / "x.npy", (unlike + random.normal(size=(40, *shapes[0]))).astype(np.float32))
+    return validate(source, source, folder / "x.npy", repeats=0, **options)
+
+
+SOFTMAX = node("Softmax", "h", "y")
+
+
+@pytest.mark.parametrize(
+    ("source", "classes"),
+    [
+        (dense(5), True),
+        (dense(5, SOFTMAX), True),
+        (dense(5, node("LogSoftmax", "h", "y")), True),
+        (dense(5, node("Add", "h,bias", "y"), bias=np.float32([0.1, 0, 0, 0, 0])), True),
+        (dense(12), False),  # a reconstruction: as many values as the input
+        (dense(5, node("Sigmoid", "h", "y")), False),  # several at a time, or pixels
+        (dense(5, node("LpNormalization", "h", "y", axis=1)), False),  # an embedding
+        (dense(4, node("Add", "h,where", "y"), where=np.float32([0, 0, 300, 200])), False),  # boxes in pixels
+        (dense(5, scale=0.05), False),  # a regression of small numbers
+        (dense(1), False),
+    ],
+    ids=["logits", "softmax", "log", "bias", "reconstruction", "sigmoid", "embedding", "boxes", "small", "one"],
+)
+def test_rows_are_classes_only_where_they_behave_like_them(source, classes, tmp_path):
+    found = compared(source, tmp_path)
+    assert (found.agreement == 1.0) if classes else (found.agreement is None)
+    assert found.scores == ("y" if classes else None)
+    assert classes == (not found.warnings)
+    assert found.sqnr_db == np.inf
+
+
+def several() -> onnx.ModelProto:
+    """Boxes in front, class scores behind, and the index of the largest."""
+    nodes = [
+        node("Conv", "x,w1", "a", **PAD), node("Relu", "a", "b"), node("GlobalAveragePool", "b", "p"), node("Flatten", "p", "f"),
+        node("Gemm", "f,wb", "raw"), node("Add", "raw,where", "boxes"), node("Gemm", "f,ws", "scores"),
+        node("ArgMax", "scores", "top", axis=1, keepdims=0),
+    ]  # fmt: skip
+    constants = {
+        "w1": weight(8, 3, 3, 3),
+        "wb": weight(8, 4),
+        "ws": 40 * weight(8, 6),
+        "where": np.float32([9, 9, 300, 200]),
+    }
+    return model(nodes, {"boxes": [4], "scores": [6], "top": []}, constants, {"top": TensorProto.INT64})
+
+
+def test_beside_other_outputs_scores_are_chosen_by_name(tmp_path):
+    source = several()
+    whole = compared(source, tmp_path)
+    assert (whole.agreement, whole.scores) == (None, None)
+    assert "--outputs NAME" in whole.warnings[0]
+    assert whole.equal_by_output == {"top": 1.0}
+    assert list(whole.sqnr_by_output) == ["boxes", "scores"]
+    chosen = compared(source, tmp_path, outputs=["scores"])
+    assert (chosen.agreement, chosen.scores) == (1.0, "scores")
+    assert list(chosen.sqnr_by_output) == ["scores"]
+    assert chosen.equal_by_output == {}
+    with pytest.raises(SettingsError, match=r"--outputs score: .*did you mean scores"):
+        compared(source, tmp_path, outputs=["score"])
+
+
+def test_probabilities_are_found_among_other_outputs(tmp_path):
+    source = several()
+    source.graph.node.append(node("Softmax", "scores", "chances"))
+    source.graph.output.append(helper.make_tensor_value_info("chances", TensorProto.FLOAT, ["n", 6]))
+    assert compared(source, tmp_path).scores == "chances"
+
+
+def test_the_worst_output_is_what_is_printed_first(tmp_path):
+    source = detector("scores", "boxes")
+    onnx.save(source, tmp_path / "m.onnx")
+    np.save(tmp_path / "x.npy", feeds(source, 32)["x"])
+    quantized, report = tmp_path / "q.onnx", tmp_path / "r.json"
+    common = ["--calib", str(tmp_path / "x.npy"), "--method", "nearest", "--wbits", "4", "--abits", "4"]
+    made = CliRunner().invoke(main, ["quantize", str(tmp_path / "m.onnx"), *common, "-o", str(quantized)])
+    assert made.exit_code == 0, made.output
+    where = [str(tmp_path / "m.onnx"), str(quantized), "--data", str(tmp_path / "x.npy"), "--repeats", "0"]
+    shown = CliRunner().invoke(main, ["validate", *where, "--json", str(report)])
+    assert shown.exit_code == 0, shown.output
+    figures = json.loads(report.read_text())["sqnr_by_output"]
+    worst, best = sorted(figures, key=lambda name: figures[name])
+    assert shown.output.index(f"{worst}: {figures[worst]:.1f} dB") < shown.output.index(
+        f"{best}: {figures[best]:.1f} dB"
+    )
+    assert json.loads(report.read_text())["sqnr_db"] == figures[worst]
+    one = CliRunner().invoke(main, ["validate", *where, "--outputs", best])
+    assert f"{worst}:" not in one.output
+    assert CliRunner().invoke(main, ["validate", *where, "--outputs", "nothing"]).exit_code == 2

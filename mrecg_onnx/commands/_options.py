@@ -37,6 +37,7 @@ __all__ = [
     "labels_option",
     "learning_options",
     "output_options",
+    "outputs_option",
     "plan_options",
     "preprocess_from",
     "settings_from",
@@ -154,6 +155,14 @@ labels_option = _option(
     type=PATH,
     metavar="FILE",
     help="CSV of file,label.  [default: folder names are the classes]",
+)
+
+outputs_option = _option(
+    _IMAGES,
+    "--outputs",
+    multiple=True,
+    metavar="NAME",
+    help="Output to compare; repeatable.  [default: all]",
 )
 
 plan_options = _apply(

@@ -18,6 +18,7 @@ from mrecg_onnx.commands._options import (
     image_options,
     learning_options,
     output_options,
+    outputs_option,
     plan_options,
     settings_from,
 )
@@ -49,6 +50,7 @@ __all__ = ["compare_command"]
     help="Images to validate on; folder names are their labels.",
 )
 @click.option("--labels", type=PATH, cls=Option, section="Images", metavar="FILE", help="CSV of file,label for --data.")
+@outputs_option
 @click.option("--limit", type=int, metavar="N", cls=Option, section="Images", help="Images of --data used at most.")
 @click.option(
     "-o", "--output", "folder", type=PATH, required=True, cls=Option, metavar="DIR", help="Folder for all that is made."
@@ -106,6 +108,7 @@ def compare_command(
     data: Path,
     labels: Path | None,
     limit: int | None,
+    outputs: tuple[str, ...],
     folder: Path,
     methods: str,
     base_method: str | None,
@@ -143,6 +146,7 @@ def compare_command(
                     base_method=base_method,
                     labels=labels,
                     limit=limit,
+                    outputs=outputs or None,
                     latency_batch=latency_batch,
                     repeats=repeats,
                     report=report,

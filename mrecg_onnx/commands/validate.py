@@ -14,6 +14,7 @@ from mrecg_onnx.commands._options import (
     image_options,
     labels_option,
     output_options,
+    outputs_option,
     preprocess_from,
 )
 from mrecg_onnx.commands._progress import counter
@@ -37,6 +38,7 @@ __all__ = ["validate_command"]
     "--data", type=PATH, required=True, cls=Option, section="Images", help="Folder of images, or .npy/.npz of inputs."
 )
 @labels_option
+@outputs_option
 @click.option("--limit", type=int, metavar="N", cls=Option, section="Images", help="Images used at most.")
 @click.option(
     "--batch-size", type=int, default=32, metavar="N", help="Images at a time.", cls=Option, show_default=True
@@ -90,6 +92,7 @@ def validate_command(
                 data,
                 preprocess=preprocess_from(options, lambda: _stored(fp32, quantized)),
                 report=report,
+                outputs=options["outputs"] or None,
                 **{name: options[name] for name in plain},
             )
         if not is_first():
@@ -136,13 +139,17 @@ def _side_by_side(result: ValidationResult) -> RenderableType:
 
 
 def _comparison(result: ValidationResult) -> RenderableType:
-    sqnr = [f"{name}: {value:.1f} dB" for name, value in result.sqnr_by_output.items()]
+    worst = sorted(result.sqnr_by_output.items(), key=lambda entry: entry[1])
+    sqnr = [f"{name}: {value:.1f} dB" for name, value in worst]
+    equal = sorted(result.equal_by_output.items(), key=lambda entry: entry[1])
+    where = f" of {result.scores}" if len(result.sqnr_by_output) > 1 else ""
     return grid(
         {
             "images": f"{result.images}" + (f", {len(result.skipped)} skipped" if result.skipped else ""),
             "skipped": result.skipped,
-            "agreement": f"{result.agreement:.2%} of the predictions" if result.agreement is not None else "",
+            "agreement": f"{result.agreement:.2%} of the predictions{where}" if result.agreement is not None else "",
             "SQNR": sqnr,
+            "equal": [f"{name}: {share:.2%} of the values" for name, share in equal],
             "McNemar's p": f"{result.mcnemar_p:.3g} for equal top-1" if result.mcnemar_p is not None else "",
             "provider": result.provider,
             "kernels": ", ".join(f"{op} {count}" for op, count in result.op_counts.items()),
