@@ -39,7 +39,7 @@ __all__ = ["editable", "in_float32", "normalize", "restructure"]
 _MAX_ROUNDS = 30
 
 
-def normalize(model: onnx.ModelProto, *, keep_batchnorm: bool = False) -> ir.Model:
+def normalize(model: onnx.ModelProto, *, keep_batchnorm: bool = False, free: bool = True) -> ir.Model:
     """Return ``model`` as a simplified, typed, sorted graph of opset 13 or higher that computes the same.
 
     Constants are initializers; functions are inlined; Identity and Dropout are gone; shape arithmetic is folded where
@@ -54,6 +54,7 @@ def normalize(model: onnx.ModelProto, *, keep_batchnorm: bool = False) -> ir.Mod
     Args:
         model: A valid model with its tensors in memory (see :func:`mrecg_onnx.converters.load_model`); not changed.
         keep_batchnorm: Leave BatchNormalization, and other per-channel maps behind layers, as nodes of their own.
+        free: Take the number of a fixed batch out of constants, so that the graph runs on other batches, too.
 
     Raises:
         ModelError: A node cannot be raised to opset 13.
@@ -77,7 +78,7 @@ def normalize(model: onnx.ModelProto, *, keep_batchnorm: bool = False) -> ir.Mod
     folds = () if keep_batchnorm else (fold_batchnorm, fold_affine, plain_gemm)
     layers = (plain_gemm, fuse_matmul_add, *folds)
     maps = (fuse_clamps, mean_to_pool, plain_pools, cancel_transposes)
-    for step in (*layers, *maps, free_batch, infer_shapes, join_matmul_bias):
+    for step in (*layers, *maps, *((free_batch,) if free else ()), infer_shapes, join_matmul_bias):
         step(graph)
     for finish in (remove_unused, sort, name_all, infer_shapes):
         finish(graph)

@@ -29,7 +29,12 @@ logger = logging.getLogger(__name__)
 
 
 def check_parity(
-    model: ir.Model | onnx.ModelProto, module: torch.nn.Module, inputs: Arrays, tolerance: float = 1e-4
+    model: ir.Model | onnx.ModelProto,
+    module: torch.nn.Module,
+    inputs: Arrays,
+    tolerance: float = 1e-4,
+    *,
+    batch: int | None = None,
 ) -> float:
     """Compare ``module`` with ONNX Runtime on the same inputs.
 
@@ -40,6 +45,7 @@ def check_parity(
         inputs: One array per graph input, by name. Where the model fixes its batch, ONNX Runtime runs pieces of that
             size, and torch the whole.
         tolerance: The largest relative error accepted, |torch - onnx| / |onnx| with L2 norms, per output.
+        batch: Run both in pieces of that size.
 
     Returns:
         The largest relative error of the outputs.
@@ -52,11 +58,15 @@ def check_parity(
     proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
     feeds = _feeds(proto, inputs)
     names = [output.name for output in proto.graph.output]
-    pieces = _fixed_batches(proto, feeds)
+    pieces = _fixed_batches(proto, feeds) if batch is None else _pieces(feeds, batch)
     parts = [run_onnx(proto, piece) for piece in pieces]
-    expected = parts[0] if pieces[0] is feeds else _joined(parts, len(next(iter(feeds.values()))))
-    recorded = _run_torch(module, proto, feeds)
+    rows = len(next(iter(feeds.values())))
+    expected = parts[0] if pieces[0] is feeds else _joined(parts, rows)
+    runs = [_run_torch(module, proto, piece) for piece in ([feeds] if batch is None else pieces)]
+    recorded = next((run for run in runs if run.first_broken is not None), runs[0])
     actual = dict(zip(names, recorded.outputs, strict=True))
+    if batch is not None:
+        actual = _joined([dict(zip(names, run.outputs, strict=True)) for run in runs], rows)
     broken = [name for name in names if not _is_finite(expected[name])]
     if broken or recorded.first_broken is not None:
         finite = [all(_is_finite(part[name]) for name in names) for part in parts]
@@ -147,7 +157,11 @@ def _fixed_batches(model: onnx.ModelProto, feeds: Arrays) -> list[Arrays]:
     rows = {array.shape[0] if array.ndim else 0 for array in feeds.values()}
     if len(batches) != 1 or len(rows) != 1 or 0 in batches | rows or batches == rows:
         return [feeds]
-    size, count = batches.pop(), rows.pop()
+    return _pieces(feeds, batches.pop())
+
+
+def _pieces(feeds: Arrays, size: int) -> list[Arrays]:
+    count = len(next(iter(feeds.values())))
     numbers = [np.minimum(np.arange(start, start + size), count - 1) for start in range(0, count, size)]
     return [{name: array[chosen] for name, array in feeds.items()} for chosen in numbers]
 

@@ -168,11 +168,12 @@ class Store:
 
     Attributes:
         count: number of samples.
-        shape: shape of one sample, () before the first write.
+        rows: rows of the tensor that belong to a sample, next to each other (windows of an image, frames of a video).
+        shape: shape of one row, () before the first write.
     """
 
-    def __init__(self, pool: Pool, count: int, grid: Grid | None = None) -> None:
-        self.pool, self.count, self.grid = pool, count, grid
+    def __init__(self, pool: Pool, count: int, grid: Grid | None = None, rows: int = 1) -> None:
+        self.pool, self.count, self.grid, self.rows = pool, count, grid, rows
         self.shape: tuple[int, ...] = ()
         self._block: _Block | None = None
         self._exponent: Tensor | None = None
@@ -209,7 +210,7 @@ class Store:
         return self._values, self._sum, self._squares
 
     def write(self, start: int, x: Tensor) -> None:
-        """Put ``x`` of shape [b, ...] at the samples ``start`` and after.
+        """Put ``x`` of shape [b * rows, ...] at the samples ``start`` and after.
 
         Raises:
             DataError: its shape differs from what was written before.
@@ -219,7 +220,7 @@ class Store:
             raise DataError(
                 f"samples of different shapes, {tuple(x.shape[1:])} and {self.shape}: they cannot be calibrated together"
             )
-        rows = slice(start, start + len(x))
+        rows = slice(start * self.rows, start * self.rows + len(x))
         if x.is_floating_point():
             x = x.float()
             self._values += x.numel()
@@ -243,10 +244,10 @@ class Store:
             dtype = torch.int16 if self.grid.bits > 8 else torch.uint8
         elif x.is_floating_point():
             dtype = torch.float16
-            self._exponent = torch.zeros(self.count)
+            self._exponent = torch.zeros(self.count * self.rows)
         else:
             dtype = x.dtype
-        self._block = self.pool.block((self.count, *inner), dtype)
+        self._block = self.pool.block((self.count * self.rows, *inner), dtype)
         if self._exponent is not None:
             self._exponent = self._exponent.to(self._block.tensor.device)
         return self._block
@@ -259,7 +260,7 @@ class Store:
             region: of images, the rows and columns wanted; everything by default.
 
         Returns:
-            Shape [b, ...].
+            Shape [b * rows, ...].
         """
         assert self._block is not None, "nothing was written yet"
         values = self._block.tensor
@@ -267,6 +268,8 @@ class Store:
             (top, bottom), (left, right) = region
             values = values[:, top:bottom, left:right] if self._last else values[:, :, top:bottom, left:right]
         index = index.to(values.device)
+        if self.rows > 1:
+            index = (index[:, None] * self.rows + torch.arange(self.rows, device=index.device)).flatten()
         rows = values[index]
         self._block.trim()
         return self._decode(rows, index)

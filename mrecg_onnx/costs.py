@@ -173,7 +173,7 @@ def _unit_data(network: Network, unit: UnitPlan, live: Mapping[str, Tensor]) -> 
     with torch.no_grad():
         made = network.run({n: live[n] for n in unit.inputs}, steps, keep=unit.outputs)
     rows = {len(x) if x.dim() else 0 for x in (*made.values(), *(live[n] for n in unit.inputs))}
-    if len(rows) != 1:
+    if len(rows) != 1 or any(network.rows.get(n, 1) != 1 for n in (*unit.inputs, *made)):
         return None
     inputs = {n: Store.of(live[n]) for n in unit.inputs}
     targets = {n: Store.of(x) for n, x in made.items()}

@@ -14,6 +14,7 @@ from torch import Tensor
 from mrecg_onnx.cache import Pool, Store
 from mrecg_onnx.calibration import require_finite
 from mrecg_onnx.converters.errors import ModelError, SettingsError
+from mrecg_onnx.grids import Grid
 from mrecg_onnx.images import Dataset
 from mrecg_onnx.metrics import OutputSums, add_sums
 from mrecg_onnx.network import Step
@@ -166,7 +167,7 @@ class Prefix:
         def run(batch: dict[str, Tensor]) -> dict[str, Tensor]:
             return network.run(batch, steps, keep=unit.outputs, activation=require_finite)
 
-        return self._run(unit, self.floating, {n: Store(self.pool, self.count) for n in unit.outputs}, run)
+        return self._run(unit, self.floating, {n: self._store(n) for n in unit.outputs}, run)
 
     def data(self, unit: UnitPlan, targets: dict[str, Store], training: Tensor, held_out: Tensor) -> UnitData:
         """Everything :func:`reconstruct_unit` needs."""
@@ -200,7 +201,7 @@ class Prefix:
         rest = network.helpers(network.part(behind), [*self.quantized, *unit.outputs])
         made = {name for step in rest for name in step.outputs}
         outputs = [n for n in network.outputs if n in made or n in unit.outputs]
-        found = {n: Store(self.pool, self.count) for n in unit.outputs}
+        found = {n: self._store(n) for n in unit.outputs}
         size = max(1, self._forward_size(unit, self.quantized) // 2)
         scales = self.output_scales()
         for start in range(0, self.count, size):
@@ -258,7 +259,7 @@ class Prefix:
             self.quantized.update({n: targets[n] for n in wanted})
             self.floating.update({n: targets[n] for n in wanted})
         elif wanted:
-            made = {n: Store(self.pool, self.count, None if n in self.deferred else grids.get(n)) for n in wanted}
+            made = {n: self._store(n, None if n in self.deferred else grids.get(n)) for n in wanted}
             self.quantized.update(self._run(unit, self.quantized, made, run))
             self.floating.update({n: targets[n] for n in wanted})
         for name in [n for n in self.quantized if n not in later]:
@@ -278,13 +279,17 @@ class Prefix:
                 outputs = run({n: source[n].read(start, start + size) for n in self._reads(unit)})
                 rows = min(size, self.count - start)
                 for name, store in made.items():
-                    if outputs[name].dim() == 0 or len(outputs[name]) != rows:
+                    if outputs[name].dim() == 0 or len(outputs[name]) != rows * store.rows:
                         raise ModelError(
                             f"tensor '{name}' has shape {list(outputs[name].shape)} for {rows} images: reconstruction needs "
                             "the batch in the first dimension; --exclude the layers around it, or use --method nearest"
                         )
                     store.write(start, outputs[name])
         return made
+
+    def _store(self, name: str, grid: Grid | None = None) -> Store:
+        """Room for a tensor of all samples."""
+        return Store(self.pool, self.count, grid, self.simulation.network.rows.get(name, 1))
 
     def _forward_size(self, unit: UnitPlan, source: Mapping[str, Store]) -> int:
         """Samples to run at a time."""

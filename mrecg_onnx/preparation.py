@@ -17,10 +17,11 @@ from torch import Tensor
 
 from mrecg_onnx.absorption import Absorbed, apply_absorption, choose_absorptions
 from mrecg_onnx.branches import branch_narrow_reads
+from mrecg_onnx.bridging import bridged, rebridged
 from mrecg_onnx.calibration import activation_grids, nearest_weights
 from mrecg_onnx.channel_bits import allocate_activations, allocate_weights
 from mrecg_onnx.containers import FOUR_BITS
-from mrecg_onnx.converters import check_parity, load_model, normalize, to_torch
+from mrecg_onnx.converters import load_model, normalize
 from mrecg_onnx.converters.errors import ConversionError, DataError, ModelError, SettingsError
 from mrecg_onnx.converters.normalize import in_float32
 from mrecg_onnx.converters.passes.opset import lower_opset, raise_opset, require_raisable
@@ -42,7 +43,7 @@ from mrecg_onnx.ranges import chosen_ranges
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.simulation import Simulation
 from mrecg_onnx.targets import load_target
-from mrecg_onnx.units import plan_layer_units, plan_units
+from mrecg_onnx.units import WHOLE_BATCH, join_units, plan_layer_units, plan_units
 from mrecg_onnx.zeroq import IMAGES, make_images
 
 __all__ = [
@@ -63,8 +64,6 @@ SAMPLES = 1024
 PARITY_IMAGES = 8
 #: Images held in full for what comes before reconstruction: parity, equalization, ranges. Spread over the whole set.
 HEAD = 64
-#: Largest relative error of the bridge, and of the rescaled float network, against the user's model in float32.
-PARITY_TOLERANCE = 1e-4
 
 
 @dataclass
@@ -140,19 +139,27 @@ def prepare(
             raise DataError("calibration needs at least two images")
         settings = dataclasses.replace(settings, preprocess=dataset.preprocess or settings.preprocess)
         few = {name: array[:PARITY_IMAGES] for name, array in arrays.items()}
+        loaded = graph
 
-        def built() -> tuple[Network, float]:
-            """The graph as it is now in torch, and its parity."""
-            module = to_torch(graph)
-            parity = check_parity(original, module, few, PARITY_TOLERANCE)
-            return Network(module, device), parity
+        def kept(made: ir.Model) -> set[str]:
+            return _kept_apart(plan if made is loaded else make_plan(made, settings), settings)
 
         with _named(model):
-            network, parity = built()
-            _require_rows(network, data)
+            graph, network, parity = bridged(
+                original,
+                lambda free: loaded if free else editable_graph(original, settings, free=False),
+                few,
+                device,
+                kept,
+            )
+            mixed = _kept_apart(make_plan(graph, settings), settings) - network.rows.keys()
+            for value in (v for node in graph.graph for v in node.outputs if v.name in mixed):
+                value.meta[WHOLE_BATCH] = True
+            if mixed or graph is not loaded:
+                plan = make_plan(graph, settings)
 
     def rebuilt() -> Network:
-        return built()[0]
+        return rebridged(original, graph, few, network)[0]
 
     ready = Prepared(original, graph, plan, settings, dataset, data, network, parity)
     if settings.equalize == "auto" and plan.activations:
@@ -172,6 +179,13 @@ def prepare(
                 ready.channel_grids |= one.grids
             ready.network = rebuilt()
     return ready
+
+
+def _kept_apart(plan: Plan, settings: Settings) -> set[str]:
+    """Tensors that are kept image by image: what goes from unit to unit, where a method goes that way."""
+    if METHODS[settings.method].granularity == "none" and not settings.bias_correction:
+        return set()
+    return {name for unit in plan.units for name in unit.outputs}
 
 
 def _equalize(ready: Prepared, rebuilt: Callable[[], Network], workers: Workers) -> None:
@@ -226,13 +240,13 @@ def _named(model: onnx.ModelProto | str | Path) -> Iterator[None]:
         raise type(error)(f"{model}: {error}") from error
 
 
-def editable_graph(original: onnx.ModelProto, settings: Settings) -> ir.Model:
-    """The normalized graph that gets its Q/DQ, with the branches that the settings want.
+def editable_graph(original: onnx.ModelProto, settings: Settings, *, free: bool = True) -> ir.Model:
+    """The normalized graph that gets its Q/DQ, with the branches that the settings want; with ``free`` for any batch.
 
     Raises:
         MrecgError: the model or the settings do not do.
     """
-    graph = normalize(original)
+    graph = normalize(original, free=free)
     _check(graph)
     require_known_versions(original)
     _fit_opset(graph, settings)
@@ -299,23 +313,6 @@ def _fit_opset(graph: ir.Model, settings: Settings) -> None:
         logger.info("opset %d is written as %d, the newest that target %s takes", opset, high, rules.name)
 
 
-def _require_rows(network: Network, data: dict[str, Tensor]) -> None:
-    """Refuse outputs without a row for each image now: verification would, after all the work.
-
-    Raises:
-        ModelError: the batch is not the first dimension of an output, or an output depends on no input.
-    """
-    for rows in (1, 2):
-        with torch.no_grad():
-            outputs = network.run({name: x[:rows].to(network.device) for name, x in data.items()})
-        for name, value in outputs.items():
-            if value.dim() == 0 or len(value) != rows:
-                raise ModelError(
-                    f"output '{name}' has shape {list(value.shape)} for a batch of {rows}, its first dimension has to be the "
-                    "batch: take it off the model's outputs"
-                )
-
-
 def _open(calib: str | Path | Dataset, inputs: list[InputSpec], settings: Settings) -> Dataset:
     if isinstance(calib, Dataset):
         return calib
@@ -370,6 +367,7 @@ def make_plan(model: ir.Model, settings: Settings) -> Plan:
         units = plan_layer_units(model, layers, settings.alpha)
     else:
         units = plan_units(model, layers, settings.alpha)
+    units = join_units(model, units)
     plan = Plan(layers, activations, units, tuple((i,) for i in range(len(units))))
     if not method.merge or settings.scheme in {"none", "loss"}:
         return plan

@@ -31,10 +31,14 @@ from mrecg_onnx.activations import (
     is_weighted,
     readers,
 )
+from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.granularity import module_capacity
-from mrecg_onnx.plan import LayerPlan, UnitPlan
+from mrecg_onnx.plan import LayerPlan, Plan, UnitPlan
 
-__all__ = ["plan_layer_units", "plan_units"]
+__all__ = ["WHOLE_BATCH", "join_units", "plan_layer_units", "plan_units"]
+
+#: Key of a value's ``meta``: it belongs to a whole batch and cannot be kept image by image, so that no unit ends there.
+WHOLE_BATCH = "mrecg_onnx.whole_batch"
 
 MAX_CHAIN = 3
 MAX_PIECE = 8
@@ -244,6 +248,33 @@ def plan_layer_units(model: ir.Model, layers: tuple[LayerPlan, ...], alpha: floa
                 groups.append([])
             groups[-1].append(node)
     return _units(groups, {layer.name: layer for layer in layers}, alpha)
+
+
+def join_units(model: ir.Model, units: tuple[UnitPlan, ...]) -> tuple[UnitPlan, ...]:
+    """Join units between which goes what belongs to a whole batch (:data:`WHOLE_BATCH`).
+
+    Raises:
+        ModelError: one of them would have to be trained through a node that runs forward only.
+    """
+    whole = {v.name for node in model.graph for v in node.outputs if WHOLE_BATCH in v.meta}
+    if not whole:
+        return units
+    groups: list[list[int]] = []
+    end = -1
+    for i, unit in enumerate(units):
+        if i > end:
+            groups.append([])
+        groups[-1].append(i)
+        open_ends = whole & set(unit.outputs)
+        end = max([end, *(k for k, later in enumerate(units) if open_ends & set(later.inputs))])
+    for group in groups:
+        if len(group) > 1 and not all(units[i].layers for i in group):
+            name = next(name for i in group for name in units[i].outputs if name in whole)
+            raise ModelError(
+                f"tensor '{name}' mixes the images of a batch, and a node near it runs forward only: nothing can be learned "
+                "there; export the model with batch 1 or a free batch, or use --method nearest"
+            )
+    return Plan((), (), units, tuple(map(tuple, groups))).merged_units()
 
 
 def _join_unweighted(blocks: list[list[_Piece]]) -> list[list[_Piece]]:

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mrecg_onnx.bridging import bridged, own_batch
 from mrecg_onnx.converters import normalize, to_torch
 from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.converters.files import require_regular
@@ -37,6 +38,7 @@ from mrecg_onnx.progress import Progress, Report
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
     from numpy.typing import NDArray
 
     from mrecg_onnx.settings import Settings
@@ -53,6 +55,8 @@ IMAGES = 256
 RATE, LEAST_RATE, PATIENCE = 0.5, 1e-4, 50
 #: Added to variances under a root: its slope at 0 is infinite.
 EPSILON = 1e-6
+#: Samples of noise on which a network of a fixed batch is compared with ONNX Runtime.
+NOISE = 8
 #: Iterations between two reports.
 REPORT_EVERY = 10
 
@@ -208,8 +212,7 @@ def _generate(
     report: Report | None,
 ) -> tuple[NDArray[Any], dict[str, Any]]:
     """Images (samples, ...) in the input's type, and how they were made."""
-    graph = normalize(model, keep_batchnorm=True)
-    network = Network(to_torch(graph), device)
+    network = _network(model, wanted, device)
     targets = _targets(network)
     parts, errors = [], []
     sizes = _batches(samples, settings.batch_size)
@@ -236,6 +239,18 @@ def _generate(
         "distance": after,
     }
     return np.concatenate(parts), origin
+
+
+def _network(model: onnx.ModelProto, wanted: _Input, device: torch.device) -> Network:
+    """``model`` with its BatchNormalization in torch, at the batch at which it has to run."""
+    if own_batch(model) is None:
+        return Network(to_torch(normalize(model, keep_batchnorm=True)), device)
+    noise = np.random.default_rng(0).standard_normal((NOISE, *wanted.shape)).astype(wanted.spec.dtype)
+
+    def graph(free: bool) -> ir.Model:
+        return normalize(model, keep_batchnorm=True, free=free)
+
+    return bridged(model, graph, {wanted.spec.name: noise}, device, lambda _: ())[1]
 
 
 def _batches(samples: int, size: int) -> list[int]:

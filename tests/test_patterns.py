@@ -630,12 +630,18 @@ def decibels(reference: np.ndarray, found: np.ndarray) -> float:
     return float(10 * np.log10(np.var(reference.astype(np.float64)) / max(noise, 1e-30)))
 
 
+def outputs(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """All outputs of ``model`` at ONNX Runtime's default level, by its own batch where that is fixed."""
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    count = len(next(iter(feeds.values())))
+    size = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or count
+    parts = [session.run(None, {n: x[i : i + size] for n, x in feeds.items()}) for i in range(0, count, size)]
+    return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
+
 def worst(model: onnx.ModelProto, found: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> float:
     """dB of the output that suffers most, both models at ONNX Runtime's default level."""
-    sessions = [
-        onnxruntime.InferenceSession(m.SerializeToString(), providers=["CPUExecutionProvider"]) for m in (model, found)
-    ]
-    return min(decibels(*pair) for pair in zip(*(session.run(None, feeds) for session in sessions), strict=True))
+    return min(decibels(*pair) for pair in zip(outputs(model, feeds), outputs(found, feeds), strict=True))
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -698,3 +704,86 @@ def test_what_cannot_be_written_is_refused_when_it_is_loaded(body, options, mess
     text, opset, constants = body
     with pytest.raises(ModelError, match=message):
         inspect(between(text, opset, **constants), settings=Settings(**options))
+
+
+def fixed(batch: int, body: str, made: str = "5", **constants: Any) -> onnx.ModelProto:
+    """A model of that batch whose ``body`` makes ``y`` of ``r``, what a convolution and a Relu made."""
+    return parse(
+        f"g (float[{batch}, 3, 8, 8] x) => (float[{batch}, {made}] y) {{ a = Conv (x, w1) r = Relu (a) {body} }}",
+        w1=weights(6, 3, 1, 1) * 3,
+        **constants,
+    )
+
+
+IN_ORDER = "p0 = MatMul (s, wa) p = Relu (p0) q0 = MatMul (p, wb) q = Relu (q0) t0 = MatMul (q, wa) t = Relu (t0)"
+SQUARE = {"wa": weights(64, 64) * 3, "wb": weights(64, 64) * 2}
+PER_CHANNEL = {"wa": weights(6, 6) * 3, "wb": weights(6, 6) * 2}
+
+#: Models of a fixed batch that give something else, or fail, on another, and those that can be freed of it.
+FIXED = {
+    "a Reshape": lambda: fixed(1, "f = Reshape (r, sizes) y = MatMul (f, w)", sizes=[1, 384], w=weights(384, 5)),
+    "a mean and a Reshape": lambda: fixed(
+        1, "p = ReduceMean <axes = [2, 3], keepdims = 0> (r) l = Gemm (p, w) y = Reshape (l, sizes)", "5, 2",
+        w=weights(6, 10) * 3, sizes=[1, 5, 2],
+    ),
+    "no batch inside": lambda: fixed(
+        1, f"sq = Squeeze (r, zero) s = Reshape (sq, flat) {IN_ORDER} m = ReduceSum <keepdims = 0> (t, zero) "
+        "u = Unsqueeze (m, zero) y = Gemm (u, w)", **SQUARE, zero=[0], flat=[6, 64], w=weights(64, 5) * 2,
+    ),
+    "a norm over all axes": lambda: fixed(
+        1, "n = ReduceMax <keepdims = 0> (r) d = Div (r, n) c0 = Conv (d, w2) c = Relu (c0) f = Flatten (c) y = MatMul (f, w)",
+        w2=weights(6, 6, 1, 1) * 3, w=weights(384, 5),
+    ),
+    "the batch in the second place": lambda: fixed(
+        1, f"s0 = Reshape (r, flat) s = Transpose <perm = [2, 0, 1]> (s0) {IN_ORDER} b = Transpose <perm = [1, 2, 0]> (t) "
+        "f = Flatten (b) y = MatMul (f, w)", **PER_CHANNEL, flat=[0, 0, -1], w=weights(384, 5),
+    ),
+    "sizes that are computed": lambda: fixed(
+        1, "sh = Shape (r) n = Slice (sh, zero, one) k = Mul (n, sixteen) both = Concat <axis = 0> (k, rest) "
+        "s = Reshape (r, both) m0 = MatMul (s, wm) m = Relu (m0) f = Reshape (m, back) y = MatMul (f, w)",
+        zero=[0], one=[1], sixteen=[16], rest=[24], back=[1, 384], wm=weights(24, 24) * 3, w=weights(384, 5),
+    ),
+    "four views": lambda: fixed(
+        4, "v1, v2, v3, v4 = Split <axis = 0> (r, ones) c1 = Conv (v1, k) c2 = Conv (v2, k) c3 = Conv (v3, k) c4 = Conv (v4, k) "
+        "c0 = Concat <axis = 0> (c1, c2, c3, c4) c = Relu (c0) f = Reshape (c, flat) y = MatMul (f, w)",
+        ones=[1, 1, 1, 1], k=weights(6, 6, 1, 1) * 3, flat=[4, 384], w=weights(384, 5),
+    ),
+    "a batch of 4 between others": lambda: fixed(
+        4, f"s0 = Reshape (r, flat) s1 = Transpose <perm = [1, 0, 2]> (s0) s = Reshape (s1, rows) {IN_ORDER} "
+        "b0 = Reshape (t, turned) b = Transpose <perm = [1, 0, 2]> (b0) "
+        "f = Reshape (b, back) y = MatMul (f, w)", **SQUARE, flat=[4, 6, 64], rows=[24, 64],
+        turned=[6, 4, 64], back=[4, 384], w=weights(384, 5),
+    ),
+    "free sizes": lambda: parse(
+        """g (float[1, 3, h, w] x) => (float[1, 2, k, l] y) { a = Conv <strides = [2, 2]> (x, w1) b = Relu (a)
+        c0 = Conv <strides = [2, 2]> (b, w2) c = Relu (c0) s = Shape (b) hw = Slice (s, two, four) sc = Shape (c)
+        nc = Slice (sc, zero, two) sz = Concat <axis = 0> (nc, hw) u = Resize <mode = "nearest"> (c, , , sz)
+        d = Add (u, b) y = Conv (d, w3) }""",
+        w1=weights(6, 3, 1, 1) * 3, w2=weights(6, 6, 1, 1) * 3, w3=weights(2, 6, 1, 1) * 3, zero=[0], two=[2], four=[4],
+    ),
+}  # fmt: skip
+#: Those that run at their own batch.
+KEPT = {
+    "no batch inside", "a norm over all axes", "the batch in the second place", "four views", "a batch of 4 between others",
+    "free sizes",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_fixed_batch(tmp_path, caplog, name):
+    model = FIXED[name]()
+    feeds = arrays(model, 12)
+    np.savez(tmp_path / "calib.npz", **feeds)
+    eight = Settings(wbits=8, abits=8, method="nearest", threads=1)
+    assert worst(model, quantize(model, tmp_path / "calib.npz", eight).model, feeds) > 25
+    caplog.clear()
+    four = Settings(wbits=4, abits=4, method="brecq", iters=3, batch_size=5, threads=1)
+    result = quantize(model, tmp_path / "calib.npz", four, output=tmp_path / "q.onnx")
+    said = [record.getMessage() for record in caplog.records if record.name == "mrecg_onnx.bridging"]
+    assert len(said) == (name in KEPT)
+    assert all("the network runs" in line and "export it with a free batch" in line for line in said)
+    assert result.verification.exact == 1.0
+    assert sum(unit.kept in {"learned", "nearest"} for unit in result.units) == len(result.units)
+    onnx.save(model, tmp_path / "model.onnx")
+    found = validate(tmp_path / "model.onnx", tmp_path / "q.onnx", tmp_path / "calib.npz", repeats=2)
+    assert (found.images, found.latency_batch) == (12, model.graph.input[0].type.tensor_type.shape.dim[0].dim_value)

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def pad_all_axes(model: ir.Model) -> bool:
     """Replace the input ``axes`` of Pad (opset 18) by pads for all axes, 0 for those that it does not name.
 
-    ONNX Runtime 1.31 moves Transposes, also those that it makes between integer kernels, past such a Pad as if it had pads for all
-    axes, and fails. Computed pads are put in their places by a Gather. A Pad whose axes are computed, or whose input has no known
-    rank, stays.
+    ONNX Runtime 1.31 moves Transposes (those that it makes between integer kernels, too) past such a Pad as if it had pads for
+    all axes, and fails. Computed pads are put in their places by a Gather. A Pad whose axes are computed, or whose input has no
+    known rank, stays.
 
     Returns:
         Whether anything was changed.

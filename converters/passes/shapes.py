@@ -57,7 +57,7 @@ def is_vague(shape: ir.Shape) -> bool:
 
 
 def infer_node(node: ir.Node, version: int) -> None:
-    """Infer the outputs' shapes of one node of opset ``version`` from its inputs' as they are now.
+    """Infer the outputs' shapes, and types that are not known, of one node of opset ``version`` from its inputs' as they are now.
 
     Shape inference of the whole model has to be repeated for each Reshape that becomes known; this has not.
     """
@@ -83,6 +83,8 @@ def infer_node(node: ir.Node, version: int) -> None:
         logger.debug("no shapes for node %s: %s", node.name, error)
         return
     for output in node.outputs:
+        if output.name in found and output.type is None and found[output.name].tensor_type.elem_type:
+            output.type = ir.TensorType(ir.DataType(found[output.name].tensor_type.elem_type))
         if output.name in found and found[output.name].tensor_type.HasField("shape"):
             dims = found[output.name].tensor_type.shape.dim
             output.shape = ir.Shape([d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in dims])
