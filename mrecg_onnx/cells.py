@@ -76,7 +76,7 @@ class Job:
     output: str
     checkpoint: str
     settings: Settings
-    labels: str | None = None
+    labels: str | Path | None = None
     limit: int | None = None
     outputs: tuple[str, ...] | None = None
     threads: int | None = None

@@ -268,7 +268,7 @@ def compare(
         bits: widths, such as ``W4A4``.
         settings: everything else, the same for all cells.
         base_method: McNemar's test compares the others with it; the first of ``methods`` by default.
-        labels: CSV of ``file,label``; labels are read from folder names by default.
+        labels: labels of ``data``, as for :func:`mrecg_onnx.validate`.
         limit: validate on at most so many images, spread evenly.
         outputs: names of the outputs to validate; all by default.
         latency_batch: images a timed run.
@@ -339,7 +339,7 @@ class _Plan:
     data: str
     folder: Path
     settings: Settings
-    labels: str | None
+    labels: str | Path | None
     limit: int | None
     outputs: tuple[str, ...]
     quantized_by: dict[str, Any]
@@ -380,7 +380,7 @@ class _Plan:
         validated_by = {"data": checked.fingerprint(), "labels": hashlib.sha256(seen).hexdigest()}
         validated_by |= {"outputs": list(chosen), "measure": MEASURE}
         plain = json.loads(json.dumps([quantized_by, validated_by]))
-        return cls(model, calib, str(data), folder, settings, str(labels) if labels else None, limit, chosen, *plain)
+        return cls(model, calib, str(data), folder, settings, labels, limit, chosen, *plain)
 
     @property
     def cells(self) -> Path:

@@ -31,7 +31,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.files import irregular
-from mrecg_onnx.labels import labels_for
+from mrecg_onnx.labels import LABEL_NAMES, NO_LABELS, labels_for, labels_inside, labels_of_rows
 from mrecg_onnx.preprocess import USE_ARRAYS, InputSpec, Preprocess, UnreadableError, fit, shape_text
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class Dataset(ABC):
         inputs: the model's inputs.
         files: the chosen image files in order, or None for arrays.
         labels: (len,) int64 class indices, or None.
+        labels_source: where they come from, for messages.
         preprocess: what is done to images, resolved for the model; None for arrays.
         origin: how the data were made, as plain JSON data, where no camera took them; None for files.
     """
@@ -96,6 +97,7 @@ class Dataset(ABC):
         self.inputs = tuple(inputs)
         self.files = files
         self.labels = labels
+        self.labels_source = "given"
         self.preprocess = preprocess
         self._lost: dict[int, str] = {}
         self._whole: int | None = None
@@ -238,7 +240,9 @@ class _ImageDataset(Dataset):
 
     def _share(self, rank: int, size: int) -> Dataset:
         labels = self.labels[rank::size] if self.labels is not None else None
-        return _ImageDataset(self.inputs[0], self._paths[rank::size], labels, self._resolved)
+        part = _ImageDataset(self.inputs[0], self._paths[rank::size], labels, self._resolved)
+        part.labels_source = self.labels_source
+        return part
 
     def fingerprint(self) -> str:
         return _digest(self._paths, repr(self._resolved))
@@ -303,9 +307,31 @@ class _ArrayDataset(Dataset):
     def __len__(self) -> int:
         return len(self._chosen)
 
+    def label(self, given: Path | None) -> None:
+        """Take the labels of a file, or those that lie beside the inputs in all files.
+
+        Raises:
+            DataError: they are no labels of these rows, or lie in some of the files only.
+        """
+        total = int(self._ends[-1])
+        if given is not None:
+            self.labels, self.labels_source = labels_of_rows(given, total)[self._chosen], f"in {given}"
+            return
+        names, rows = [spec.name for spec in self.inputs], np.diff(self._ends, prepend=0).tolist()
+        found = [labels_inside(path, names, count) for path, count in zip(self._paths, rows, strict=True)]
+        there = [one for one in found if one is not None]
+        if not there:
+            return
+        if len(there) < len(found):
+            without = self._paths[found.index(None)]
+            raise DataError(f"{there[0][1]} are labels, and {without} has none: label all files, or say --labels none")
+        self.labels = np.concatenate([labels for labels, _ in there])[self._chosen]
+        self.labels_source = there[0][1]
+
     def _share(self, rank: int, size: int) -> Dataset:
         part = copy.copy(self)
         part._chosen = self._chosen[rank::size]  # noqa: SLF001 - its own class
+        part.labels = self.labels[rank::size] if self.labels is not None else None
         return part
 
     def fingerprint(self) -> str:
@@ -365,13 +391,14 @@ def open_validation(
     labels: str | os.PathLike[str] | None = None,
     limit: int | None = None,
 ) -> Dataset:
-    """The validation data under ``path``, labelled where :func:`labels_for` finds labels.
+    """The validation data under ``path``, labelled where there are labels (:mod:`mrecg_onnx.labels`).
 
     Args:
         path: as for :func:`open_calibration`.
         inputs: the model's inputs.
         preprocess: what to do to images; normally what the quantized file's metadata says.
-        labels: CSV of ``file,label``; None: labels are read from folder names. Arrays have no labels.
+        labels: CSV of ``file,label`` for images, ``.npy`` of one class a row for arrays. None: labels are read from folder
+            names, or from an array called y or labels beside the inputs. The word "none": there are none.
         limit: use at most so many, spread evenly; always the same ones.
 
     Raises:
@@ -394,17 +421,22 @@ def _open(
     if not inputs:
         raise DataError("the model has no inputs to feed")
     root, files = _find(path)
+    labelled = labelled and csv_path != NO_LABELS  # the word, not a path
     if files[0].suffix.lower() in ARRAY_SUFFIXES:
-        if csv_path is not None:
-            raise DataError(f"labels by file name need image files, {path} holds arrays: leave --labels out")
-        return _ArrayDataset(inputs, files, samples, seed)
+        arrays = _ArrayDataset(inputs, files, samples, seed)
+        if labelled:
+            arrays.label(Path(csv_path) if csv_path is not None else None)
+        return arrays
     if len(inputs) > 1:
         names = ", ".join(f"'{spec.name}'" for spec in inputs)
         raise DataError(f"images feed models with one input, this one has {len(inputs)} ({names}); {USE_ARRAYS}")
     # Labels first: a class's number counts all folders, not only those the chosen files happen to come from.
     labels = labels_for(files, root, csv_path) if labelled else None
     chosen = _pick(len(files), samples, seed)
-    return _ImageDataset(inputs[0], [files[i] for i in chosen], None if labels is None else labels[chosen], preprocess)
+    kept = None if labels is None else labels[chosen]
+    images = _ImageDataset(inputs[0], [files[i] for i in chosen], kept, preprocess)
+    images.labels_source = f"in {csv_path}" if csv_path is not None else f"the names of the folders in {root}"
+    return images
 
 
 def holds_images(source: str | os.PathLike[str] | Dataset | None) -> bool:
@@ -602,8 +634,10 @@ def _name_lone_array(path: Path, array: NDArray[Any], inputs: Sequence[InputSpec
 
 def _named_arrays(path: Path, loaded: Mapping[str, Any], inputs: Sequence[InputSpec]) -> dict[str, NDArray[Any]]:
     there = list(loaded)
-    if len(there) == len(inputs) == 1:
-        return {inputs[0].name: loaded[there[0]]}
+    names = {spec.name for spec in inputs}
+    data = [name for name in there if name in names or name not in LABEL_NAMES] or there
+    if len(data) == len(inputs) == 1:
+        return {inputs[0].name: loaded[data[0]]}
     missing = [spec.name for spec in inputs if spec.name not in there]
     if missing:
         raise DataError(f"no array for input '{missing[0]}' in {path}: it holds {', '.join(there) or 'nothing'}")

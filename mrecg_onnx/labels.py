@@ -1,24 +1,54 @@
-"""Class indices of validation images, from folder names or a CSV file."""
+"""Class indices of validation data: from folder names or a CSV file for images, from an array of their own for arrays."""
 
 from __future__ import annotations
 
 import csv
 from collections import Counter
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mrecg_onnx.converters.errors import DataError
+from mrecg_onnx.converters.errors import DataError, first_line
 from mrecg_onnx.converters.files import require_regular
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["labels_for"]
+__all__ = ["LABEL_NAMES", "NO_LABELS", "check_classes", "labels_for", "labels_inside", "labels_of_rows"]
+
+#: Said in place of a file: data are taken without labels, whatever folders and arrays are called.
+NO_LABELS = "none"
+#: Arrays of labels in an .npz beside those of the inputs, the first one that is there counts.
+LABEL_NAMES = ("y", "labels", "label")
+_ARRAYS = (".npy", ".npz")
+
+
+def check_classes(
+    labels: NDArray[np.int64], classes: int, output: str, source: str, where: Callable[[int], str]
+) -> None:
+    """Refuse labels that the model has no class for.
+
+    Args:
+        labels: of all data, ``[N]``.
+        classes: how many the model has.
+        output: the output that scores them.
+        source: where the labels come from.
+        where: how messages call item ``i`` of the data.
+
+    Raises:
+        DataError: one is beyond the classes.
+    """
+    wrong = np.flatnonzero(labels >= classes)
+    if len(wrong):
+        first = int(wrong[0])
+        raise DataError(
+            f"label {labels[first]} of {where(first)} is beyond the {classes} classes of output {output!r}, which count from 0 "
+            f"({len(wrong)} of {len(labels)} are): give others with --labels FILE, or --labels none; they are {source}"
+        )
 
 
 def labels_for(
@@ -39,6 +69,8 @@ def labels_for(
     """
     relative = [file.relative_to(root) for file in files]
     if labels_csv is not None:
+        if Path(labels_csv).suffix.lower() in _ARRAYS:
+            raise DataError(f"{labels_csv} labels rows of arrays, {root} holds images: give a CSV of file,label")
         return _labels_from_csv(relative, Path(labels_csv))
     loose = [file for file in relative if len(file.parts) == 1]
     if len(loose) == len(relative):
@@ -54,6 +86,82 @@ def labels_for(
     present = {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
     number = {name: index for index, name in enumerate(sorted(present | set(folders)))}
     return np.array([number[name] for name in folders], np.int64)
+
+
+def labels_inside(path: Path, inputs: Sequence[str], rows: int) -> tuple[NDArray[np.int64], str] | None:
+    """The labels that lie in an ``.npz`` beside the inputs, ``[rows]``, and where they are; None without.
+
+    Args:
+        path: the file, an ``.npy`` has none.
+        inputs: names of the model's inputs, which no labels can have.
+        rows: rows of the inputs in the file.
+
+    Raises:
+        DataError: they are no labels of these rows.
+    """
+    if path.suffix.lower() != ".npz":
+        return None
+    arrays = _load(path)
+    with arrays:
+        name = next((n for n in LABEL_NAMES if n in arrays and n not in inputs and len(arrays.files) > 1), None)
+        if name is None:
+            return None
+        return _row_labels(_member(path, arrays, name), rows, f"'{name}' in {path}"), f"'{name}' in {path}"
+
+
+def labels_of_rows(path: Path, rows: int) -> NDArray[np.int64]:
+    """The labels of ``rows`` rows of arrays in a file of their own: ``.npy``, or ``.npz`` with one array or one called y.
+
+    Raises:
+        DataError: the file cannot be read, or holds no labels of these rows.
+    """
+    if path.suffix.lower() not in _ARRAYS:
+        raise DataError(f"rows of arrays have no file names for {path} to label: give the labels as .npy, one a row")
+    loaded = _load(path)
+    if isinstance(loaded, np.ndarray):
+        return _row_labels(loaded, rows, str(path))
+    with loaded:
+        names = [n for n in LABEL_NAMES if n in loaded] or (loaded.files if len(loaded.files) == 1 else [])
+        if not names:
+            raise DataError(f"{path} holds {', '.join(loaded.files) or 'nothing'}: call the labels {LABEL_NAMES[0]}")
+        return _row_labels(_member(path, loaded, names[0]), rows, f"'{names[0]}' in {path}")
+
+
+def _load(path: Path) -> Any:
+    try:
+        return np.load(path, mmap_mode="r" if path.suffix.lower() == ".npy" else None, allow_pickle=False)
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged headers and zip directories each raise their own
+        raise DataError(
+            f"cannot read labels {path}: {getattr(error, 'strerror', None) or first_line(error)}"
+        ) from error
+
+
+def _member(path: Path, arrays: Any, name: str) -> NDArray[Any]:
+    try:
+        found: NDArray[Any] = arrays[name]
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged deflate streams, pickles
+        raise DataError(f"cannot read labels '{name}' in {path}: {first_line(error)}") from error
+    return found
+
+
+def _row_labels(values: NDArray[Any], rows: int, where: str) -> NDArray[np.int64]:
+    """``values`` as class indices, one for each of ``rows``."""
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        text = f"{values.dtype} ({', '.join(str(size) for size in values.shape)})"
+        raise DataError(f"labels {where} are {text}: one whole number a row is expected, the class counted from 0")
+    if len(values) != rows:
+        raise DataError(f"labels {where} are {len(values)} for {rows} rows: one a row is expected")
+    if len(values) and int(values.min()) < 0:
+        raise DataError(f"label {values.min()} {where} is no class: they count from 0")
+    if len(values) and int(values.max()) > np.iinfo(np.int64).max:
+        raise DataError(f"label {values.max()} {where} is no class index")
+    return np.array(values, np.int64)
 
 
 def _labels_from_csv(relative: Sequence[Path], csv_path: Path) -> NDArray[np.int64]:

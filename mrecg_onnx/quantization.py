@@ -224,7 +224,7 @@ def quantize(
         output: where to write the result; it appears there whole or not at all.
         checkpoint: folder for finished units; the same call goes on with those it finds there.
         data: images on which ``max_drop`` is measured, as :func:`mrecg_onnx.validate` takes them; needed with it.
-        labels: CSV of ``file,label`` for them; folder names are the classes without.
+        labels: labels for them, as for :func:`mrecg_onnx.validate`.
         report: called as the work proceeds.
 
     Returns:

@@ -19,6 +19,7 @@ from mrecg_onnx.calibration import nearest_weights
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.costs import IMAGES, WIDTHS, cost_images, measure_costs
 from mrecg_onnx.images import Dataset, open_validation
+from mrecg_onnx.labels import check_classes
 from mrecg_onnx.output_errors import output_error
 from mrecg_onnx.plan import Plan
 from mrecg_onnx.predictions import Heads, Scores, scores_of, two_axes
@@ -152,7 +153,7 @@ def rank(
         calib: as for :func:`mrecg_onnx.quantize`.
         settings: widths, method and all else.
         data: images to measure on, labelled ones for top-1; the calibration images without.
-        labels: CSV of ``file,label`` for them.
+        labels: labels for them, as for :func:`mrecg_onnx.validate`.
         limit: images measured on at most.
         top: suggestions made.
         report: called as the work proceeds.
@@ -251,10 +252,10 @@ def _variant(ready: Prepared, simulation: Simulation, options: Sequence[tuple[st
 
 def _images(
     ready: Prepared, data: str | Path | None, labels: str | Path | None, limit: int
-) -> tuple[dict[str, Tensor], npt.NDArray[np.int64] | None]:
-    """Inputs to measure on, and their labels where there are any."""
+) -> tuple[dict[str, Tensor], npt.NDArray[np.int64] | None, str]:
+    """Inputs to measure on, their labels where there are any, and where those are from."""
     if data is None:
-        return {n: torch.from_numpy(x) for n, x in ready.dataset.load(limit).items()}, None
+        return {n: torch.from_numpy(x) for n, x in ready.dataset.load(limit).items()}, None, ""
     dataset = open_validation(data, list(ready.dataset.inputs), ready.settings.preprocess, labels, limit)
     parts: list[Mapping[str, npt.NDArray[Any]]] = []
     rows: list[npt.NDArray[np.int64]] = []
@@ -264,13 +265,16 @@ def _images(
     if not parts:
         raise DataError("there is no image to measure on")
     inputs = {n: torch.from_numpy(np.concatenate([p[n] for p in parts])) for n in parts[0]}
-    return inputs, dataset.labels[np.concatenate(rows)] if dataset.labels is not None else None
+    known = dataset.labels[np.concatenate(rows)] if dataset.labels is not None else None
+    return inputs, known, dataset.labels_source
 
 
 class _Judge:
     """Measures networks on the same images."""
 
-    def __init__(self, ready: Prepared, data: dict[str, Tensor], labels: npt.NDArray[np.int64] | None) -> None:
+    def __init__(
+        self, ready: Prepared, data: dict[str, Tensor], labels: npt.NDArray[np.int64] | None, source: str
+    ) -> None:
         self.network, self.data, self.labels = ready.network, data, labels
         self.count = len(next(iter(data.values())))
         self.reference = self._run(None)
@@ -280,6 +284,8 @@ class _Judge:
         self.scores = scores_of(found, floats, Heads.of_network(self.network, data))
         if labels is not None and self.scores is None:
             self.scores = next(iter(found), None)
+        if labels is not None and self.scores is not None:
+            check_classes(labels, found[self.scores].columns, self.scores, source, lambda i: f"image {i}")
 
     def _run(self, simulation: Simulation | None) -> dict[str, Tensor]:
         parts: list[dict[str, Tensor]] = []

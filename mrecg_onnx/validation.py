@@ -19,6 +19,7 @@ import onnx_ir as ir
 from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
 from mrecg_onnx.images import Dataset, Preprocess, check_lost, holds_images, open_validation
 from mrecg_onnx.input_ranges import Watch, calibrated_ranges
+from mrecg_onnx.labels import check_classes
 from mrecg_onnx.metrics import OutputSums, add_sums, mcnemar_p, topk_correct, wilson_interval
 from mrecg_onnx.parallel import Workers, joined
 from mrecg_onnx.predictions import Heads, Scores, scores_of, two_axes
@@ -225,7 +226,8 @@ def validate(
         quantized: The quantized model, of this package or another.
         data: A folder of images or arrays of ready inputs (see :func:`mrecg_onnx.images.open_validation`), or a data
             set that is already open.
-        labels: CSV of ``file,label``; labels are read from folder names by default.
+        labels: CSV of ``file,label`` for images, ``.npy`` of one class a row for arrays. By default labels are read from
+            folder names, or from an array called y or labels in an ``.npz``; the word "none": there are none.
         preprocess: How images become inputs; by default what the quantized file's metadata says, else a file beside the
             float model (:func:`mrecg_onnx.profiles.beside`). Without either ImageNet's mean and deviation are assumed for
             files of other tools, with a warning, and not for one of ours, which was calibrated on arrays.
@@ -451,16 +453,13 @@ class _Tally:
         return self.labelled or self._by_rule()
 
     def _labels(self, indices: npt.NDArray[np.int64], output: str, classes: int) -> npt.NDArray[np.int64]:
-        assert self.dataset.labels is not None
-        labels: npt.NDArray[np.int64] = self.dataset.labels[indices]
-        if labels.max() >= classes:
-            where = _origin(self.dataset, int(indices[labels.argmax()]))
+        labels = self.dataset.labels
+        assert labels is not None
+        if not self.has_accuracy:  # all of them, before the first batch counts
             others = "; --outputs NAME chooses another output" if len(self.outputs) > 1 else ""
-            raise DataError(
-                f"label {labels.max()} of {where} is beyond the {classes} classes of output {output!r}: "
-                f"labels count from 0; check the folder names or give --labels{others}"
-            )
-        return labels
+            source = f"{self.dataset.labels_source}{others}"
+            check_classes(labels, classes, output, source, lambda i: _origin(self.dataset, i))
+        return labels[indices]
 
     def _check_finite(self, indices: npt.NDArray[np.int64], name: str, *outputs: Array) -> None:
         for model, y in zip(self.names, outputs, strict=True):

@@ -984,5 +984,107 @@ def test_arrays_validate_without_labels(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", rows(6))
     data = open_validation(tmp_path / "a.npy", [spec(None, 3, 4, 4)], Preprocess(), limit=3)
     assert (len(data), data.labels) == (3, None)
-    with pytest.raises(DataError, match="leave --labels out"):
-        open_validation(tmp_path / "a.npy", [spec(None, 3, 4, 4)], Preprocess(), labels=tmp_path / "l.csv")
+
+
+# ---- labels of arrays -----------------------------------------------------------------------------------------------
+
+
+def labels_in(path: Path, labels: object = None, **options: object) -> list[int] | None:
+    data = open_validation(path, [spec(None, 3, 4, 4)], Preprocess(), labels, **options)  # type: ignore[arg-type]
+    assert data.labels is None or (data.labels.dtype == np.int64 and len(data.labels) == len(data))
+    return None if data.labels is None else data.labels.tolist()
+
+
+@pytest.mark.parametrize("name", ["y", "labels", "label"])
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8])
+def test_labels_beside_the_inputs(tmp_path: Path, name: str, dtype: type) -> None:
+    classes = np.array([3, 1, 4, 1, 5], dtype)
+    np.savez(tmp_path / "a.npz", images=rows(5), **{name: classes})
+    assert labels_in(tmp_path / "a.npz") == [3, 1, 4, 1, 5]
+    assert labels_in(tmp_path / "a.npz", limit=2) is not None
+    assert labels_in(tmp_path / "a.npz", "none") is None
+    np.savez(tmp_path / "a.npz", images=rows(5), **{name: classes[:, None]})
+    assert labels_in(tmp_path / "a.npz") == [3, 1, 4, 1, 5]
+    calibration = open_calibration(tmp_path / "a.npz", [spec(None, 3, 4, 4)], Preprocess())
+    assert (len(calibration), calibration.labels) == (5, None)
+
+
+def test_an_input_called_y_is_no_label(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", y=rows(5))
+    assert labels_in(tmp_path / "a.npz") is None
+    np.savez(tmp_path / "b.npz", y=rows(2), labels=np.array([7, 8]))
+    data = open_validation(tmp_path / "b.npz", [spec(None, 3, 4, 4, name="y")], Preprocess())
+    assert data.labels is not None
+    assert data.labels.tolist() == [7, 8]
+
+
+def test_labels_of_rows_stay_with_their_rows(tmp_path: Path) -> None:
+    """Every value of a row is its place, and so is its label, over files, subsets and shares."""
+    for number, (count, start) in enumerate([(4, 0), (1, 4), (7, 5)]):
+        np.savez(tmp_path / f"{number}.npz", x=rows(count, start), y=np.arange(start, start + count))
+    np.save(tmp_path.parent / "all.npy", np.arange(12, dtype=np.int32)[::-1])
+    for file, sign in ((None, 1), (tmp_path.parent / "all.npy", -1)):
+        for limit in (None, 5):
+            data = open_validation(tmp_path, [spec(None, 3, 4, 4)], Preprocess(), file, limit)
+            parts = [data, data.shard(0, 2), data.shard(1, 2)]
+            for part in parts:
+                assert part.labels is not None
+                places = [int(red) if sign == 1 else 11 - int(red) for red in first_red(part.load()["x"])]
+                assert part.labels.tolist() == places
+    np.savez(tmp_path / "3.npz", x=rows(2))
+    with pytest.raises(DataError, match=r"'y' in .*0\.npz are labels, and .*3\.npz has none"):
+        labels_in(tmp_path)
+    assert labels_in(tmp_path, "none") is None
+
+
+def test_labels_of_their_own_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", rows(3))
+    np.save(tmp_path / "y.npy", np.array([2, 0, 1]))
+    np.savez(tmp_path / "one.npz", whatever=np.array([2, 0, 1]))
+    np.savez(tmp_path / "more.npz", other=np.zeros(3), labels=np.array([2, 0, 1]))
+    for name in ("y.npy", "one.npz", "more.npz"):
+        assert labels_in(tmp_path / "x.npy", tmp_path / name) == [2, 0, 1]
+    np.savez(tmp_path / "two.npz", a=np.zeros(3), b=np.zeros(3))
+    with pytest.raises(DataError, match=r"two\.npz holds a, b: call the labels y"):
+        labels_in(tmp_path / "x.npy", tmp_path / "two.npz")
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (np.zeros(3), r"are float64 \(3\): one whole number a row is expected"),
+        (np.eye(3, dtype=np.int64), r"are int64 \(3, 3\)"),
+        (np.zeros(3, bool), r"are bool \(3\)"),
+        (np.array(["a", "b", "c"]), r"are <U1 \(3\)"),
+        (np.array([0, 1]), "are 2 for 3 rows"),
+        (np.array([0, -1, 2]), "label -1 .* is no class"),
+        (np.array([0, 1, 2**63], np.uint64), "label 9223372036854775808 .* is no class index"),
+        (np.array([{}, {}, {}]), "cannot read labels"),
+    ],
+)
+def test_arrays_that_are_no_labels_are_named(tmp_path: Path, values: np.ndarray, says: str) -> None:
+    np.savez(tmp_path / "a.npz", x=rows(3), y=values)
+    np.save(tmp_path / "y.npy", values)
+    np.save(tmp_path / "x.npy", rows(3))
+    for path, file in ((tmp_path / "a.npz", None), (tmp_path / "x.npy", tmp_path / "y.npy")):
+        with pytest.raises(DataError, match=says) as error:
+            labels_in(path, file)
+        assert str(file or path) in one_line(error)
+
+
+def test_labels_of_images_and_of_arrays_are_not_confused(tmp_path: Path) -> None:
+    write(tmp_path / "images" / "a.png")
+    np.save(tmp_path / "x.npy", rows(1))
+    np.save(tmp_path / "y.npy", np.array([0]))
+    with pytest.raises(DataError, match=r"y\.npy labels rows of arrays, .* holds images: give a CSV"):
+        labels_in(tmp_path / "images", tmp_path / "y.npy")
+    with pytest.raises(DataError, match=r"no file names for .*l\.csv to label: give the labels as \.npy"):
+        labels_in(tmp_path / "x.npy", tmp_path / "l.csv")
+    with pytest.raises(DataError, match=r"cannot read labels .*gone\.npy: No such file"):
+        labels_in(tmp_path / "x.npy", tmp_path / "gone.npy")
+
+
+def test_none_leaves_folders_unread(tmp_path: Path) -> None:
+    write(tmp_path / "2023" / "a.png")
+    write(tmp_path / "b.png")
+    assert labels_in(tmp_path, "none") is None

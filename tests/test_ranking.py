@@ -11,11 +11,12 @@ from learned import small
 from stages import feeds
 
 from mrecg_onnx.converters import normalize
-from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.costs import WIDTHS
 from mrecg_onnx.preparation import make_plan
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.ranking import rank
+from mrecg_onnx.runtime import open_session
 from mrecg_onnx.settings import BitRule, Settings
 from mrecg_onnx.validation import validate
 
@@ -74,3 +75,14 @@ def test_report_is_plain(found):
 def test_senseless_numbers_are_refused(calib, wrong):
     with pytest.raises(SettingsError, match="limit is"):
         rank(small(), calib, SETTINGS, **wrong)
+
+
+def test_labels_of_arrays_are_what_suggestions_are_tried_on(calib, tmp_path):
+    x = feeds(small(), 48)
+    said = open_session(small()).run(None, x)[0].argmax(1)
+    np.savez(tmp_path / "labelled.npz", **x, y=said)
+    found = rank(small(), calib, SETTINGS, data=tmp_path / "labelled.npz", top=1)
+    assert (found.labelled, found.float_quality.top1) == (True, 1.0)
+    np.save(tmp_path / "y.npy", said + 1000)
+    with pytest.raises(DataError, match=r"of image 0 is beyond .*y\.npy"):
+        rank(small(), calib, SETTINGS, data=calib, labels=tmp_path / "y.npy", top=1)

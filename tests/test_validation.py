@@ -602,12 +602,34 @@ def test_nan_in_an_output_names_the_model_the_output_and_the_image(rows):
         validate(classifier(), bad, rows[1])
 
 
-def test_a_label_beyond_the_classes_names_its_picture(pair, tmp_path):
-    for label in (0, CLASSES):
+def test_a_label_beyond_the_classes_names_its_picture_and_the_way_out(pair, tmp_path):
+    for label in (0, CLASSES, CLASSES + 5):
         (tmp_path / "p" / str(label)).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "p" / str(label) / "a.png")
-    with pytest.raises(DataError, match=r"label 10 of .*a\.png is beyond the 10 classes"):
-        validate(*pair, tmp_path / "p")
+    with pytest.raises(DataError, match=r"label 10 of .*a\.png is beyond the 10 classes of output 'output'") as error:
+        validate(*pair, tmp_path / "p", batch_size=1)
+    assert "they are the names of the folders in" in str(error.value)
+    assert "(2 of 3 are): give others with --labels FILE, or --labels none" in str(error.value)
+    unlabelled = validate(*pair, tmp_path / "p", labels="none", repeats=0)
+    assert unlabelled.fp32.top1 is None
+    assert unlabelled.agreement is not None
+
+
+def test_labels_of_arrays_give_accuracy(pair, rows, tmp_path):
+    x, path = rows
+    said = outputs(classifier(), x).argmax(1)
+    np.savez(tmp_path / "xy.npz", x=x, y=said)
+    np.save(tmp_path / "y.npy", said)
+    inside, beside = (
+        validate(*pair, tmp_path / "xy.npz", repeats=0),
+        validate(*pair, path, labels=tmp_path / "y.npy", repeats=0),
+    )
+    for result in (inside, beside):
+        assert result.fp32.top1.value == 1.0
+        assert result.quantized.top1.value == result.agreement
+    np.save(tmp_path / "y.npy", said + CLASSES)
+    with pytest.raises(DataError, match=r"of row 0 is beyond the 10 classes .*they are in .*y\.npy"):
+        validate(*pair, path, labels=tmp_path / "y.npy", repeats=0)
 
 
 def test_settings_that_contradict_each_other(pair, rows, tmp_path):

@@ -13,6 +13,7 @@ import click
 
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.images import ZEROQ, Preprocess
+from mrecg_onnx.labels import NO_LABELS
 from mrecg_onnx.methods import METHODS, RANGE_NAMES
 from mrecg_onnx.preprocess import COLORS, INTERPOLATIONS, LAYOUTS, NO_RESIZE
 from mrecg_onnx.profiles import profile
@@ -53,15 +54,26 @@ F = TypeVar("F", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
 
 
-class Calibration(click.Path):
-    """A path, or the word zeroq as it stands: a folder of that name is ``./zeroq``."""
+class PathOrWord(click.Path):
+    """A path, or a word as it stands: a file or folder of that name is ``./zeroq``."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__(path_type=Path)
+        self.word = word
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The word as a string, anything else as a path."""
-        return value if value == ZEROQ else super().convert(value, param, ctx)
+        return value if value == self.word else super().convert(value, param, ctx)
 
 
-CALIBRATION = Calibration(path_type=Path)
+CALIBRATION = PathOrWord(ZEROQ)
+#: What --labels takes.
+LABELS: dict[str, Any] = {
+    "type": PathOrWord(NO_LABELS),
+    "metavar": "FILE|none",
+    "help": "CSV of file,label for images, .npy of one class a row for arrays; none: take data without labels.  "
+    "[default: folder names, or y in an .npz, are the classes]",
+}
 _DEFAULTS = Settings()
 _FIELDS = frozenset(field.name for field in dataclasses.fields(Settings)) - {"bits", "exclude", "preprocess"}
 _PREPROCESS = frozenset(Preprocess().to_json())
@@ -149,13 +161,7 @@ calib_option = _option(
     help="Folder of images, or .npy/.npz of inputs; zeroq makes images from the model's BatchNormalization statistics.",
 )
 
-labels_option = _option(
-    _IMAGES,
-    "--labels",
-    type=PATH,
-    metavar="FILE",
-    help="CSV of file,label.  [default: folder names are the classes]",
-)
+labels_option = _option(_IMAGES, "--labels", **LABELS)
 
 outputs_option = _option(
     _IMAGES,
@@ -251,13 +257,7 @@ budget_options = _apply(
     _option(
         _IMAGES, "--data", type=PATH, metavar="PATH", help="Labelled images for --max-drop, or .npy/.npz of inputs."
     ),
-    _option(
-        _IMAGES,
-        "--labels",
-        type=PATH,
-        metavar="FILE",
-        help="CSV of file,label for --data, where folders are no classes.",
-    ),
+    labels_option,
 )
 
 calibration_options = _apply(

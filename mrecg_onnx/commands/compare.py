@@ -16,6 +16,7 @@ from mrecg_onnx.commands._options import (
     all_but,
     calibration_options,
     image_options,
+    labels_option,
     learning_options,
     output_options,
     outputs_option,
@@ -49,7 +50,7 @@ __all__ = ["compare_command"]
     section="Images",
     help="Images to validate on; folder names are their labels.",
 )
-@click.option("--labels", type=PATH, cls=Option, section="Images", metavar="FILE", help="CSV of file,label for --data.")
+@labels_option
 @outputs_option
 @click.option("--limit", type=int, metavar="N", cls=Option, section="Images", help="Images of --data used at most.")
 @click.option(
@@ -106,7 +107,7 @@ def compare_command(
     model: Path,
     calib: Path,
     data: Path,
-    labels: Path | None,
+    labels: str | Path | None,
     limit: int | None,
     outputs: tuple[str, ...],
     folder: Path,

@@ -72,7 +72,7 @@ def quantize_command(
     out: Path | None,
     checkpoint: Path | None,
     data: Path | None,
-    labels: Path | None,
+    labels: str | Path | None,
     json_file: Path | None,
     debug: bool,
     **options: Any,

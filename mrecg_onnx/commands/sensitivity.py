@@ -67,7 +67,7 @@ def sensitivity_command(
     model: Path,
     calib: str | Path,
     data: Path | None,
-    labels: Path | None,
+    labels: str | Path | None,
     limit: int,
     top: int,
     json_file: Path | None,
