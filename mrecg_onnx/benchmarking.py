@@ -103,7 +103,7 @@ class Benchmark:
 def benchmark(
     files: Sequence[str | Path],
     *,
-    batches: Sequence[int] = (1,),
+    batches: Sequence[int] | None = None,
     threads: Sequence[int | None] = (None,),
     providers: Sequence[str] = ("cpu",),
     runs: int = 50,
@@ -113,7 +113,7 @@ def benchmark(
 
     Args:
         files: paths of models with the same inputs; the first is what the others are compared with.
-        batches: items a run.
+        batches: items a run; the batch that one of the files fixes, else 1, by default.
         threads: threads inside an operator, None for ONNX Runtime's own choice.
         providers: rows of :data:`mrecg_onnx.runtime.PROVIDERS`.
         runs: timed runs of each file in each place.
@@ -127,8 +127,10 @@ def benchmark(
         SettingsError: a number below 1, an unknown provider, one that is not there, or one that left all the work to another.
     """
     paths = [Path(file) for file in files]
-    _check(paths, batches, threads, providers, runs)
+    _check(paths, (1,) if batches is None else batches, threads, providers, runs)
     specs = _common_inputs(paths)
+    if batches is None:
+        batches = (next((spec.shape[0] for spec in specs if spec.shape and spec.shape[0] is not None), 1),)
     steps = len(paths) * LOADS + len(providers) * (len(paths) + len(threads) * len(batches))
     done = 0
 

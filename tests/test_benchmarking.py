@@ -95,7 +95,8 @@ def test_models_with_other_inputs_are_refused(here: Path) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
     onnx.save(model, "two.onnx")
     with pytest.raises(ModelError, match="fixed batch 2"):
-        benchmark(["fp32.onnx", "two.onnx"], runs=1)
+        benchmark(["fp32.onnx", "two.onnx"], batches=[1], runs=1)
+    assert [one.batch for one in benchmark(["two.onnx"], runs=1).timings] == [2]
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
     onnx.save(model, "free.onnx")
     with pytest.raises(ModelError, match=r"free\.onnx: input 'input' has free sizes"):

@@ -787,3 +787,17 @@ def test_fixed_batch(tmp_path, caplog, name):
     onnx.save(model, tmp_path / "model.onnx")
     found = validate(tmp_path / "model.onnx", tmp_path / "q.onnx", tmp_path / "calib.npz", repeats=2)
     assert (found.images, found.latency_batch) == (12, model.graph.input[0].type.tensor_type.shape.dim[0].dim_value)
+
+
+def test_a_free_batch_in_the_second_place_runs_image_by_image(tmp_path, caplog):
+    model = FIXED["the batch in the second place"]()
+    for value in (*model.graph.input[:1], *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "n"
+    feeds = arrays(model, 12)
+    np.savez(tmp_path / "calib.npz", **feeds)
+    settings = Settings(wbits=4, abits=4, method="brecq", iters=3, batch_size=4, threads=1)
+    result = quantize(model, tmp_path / "calib.npz", settings)
+    assert any("runs image by image" in record.getMessage() for record in caplog.records)
+    assert result.verification.exact == 1.0
+    assert len(result.units) == 2
+    assert outputs(result.model, feeds)[0].shape == (12, 5)

@@ -27,7 +27,9 @@ SHOWN = 10
 
 @click.command("benchmark", cls=Command)
 @click.argument("files", metavar="FP32.onnx QUANT.onnx...", nargs=-1, required=True, type=PATH)
-@click.option("--batch", default="1", metavar="N,...", help="Items a run.", cls=Option, show_default=True)
+@click.option(
+    "--batch", metavar="N,...", help="Items a run; 1, or the batch that a file fixes, by default.", cls=Option
+)
 @click.option("--threads", metavar="N,...", help="Threads of ONNX Runtime; its own choice by default.", cls=Option)
 @click.option(
     "--provider", default="cpu", metavar="NAME,...", cls=Option, show_default=True,
@@ -41,7 +43,7 @@ SHOWN = 10
 def benchmark_command(
     *,
     files: tuple[Path, ...],
-    batch: str,
+    batch: str | None,
     threads: str | None,
     provider: str,
     runs: int,
@@ -56,7 +58,8 @@ def benchmark_command(
     """  # noqa: D301 - click wants the character, not backslash and b
     writes = [file for file in (json_file, plot_file) if file is not None]
     with guarded(debug=debug, writes=writes):
-        batches, counts = _numbers("--batch", batch), _numbers("--threads", threads) if threads else (None,)
+        batches = _numbers("--batch", batch) if batch is not None else None
+        counts = _numbers("--threads", threads) if threads else (None,)
         check_writes({"--json": json_file, "--plot": plot_file}, files)
 
         from mrecg_onnx.benchmarking import benchmark
