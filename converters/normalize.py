@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.passes.batch import free_batch
-from mrecg_onnx.converters.passes.batchnorm import fold_affine, fold_batchnorm
+from mrecg_onnx.converters.passes.batchnorm import bridge_batchnorm, fold_affine, fold_batchnorm, merge_batchnorm
 from mrecg_onnx.converters.passes.clamps import fuse_clamps
 from mrecg_onnx.converters.passes.constants import fold_constants
 from mrecg_onnx.converters.passes.empties import drop_empties
@@ -43,8 +43,9 @@ def normalize(model: onnx.ModelProto, *, keep_batchnorm: bool = False, free: boo
     """Return ``model`` as a simplified, typed, sorted graph of opset 13 or higher that computes the same.
 
     Constants are initializers; functions are inlined; Identity and Dropout are gone; shape arithmetic is folded where
-    it is constant; Transposes that undo each other are gone; BatchNormalization is in the Conv in front; a mean over the
-    spatial axes is GlobalAveragePool; clamps of two nodes are one Clip; an AveragePool has the pads that count in
+    it is constant; Transposes that undo each other are gone; BatchNormalization is in the Conv in front or behind, or a
+    depthwise Conv of its own; a mean over the spatial axes is GlobalAveragePool; clamps of two nodes are one Clip; an
+    AveragePool has the pads that count in
     front; MatMul + Add is Gemm, or with more than two axes a
     MatMul whose third input is the bias, which is no ONNX and which the exporter takes apart again. In- and outputs with
     their shapes and types, the names of the nodes that remain and of their outputs, doc strings and metadata are the
@@ -75,7 +76,7 @@ def normalize(model: onnx.ModelProto, *, keep_batchnorm: bool = False, free: boo
         infer_shapes(graph)
         if not changed:
             break
-    folds = () if keep_batchnorm else (fold_batchnorm, fold_affine, plain_gemm)
+    folds = () if keep_batchnorm else (fold_batchnorm, fold_affine, plain_gemm, merge_batchnorm, bridge_batchnorm)
     layers = (plain_gemm, fuse_matmul_add, *folds)
     maps = (fuse_clamps, mean_to_pool, plain_pools, cancel_transposes)
     for step in (*layers, *maps, *((free_batch,) if free else ()), infer_shapes, join_matmul_bias):

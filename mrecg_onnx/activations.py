@@ -10,9 +10,10 @@ import onnx_ir as ir
 from mrecg_onnx.converters.passes.pooling import miscounts
 
 __all__ = [
-    "CAPTURES", "CLAMPS", "FALLBACK", "FLOATS", "FLOAT_RESULT", "INTEGER_OPS", "OWNER", "PRESERVING_OPS",
-    "WEIGHTED_OPS", "activation_inputs", "activation_outputs", "channel_ceilings", "clamp_bounds", "constant",
-    "is_activation", "is_clamp", "is_fallback", "is_preserving", "is_weighted", "lacks_kernel", "readers", "weight_index",
+    "CAPTURES", "CLAMPS", "FALLBACK", "FLOATS", "FLOAT_RESULT", "INTEGER_OPS", "OWNER", "PRESERVING_OPS", "WEIGHTED_OPS",
+    "activation_inputs", "activation_outputs", "channel_ceilings", "clamp_bounds", "constant", "is_activation",
+    "is_bridge", "is_clamp", "is_fallback", "is_layer", "is_preserving", "is_weighted", "lacks_kernel", "readers",
+    "weight_index",
 ]  # fmt: skip
 
 #: Ops that may carry weights.
@@ -116,6 +117,21 @@ def weight_index(node: ir.Node) -> int | None:
 def is_weighted(node: ir.Node) -> bool:
     """True for a Conv, ConvTranspose, Gemm or MatMul with a constant weight of two or more dimensions."""
     return weight_index(node) is not None
+
+
+def is_bridge(node: ir.Node) -> bool:
+    """True for a weighted layer that only scales and shifts each channel: a BatchNormalization that no layer took."""
+    weight = constant(node.inputs[1]) if is_weighted(node) and node.op_type == "Conv" else None
+    if weight is None:
+        return False
+    steps = node.attributes.get_ints("strides", [1]), node.attributes.get_ints("pads", [0])
+    alone = weight.shape[0] == node.attributes.get_int("group", 1) and all(size == 1 for size in list(weight.shape)[1:])
+    return alone and all(step == 1 for step in steps[0]) and not any(steps[1])
+
+
+def is_layer(node: ir.Node) -> bool:
+    """True for a weighted layer that is no bridge: what is first, last, or one of a unit's."""
+    return is_weighted(node) and not is_bridge(node)
 
 
 def _all_zero(value: ir.Value | None) -> bool:

@@ -144,7 +144,7 @@ def budgets_of(plan: Plan, settings: Settings, sizes: Callable[[], PackedSize]) 
 
 def average_budget(plan: Plan, settings: Settings, bits: float, option: str) -> Budget:
     """``bits`` a weight on average, layers weighted by their number of weights; without the first and the last layer."""
-    inner = [x for x in plan.quantized_layers if not (x.first or x.last)]
+    inner = [x for x in plan.quantized_layers if not (x.first or x.last or x.bridge)]
     count = max(1, sum(x.params for x in inner))
     offered = _widths(settings, WIDTHS)
     free = {x.name: {w: w * x.params for w in offered} for x in inner if not _fixed(x, settings, "w")}
@@ -182,7 +182,7 @@ def tensor_budget(plan: Plan, settings: Settings) -> Budget:
     fixed = count = 0
     for quantizer in plan.activations:
         readers = plan.readers(quantizer)
-        if not readers or any(x.first or x.last for x in readers):
+        if all(x.bridge for x in readers) or any(x.first or x.last for x in readers):
             continue
         count += 1
         if any(_fixed(x, settings, "a") for x in readers):
@@ -313,7 +313,7 @@ def _widths(settings: Settings, offered: Sequence[int]) -> tuple[int, ...]:
 
 
 def _fixed(layer: LayerPlan, settings: Settings, kind: str) -> bool:
-    return any(
+    return layer.bridge or any(
         (rule.wbits if kind == "w" else rule.abits) is not None and re.search(rule.pattern, layer.name)
         for rule in settings.bits
     )

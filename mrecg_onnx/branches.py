@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from mrecg_onnx.activations import INTEGER_OPS, is_activation, is_preserving, is_weighted, readers
+from mrecg_onnx.activations import INTEGER_OPS, is_activation, is_bridge, is_preserving, is_weighted, readers
 from mrecg_onnx.converters.passes.values import unique_name
 from mrecg_onnx.placement import plan_layers
 from mrecg_onnx.plan import BYSTANDER_BITS
@@ -66,4 +66,4 @@ def _wide(node: ir.Node) -> bool:
     """True if ``node``, or an op behind it that its values reach unchanged, is an integer op without weights."""
     if is_preserving(node):
         return any(_wide(reader) for output in node.outputs for reader in readers(output))
-    return node.op_type in INTEGER_OPS and not is_weighted(node)
+    return is_bridge(node) or (node.op_type in INTEGER_OPS and not is_weighted(node))

@@ -2,7 +2,8 @@
 
 The rules (measured on ONNX Runtime's CPU provider; rule 8 is for targets that ask for it):
 
-1. The input of every weighted layer gets the layer's activation width; the first and last layers have their own.
+1. The input of every weighted layer gets the layer's activation width; the first and last layers have their own. Layers that only
+   scale and shift each channel have 8 bits, and are never first or last.
 2. A tensor has one quantizer whoever reads it. Value-preserving ops pass their input's quantizer on, so such tensors form
    one group, and the narrowest width asked for by a reader in the group wins.
 3. Tensors that only other integer ops read (residual branches, pool inputs) get 8 bits. With activations of 16 bits they, and
@@ -37,8 +38,10 @@ from mrecg_onnx.activations import (
     clamp_bounds,
     constant,
     is_activation,
+    is_bridge,
     is_clamp,
     is_fallback,
+    is_layer,
     is_preserving,
     is_weighted,
     lacks_kernel,
@@ -73,7 +76,7 @@ def _reaches_weighted(model: ir.Model) -> set[ir.Node]:
     result: set[ir.Node] = set()
     for node in reversed(list(model.graph)):
         for output in node.outputs:
-            if any(reader in result or is_weighted(reader) for reader in readers(output)):
+            if any(reader in result or is_layer(reader) for reader in readers(output)):
                 result.add(node)
     return result
 
@@ -83,7 +86,7 @@ def _behind_weighted(model: ir.Model) -> set[ir.Node]:
     result: set[ir.Node] = set()
     for node in model.graph:
         makers = [v.producer() for v in node.inputs if v is not None]
-        if any(maker is not None and (maker in result or is_weighted(maker)) for maker in makers):
+        if any(maker is not None and (maker in result or is_layer(maker)) for maker in makers):
             result.add(node)
     return result
 
@@ -109,7 +112,7 @@ def plan_layers(model: ir.Model, settings: Settings) -> tuple[LayerPlan, ...]:
         SettingsError: an ``exclude`` or ``bits`` pattern matches nothing.
     """
     weighted = [node for node in model.graph if is_weighted(node)]
-    if not weighted:
+    if not any(map(is_layer, weighted)):
         if any(node.op_type in {"DequantizeLinear", "QLinearConv", "QLinearMatMul"} for node in model.graph):
             raise ModelError("the model is quantized already: give the float model it was made from")
         raise ModelError(
@@ -130,8 +133,12 @@ def plan_layers(model: ir.Model, settings: Settings) -> tuple[LayerPlan, ...]:
         assert tensor is not None
         shape = tuple(tensor.numpy().shape)
         bias = node.inputs[2] if len(node.inputs) > 2 else None
-        first, last = node not in behind, node not in ahead
+        bridge = is_bridge(node)
+        first, last = not bridge and node not in behind, not bridge and node not in ahead
         wbits, abits = settings.wbits, settings.abits
+        if bridge:
+            # A value a channel is exact, and takes no room, at any width; what it reads is a stream, not its own input.
+            wbits, abits = BYSTANDER_BITS, max(BYSTANDER_BITS, abits)
         if first or last:
             # The image keeps 8 bits whatever low width is asked for: pixels are 8-bit data.
             wbits = settings.first_last_bits

@@ -6,6 +6,7 @@ Plain data that can be printed, saved and tested without torch.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,11 @@ class LayerPlan:
     first: bool = False
     last: bool = False
     excluded: bool = False
+
+    @property
+    def bridge(self) -> bool:
+        """Only scales and shifts each channel: a BatchNormalization that no layer took."""
+        return self.op == "Conv" and math.prod(self.shape) == self.shape[0] == self.groups and set(self.stride) <= {1}
 
     @property
     def bias_copies(self) -> int:

@@ -6,7 +6,8 @@
    layer in front.
 3. Weighted ops outside branch structures form chains of at most three layers; a linear layer (no activation behind it)
    ends a chain, so that an inverted bottleneck without shortcut is one unit.
-4. Ops without weights belong to the unit in front of them (those in front of everything to the first unit).
+4. Ops without weights belong to the unit in front of them (those in front of everything to the first unit), and so do layers that
+   only scale and shift each channel (a BatchNormalization that could not be folded).
 5. A branch structure with more than eight layers (a U-Net, a dense block) is cut inside, where the fewest tensors are
    alive, into units with several inputs and outputs.
 6. A node that torch cannot run (:mod:`mrecg_onnx.fallbacks`) is a unit of its own without layers, wherever it stands: nothing
@@ -27,6 +28,7 @@ from mrecg_onnx.activations import (
     activation_outputs,
     is_activation,
     is_fallback,
+    is_layer,
     is_preserving,
     is_weighted,
     readers,
@@ -54,7 +56,7 @@ class _Piece:
     layers: list[ir.Node] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.layers = [n for n in self.nodes if is_weighted(n)]
+        self.layers = [n for n in self.nodes if is_layer(n)]
 
     @property
     def branches(self) -> bool:
@@ -100,13 +102,13 @@ def _split(piece: _Piece) -> list[_Piece]:
     parts, current, at_start = [], [], 1
     for i, node in enumerate(piece.nodes):
         current.append(node)
-        layers = sum(is_weighted(n) for n in current)
+        layers = sum(is_layer(n) for n in current)
         settled = layers >= MAX_CHAIN and len(alive[i]) <= at_start + 1
         if (settled or layers >= MAX_PIECE) and not _is_tail(piece.nodes, alive, i):
             parts.append(_Piece(current))
             current, at_start = [], len(alive[i])
     if current:
-        if any(is_weighted(n) for n in current) or not parts:
+        if any(is_layer(n) for n in current) or not parts:
             parts.append(_Piece(current))
         else:
             parts[-1] = _Piece(parts[-1].nodes + current)
@@ -119,7 +121,7 @@ def _is_tail(nodes: list[ir.Node], alive: list[set[ir.Value]], i: int) -> bool:
     It only works on what node ``i`` made (its activation, say) and nobody else does, or it joins what is alive, as a residual
     addition does.
     """
-    if i + 1 == len(nodes) or is_weighted(nodes[i + 1]):
+    if i + 1 == len(nodes) or is_layer(nodes[i + 1]):
         return False
     if len(alive[i + 1]) < len(alive[i]):
         return True
@@ -133,9 +135,9 @@ def _linear_behind(layer: ir.Node) -> bool:
     if not users:
         return True
     for user in users:
-        if is_weighted(user):
+        if is_layer(user):
             continue
-        if user.op_type in _LINEAR or is_preserving(user):
+        if user.op_type in _LINEAR or is_weighted(user) or is_preserving(user):
             if not _linear_behind(user):
                 return False
             continue
@@ -196,7 +198,7 @@ def _parts(model: ir.Model) -> list[list[ir.Node]]:
     result: list[list[ir.Node]] = []
     ahead: list[ir.Node] = []
     for part in parts:
-        if _is_barrier(part) or any(is_weighted(n) for n in part):
+        if _is_barrier(part) or any(is_layer(n) for n in part):
             result.append(ahead + part)
             ahead = []
         elif result:
@@ -244,7 +246,7 @@ def plan_layer_units(model: ir.Model, layers: tuple[LayerPlan, ...], alpha: floa
     for part in _parts(model):
         groups.append([])
         for node in part:
-            if is_weighted(node) and any(is_weighted(n) for n in groups[-1]):
+            if is_layer(node) and any(is_layer(n) for n in groups[-1]):
                 groups.append([])
             groups[-1].append(node)
     return _units(groups, {layer.name: layer for layer in layers}, alpha)
@@ -337,7 +339,7 @@ def _unit(nodes: list[ir.Node], kept: set[ir.Value], layers: dict[str, LayerPlan
         if v.is_graph_output() or any(r not in inside and activation_inputs(r) for r in readers(v))
     ]
     own = [layers[n.name or ""] for n in nodes if is_weighted(n)]
-    names = [layer.name for layer in own] or [n.name or "" for n in nodes if is_fallback(n)]
+    names = [n.name or "" for n in nodes if is_layer(n)] or [n.name or "" for n in nodes if is_fallback(n)]
     name = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
     return UnitPlan(
         name,
@@ -352,5 +354,5 @@ def _unit(nodes: list[ir.Node], kept: set[ir.Value], layers: dict[str, LayerPlan
 
 def _pools(nodes: list[ir.Node]) -> bool:
     """True if an averaging or global pooling comes behind the last weighted layer."""
-    last = max((i for i, n in enumerate(nodes) if is_weighted(n)), default=len(nodes))
+    last = max((i for i, n in enumerate(nodes) if is_layer(n)), default=len(nodes))
     return any(n.op_type in _POOLING for n in nodes[last:])

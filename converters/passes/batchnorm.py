@@ -1,4 +1,4 @@
-"""Fold per-channel affine maps into the weighted node in front."""
+"""Fold per-channel affine maps into the weighted node in front or behind; what is left becomes a depthwise convolution."""
 
 from __future__ import annotations
 
@@ -6,26 +6,31 @@ import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
 from mrecg_onnx.converters.passes.values import (
+    add_initializer,
     attribute_int,
+    attribute_ints,
     constant,
     is_standard,
     rank,
+    replace_node,
     replace_value,
     set_constant,
     sole_reader,
 )
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
     from numpy.typing import NDArray
 
     Array = NDArray[np.float64]
 
-__all__ = ["fold_affine", "fold_batchnorm"]
+__all__ = ["bridge_batchnorm", "fold_affine", "fold_batchnorm", "merge_batchnorm"]
 
 logger = logging.getLogger(__name__)
+
+_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE})
 
 _DEFAULT_EPSILON = 1e-5  # of BatchNormalization, ONNX operator specification
 
@@ -47,13 +52,107 @@ def fold_batchnorm(model: ir.Model) -> ir.Model:
         if not is_standard(node, "BatchNormalization") or not _in_inference_mode(node):
             continue
         layer = _layer_in_front(node, node.inputs[0])
-        parameters = [constant(value) for value in node.inputs[1:5]]
-        if layer is None or any(parameter is None for parameter in parameters):
+        found = _scale_and_shift(node)
+        if layer is not None and found is not None:
+            _scale_layer(node, layer, *found)
+    return model
+
+
+def _scale_and_shift(node: ir.Node) -> tuple[Array, Array] | None:
+    """Return s and t of a BatchNormalization s x + t, one number a channel; None where a parameter is computed."""
+    parameters = [constant(value) for value in node.inputs[1:5]]
+    if any(parameter is None for parameter in parameters):
+        return None
+    gamma, beta, mean, var = (np.asarray(parameter, np.float64) for parameter in parameters)
+    epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else _DEFAULT_EPSILON
+    scale = gamma / np.sqrt(var + epsilon)
+    return scale, beta - mean * scale
+
+
+def merge_batchnorm(model: ir.Model) -> ir.Model:
+    """Fold BatchNormalization s x + t into the layers behind it, where that is exact.
+
+    W (s x + t) + b is a layer with weights W s and bias W t + b. It is folded only if
+
+    1. the normalization runs in inference mode and its parameters are constant;
+    2. all that reads it are Conv and Gemm with constant weights and biases, and it is no graph output;
+    3. no Conv among them is padded, unless t is 0: a padded 0 is behind the normalization and would not be 0 in front of it.
+    """
+    for node in reversed(list(model.graph)):
+        if not is_standard(node, "BatchNormalization") or not _in_inference_mode(node):
             continue
-        gamma, beta, mean, var = (np.asarray(parameter, np.float64) for parameter in parameters)
-        epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else _DEFAULT_EPSILON
-        scale = gamma / np.sqrt(var + epsilon)
-        _scale_layer(node, layer, scale, beta - mean * scale)
+        found, output = _scale_and_shift(node), node.outputs[0]
+        uses = list(output.uses())
+        if found is None or output.is_graph_output() or not uses:
+            continue
+        if any(index or not _takes(layer, shifted=bool(found[1].any())) for layer, index in uses):
+            continue
+        for layer, _ in uses:
+            _scale_inputs(layer, *found)
+            layer.replace_input_with(0, node.inputs[0])
+        model.graph.remove(node, safe=True)
+        logger.debug("folded %s %s into %s", node.op_type, node.name, ", ".join(n.name or "" for n, _ in uses))
+    return model
+
+
+def _takes(layer: ir.Node, *, shifted: bool) -> bool:
+    """Tell whether a map of each input channel, with a shift or without, can be part of ``layer``."""
+    if not is_standard(layer, "Conv", "Gemm") or any(
+        value is not None and constant(value) is None for value in layer.inputs[1:]
+    ):
+        return False
+    if layer.op_type == "Gemm":
+        plain = all(layer.attributes[name].as_float() == 1 for name in ("alpha", "beta") if name in layer.attributes)
+        return plain and not attribute_int(layer, "transA", 0)
+    pads = layer.attributes["auto_pad"].as_string() if "auto_pad" in layer.attributes else "NOTSET"
+    return not shifted or (pads in {"NOTSET", "VALID"} and not any(attribute_ints(layer, "pads") or []))
+
+
+def _scale_inputs(layer: ir.Node, scale: Array, shift: Array) -> None:
+    """Make a Conv or Gemm compute layer(scale * x + shift)."""
+    stored = constant(layer.inputs[1])
+    assert stored is not None
+    weight = stored.astype(np.float64)
+    if layer.op_type == "Gemm":
+        axis = 1 if attribute_int(layer, "transB", 0) else 0
+        along = [-1 if i == axis else 1 for i in range(2)]
+        answer = (weight * shift.reshape(along)).sum(axis)
+        factor = scale.reshape(along)
+    else:
+        groups = attribute_int(layer, "group", 1)
+        # Output channel o reads the input channels of group o // (O / groups).
+        inputs = np.arange(len(scale)).reshape(groups, -1).repeat(weight.shape[0] // groups, axis=0)
+        along = [*inputs.shape, *[1] * (weight.ndim - 2)]
+        answer = (weight * shift[inputs].reshape(along)).sum(axis=tuple(range(1, weight.ndim)))
+        factor = scale[inputs].reshape(along)
+    set_constant(layer, 1, (weight * factor).astype(stored.dtype), f"{layer.name}_weight")
+    bias = constant(layer.inputs[2]) if len(layer.inputs) > 2 else None
+    if shift.any():
+        moved = answer if bias is None else bias.astype(np.float64) + answer
+        set_constant(layer, 2, moved.astype(stored.dtype), f"{layer.name}_bias")
+
+
+def bridge_batchnorm(model: ir.Model) -> ir.Model:
+    """Write BatchNormalization s x + t that no layer takes as a depthwise convolution with kernels of one element.
+
+    Integer kernels run convolutions, and weights of one value a channel are exact at any width with a scale a channel. The
+    convolution takes over the node's name. Behind a Relu (ResNets with pre-activation, DenseNets) there is no other way, as
+    neither scale nor shift passes it.
+    """
+    for node in list(model.graph):
+        if not is_standard(node, "BatchNormalization") or not _in_inference_mode(node):
+            continue
+        found, axes, value = _scale_and_shift(node), rank(node.inputs[0]), node.inputs[0]
+        if found is None or axes is None or not 3 <= axes <= 5 or value is None or value.dtype not in _FLOATS:
+            continue
+        scale, shift = found
+        dtype = value.dtype.numpy()
+        weight = add_initializer(model.graph, f"{node.name}_weight", scale.astype(dtype).reshape(-1, *[1] * (axes - 1)))
+        bias = add_initializer(model.graph, f"{node.name}_bias", shift.astype(dtype))
+        attributes = {"group": len(scale), "kernel_shape": [1] * (axes - 2)}
+        layer = ir.node("Conv", [value, weight, bias], attributes, name=node.name, doc_string=node.doc_string)
+        layer.metadata_props.update(node.metadata_props)
+        replace_node(node, [layer])
     return model
 
 

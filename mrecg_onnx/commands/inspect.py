@@ -203,7 +203,7 @@ def _tensor(value: TensorInfo) -> str:
 
 
 def _notes(layer: LayerPlan) -> str:
-    marks = {"first": layer.first, "last": layer.last, "in float": layer.excluded}
+    marks = {"first": layer.first, "last": layer.last, "scale and shift": layer.bridge, "in float": layer.excluded}
     return ", ".join(name for name, on in marks.items() if on)
 
 
