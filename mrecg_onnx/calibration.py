@@ -26,8 +26,8 @@ __all__ = [
 
 #: Values kept of each tensor for the range search; the true minimum and maximum are kept beside them.
 SAMPLED_VALUES = 1 << 17
-#: Proposals whose scales differ by less than this share are one.
-SAME_SCALE = 0.04
+#: Proposals with both ends of the range this near, in widths of the range, are one.
+SAME_RANGE = 0.04
 #: Images on which proposals are judged.
 JUDGED_IMAGES = 16
 #: From this width on weights are symmetric: the shifted asymmetric codes would not fit int8 (docs/method.md 6).
@@ -173,9 +173,17 @@ def proposed_grids(sampler: _Sampler, bits: int, estimators: Sequence[Estimator]
     found: list[Grid] = []
     for estimate in estimators:
         grid = estimate(values, bits, sampler.low, sampler.high)
-        if all(abs(float(grid.scale / other.scale) - 1.0) > SAME_SCALE for other in found):
+        if not any(_alike(grid, other) for other in found):
             found.append(grid)
     return found
+
+
+def _alike(one: Grid, other: Grid) -> bool:
+    """Whether two grids of a tensor, of equal width, reach nearly equally far on both sides."""
+    width = one.qmax * float(other.scale)
+    ends = ((end - grid.zero_point) * grid.scale for end in (0, one.qmax) for grid in (one, other))
+    low, low_other, high, high_other = map(float, ends)
+    return max(abs(low - low_other), abs(high - high_other)) <= SAME_RANGE * width
 
 
 def _least_output_error(

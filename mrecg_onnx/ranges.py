@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -15,7 +15,7 @@ from scipy.special import lambertw
 from scipy.stats import norm
 from torch import Tensor
 
-from mrecg_onnx.grids import P_NORM, Grid, grid_from_range, search_range
+from mrecg_onnx.grids import P_NORM, Grid, search_range
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.settings import Settings
 
@@ -60,9 +60,13 @@ class Ranges:
     min_max_weights: bool = False
 
 
-def _grid(low: Tensor | float, high: Tensor | float, bits: int, like: Tensor) -> Grid:
-    least, most = (torch.as_tensor(end, dtype=torch.float32, device=like.device) for end in (low, high))
-    return Grid(*grid_from_range(least, most, bits, symmetric=False), bits)
+def _grid(low: Tensor | float, high: Tensor | float, bits: int, values: Tensor) -> Grid:
+    """The grid of a range; of the whole zero points on either side of the range's own the one that suits ``values`` better.
+
+    The nearest one may cut off all values of one sign: at 4 bits that of -0.28 to 10 is 0.
+    """
+    least, most = (torch.as_tensor(end, dtype=torch.float32, device=values.device) for end in (low, high))
+    return search_range(values, bits, low=least, high=most, candidates=1)
 
 
 def mse(values: Tensor, bits: int, low: Tensor, high: Tensor, *, p: float = P_NORM) -> Grid:
@@ -85,7 +89,8 @@ def percentile(values: Tensor, bits: int, low: Tensor, high: Tensor, *, share: f
 def entropy(values: Tensor, bits: int, low: Tensor, high: Tensor) -> Grid:
     """The range whose clipped histogram loses least information on 2^bits levels (Migacz 2017, TensorRT).
 
-    TensorRT takes |x|; here both ends shrink together towards 0, which is the same for values of one sign. Zeros are on
+    TensorRT takes |x|; here both ends shrink together towards 0, which is the same for values of one sign, and then, where
+    values have both, the upper and the lower one alone: most of what SiLU makes lies close to its lower end. Zeros are on
     every grid and do not count: behind a Relu they would outweigh all other bins.
     """
     x = values.detach().reshape(-1).float().cpu().numpy()
@@ -94,12 +99,23 @@ def entropy(values: Tensor, bits: int, low: Tensor, high: Tensor) -> Grid:
         return _grid(least, most, bits, values)
     counts, _ = np.histogram(x[x != 0.0], BINS, (least, most))
     zero = -least / (most - least) * BINS  # where 0 lies, in bins
-    best = (math.inf, 1.0)
-    for share in np.linspace(1.0, 2.0**bits / BINS, ENTROPY_CANDIDATES):
-        first, last = math.floor(zero - zero * share), math.ceil(zero + (BINS - zero) * share)
-        best = min(best, (_divergence(counts, first, last, 2**bits), float(-share)))
-    share = abs(best[1])
-    return _grid(least * share, most * share, bits, values)
+    shares = np.linspace(1.0, 2.0**bits / BINS, ENTROPY_CANDIDATES)
+
+    def best(pairs: Iterable[tuple[float, float]]) -> tuple[float, float, float]:
+        def loss(below: float, above: float) -> float:
+            return _divergence(
+                counts, math.floor(zero - zero * below), math.ceil(zero + (BINS - zero) * above), 2**bits
+            )
+
+        # Of equals the widest.
+        return min((loss(below, above), -below, -above) for below, above in pairs)
+
+    _, below, above = best((share, share) for share in shares)
+    if least < 0.0 < most:
+        starts = {1.0, -below}
+        _, below, above = best([(-below, -above), *((start, share) for start in starts for share in shares)])
+        _, below, above = best([(-below, -above), *((share, -above) for share in shares)])
+    return _grid(least * -below, most * -above, bits, values)
 
 
 def _divergence(counts: npt.NDArray[np.int64], first: int, last: int, levels: int) -> float:
