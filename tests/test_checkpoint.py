@@ -240,7 +240,7 @@ def test_same_model_and_images_elsewhere_are_the_same(here, tmp_path, trained):
 
 def test_other_decisions_before_the_learning_are_refused(here, tmp_path, monkeypatch):
     """Units learned on a rescaled network do not fit one that is not, however that came about."""
-    chosen = replace(QDROP, equalize="auto", iters=1)
+    chosen = replace(QDROP, equalize="auto", iters=1, abits=3)
     first = here.run(chosen, checkpoint=tmp_path)
     assert any(entry.alpha for entry in first.equalized)
     monkeypatch.setattr("mrecg_onnx.preparation.choose_scales", lambda *_: [])

@@ -73,7 +73,7 @@ def test_each_phase_learns_its_own(quantized, monkeypatch, tmp_path):
         return found
 
     monkeypatch.setattr(quantization, "reconstruct", spy)
-    result = results(tmp_path)("brecq-paper", iters=30)
+    result = results(tmp_path)("brecq-paper", iters=120)
     weights, steps = states["weights"], states["steps"]
     searched = activation_scales(quantized("nearest"))
     assert {n: float(g.scale) for n, g in weights.activations.items()} == searched
