@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import external_data_helper, numpy_helper
 
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.files import irregular
-from mrecg_onnx.converters.protos import graphs
+from mrecg_onnx.converters.names import unique_nodes
+from mrecg_onnx.converters.passes.functions import align_functions, are_aligned
+from mrecg_onnx.converters.protos import editable, graphs
 from mrecg_onnx.converters.save import openable
 from mrecg_onnx.converters.versions import restamped
 
@@ -32,6 +35,9 @@ _STANDARD_DOMAINS = ("", "ai.onnx")
 
 RUNTIME_DOMAINS = frozenset({"", "ai.onnx.ml", "ai.onnx.preview", "ai.onnx.preview.training", "com.microsoft"})
 """The domains whose operators ONNX Runtime's CPU provider may know."""
+
+# So many renamed nodes are named.
+_NAMED_AT_MOST = 5
 
 # A serialized ModelProto starts with ir_version: field 1, varint, hence this tag byte.
 _FIRST_BYTE = 0x08
@@ -59,7 +65,8 @@ def load_model(source: onnx.ModelProto | str | Path) -> onnx.ModelProto:
 
     Returns:
         The model with all of its tensors in memory. Nothing is changed in ``source``; a copy with opset and IR version
-        lowered comes back where ONNX Runtime does not know them and no node needs them.
+        lowered comes back where ONNX Runtime does not know them and no node needs them, and likewise one where nodes share
+        a name (the later ones are renamed, with a warning) or functions import other operator sets than the model.
 
     Raises:
         ModelError: The file is missing, is not ONNX, is truncated, lacks external data, fails ``onnx.checker``, has an
@@ -73,20 +80,46 @@ def load_model(source: onnx.ModelProto | str | Path) -> onnx.ModelProto:
                 f"{where}: tensor '{external[0].name}' keeps its data in a file of its own; "
                 "give the path of the model instead, or load it with its external data"
             )
+        model = _plain(model, where)
         _check(model, where, model)
         return restamped(model)
     path = Path(source)
     where = str(path)
     model = _parse(_read(path), where)
     external = _check_external_data(model, path.parent, where)
+    if not are_aligned(model):
+        _load_external(model, path.parent)  # what is checked is no longer the file
+        external = []
+    model = _plain(model, where)
     _check(model, where, path if external else model)
     model = restamped(model)
-    for tensor in _external(model):
-        external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
-        tensor.data_location = onnx.TensorProto.DEFAULT
-        del tensor.external_data[:]
+    _load_external(model, path.parent)
     _check_finite(model, where)
     return model
+
+
+def _plain(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
+    """``model``, or a copy, with node names given once and functions that import what the model does."""
+    model, renamed = unique_nodes(model)
+    if renamed:
+        few = ", ".join(f"'{old}' -> '{new}'" for new, old in list(renamed.items())[:_NAMED_AT_MOST])
+        more = f" and {len(renamed) - _NAMED_AT_MOST} more" if len(renamed) > _NAMED_AT_MOST else ""
+        logger.warning("%s: nodes share a name, the later ones are renamed: %s%s", where, few, more)
+    if are_aligned(model):
+        return model
+    try:
+        aligned: onnx.ModelProto = ir.to_proto(align_functions(editable(model)))
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
+    return aligned
+
+
+def _load_external(model: onnx.ModelProto, folder: Path) -> None:
+    """Read tensors that lie beside the file, in place."""
+    for tensor in _external(model):
+        external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
 
 
 def standard_opset(model: onnx.ModelProto) -> int | None:

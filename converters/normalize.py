@@ -5,7 +5,6 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.passes.batch import free_batch
 from mrecg_onnx.converters.passes.batchnorm import bridge_batchnorm, fold_affine, fold_batchnorm, merge_batchnorm
 from mrecg_onnx.converters.passes.clamps import fuse_clamps
@@ -20,7 +19,7 @@ from mrecg_onnx.converters.passes.pads import pad_all_axes
 from mrecg_onnx.converters.passes.pooling import mean_to_pool, plain_pools
 from mrecg_onnx.converters.passes.sequences import unpack_sequences
 from mrecg_onnx.converters.passes.shape_values import resolve_shapes
-from mrecg_onnx.converters.passes.shapes import infer_shapes
+from mrecg_onnx.converters.passes.shapes import drop_stale, infer_shapes
 from mrecg_onnx.converters.passes.structure import (
     constants_to_initializers,
     initializers_out_of_inputs,
@@ -31,7 +30,7 @@ from mrecg_onnx.converters.passes.structure import (
     standard_domain,
 )
 from mrecg_onnx.converters.passes.transposes import cancel_transposes
-from mrecg_onnx.converters.protos import graphs
+from mrecg_onnx.converters.protos import editable, graphs
 
 __all__ = ["editable", "in_float32", "normalize", "restructure"]
 
@@ -108,24 +107,6 @@ def _makes_half(graph: onnx.GraphProto | onnx.FunctionProto) -> bool:
     return any(kind in {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16} for kind in kinds)
 
 
-def editable(model: onnx.ModelProto) -> ir.Model:
-    """Return ``model`` as a graph that can be changed without changing ``model``.
-
-    Raises:
-        ModelError: The model is damaged.
-    """
-    # onnx_ir's tensors write through to the protobuf message they were made from (their names do).
-    copy = type(model)()
-    copy.CopyFrom(model)
-    try:
-        graph: ir.Model = ir.from_proto(copy)
-    # Damage that onnx.checker lets pass makes onnx_ir raise its own errors and Python's.
-    except Exception as error:
-        cause = error.__cause__ or error
-        raise ModelError(f"the model is damaged: {type(cause).__name__}: {cause}; copy or export it again") from error
-    return graph
-
-
 def restructure(model: ir.Model, *, opset: bool = True) -> ir.Model:
     """Bring ``model`` into form, in place, without changing which operators it is made of.
 
@@ -141,6 +122,7 @@ def restructure(model: ir.Model, *, opset: bool = True) -> ir.Model:
         name_all,
         initializers_out_of_inputs,
         constants_to_initializers,
+        drop_stale,
         infer_shapes,
     ):
         step(model)

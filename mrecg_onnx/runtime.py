@@ -22,6 +22,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError, first_line
 from mrecg_onnx.converters.files import irregular
+from mrecg_onnx.converters.names import unique_nodes
 from mrecg_onnx.converters.versions import restamped
 from mrecg_onnx.images import InputSpec, pad_batch
 from mrecg_onnx.parallel import local_rank
@@ -396,9 +397,9 @@ def _open(model: Model, options: ort.SessionOptions, providers: list[str]) -> or
 
 
 def _restamped(model: Model) -> onnx.ModelProto | None:
-    """``model`` with versions that ONNX Runtime opens, None where it has such or needs others."""
+    """``model`` with versions and node names that ONNX Runtime opens, None where it has such or needs others."""
     if isinstance(model, onnx.ModelProto):
-        older = restamped(model)
+        older, _ = unique_nodes(restamped(model))
         return None if older is model else older
     if isinstance(model, bytes):
         return None

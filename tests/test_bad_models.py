@@ -134,9 +134,14 @@ BAD: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[str, ...]]] = {
         lambda: between("[q] c = QuantizeLinear (a, k, z) [dq] b = DequantizeLinear (c, k, z)", **SCALES),
         ("quantized already", "'q', QuantizeLinear", FLOAT),
     ),
-    "quantized: weights only": (
-        lambda: between("[dq] w = DequantizeLinear (codes, k, z) [c2] b = Conv (a, w)", codes=CODES, **SCALES),
-        ("quantized already", "'dq', DequantizeLinear", FLOAT),
+    "quantized: weights and activations": (
+        lambda: between(
+            """[q] i = QuantizeLinear (a, k, z) [d] o = DequantizeLinear (i, k, z) [dq] w = DequantizeLinear (codes, k, z)
+            [c2] b = Conv (o, w)""",
+            codes=CODES,
+            **SCALES,
+        ),
+        ("quantized already", "'q', QuantizeLinear", FLOAT),
     ),
     "quantized: QLinearConv": (
         lambda: parse(

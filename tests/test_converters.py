@@ -387,11 +387,19 @@ class TestConstants:
         graph = assert_same(make(body))
         assert [(node.name, node.outputs[0].name) for node in graph.graph] == [("r", "z")]
 
-    def test_quantization_of_a_constant_is_not_undone(self):
+    def test_weights_stored_in_integers_are_floats_again(self):
         body = """g (float[2, 4] x) => (float[2, 3] y) {
             [dq] w = DequantizeLinear(q, scale) [mm] y = MatMul(x, w) }"""
+        model = make(body, q=np.arange(12, dtype=np.int8).reshape(4, 3), scale=np.float32(0.1))
+        graph = assert_same(model)
+        assert op_types(graph) == ["MatMul"]
+        assert "w" in graph.graph.initializers
+
+    def test_quantization_of_an_activation_is_not_undone(self):
+        body = """g (float[2, 4] x) => (float[2, 3] y) { [q] c = QuantizeLinear(x, scale) [dx] d = DequantizeLinear(c, scale)
+            [dq] w = DequantizeLinear(q, scale) [mm] y = MatMul(d, w) }"""
         model = make(body, q=np.ones((4, 3), np.int8), scale=np.float32(0.1))
-        assert op_types(normalize(model)) == ["DequantizeLinear", "MatMul"]
+        assert op_types(normalize(model)) == ["QuantizeLinear", "DequantizeLinear", "MatMul"]
 
     def test_local_functions_are_inlined(self):
         text = """<ir_version: 8, opset_import: ["" : 17, "mine" : 1]>

@@ -10,6 +10,7 @@ import onnx
 import onnx.parser
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from mrecg_onnx.converters import check_parity, load_model, normalize, to_torch
@@ -35,6 +36,7 @@ def weights(*shape: int) -> np.ndarray:
     return (random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
 
 
+CODES, SCALE = np.random.default_rng(0).integers(-127, 128, (6, 6, 3, 3)).astype(np.int8), np.float32(0.003)
 COMMON = {"w1": weights(6, 3, 3, 3), "w2": weights(6, 6, 3, 3), "hw": weights(6, 6), "fw": weights(6, 5)}
 
 
@@ -83,16 +85,24 @@ def constant_node() -> onnx.ModelProto:
     return model
 
 
-def functions() -> onnx.ModelProto:
+def functions(outer: int = 17, inner: int = 17, more: str = ', "local" : 1') -> onnx.ModelProto:
     model = onnx.parser.parse_model(
-        f"""<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+        f"""<ir_version: 8, opset_import: ["" : {outer}, "local" : 1]>
         {IMAGE} {{ r1 = local.block (x, w1) r2 = local.block (r1, w2) {HEAD} }}
-        <domain: "local", opset_import: ["" : 17, "local" : 1]>
+        <domain: "local", opset_import: ["" : {inner}{more}]>
         block (a, w) => (b) {{ c = Conv <pads = [1, 1, 1, 1]> (a, w) b = local.act (c) }}
-        <domain: "local", opset_import: ["" : 17]> act (a) => (b) {{ b = Relu (a) }}"""
+        <domain: "local", opset_import: ["" : {inner}]> act (a) => (b) {{ b = Relu (a) }}"""
     )
     model.graph.initializer.extend(numpy_helper.from_array(COMMON[name], name) for name in ("w1", "w2", "fw"))
     return model
+
+
+def declared(inner: str, output: str = "float[n, 5] y") -> onnx.ModelProto:
+    """A network whose file declares these shapes."""
+    return parse(
+        f"""g (float[n, 3, 12, 12] x) => ({output}) {f"<{inner}>" if inner else ""} {{ {STEM}
+        c2 = Conv <pads = [1, 1, 1, 1]> (r1, w2) r2 = Relu (c2) {HEAD} }}"""
+    )
 
 
 def looked_up(kind: str) -> onnx.ModelProto:
@@ -554,6 +564,30 @@ KINDS = {
         odd = If (yes) <then_branch = t () => (float16[n, 6, 12, 12] o1) { o1 = Sigmoid (r1) },
         else_branch = e () => (float16[n, 6, 12, 12] o2) { o2 = Neg (r1) }>"""
     )),
+    "weights behind DequantizeLinear": lambda: through("w = DequantizeLinear (codes, k, z)", codes=CODES, k=SCALE, z=np.int8(3)),
+    "weights behind DequantizeLinear, a scale a channel": lambda: through(
+        "t = DequantizeLinear <axis = 1> (codes, k) w = Transpose <perm = [1, 0, 2, 3]> (t)", codes=CODES, k=np.full(6, SCALE)
+    ),
+    "weights and bias behind DequantizeLinear": lambda: image(
+        """w = DequantizeLinear (codes, k) b = DequantizeLinear (bias, k) c2 = Conv (r1, w, b) r2 = Relu (c2)""",
+        codes=CODES, k=SCALE, bias=np.arange(6, dtype=np.int32),
+    ),
+    "weights that were rounded": lambda: through(
+        "q = QuantizeLinear (w2, k, z) w = DequantizeLinear (q, k, z)", k=SCALE, z=np.int8(0)
+    ),
+    "float16 weights behind Cast": lambda: through("w = Cast <to = 1> (wh)", wh=weights(6, 6, 3, 3).astype(np.float16)),
+    "integer weights behind Cast": lambda: through("i = Cast <to = 1> (codes) w = Mul (i, k)", codes=CODES, k=SCALE),
+    **{
+        f"a function of opset {inner} in a model of {outer}": lambda inner=inner, outer=outer: functions(outer, inner)
+        for inner, outer in ((13, 17), (17, 13), (16, 17), (15, 18))
+    },
+    "functions that alone import a domain, or its other version": lambda: functions(17, 17, more=', "local" : 3, "unused" : 1'),
+    "stale shapes inside": lambda: declared("float[1, 9, 2, 2] c1, float[7] r1, float[n, 6, 24, 24] r2, float[n, 6] p"),
+    "stale shapes inside, of another size of the input": lambda: declared(
+        "float[1, 6, 24, 24] c1, float[1, 6, 24, 24] r1, float[1, 6, 24, 24] c2, float[1, 6, 24, 24] r2"
+    ),
+    "a stale shape of the output": lambda: declared("", "float[n, 9] y"),
+    "a stale rank of the output": lambda: declared("", "float[n, 5, 1, 1] y"),
     "bfloat16 weights": lambda: through("w = Cast <to = 1> (wb)", wb=weights(6, 6, 3, 3).astype(ml_dtypes.bfloat16)),
     "MatMul by [1, K, N]": lambda: products(3, (1, 8, 8), (8, 5)),
     "MatMul by [1, 1, K, N]": lambda: products(4, (1, 1, 8, 8), (8, 5)),
@@ -801,3 +835,67 @@ def test_a_free_batch_in_the_second_place_runs_image_by_image(tmp_path, caplog):
     assert result.verification.exact == 1.0
     assert len(result.units) == 2
     assert outputs(result.model, feeds)[0].shape == (12, 5)
+
+
+def test_nodes_that_share_a_name_are_renamed_and_said_to_be(tmp_path, caplog):
+    """onnx.checker lets them pass; ONNX Runtime 1.31 does not open such a file."""
+    model = plain()
+    for node, name in zip(model.graph.node, ["a", "a", "a", "a_2", "b", "b"], strict=False):
+        node.name = name
+    onnx.save(model, tmp_path / "model.onnx")
+    source = (tmp_path / "model.onnx").read_bytes()
+    result = quantized(tmp_path / "model.onnx", arrays(model, 8), tmp_path)
+    assert (tmp_path / "model.onnx").read_bytes() == source
+    (said,) = [record.getMessage() for record in caplog.records if "share a name" in record.getMessage()]
+    assert said.endswith("'a' -> 'a_3', 'a' -> 'a_4', 'b' -> 'b_2'")
+    names = [node.name for node in result.model.graph.node]
+    assert {"a", "a_2", "a_3", "b"} <= set(names)
+    assert len(names) == len(set(names))
+    assert [node.name for node in model.graph.node][:6] == ["a", "a", "a", "a_2", "b", "b"]
+    found = validate(tmp_path / "model.onnx", tmp_path / "quantized.onnx", tmp_path / "calib.npz", repeats=2)
+    assert found.images == 8
+
+
+def test_a_function_keeps_what_its_own_opset_means():
+    """Axes were an attribute before opset 13 and 18: ONNX Runtime takes the model's opset for all, and refuses."""
+    for inner, outer, body in (
+        (12, 17, "s = ReduceSum <axes = [2, 3], keepdims = 1> (c)"),
+        (13, 18, "s = ReduceMean <axes = [2, 3], keepdims = 1> (c)"),
+        (12, 18, "e = Squeeze <axes = [3]> (p) s = Unsqueeze <axes = [3]> (e)"),
+        (18, 17, "s = ReduceMean <keepdims = 1> (c, ax)"),
+    ):
+        first = (
+            "p = MaxPool <kernel_shape = [12, 12]> (c)" if "p)" in body else "ax = Constant <value_ints = [2, 3]> ()"
+        )
+        model = onnx.parser.parse_model(
+            f"""<ir_version: 8, opset_import: ["" : {outer}, "local" : 1]> g (float[n, 3, 12, 12] x) => (float[n, 6, 1, 1] y) {{
+            y = local.f (x, w1) }} <domain: "local", opset_import: ["" : {inner}]>
+            f (a, w) => (s) {{ c = Conv <pads = [1, 1, 1, 1]> (a, w) {first if inner > 12 or "p)" in body else ""} {body} }}"""
+        )
+        model.graph.initializer.append(numpy_helper.from_array(COMMON["w1"], "w1"))
+        before = model.SerializeToString()
+        loaded = load_model(model)
+        x = np.random.default_rng(0).standard_normal((2, 3, 12, 12)).astype(np.float32)
+        expected = torch.nn.functional.conv2d(torch.from_numpy(x), torch.from_numpy(COMMON["w1"]), padding=1)
+        reduce = {"ReduceSum": torch.sum, "ReduceMean": torch.mean}.get(body.split()[2], torch.amax)
+        np.testing.assert_allclose(
+            to_torch(normalize(loaded))(torch.from_numpy(x)),
+            reduce(expected, (2, 3), keepdim=True),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+        assert check_parity(loaded, to_torch(normalize(loaded)), {"x": x}) < 1e-5
+        assert model.SerializeToString() == before
+
+
+def test_what_is_known_of_shapes_stays():
+    """Inference says nothing of a custom operator's result: there the file's declaration counts."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]> g (float[n, 3, 12, 12] x) => (float[n, 6, 12, 12] y)
+        <float[n, 6, 12, 12] q, float[n, 7, 12, 12] c> { c = Conv <pads = [1, 1, 1, 1]> (x, w1) q = com.microsoft.QuickGelu (c)
+        y = Conv <pads = [1, 1, 1, 1]> (q, w2) }"""
+    )
+    model.graph.initializer.extend(numpy_helper.from_array(COMMON[name], name) for name in ("w1", "w2"))
+    shapes = {value.name: value.shape for node in normalize(model).graph for value in node.outputs}
+    assert [str(shapes[name][1]) for name in "cqy"] == ["6"] * 3
+    assert str(shapes["q"][0]) == "n"

@@ -24,16 +24,23 @@ __all__ = ["MAX_FOLDED_BYTES", "fold_constants", "make_constant"]
 logger = logging.getLogger(__name__)
 
 MAX_FOLDED_BYTES = 256 * 2**20
-"""A node that would blow its constant inputs up to more than this (Expand, Tile) stays a node."""
+"""A node that would blow its constant inputs up to more than this (Expand, Tile) stays a node.
 
-# Different at each run, or marks of a quantization that the user has put there.
+It does not where it makes other numbers of as many, as DequantizeLinear and Cast do of weights.
+"""
+
+# The reference implementation has these from later opsets on, which merely took in more types.
+_IMPLEMENTED_FROM = {"DequantizeLinear": 19, "QuantizeLinear": 19}
+
+# Bytes that a byte may become: int8 to float64.
+_WIDER = 8
+
+# Different at each run. (Weights that were stored in integers are floats again: it is quantized activations that make a
+# quantized model.)
 _NEVER = frozenset(
     {
         "Bernoulli",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
         "Multinomial",
-        "QuantizeLinear",
         "RandomNormal",
         "RandomNormalLike",
         "RandomUniform",
@@ -106,6 +113,7 @@ def _evaluate(
         [onnx.ValueInfoProto(name=name) for name in inputs],
         [onnx.ValueInfoProto(name=name) for name in names],
     )
+    version = max(version, _IMPLEMENTED_FROM.get(node.op_type, 0))
     single = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
     try:
         # The reference implementation raises whatever numpy or its own code does; then the node simply stays.
@@ -114,7 +122,8 @@ def _evaluate(
         logger.debug("node %s (%s) is not folded: %s", node.name, node.op_type, error)
         return None
     arrays = [np.asarray(result) for result in results]
-    if sum(array.nbytes for array in arrays) > MAX_FOLDED_BYTES:
+    given = sum(array.nbytes for array in inputs.values() if array is not None)
+    if sum(array.nbytes for array in arrays) > max(MAX_FOLDED_BYTES, _WIDER * given):
         return None
     found = iter(arrays)
     return [next(found) if output.name else np.empty(0) for output in node.outputs]

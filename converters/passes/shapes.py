@@ -14,7 +14,7 @@ from mrecg_onnx.converters.passes.values import constant, is_standard
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["infer_node", "infer_shapes", "is_vague"]
+__all__ = ["drop_stale", "infer_node", "infer_shapes", "is_vague"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +51,42 @@ def infer_shapes(model: ir.Model) -> ir.Model:
     return model
 
 
+def drop_stale(model: ir.Model) -> ir.Model:
+    """Let what is inferred of inner values and outputs win over what the file declares, where the two contradict each other.
+
+    Files keep declarations of a size that their inputs no longer have, and ONNX Runtime goes on with what it infers. What is
+    declared stays where inference has nothing to say, and at outputs, where it has, the names of free sizes.
+    """
+    declared: list[tuple[ir.Value, ir.Shape]] = []
+    for graph in model.graphs():
+        for node in graph:
+            for output in node.outputs:
+                if output.shape is not None:
+                    declared.append((output, output.shape))
+                    output.shape = None
+    ir_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    for value, shape in declared:
+        value.shape = shape if value.shape is None else _merged(shape, value.shape, value)
+    return model
+
+
+def _merged(declared: ir.Shape, inferred: ir.Shape, value: ir.Value) -> ir.Shape:
+    if len(declared) != len(inferred):
+        return inferred
+    pairs = list(zip(declared, inferred, strict=True))
+    if any(isinstance(old, int) and isinstance(new, int) and old != new for old, new in pairs):
+        logger.debug("the declared shape %s of '%s' is not %s", declared, value.name, inferred)
+        return inferred
+    return declared if value.is_graph_output() else ir.Shape([old if _unknown(new) else new for old, new in pairs])
+
+
+def _unknown(size: int | ir.SymbolicDim) -> bool:
+    return not isinstance(size, int) and (size.value is None or size.value.startswith(_MADE_UP))
+
+
 def is_vague(shape: ir.Shape) -> bool:
     """Tell whether a size of ``shape`` is unknown, without even a name that the user gave."""
-    return any(not isinstance(size, int) and (size.value is None or size.value.startswith(_MADE_UP)) for size in shape)
+    return any(_unknown(size) for size in shape)
 
 
 def infer_node(node: ir.Node, version: int) -> None:

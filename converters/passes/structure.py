@@ -5,6 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 
+from mrecg_onnx.converters.errors import ModelError
+
 __all__ = [
     "constants_to_initializers",
     "initializers_out_of_inputs",
@@ -49,9 +51,17 @@ def constants_to_initializers(model: ir.Model) -> ir.Model:
 
 
 def inline_functions(model: ir.Model) -> ir.Model:
-    """Replace each call of a model-local function by the function's body."""
+    """Replace each call of a model-local function by the function's body.
+
+    Raises:
+        ModelError: A function cannot be put in place.
+    """
     if model.functions:
-        ir_passes.InlinePass()(model)
+        try:
+            ir_passes.InlinePass()(model)
+        except (ValueError, ir.passes.PassError) as error:
+            cause = error.__cause__ or error
+            raise ModelError(f"a local function cannot be put in place of its calls: {cause}") from error
         ir_passes.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     return model
 
