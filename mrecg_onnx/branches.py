@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from mrecg_onnx.activations import INTEGER_OPS, is_activation, is_bridge, is_preserving, is_weighted, readers
+from mrecg_onnx.activations import INTEGER_OPS, is_activation, is_bridge, is_clamp, is_preserving, is_weighted, readers
 from mrecg_onnx.converters.passes.values import unique_name
 from mrecg_onnx.placement import plan_layers
 from mrecg_onnx.plan import BYSTANDER_BITS
@@ -24,10 +24,10 @@ __all__ = ["branch_narrow_reads"]
 
 
 def branch_narrow_reads(model: ir.Model, settings: Settings) -> int:
-    """Give every tensor that low-bit layers share with other integer ops a branch for the layers; ``model`` is changed.
+    """Give every tensor that low-bit layers share with other integer ops, or with the graph's outputs, a branch for the layers.
 
     Args:
-        model: normalized graph.
+        model: normalized graph; changed.
         settings: the widths.
 
     Returns:
@@ -41,7 +41,8 @@ def branch_narrow_reads(model: ir.Model, settings: Settings) -> int:
     nodes = {node.name for node in graph}
     for value in [v for node in graph for v in node.outputs if is_activation(v)]:
         layers = [node for node in readers(value) if node.name in narrow and node.inputs[0] is value]
-        if not layers or not any(_wide(node) for node in readers(value) if node not in layers):
+        handed_out = value.is_graph_output() and _in_integers(value.producer())
+        if not layers or not (handed_out or any(_wide(node) for node in readers(value) if node not in layers)):
             continue
         wish = name = f"{value.name}_narrow"
         number = 0
@@ -60,6 +61,13 @@ def branch_narrow_reads(model: ir.Model, settings: Settings) -> int:
         graph.insert_after(maker, branch)
         count += 1
     return count
+
+
+def _in_integers(maker: ir.Node | None) -> bool:
+    """True for what ONNX Runtime may run on codes: then an output of the graph is taken from behind a quantizer of 8 bits."""
+    return maker is not None and (
+        is_weighted(maker) or is_preserving(maker) or is_clamp(maker) or maker.op_type in INTEGER_OPS
+    )
 
 
 def _wide(node: ir.Node) -> bool:

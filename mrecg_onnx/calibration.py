@@ -154,7 +154,7 @@ def activation_grids(
     proposals: dict[str, list[Grid]] = {}
     for plan in chosen:
         proposals[plan.name] = proposed_grids(samplers[plan.name], plan.bits, estimators)
-    return _least_output_error(network, proposals, data)
+    return _least_output_error(network, proposals, data, {name for plan in chosen for name in plan.outputs})
 
 
 def proposed_grids(sampler: _Sampler, bits: int, estimators: Sequence[Estimator]) -> list[Grid]:
@@ -187,11 +187,12 @@ def _alike(one: Grid, other: Grid) -> bool:
 
 
 def _least_output_error(
-    network: Network, proposals: Mapping[str, list[Grid]], data: Mapping[str, Tensor]
+    network: Network, proposals: Mapping[str, list[Grid]], data: Mapping[str, Tensor], handed_out: Collection[str] = ()
 ) -> dict[str, Grid]:
     """The proposal for each tensor that moves the network's output least when only that tensor is quantized.
 
-    The network is walked once; at each tensor with a choice the rest of it is run for every proposal.
+    The network is walked once; at each tensor with a choice the rest of it is run for every proposal. Outputs of the network in
+    ``handed_out`` are quantized, others are what they are in front of a quantizer.
     """
     result = {name: grids[0] for name, grids in proposals.items()}
     if all(len(grids) == 1 for grids in proposals.values()):
@@ -210,7 +211,7 @@ def _least_output_error(
             for name in names:
                 if len(proposals.get(name, ())) > 1 and name in live:
                     made = (network.run({**live, name: fake_quantize(live[name], g)}, rest) for g in proposals[name])
-                    floats = {name: live[name]}
+                    floats = {} if name in handed_out else {name: live[name]}
                     errors = [output_error(with_float_outputs(outputs, floats), reference) for outputs in made]
                     result[name] = proposals[name][errors.index(min(errors))]
     return result

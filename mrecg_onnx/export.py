@@ -112,6 +112,16 @@ class _Writer:
             op, inputs, dict(attributes or {}), name=self.node_name(name), outputs=[ir.Value(name=self.name(output))]
         )
 
+    def hand_out(self, name: str, value: ir.Value, behind: ir.Value) -> None:
+        """Let ``behind`` be the graph's output ``name`` that ``value`` was."""
+        for i, output in enumerate(self.graph.outputs):
+            if output is value:
+                self.graph.outputs[i] = behind
+        if value.name == name:
+            value.name = self.name(f"{name}_float")
+        behind.name, behind.shape, behind.dtype = name, value.shape, ir.DataType.FLOAT
+        behind.doc_string, value.doc_string = value.doc_string, None
+
     def feed_codes(
         self, node: ir.Node, index: int, name: str, codes: np.ndarray, scale: np.ndarray, axis: int | None
     ) -> None:
@@ -148,7 +158,8 @@ def export(model: ir.Model, simulation: Simulation, metadata: Mapping[str, str])
         _write_layer(writer, layer, simulation, result)
     values = {v.name or "": v for v in (*copy.graph.inputs, *(o for n in copy.graph for o in n.outputs))}
     for plan in simulation.plan.activations:
-        _write_activation(writer, values, plan, simulation.activations[plan.name])
+        if plan.name in simulation.activations:
+            _write_activation(writer, values, plan, simulation.activations[plan.name])
     for node in list(copy.graph):
         _keep_float(writer, node)
     for node in lacking:
@@ -175,7 +186,7 @@ def export(model: ir.Model, simulation: Simulation, metadata: Mapping[str, str])
 
 def _bits(simulation: Simulation) -> dict[str, int]:
     """Width of every quantized tensor, weights by initializer name."""
-    widths = {plan.name: plan.bits for plan in simulation.plan.activations}
+    widths = {plan.name: plan.bits for plan in simulation.plan.activations if plan.name in simulation.activations}
     return widths | {layer.weight: layer.wbits for layer in simulation.plan.quantized_layers}
 
 
@@ -315,20 +326,23 @@ def _write_activation(writer: _Writer, values: Mapping[str, ir.Value], plan: Act
         writer.graph.insert_after(maker, new)
     for node, index in users:
         node.replace_input_with(index, dequantize.outputs[0])
+    if plan.name in plan.outputs:
+        writer.hand_out(plan.name, root, dequantize.outputs[0])
     if clamp is not None and not keeps_clamp:
         writer.graph.remove(clamp, safe=True)
     writer.codes[dequantize.outputs[0]] = codes
     for name in plan.members[1:]:
-        _write_member(writer, values[name], scale, zero_point)
+        _write_member(writer, values[name], scale, zero_point, handed_out=name in plan.outputs)
 
 
-def _write_member(writer: _Writer, value: ir.Value, scale: ir.Value, zero_point: ir.Value) -> None:
-    """Quantizer of a value-preserving op's output (rule 5)."""
+def _write_member(writer: _Writer, value: ir.Value, scale: ir.Value, zero_point: ir.Value, *, handed_out: bool) -> None:
+    """Quantizer of a value-preserving op's output (rule 5), behind which it leaves the graph where it is ``handed_out``."""
     maker = value.producer()
     assert maker is not None
     users = list(value.uses())
-    # A graph's output stays float, so there the Pad has to stay where it is.
-    if maker.op_type == "Pad" and zero_point.dtype == ir.DataType.UINT8 and not value.is_graph_output():
+    # An output that is taken from in front of the quantizer is float, so there the Pad has to stay where it is.
+    stays = value.is_graph_output() and not handed_out
+    if maker.op_type == "Pad" and zero_point.dtype == ir.DataType.UINT8 and not stays:
         inputs = [writer.codes[maker.inputs[0]], maker.inputs[1]]  # type: ignore[index]
         if maker.attributes.get_string("mode", "constant") == "constant":
             inputs.append(zero_point)
@@ -355,6 +369,8 @@ def _write_member(writer: _Writer, value: ir.Value, scale: ir.Value, zero_point:
     writer.graph.insert_after(maker, [*new, dequantize])
     for node, index in users:
         node.replace_input_with(index, dequantize.outputs[0])
+    if handed_out:
+        writer.hand_out(name, value, dequantize.outputs[0])
     writer.codes[dequantize.outputs[0]] = codes
 
 

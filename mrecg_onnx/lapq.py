@@ -115,11 +115,10 @@ def minimise_steps(
     """
     search = _Search(simulation, data, images)
     network, plan = simulation.network, simulation.plan
+    quantizers = [a for a in plan.activations if a.name in simulation.activations]
 
     def grids(p: float) -> State:
-        activations = activation_grids(
-            network, plan.activations, data, images=range_samples, estimators=(partial(mse, p=p),)
-        )
+        activations = activation_grids(network, quantizers, data, images=range_samples, estimators=(partial(mse, p=p),))
         return State(activations, nearest_weights(network, plan.layers, p=p))
 
     candidates: list[tuple[float, State]] = []
@@ -189,7 +188,11 @@ class _Search:
         made = {name: i for i, step in enumerate(self.network.steps) for name in step.outputs}
         at = {step.node: i for i, step in enumerate(self.network.steps)}
         # A tensor is rounded as soon as its step has made it; graph inputs, before the first step.
-        places = [(a.bits, made.get(a.name, 0), a.name, False) for a in simulation.plan.activations]
+        places = [
+            (a.bits, made.get(a.name, 0), a.name, False)
+            for a in simulation.plan.activations
+            if a.name in simulation.activations
+        ]
         places += [(w.wbits, at[w.name], w.name, True) for w in simulation.plan.quantized_layers]
         # Wide tensors, which have little to gain, come last: the evaluations may be used up before.
         places.sort(key=lambda row: (row[0] >= BYSTANDER_BITS, *row[1:]))
@@ -241,9 +244,9 @@ class _Search:
         outputs, fresh = [], _Kept(first, [])
         with torch.no_grad():
             for i, batch in enumerate(self.batches):
-                # Outputs are those of the file: float, also where others read them quantized.
+                # Outputs are those of the file: some are float where others read them quantized.
                 floats = dict(kept.floats(i))
-                noting = partial(_noting, hook, network.outputs, floats)
+                noting = partial(_noting, hook, self.trial.float_outputs, floats)
                 values = kept.values(i) or {name: noting(name, value) for name, value in batch.items()}
                 values = network.run(
                     values, steps[begin:first], keep=needed & available, activation=noting, weight=weight

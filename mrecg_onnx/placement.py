@@ -10,7 +10,10 @@ The rules (measured on ONNX Runtime's CPU provider; rule 8 is for targets that a
    what the first and last layers read, get 16: ops of one type throughout.
 4. A Relu or Clip in front of a quantizer is part of it: its bounds become bounds of the codes, and the tensor before it
    has no quantizer of its own.
-5. Ops behind the last weighted layer stay in float, and so do the graph's outputs and excluded nodes.
+5. Ops behind the last weighted layer run in integers as far as the codes of a layer reach them. What a convolution, pool, sum or
+   Concat makes there has 8 bits, and so has an output of the graph, which is taken from behind its quantizer, unless a narrower
+   layer reads it, too. A Gemm or MatMul writes floats itself, and what follows it there stays float. So do Sigmoid and Softmax
+   that make an output (8 bits would cut small probabilities to 0), and excluded nodes.
 6. Ops that read float constants (a bias that no layer takes, a mask), Softmax behind such an op, a pool that its integer kernel
    gets wrong, and a GELU that is written out stay in float: ONNX Runtime has no integer kernels for them, and quantizers would
    hide the GELU from it.
@@ -24,7 +27,8 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -52,9 +56,16 @@ from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.converters.passes.gelu import gelu_nodes
 from mrecg_onnx.plan import BYSTANDER_BITS, FLOAT_BITS, WIDE_BITS, ActivationPlan, LayerPlan
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.targets import load_target
+from mrecg_onnx.targets import Target, load_target
 
 __all__ = ["place", "plan_layers"]
+
+#: Layers for which ONNX Runtime has no integer kernel.
+_FLOAT_ONLY = frozenset({"ConvTranspose"})
+#: Value-preserving ops that move nothing.
+_VIEWS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
+#: Ops whose results are read as probabilities where a graph ends in them.
+_PROBABILITIES = frozenset({"Sigmoid", "Softmax"})
 
 
 def _matching(patterns: Iterable[str], names: list[str], option: str) -> dict[str, set[str]]:
@@ -249,28 +260,91 @@ def place(
         return ()
     names = [node.name or "" for node in model.graph]
     excluded = set().union(*_matching(settings.exclude, names, "--exclude").values()) if settings.exclude else set()
-    ahead = _reaches_weighted(model)
+    rules = load_target(settings.target)
     wanted = {layer.name: layer.abits for layer in layers if not layer.excluded}
+    reach = _reach(model, rules, wanted, excluded)
+    fused = _fused_operands(model) if rules.add_operands == "residual" else set()
 
-    gelus = gelu_nodes(model.graph)
+    group: dict[ir.Value, ir.Value] = {}  # member -> root
+    members: dict[ir.Value, list[ir.Value]] = {}
+    values = [v for v in model.graph.inputs if is_activation(v)]
+    values += [v for node in model.graph for v in activation_outputs(node)]
+    for value in values:
+        users = [r for r in readers(value) if r in reach.integer]
+        maker = value.producer()
+        if value in fused or (not users and not reach.needs_quantizer(value)):
+            continue
+        if _absorbed_into(value, reach.integer) is not None:
+            continue
+        if maker is not None and is_preserving(maker) and maker.name not in excluded and maker.inputs[0] in group:
+            root = group[maker.inputs[0]]  # type: ignore[index]
+        else:
+            root = value
+        group[value] = root
+        members.setdefault(root, []).append(value)
+    return tuple(_quantizer(root, parts, group, reach, settings, protected) for root, parts in members.items())
 
-    def computes(node: ir.Node) -> bool:
-        """The node runs on an integer kernel and therefore wants its inputs quantized."""
-        if node.name in excluded:
+
+@dataclass(frozen=True)
+class _Reach:
+    """How far codes reach in a graph.
+
+    Attributes:
+        wanted: width of what each quantized layer reads, by name.
+        excluded: names of nodes that stay in float.
+        integer: nodes through which a quantizer can act: computing ones, clamps, and value-preserving ones on the way to those.
+        tail: those of them behind the last layers.
+        ahead: nodes from which a layer can be reached.
+        outputs: what layers make is quantized for its own sake, and outputs of the graph are taken from behind that.
+    """
+
+    wanted: dict[str, int]
+    excluded: Collection[str]
+    integer: set[ir.Node]
+    tail: set[ir.Node]
+    ahead: set[ir.Node]
+    outputs: bool
+
+    def needs_quantizer(self, value: ir.Value) -> bool:
+        """True for what a layer, or an op behind the last one, has to make quantized to run in integers, whoever reads it.
+
+        A convolution needs that also when only float ops read it, and so does a Gemm in front of a Relu or Clip, with which the
+        runtime would fuse it in float.
+        """
+        maker, behind = value.producer(), _before_clamps(value, self.integer)
+        if not self.outputs or behind is None or not (readers(value) or value.is_graph_output()):
             return False
-        if node.name in wanted:
-            return True
-        if node.op_type not in integer_ops or node not in ahead or is_weighted(node) or node in gelus:
+        if behind.name not in self.wanted:
+            return behind in self.tail and behind.op_type != "MatMul" and not is_clamp(behind)
+        if behind.op_type in _FLOAT_ONLY:
+            return behind in self.ahead
+        return not (behind.op_type in FLOAT_RESULT and (behind is maker or behind.op_type == "MatMul"))
+
+    def handed_out(self, root: ir.Value, parts: list[ir.Value], bits: int) -> list[ir.Value]:
+        """Those of a quantizer's ``parts`` that are outputs of the graph and taken from behind it (rule 5)."""
+        maker = _before_clamps(root, self.integer)
+        if not self.outputs or bits < BYSTANDER_BITS or maker not in self.integer or maker.op_type in _FLOAT_ONLY:  # type: ignore[union-attr]
+            return []
+        return [value for value in parts if value.is_graph_output()]
+
+
+def _reach(model: ir.Model, rules: Target, wanted: dict[str, int], excluded: Collection[str]) -> _Reach:
+    ahead, gelus = _reaches_weighted(model), gelu_nodes(model.graph)
+    integer_ops = INTEGER_OPS & set(rules.integer_ops)
+
+    def fits(node: ir.Node) -> bool:
+        """There is an integer kernel for an op without weights."""
+        if node.op_type not in integer_ops or is_weighted(node) or node in gelus or node.name in excluded:
             return False
         if node.op_type == "Softmax":
             maker = _maker(node.inputs[0])
             return maker is not None and computes(maker)
         return not _has_float_constant(node) and lacks_kernel(node) is None
 
-    rules = load_target(settings.target)
-    integer_ops = INTEGER_OPS & set(rules.integer_ops)
-    fused = _fused_operands(model) if rules.add_operands == "residual" else set()
-    # Nodes through which a quantizer can act: computing ones, clamps, and value-preserving ones on the way to those.
+    def computes(node: ir.Node) -> bool:
+        """The node runs on an integer kernel and therefore wants its inputs quantized."""
+        return node.name in wanted or (node in ahead and fits(node))
+
     integer: set[ir.Node] = set()
     for node in reversed(list(model.graph)):
         if node.name in excluded:
@@ -279,73 +353,98 @@ def place(
         clamps = is_clamp(node) and node in ahead
         if computes(node) or passes_on or clamps:
             integer.add(node)
+    outputs, tail = rules.layer_outputs == "quantized", set[ir.Node]()
+    if outputs:
+        behind = [n for n in model.graph if n not in ahead and not is_weighted(n) and n.name not in excluded]
+        tail = _coded_tail(behind, {n for n in integer if n.op_type not in _FLOAT_ONLY}, fits)
+    return _Reach(wanted, excluded, integer | tail, tail, ahead, outputs)
 
-    group: dict[ir.Value, ir.Value] = {}  # member -> root
-    members: dict[ir.Value, list[ir.Value]] = {}
-    values = [v for v in model.graph.inputs if is_activation(v)]
-    values += [v for node in model.graph for v in activation_outputs(node)]
-    for value in values:
-        users = [r for r in readers(value) if r in integer]
-        maker = value.producer()
-        # A convolution needs its output quantized to run in integers, also when only float ops read it, and so does a Gemm in
-        # front of a Relu or Clip, with which the runtime would fuse it in float.
-        behind = _before_clamps(value, integer)
-        feeds_float = (
-            rules.layer_outputs == "quantized"
-            and behind is not None
-            and not (behind.op_type in FLOAT_RESULT and (behind is maker or behind.op_type == "MatMul"))
-            and behind.name in wanted
-            and behind in ahead
-            and bool(readers(value))
-        )
-        if value in fused or (not users and not feeds_float):
-            continue
-        if _absorbed_into(value, integer) is not None:
-            continue
-        if maker is not None and is_preserving(maker) and maker.name not in excluded and maker.inputs[0] in group:
-            root = group[maker.inputs[0]]  # type: ignore[index]
-        else:
-            root = value
-        group[value] = root
-        members.setdefault(root, []).append(value)
 
-    plans = []
-    for root, parts in members.items():
-        computing = [
-            (v, r)
-            for v in parts
-            for r in readers(v)
-            if not (is_preserving(r) and r in integer and any(o in group for o in r.outputs))
-        ]
-        bits = min(
-            (wanted[r.name or ""] for v, r in computing if r.name in wanted and _reads_as_input(r, v)),
-            default=max(BYSTANDER_BITS, settings.abits),
-        )
-        maker = root.producer()
-        clamps = maker is not None and maker.name not in excluded and is_clamp(maker) and _only_reader(maker)
-        absorbs = maker if clamps else None
-        bounds = clamp_bounds(absorbs) if absorbs is not None else None
-        name = root.name or ""
-        plans.append(
-            ActivationPlan(
-                name=name,
-                members=tuple(v.name or "" for v in parts),
-                reads=tuple(dict.fromkeys(v.name or "" for v, _ in computing)) or (name,),
-                bits=max(bits, BYSTANDER_BITS) if name in protected or _touches_fallback(parts) else bits,
-                absorbs=absorbs.name if absorbs is not None else None,
-                low=bounds[0] if bounds is not None else None,
-                high=bounds[1] if bounds is not None else None,
-                protected=name in protected and bits < BYSTANDER_BITS,
-                ceilings=channel_ceilings(absorbs) if absorbs is not None else None,
-            )
-        )
-    return tuple(plans)
+def _quantizer(
+    root: ir.Value,
+    parts: list[ir.Value],
+    group: Mapping[ir.Value, ir.Value],
+    reach: _Reach,
+    settings: Settings,
+    protected: Collection[str],
+) -> ActivationPlan:
+    """The quantizer behind ``root`` whose scale ``parts`` share; ``group`` has the root of every quantized tensor."""
+    integer, name = reach.integer, root.name or ""
+    computing = [
+        (v, r)
+        for v in parts
+        for r in readers(v)
+        if not (is_preserving(r) and r in integer and any(o in group for o in r.outputs))
+    ]
+    wanted = min(
+        (reach.wanted[r.name or ""] for v, r in computing if r.name in reach.wanted and _reads_as_input(r, v)),
+        default=max(BYSTANDER_BITS, settings.abits),
+    )
+    bits = max(wanted, BYSTANDER_BITS) if name in protected or _touches_fallback(parts) else wanted
+    outputs = reach.handed_out(root, parts, bits)
+    maker = root.producer()
+    clamps = maker is not None and maker.name not in reach.excluded and is_clamp(maker) and _only_reader(maker)
+    absorbs = maker if clamps and (root in outputs or not root.is_graph_output()) else None
+    bounds = clamp_bounds(absorbs) if absorbs is not None else None
+    return ActivationPlan(
+        name=name,
+        members=tuple(v.name or "" for v in parts),
+        reads=tuple(dict.fromkeys(v.name or "" for v, _ in computing)) or (name,),
+        bits=bits,
+        absorbs=absorbs.name if absorbs is not None else None,
+        low=bounds[0] if bounds is not None else None,
+        high=bounds[1] if bounds is not None else None,
+        protected=name in protected and wanted < BYSTANDER_BITS,
+        ceilings=channel_ceilings(absorbs) if absorbs is not None else None,
+        joins=() if any(r in integer for _, r in computing) else _joined(_before_clamps(root, integer), group),
+        outputs=tuple(v.name or "" for v in outputs),
+    )
 
 
 def _touches_fallback(parts: list[ir.Value]) -> bool:
     """True if ONNX Runtime makes or reads one of ``parts`` inside the torch module (rule 7)."""
     nodes = [node for value in parts for node in (*readers(value), value.producer())]
     return any(node is not None and is_fallback(node) for node in nodes)
+
+
+def _coded_tail(nodes: list[ir.Node], integer: Collection[ir.Node], fits: Callable[[ir.Node], bool]) -> set[ir.Node]:
+    """Those of ``nodes``, all behind the last layers, that work on codes as the layers and ops in ``integer`` make them (rule 5).
+
+    A Resize that interpolates has no integer kernel in ONNX Runtime from 1.28 on.
+    """
+    found: set[ir.Node] = set()
+
+    def coded(value: ir.Value | None) -> bool:
+        """``value`` has a quantizer, or gets one that keeps its maker in integers."""
+        maker = value.producer() if value is not None else None
+        if maker is not None and (maker in found or (maker in integer and maker.op_type not in FLOAT_RESULT)):
+            return True
+        return value is not None and any(reader in integer for reader in readers(value))
+
+    def fused_in_float(clamp: ir.Node) -> bool:
+        """The runtime would make one float op of ``clamp`` and the Gemm in front, as it does where others read what it makes."""
+        maker = clamp.inputs[0].producer() if clamp.inputs[0] is not None else None
+        return maker in integer and maker.op_type == "Gemm" and bool(readers(clamp.outputs[0]))  # type: ignore[union-attr]
+
+    for node in nodes:
+        if is_clamp(node) or is_preserving(node):
+            works = coded(node.inputs[0]) or (is_clamp(node) and fused_in_float(node))
+        else:
+            works = fits(node) and node.op_type != "Resize" and all(map(coded, activation_inputs(node)))
+        if works:
+            found.add(node)
+    for node in reversed(nodes):
+        # Views cost nothing on floats; probabilities would lose their small ones.
+        if node.op_type in (*_VIEWS, *_PROBABILITIES) and not any(r in found for v in node.outputs for r in readers(v)):
+            found.discard(node)
+    return found
+
+
+def _joined(maker: ir.Node | None, group: Mapping[ir.Value, ir.Value]) -> tuple[str, ...]:
+    """Quantizers of what ``maker`` joins, () where it is no Concat."""
+    if maker is None or maker.op_type != "Concat":
+        return ()
+    return tuple(dict.fromkeys(group[v].name or "" for v in maker.inputs if v is not None and v in group))
 
 
 def _has_float_constant(node: ir.Node) -> bool:
@@ -370,9 +469,4 @@ def _reads_as_input(node: ir.Node, value: ir.Value) -> bool:
 def _only_reader(clamp: ir.Node) -> bool:
     """True if nobody else reads what the clamp reads, so that the clamp can move into the codes."""
     source = clamp.inputs[0]
-    return (
-        source is not None
-        and len(readers(source)) == 1
-        and not source.is_graph_output()
-        and not clamp.outputs[0].is_graph_output()
-    )
+    return source is not None and len(readers(source)) == 1 and not source.is_graph_output()

@@ -86,6 +86,9 @@ class ActivationPlan:
         high: its upper bound, None without.
         protected: raised to 8 bits by ``--protect``.
         ceilings: that node's upper bound of each channel, where it has one a channel.
+        joins: names of the quantizers of what is joined where that is all that makes this tensor and nobody reads it in integers:
+            it may do without (:func:`mrecg_onnx.preparation.search_grids`).
+        outputs: members that are outputs of the graph and taken from behind the quantizer; others leave in front of it.
     """
 
     name: str
@@ -97,6 +100,8 @@ class ActivationPlan:
     high: float | None = None
     protected: bool = False
     ceilings: tuple[float, ...] | None = None
+    joins: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

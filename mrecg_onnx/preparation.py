@@ -64,6 +64,8 @@ SAMPLES = 1024
 PARITY_IMAGES = 8
 #: Images held in full for what comes before reconstruction: parity, equalization, ranges. Spread over the whole set.
 HEAD = 64
+#: Steps of a tensor, over those of what is joined into it, from which it is not quantized: two bits are lost.
+COARSER = 4.0
 
 
 @dataclass
@@ -395,13 +397,22 @@ def merge_by(plan: Plan, settings: Settings, capacities: list[float], scheme: st
 def search_grids(
     network: Network, plan: Plan, data: dict[str, Tensor], settings: Settings, only: Collection[str] | None = None
 ) -> dict[str, Grid]:
-    """Activation grids by quantizer name, searched as the settings say; those in ``only``, or all."""
+    """Activation grids by quantizer name, searched as the settings say; those in ``only``, or all.
+
+    Where tensors of very different ranges (boxes and scores) are joined into an output of the graph the result has none: the
+    runtime joins their values, as one scale would leave the smaller ones no codes.
+    """
     row = chosen_ranges(settings)
     grids = activation_grids(
         network, plan.activations, data, images=settings.range_samples, only=only, estimators=row.proposals
     )
     if load_target(settings.target).symmetric:
-        return {name: symmetric_eight(grid) for name, grid in grids.items()}
+        grids = {name: symmetric_eight(grid) for name, grid in grids.items()}
+    for quantizer in plan.activations:
+        joined = [grids[name].scale for name in quantizer.joins if name in grids]
+        if quantizer.name in grids and any(bool(scale * COARSER < grids[quantizer.name].scale) for scale in joined):
+            logger.info("tensors of very different ranges meet in '%s': they are joined in float", quantizer.name)
+            del grids[quantizer.name]
     return grids
 
 

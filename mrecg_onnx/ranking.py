@@ -243,7 +243,8 @@ def _variant(ready: Prepared, simulation: Simulation, options: Sequence[tuple[st
     known = {a.name: a for a in ready.plan.activations}
     changed = [a.name for a in plan.activations if a.name not in known or known[a.name].bits != a.bits]
     grids = search_grids(ready.network, plan, ready.data, settings, changed) if changed else {}
-    activations = {a.name: grids.get(a.name) or simulation.activations[a.name] for a in plan.activations}
+    names = {a.name for a in plan.activations}
+    activations = {n: grid for n, grid in (simulation.activations | grids).items() if n in names}
     layers = plan.quantized_layers
     again = [x for x in layers if x.wbits != ready.plan.layer(x.name).wbits]
     weights = {x.name: simulation.weights[x.name] for x in layers} | nearest_weights(ready.network, again)

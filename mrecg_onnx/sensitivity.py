@@ -45,8 +45,8 @@ def measure_sensitivity(
         for i, name in enumerate(names):
             hook = simulation.activation_hook({name})
             inputs = {n: hook(n, v) for n, v in batch.items()}
-            # What is in front of the quantizer is as in the float network: so is the output that it stands behind.
-            floats = {name: reference[name]} if name in reference else {}
+            # What is in front of the quantizer is as in the float network: so is an output that is taken from there.
+            floats = {name: reference[name]} if name in simulation.float_outputs else {}
             outputs = with_float_outputs(network.run(inputs, activation=hook), floats)
             result.append(Sensitivity(name, simulation.activations[name].bits, output_error(outputs, reference)))
             if report is not None:

@@ -134,6 +134,12 @@ class Simulation:
         name = self._quantizer_of.get(tensor)
         return name if name in self.activations else None
 
+    @property
+    def float_outputs(self) -> set[str]:
+        """Outputs of the network that leave it as they are in front of any quantizer."""
+        behind = {n for plan in self.plan.activations if plan.name in self.activations for n in plan.outputs}
+        return set(self.network.outputs) - behind
+
     def input_grid(self, layer: LayerPlan) -> Grid | None:
         """Grid of the tensor a layer reads, None if that is float."""
         name = self.quantizer_of(layer.input)
@@ -191,7 +197,7 @@ class Simulation:
     ) -> dict[str, Tensor]:
         """Run the quantized network (or some steps of it) without gradients; see :meth:`Network.run`.
 
-        Without ``steps`` and ``keep`` it is the file that is run: its outputs stay float where others read them quantized.
+        Without ``steps`` and ``keep`` it is the file that is run: its outputs are quantized where the plan says so.
         Tensors in ``deferred`` are quantized where they enter ``steps``, not where they are made.
         """
         hook = self.activation_hook() if quantize_activations else None
@@ -203,7 +209,7 @@ class Simulation:
         if steps is None and hook is not None:
             values = {name: hook(name, value) for name, value in values.items()}
         if steps is None and keep is None and hook is not None:
-            hook = _noting(hook, self.network.outputs, outputs)
+            hook = _noting(hook, self.float_outputs, outputs)
         with torch.no_grad():
             return self.network.run(values, steps, keep=keep, activation=hook, weight=self.weight_hook()) | outputs
 

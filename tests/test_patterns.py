@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -17,7 +18,10 @@ from mrecg_onnx.converters import check_parity, load_model, normalize, to_torch
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.versions import runtime_versions
 from mrecg_onnx.inspection import inspect
+from mrecg_onnx.metrics import sqnr_db
 from mrecg_onnx.quantization import QuantizationResult, quantize
+from mrecg_onnx.ranking import rank
+from mrecg_onnx.runtime import open_session, run_padded
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets import load_target
 from mrecg_onnx.validation import validate
@@ -308,9 +312,11 @@ def arrays(model: onnx.ModelProto, count: int) -> dict[str, np.ndarray]:
     return {name: array for name, array in found.items() if name not in given}
 
 
-def quantized(model: onnx.ModelProto | Path, feeds: dict[str, np.ndarray], folder: Path) -> QuantizationResult:
+def quantized(
+    model: onnx.ModelProto | Path, feeds: dict[str, np.ndarray], folder: Path, settings: Settings | None = None
+) -> QuantizationResult:
     np.savez(folder / "calib.npz", **feeds)
-    settings = Settings(wbits=4, abits=4, iters=3, batch_size=4, threads=1)
+    settings = settings or Settings(wbits=4, abits=4, iters=3, batch_size=4, threads=1)
     return quantize(model, folder / "calib.npz", settings, output=folder / "quantized.onnx")
 
 
@@ -899,3 +905,121 @@ def test_what_is_known_of_shapes_stays():
     shapes = {value.name: value.shape for node in normalize(model).graph for value in node.outputs}
     assert [str(shapes[name][1]) for name in "cqy"] == ["6"] * 3
     assert str(shapes["q"][0]) == "n"
+
+
+# --- up to the outputs -------------------------------------------------------------------------------------------
+
+#: What follows ``r1`` up to the outputs ``y`` (and ``z``), and the kernels it runs on at the default level, besides views,
+#: Transposes and the convolution of the stem. None of them is a float Conv.
+ENDS = {
+    "Conv": ("y = Conv (r1, w2)", {"QLinearConv": 1}),
+    "Relu": ("c = Conv (r1, w2) y = Relu (c)", {"QLinearConv": 1}),
+    "Clip": ("c = Conv (r1, w2) y = Clip (c, zero, one)", {"QLinearConv": 1}),
+    "LeakyRelu": ("c = Conv (r1, w2) y = LeakyRelu (c)", {"QLinearConv": 1, "QLinearLeakyRelu": 1}),
+    "SiLU": (
+        "c = Conv (r1, w2) g = Sigmoid (c) y = Mul (c, g)",
+        {"QLinearConv": 1, "QLinearSigmoid": 1, "QLinearMul": 1},
+    ),
+    "GlobalAveragePool": (
+        "c = Conv (r1, w2) r = Relu (c) p = GlobalAveragePool (r) y = Flatten (p)",
+        {"QLinearConv": 1, "QLinearGlobalAveragePool": 1},
+    ),
+    "AveragePool": (
+        "c = Conv (r1, w2) y = AveragePool <kernel_shape = [2, 2]> (c)",
+        {"QLinearConv": 1, "QLinearAveragePool": 1},
+    ),
+    "MaxPool": ("c = Conv (r1, w2) y = MaxPool <kernel_shape = [2, 2]> (c)", {"QLinearConv": 1, "NhwcMaxPool": 1}),
+    "Add": ("c = Conv (r1, w2) d = Conv (r1, w2) y = Add (c, d)", {"QLinearConv": 2, "QLinearAdd": 1}),
+    "Concat of heads": (
+        """c = Conv (r1, w2) ct = Transpose <perm = [0, 2, 3, 1]> (c) cr = Reshape (ct, rows) d = Conv (r1, w2)
+        dt = Transpose <perm = [0, 2, 3, 1]> (d) dr = Reshape (dt, rows) y = Concat <axis = 1> (cr, dr)""",
+        {"QLinearConv": 2, "QLinearConcat": 1},
+    ),
+    "Concat of boxes and scores": (
+        "c = Conv (r1, w2) d = Conv (r1, boxes) y = Concat <axis = 1> (c, d)",
+        {"QLinearConv": 2, "Concat": 1},
+    ),
+    "Transpose": ("c = Conv (r1, w2) y = Transpose <perm = [0, 2, 3, 1]> (c)", {"QLinearConv": 1}),
+    "Split": ("c = Conv (r1, w2) y, z = Split <axis = 1> (c)", {"QLinearConv": 1, "Split": 1}),
+    "Pad": ("c = Conv (r1, w2) y = Pad (c, pads)", {"QLinearConv": 1, "Pad": 1}),
+    "Resize, linear": ("c = Conv (r1, w2) y = Resize <mode = \"linear\"> (c, , scales)", {"QLinearConv": 1, "Resize": 1}),
+    "Sigmoid": ("c = Conv (r1, w2) y = Sigmoid (c)", {"QLinearConv": 1, "Sigmoid": 1}),
+    "a float op": ("c = Conv (r1, w2) y = Erf (c)", {"QLinearConv": 1, "Erf": 1}),
+    "Gemm": ("p = GlobalAveragePool (r1) f = Flatten (p) y = Gemm (f, fw)", {"QLinearGlobalAveragePool": 1, "QGemm": 1}),
+    "Gemm, Relu": (
+        "p = GlobalAveragePool (r1) f = Flatten (p) g = Gemm (f, fw) y = Relu (g)",
+        {"QLinearGlobalAveragePool": 1, "QGemm": 1, "Relu": 1},
+    ),
+    "Gemm, Relu, Concat": (
+        "p = GlobalAveragePool (r1) f = Flatten (p) g = Gemm (f, fw) h = Relu (g) k = Gemm (f, hw) y = Concat <axis = 1> (h, k)",
+        {"QLinearGlobalAveragePool": 1, "QGemm": 2, "Concat": 1},
+    ),
+    "MatMul, Relu": (
+        "t = Transpose <perm = [0, 2, 3, 1]> (r1) m = MatMul (t, fw) y = Relu (m)",
+        {"MatMulIntegerToFloat": 1, "Relu": 1},
+    ),
+    "an output on the way": ("y = Conv (r1, w2) a = Relu (y) z = Conv (a, w2)", {"QLinearConv": 2}),
+    "an output on the way, behind Relu": ("c = Conv (r1, w2) y = Relu (c) z = Conv (y, w2)", {"QLinearConv": 2}),
+    "an output on the way, of a Gemm": (
+        "p = GlobalAveragePool (r1) f = Flatten (p) y = Gemm (f, hw) h = Relu (y) z = Gemm (h, fw)",
+        {"QLinearGlobalAveragePool": 1, "QGemm": 2},
+    ),
+    "an output on the way, of a sum": (
+        "c = Conv <pads = [1, 1, 1, 1]> (r1, w2) y = Add (c, r1) z = Conv (y, w2)",
+        {"QLinearConv": 2, "QLinearAdd": 1},
+    ),
+}  # fmt: skip
+#: Ops that come and go with the layout and with what the runtime makes of single quantizers.
+AROUND = {"QuantizeLinear", "DequantizeLinear", "Transpose", "Flatten", "Reshape", "Clip", "QLinearLeakyRelu"}
+
+
+def ending(name: str) -> onnx.ModelProto:
+    """A stem with that end; shapes of the outputs are inferred."""
+    body, outputs = ENDS[name][0], "float y, float z" if "z =" in ENDS[name][0] else "float y"
+    constants = {
+        "zero": np.float32(0), "one": np.float32(1), "rows": np.array([0, -1, 6]), "boxes": 100 * weights(4, 6, 3, 3),
+        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "scales": np.array([1, 1, 2, 2], np.float32),
+    }  # fmt: skip
+    read = {n: v for n, v in constants.items() if f"{n})" in body or f"{n}," in body}
+    model = parse(f"g (float[n, 3, 12, 12] x) => ({outputs}) {{ {STEM} {body} }}", **read)
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(model)
+    del model.graph.output[:]
+    model.graph.output.extend(inferred.graph.output)
+    return model
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("name", ENDS)
+def test_codes_reach_the_outputs(tmp_path, name, bits):
+    model = ending(name)
+    settings = Settings(wbits=bits, abits=bits, method="nearest")
+    result = quantized(model, arrays(model, 8), tmp_path, settings)
+    assert result.verification.warnings == ()
+    stem = Counter({"QLinearConv": 1})
+    fused = Counter({op: n for op, n in result.verification.fused.items() if op not in AROUND})
+    assert fused == stem + Counter({op: n for op, n in ENDS[name][1].items() if op not in AROUND})
+    assert [v.name for v in result.model.graph.output] == [v.name for v in model.graph.output]
+    assert all(v.type.tensor_type.elem_type == TensorProto.FLOAT for v in result.model.graph.output)
+    if bits == 8:
+        feed = arrays(model, 8)
+        expected, found = (run_padded(open_session(m), feed) for m in (model, result.model))
+        assert all(sqnr_db(value, found[output]) > 25 for output, value in expected.items())
+
+
+@pytest.mark.parametrize("method", ["brecq", "bit-split", "lapq", "adaquant"])
+@pytest.mark.parametrize("name", ["GlobalAveragePool", "Concat of boxes and scores", "an output on the way"])
+def test_codes_reach_the_outputs_with_what_is_learned(tmp_path, name, method):
+    model = ending(name)
+    settings = Settings(wbits=4, abits=4, method=method, iters=10, lapq_evaluations=10)
+    result = quantized(model, arrays(model, 16), tmp_path, settings)
+    assert result.verification.warnings == ()
+    assert result.verification.fused["QLinearConv"] == 1 + ENDS[name][1]["QLinearConv"]
+
+
+def test_sensitivity_ranks_what_has_a_quantizer(tmp_path):
+    model = ending("Concat of boxes and scores")
+    np.savez(tmp_path / "calib.npz", **arrays(model, 16))
+    found = rank(model, tmp_path / "calib.npz", Settings(wbits=4, abits=4, first_last_bits=4))
+    assert found.suggestions

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: Bits of every quantizer at W4A4, by tensor.
 ACTIVATIONS = {
-    "conv_relu": {"input": 8, "relu_out": 8},
+    "conv_relu": {"input": 8, "relu_out": 8, "output": 8},
     "conv_clip": {"input": 8, "clip_out": 4, "conv2_out": 8, "pool_out": 8},
     "depthwise": {"input": 8, "clip_out": 4, "clip2_out": 4, "project_out": 8, "pool_out": 8},
     "grouped": {"input": 8, "relu_out": 4, "relu2_out": 8, "pool_out": 8},
@@ -47,7 +47,7 @@ ACTIVATIONS = {
     },
     "max_pool": {"input": 8, "relu_out": 4, "relu2_out": 8, "pool_out": 8},
     "average_pool": {"input": 8, "relu_out": 8, "avgpool_out": 4, "relu2_out": 8, "pool_out": 8},
-    "global_pool": {"input": 8, "relu_out": 8, "pool_out": 8},
+    "global_pool": {"input": 8, "relu_out": 8, "pool_out": 8, "head_out": 8},
     "gemm": {"input": 8, "relu_out": 8},
     "matmul_add": {"input": 8, "relu_out": 8, "pool_out": 8},
     "sigmoid_gate": {
@@ -74,7 +74,7 @@ ACTIVATIONS = {
         "scale_out": 8,
         "pool_out": 8,
     },
-    "conv_transpose": {"input": 8, "relu_out": 4, "relu2_out": 8},
+    "conv_transpose": {"input": 8, "relu_out": 4, "relu2_out": 8, "output": 8},
     "two_inputs": {"input": 8, "other": 8, "conv_left_out": 8, "conv_right_out": 8, "relu_out": 8, "pool_out": 8},
     "view_chain": {"input": 8, "relu_out": 8, "pool_out": 8},
 }
@@ -125,11 +125,14 @@ def test_weight_widths_of_every_pattern(pattern):
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_every_tensor_has_at_most_one_quantizer_and_the_outputs_have_none(pattern):
+def test_every_tensor_has_at_most_one_quantizer_and_outputs_come_from_behind_theirs(pattern):
     graph, plan = planned(PATTERNS[pattern]())
     members = [name for entry in plan.activations for name in entry.members]
     assert len(set(members)) == len(members)
-    assert not set(members) & {value.name for value in graph.graph.outputs}
+    outputs = {name for entry in plan.activations for name in entry.outputs}
+    assert set(members) & {value.name for value in graph.graph.outputs} == outputs
+    # A Gemm writes floats itself.
+    assert all(v.name not in members for v in graph.graph.outputs if v.producer().op_type == "Gemm")
     for entry in plan.activations:
         assert entry.members[0] == entry.name
         assert set(entry.reads) <= set(entry.members)
@@ -141,9 +144,7 @@ def test_every_tensor_has_at_most_one_quantizer_and_the_outputs_have_none(patter
 def test_clamps_of_the_patterns_are_part_of_the_quantizer_behind_them(pattern):
     graph, plan = planned(PATTERNS[pattern]())
     absorbed = {entry.absorbs for entry in plan.activations} - {None}
-    outputs = set(graph.graph.outputs)
-    clamps = {n.name for n in graph.graph if n.op_type in {"Relu", "Clip"} and not set(n.outputs) & outputs}
-    assert absorbed == clamps
+    assert absorbed == {n.name for n in graph.graph if n.op_type in {"Relu", "Clip"}}
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -229,6 +230,7 @@ def test_pad_with_another_value_than_zero_changes_the_range():
         "input": ("input",),
         "relu_out": ("relu_out",),
         "pad_out": ("pad_out",),
+        "output": ("output",),
     }
 
 
@@ -278,12 +280,60 @@ def test_clip_at_an_output_of_the_graph_stays(tensor):
     assert found["clip_out"].bits == 4
 
 
-def test_ops_behind_the_last_layer_stay_float():
+def test_ops_behind_the_last_layer_work_on_codes_until_a_float_op():
     g = Graph()
     x = g.conv(g.relu(g.conv(g.input(), 8, 8)), 8, 8, "conv2")
     x = g.op("Softmax", [g.op("Add", [x, x], "add")], "softmax", axis=1)
     g.op("GlobalAveragePool", [x], "pool", output="output")
-    assert list(bits(g.model())) == ["input", "relu_out"]
+    assert list(bits(g.model())) == ["input", "relu_out", "conv2_out", "add_out"]
+    # Where only the inputs of layers are quantized nothing is.
+    assert list(bits(g.model(), target="tensorrt")) == ["input", "relu_out"]
+
+
+@pytest.mark.parametrize("last", ["Sigmoid", "Softmax"])
+def test_probabilities_at_the_end_are_made_of_codes_and_float(last):
+    g = Graph()
+    g.op(last, [g.conv(g.relu(g.conv(g.input(), 8, 8)), 8, 8, "conv2")], "last", output="output")
+    assert list(bits(g.model())) == ["input", "relu_out", "conv2_out"]
+
+
+def test_what_follows_a_layer_that_writes_floats_stays_float():
+    g = Graph()
+    x = g.op("Flatten", [g.op("GlobalAveragePool", [g.relu(g.conv(g.input(), 8, 8))], "pool")], "flat")
+    weight = g.weight("w", (8, 8), 8)
+    y, z = (g.op("Gemm", [x, weight], name) for name in ("left", "right"))
+    g.op("Concat", [y, z], "concat", axis=1, output="output")
+    assert list(bits(g.model())) == ["input", "relu_out", "pool_out"]
+
+
+def test_relu_between_a_gemm_and_a_float_op_has_a_quantizer_behind_it():
+    """ONNX Runtime makes one float op of the two otherwise."""
+    g = Graph()
+    x = g.op("Flatten", [g.op("GlobalAveragePool", [g.relu(g.conv(g.input(), 8, 8))], "pool")], "flat")
+    y = g.op("Relu", [g.op("Gemm", [x, g.weight("w", (8, 8), 8)], "left")], "left_relu")
+    z = g.op("Gemm", [x, g.weight("v", (8, 8), 8)], "right")
+    g.op("Concat", [y, z], "concat", axis=1, output="output")
+    assert list(bits(g.model())) == ["input", "relu_out", "pool_out", "left_relu_out"]
+
+
+def test_output_in_the_middle_is_taken_from_behind_a_quantizer_of_8_bits_only():
+    found = activations(clip_between(outputs=("conv_out",)))
+    assert (found["conv_out"].bits, found["conv_out"].outputs) == (8, ("conv_out",))
+    found = activations(clip_between(outputs=("clip_out",)))
+    assert (found["clip_out"].bits, found["clip_out"].outputs) == (4, ())
+    found = activations(clip_between(outputs=("clip_out",)), abits=8)
+    assert (found["clip_out"].bits, found["clip_out"].outputs, found["clip_out"].absorbs) == (8, ("clip_out",), "clip")
+
+
+def test_heads_that_are_joined_into_an_output_are_known_to_be():
+    g = Graph()
+    x = g.relu(g.conv(g.input(), 8, 8))
+    heads = [g.op("Transpose", [g.conv(x, 8, 4, name)], f"{name}_t", perm=[0, 2, 3, 1]) for name in ("boxes", "scores")]
+    g.op("Concat", heads, "concat", axis=1, output="output")
+    found = activations(g.model())
+    assert found["output"].joins == ("boxes_out", "scores_out")
+    assert all(not entry.joins for name, entry in found.items() if name != "output")
+    assert found["boxes_out"].members == ("boxes_out", "boxes_t_out")
 
 
 def test_image_keeps_8_bits_when_first_and_last_layer_are_narrower():
@@ -307,7 +357,7 @@ def test_lone_layer_is_first_and_last():
     g.conv(g.input(), 8, 4, output="output")
     (only,) = layers(g.model()).values()
     assert (only.first, only.last, only.wbits, only.abits) == (True, True, 8, 8)
-    assert bits(g.model()) == {"input": 8}
+    assert bits(g.model()) == {"input": 8, "output": 8}
 
 
 # --- settings ----------------------------------------------------------------------------------------------------
