@@ -228,20 +228,23 @@ def _read(path: Path, shown: Path | None = None) -> Preprocess | None:
     shown = shown or path
     try:
         if path.stat().st_size > MAX_BYTES:
-            return _refused(path, f"{shown}: is larger than {MAX_BYTES >> 20} MiB: no file about preprocessing is")
+            _refuse(path, f"{shown}: is larger than {MAX_BYTES >> 20} MiB: no file about preprocessing is")
+            return None
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SettingsError(f"{shown}: cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without end
-        return _refused(path, f"{shown}: is no JSON file ({first_line(error)})")
+        _refuse(path, f"{shown}: is no JSON file ({first_line(error)})")
+        return None
     if not isinstance(data, dict):
-        return _refused(path, f"{shown}: holds no object with preprocessing")
+        _refuse(path, f"{shown}: holds no object with preprocessing")
+        return None
     found = _convert(_Entries(data, str(shown)))
     return None if found is None else dataclasses.replace(found, source=str(shown))
 
 
-def _refused(path: Path, message: str) -> None:
-    """Other tools write files called config.json for themselves; one of any other name was meant for us."""
+def _refuse(path: Path, message: str) -> None:
+    """Raise ``message``, unless the file is called config.json: other tools write such files for themselves."""
     if path.name != "config.json":
         raise SettingsError(message)
     logger.info("%s; not used", message)

@@ -184,6 +184,8 @@ def _input(inputs: Sequence[InputSpec], preprocess: Preprocess) -> _Input:
     if len(spec.shape) == 4 and (spec.shape[1] in {1, 3, None} or spec.shape[3] in {1, 3}):  # an image
         resolved = preprocess.resolve(spec)
         assert resolved.crop is not None
+        assert resolved.mean is not None
+        assert resolved.scale is not None
         channels, mean, std = len(resolved.mean), np.array(IMAGENET_MEAN), np.array(IMAGENET_STD)
         if channels == 1:
             mean, std = mean.mean(keepdims=True), std.mean(keepdims=True)

@@ -91,6 +91,131 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(here: Path) 
     assert a != c
 
 
+def grey(folder: Path) -> None:
+    """A model of one channel in place of the one of three."""
+    g = Graph()
+    g.classifier(g.relu(g.conv(g.relu(g.conv(g.input(1), 1, 8, "stem"), "relu"), 8, 8, "conv"), "relu2"), 8)
+    onnx.save(g.model(), folder / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("quantize", "model.onnx", "--calib", "images"),
+        ("inspect", "model.onnx", "--calib", "images"),
+        ("sensitivity", "model.onnx", "--calib", "images"),
+        ("compare", "model.onnx", "--calib", "images", "--data", "images", "--methods", "nearest", "-o", "out"),
+    ],
+)
+def test_one_channel_asks_for_its_numbers(here: Path, command: tuple[str, ...]) -> None:
+    grey(here)
+    fails(*command, code=2, says=("has 1 channel", "--mean and --std", "--preprocess imagenet|unit|raw|FILE"))
+    fails(*command, "--mean", "0.5", code=2, says=("--mean and --std",))
+    fails(*command, "--preprocess", "units", code=2, says=("no such file", "imagenet, unit, raw"))
+
+
+def test_names_files_and_options_say_how_images_become_inputs(here: Path) -> None:
+    grey(here)
+    quick = ("--method", "nearest", "--samples", "8", "--threads", "1", "--equalize", "off")
+
+    def stored(*options: object) -> dict[str, object]:
+        result = works("quantize", "model.onnx", "--calib", "images", *quick, *options, "-o", "q.onnx")
+        entries = {e.key: e.value for e in onnx.load("q.onnx").metadata_props}
+        assert str(here) not in str(entries)
+        stated = json.loads(entries["mrecg_onnx.preprocess"])
+        assert json.loads(entries["mrecg_onnx.settings"])["preprocess"] == stated
+        return stated | {"shown": re.search(r"^preprocessing +(.*)$", result.stdout, re.MULTILINE)[1]}  # type: ignore[index]
+
+    unit = stored("--preprocess", "unit")
+    assert (unit["mean"], unit["std"], unit["scale"], unit["color"]) == ([0.0], [1.0], 1 / 255, "gray")
+    assert stored("--mean", "0.13", "--std", "0.31")["mean"] == [0.13]
+    assert stored("--preprocess", "imagenet", "--std", "0.5")["std"] == [0.5]
+    Path("preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "do_normalize": True,
+                "image_mean": [0.2],
+                "image_std": [0.3],
+                "size": {"height": 16, "width": 16},
+                "resample": 3,
+            }
+        )
+    )
+    beside = stored()
+    assert (beside["mean"], beside["resize"], beside["interpolation"]) == ([0.2], [16, 16], "bicubic")
+    assert str(beside["shown"]).endswith("mean 0.2, std 0.3; from preprocessor_config.json")
+    assert stored("--mean", "0.4")["mean"] == [0.4]
+    assert stored("--mean", "0.4")["std"] == [0.3]
+    assert stored("--resize", "20", "--interpolation", "lanczos")["resize"] == 20
+    assert stored("--preprocess", "unit")["resize"] is None  # a name goes before the file
+    Path("mine.json").write_text(json.dumps({"mean": [0.7], "std": [0.7]}))
+    assert stored("--preprocess", "mine.json")["mean"] == [0.7]
+
+    for command in (("inspect", "model.onnx"), ("sensitivity", "model.onnx", "--top", "0")):
+        result = works(*command, "--calib", "images", *(quick[2:] if command[0] == "inspect" else quick))
+        assert "from preprocessor_config.json" in result.stdout
+    works("quantize", "model.onnx", "--calib", "images", *quick, "-o", "q.onnx")
+    Path("preprocessor_config.json").unlink()
+    check = ("validate", "model.onnx", "q.onnx", "--data", "images", "--repeats", "0")
+    assert "mean 0.2, std 0.3" in works(*check).stdout
+    assert "mean 0.2, std 0.6" in works(*check, "--std", "0.6").stdout
+    assert "mean 0, std 1" in works(*check, "--preprocess", "unit").stdout
+    Path("preprocessor_config.json").write_text("{")
+    fails(
+        "quantize",
+        "model.onnx",
+        "--calib",
+        "images",
+        *quick,
+        code=2,
+        says=("preprocessor_config.json: is no JSON", "--preprocess"),
+    )
+
+
+def test_arrays_and_images_do_not_meet_unasked(here: Path) -> None:
+    rows = np.random.default_rng(0).uniform(-2, 2, (24, 3, 16, 16)).astype(np.float32)
+    np.savez("xy.npz", input=rows, y=np.arange(24) % 10)
+    quick = ("--method", "nearest", "--samples", "16", "--threads", "1", "--equalize", "off")
+    works("quantize", "model.onnx", "--calib", "xy.npz", *quick, "-o", "q.onnx")
+    check = ("validate", "model.onnx", "q.onnx", "--repeats", "0")
+    fails(
+        *check,
+        "--data",
+        "images",
+        code=2,
+        says=("q.onnx was calibrated on arrays", "--mean, --std and --scale", "--preprocess"),
+    )
+    fails(*check, "--data", "images", "--crop", "16", code=2, says=("calibrated on arrays",))
+    assert "top-1" in works(*check, "--data", "images", "--preprocess", "imagenet").stdout
+    assert "top-1" in works(*check, "--data", "xy.npz").stdout
+    assert "top-1" not in works(*check, "--data", "xy.npz", "--labels", "none").stdout
+    mixed = ("--calib", "xy.npz", "--data", "images")
+    says = ("images holds images", "--preprocess")
+    fails("quantize", "model.onnx", *mixed, *quick, "--max-drop", "1", code=2, says=says)
+    fails("sensitivity", "model.onnx", *mixed, *quick, code=2, says=says)
+    fails("compare", "model.onnx", *mixed, *quick[2:], "--methods", "nearest", "-o", "out", code=2, says=says)
+    result = works(
+        "quantize", "model.onnx", *mixed, *quick, "--max-drop", "100", "--preprocess", "imagenet", "-o", "m.onnx"
+    )
+    assert "options about images have no effect" not in result.output
+
+
+def test_folders_that_are_no_classes_get_one_line_and_a_way_out(here: Path) -> None:
+    works("quantize", "model.onnx", "--calib", "images", "--method", "nearest", "--samples", "8", "-o", "q.onnx")
+    (here / "images" / "9").rename(here / "images" / "2023")
+    check = ("validate", "model.onnx", "q.onnx", "--data", "images", "--repeats", "0")
+    fails(
+        *check,
+        says=(
+            "label 2023 of ",
+            "beyond the 10 classes of output 'output'",
+            "--labels FILE, or --labels none",
+            "folders",
+        ),
+    )
+    assert "agreement" in works(*check, "--labels", "none").stdout
+
+
 def test_options_reach_the_settings(here: Path) -> None:
     (here / "scheme.json").write_text(json.dumps({"scheme": [1, [1, 1], 1, 1]}))
     options = [

@@ -187,6 +187,7 @@ def _summary(result: Comparison) -> None:
         warn(warning)
     pairs = {
         "images": f"{result.images}" if result.images else "",
+        "preprocessing": result.settings.preprocess.describe() if result.settings.preprocess.source is not None else "",
         "written": [str(path) for path in result.written],
     }
     show(rows(f"{result.model.name}", headings, content, left=(0, 1)), grid(pairs))

@@ -105,6 +105,7 @@ def _tables(found: Ranking) -> Iterator[RenderableType]:
             "float": _worth(found.float_quality) if found.labelled else "",
             "images": f"{found.images}, {'labelled' if found.labelled else 'no labels: agreement with the float network'}",
             "skipped": found.skipped,
+            "preprocessing": settings.preprocess.describe() if settings.preprocess.source is not None else "",
         }
     )
     yield _ranked(found)
