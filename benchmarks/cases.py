@@ -2,9 +2,10 @@
 
 usage: python benchmarks/cases.py [--iters 20] [--only REGEX] [--folder ../shared/cases]
 
-The models, with random weights and noise as calibration data, are those that make_cases.py in FOLDER writes; without it nothing
-is measured. All figures are taken here, with ONNX Runtime alone: SQNR of an output is 10 log10 of its variance about its mean
-over the mean squared error, over all calibration samples, and the worst output counts. Writes results/cases.json and results/cases.md.
+The models, with random weights and noise as calibration data, are those that make_cases.py in FOLDER writes; without it
+nothing is measured. All figures are taken here, with ONNX Runtime alone: SQNR of an output is 10 log10 of its variance about
+its mean over the mean squared error, over all calibration samples, and the worst output counts. Writes results/cases.json
+and results/cases.md.
 """
 
 from __future__ import annotations
@@ -147,10 +148,9 @@ def table(rows: Sequence[dict[str, Any]], about: dict[str, Any], iters: int) -> 
     text = (
         f"By `{about['command']}`, {about['date']}, commit {about['commit']}; {iters} iterations a unit, one thread, random "
         "weights and noise: the table tells that files are written and right, not what learning is worth. SQNR in dB against "
-        "FP32, the worst output, on ONNX Runtime's CPU provider at its default level, whatever the target. As written: the same file "
-        "without graph optimizations against it, the lowest of the four. Packed: outputs of the file with the same codes in "
-        "UINT4 and UINT2. Integer kernels (layers and other ops) and layers in float at W8A8, nearest; a layer whose output the model "
-        "gives out writes floats."
+        "FP32, the worst output, on ONNX Runtime's CPU provider at its default level, whatever the target. As written: the same "
+        "file without graph optimizations against it, the lowest of the four. Packed: outputs of the file with the same codes in "
+        "UINT4 and UINT2. Integer kernels (layers and other ops) and layers in float at W8A8, nearest."
     )
     lines = [
         "# Small models of kinds that people bring",

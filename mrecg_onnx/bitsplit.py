@@ -273,7 +273,7 @@ def _split_layer(
     step = simulation.network.step(layer.name)
     weight: Tensor = step.module.weight.detach()  # type: ignore[assignment, operator]
     layout = layout_of(step.module)
-    if layout is None:
+    if layout is None or layer.axis is None:
         logger.warning("layer '%s' multiplies by a stack of matrices: it stays rounded to nearest", layer.name)
         return 0
     state = split_weight(weight, layer.wbits, layer.axis, layout)

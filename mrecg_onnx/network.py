@@ -318,7 +318,7 @@ class Network:
                 cut.append(None)
                 continue
             lead = self._lead[name]
-            cut.append(list(value.unbind(0)) if lead is None else list(value.split(lead)) if lead else [value])
+            cut.append(list(value.unbind(0)) if lead is None else list(torch.split(value, lead)) if lead else [value])
         count = max(len(pieces) for pieces in cut if pieces is not None)
         return [
             [

@@ -318,7 +318,7 @@ class _Reach:
             return behind in self.tail and behind.op_type != "MatMul" and not is_clamp(behind)
         if behind.op_type in _FLOAT_ONLY:
             return behind in self.ahead
-        return not (behind.op_type in FLOAT_RESULT and (behind is maker or behind.op_type == "MatMul"))
+        return not (behind.op_type in FLOAT_RESULT and (behind is maker or _writes_float(behind, value)))
 
     def handed_out(self, root: ir.Value, parts: list[ir.Value], bits: int) -> list[ir.Value]:
         """Those of a quantizer's ``parts`` that are outputs of the graph and taken from behind it (rule 5)."""
@@ -399,6 +399,14 @@ def _quantizer(
         joins=() if any(r in integer for _, r in computing) else _joined(_before_clamps(root, integer), group),
         outputs=tuple(v.name or "" for v in outputs),
     )
+
+
+def _writes_float(layer: ir.Node, value: ir.Value) -> bool:
+    """True if ``layer`` runs in integers and writes floats although a Relu or Clip stands behind it, which makes ``value``.
+
+    ONNX Runtime's MatMul does where its bias is added in between, or the Relu makes an output (measured with 1.31).
+    """
+    return layer.op_type == "MatMul" and (len(layer.inputs) > 2 or value.is_graph_output())
 
 
 def _touches_fallback(parts: list[ir.Value]) -> bool:

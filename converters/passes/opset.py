@@ -107,7 +107,8 @@ def lower_opset(model: ir.Model, target: int) -> ir.Model:
         )  # a bias that is taken off before the file is written
         if not is_older(node.op_type, set(node.attributes), inputs, len(node.outputs), version, target):
             raise ModelError(f"node '{node.name}' ({node.op_type}) of opset {version} is newer than opset {target}")
-    for graph in (model, *model.graphs()):
+    model.opset_imports[""] = target
+    for graph in model.graphs():
         if "" in graph.opset_imports:
             graph.opset_imports[""] = target
     written_with = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", target)])
