@@ -382,7 +382,7 @@ def _quantizer(
     )
     bits = max(wanted, BYSTANDER_BITS) if name in protected or _touches_fallback(parts) else wanted
     outputs = reach.handed_out(root, parts, bits)
-    maker = root.producer()
+    maker, behind = root.producer(), _before_clamps(root, integer)
     clamps = maker is not None and maker.name not in reach.excluded and is_clamp(maker) and _only_reader(maker)
     absorbs = maker if clamps and (root in outputs or not root.is_graph_output()) else None
     bounds = clamp_bounds(absorbs) if absorbs is not None else None
@@ -396,7 +396,9 @@ def _quantizer(
         high=bounds[1] if bounds is not None else None,
         protected=name in protected and wanted < BYSTANDER_BITS,
         ceilings=channel_ceilings(absorbs) if absorbs is not None else None,
-        joins=() if any(r in integer for _, r in computing) else _joined(_before_clamps(root, integer), group),
+        joins=_joined(behind, group),
+        copies=_joined(behind, group, alone=True),
+        spare=not any(r in integer for _, r in computing),
         outputs=tuple(v.name or "" for v in outputs),
     )
 
@@ -448,11 +450,14 @@ def _coded_tail(nodes: list[ir.Node], integer: Collection[ir.Node], fits: Callab
     return found
 
 
-def _joined(maker: ir.Node | None, group: Mapping[ir.Value, ir.Value]) -> tuple[str, ...]:
-    """Quantizers of what ``maker`` joins, () where it is no Concat."""
+def _joined(maker: ir.Node | None, group: Mapping[ir.Value, ir.Value], *, alone: bool = False) -> tuple[str, ...]:
+    """Quantizers of what ``maker`` joins, of all or, with ``alone``, of what nobody else reads; () where it is no Concat."""
     if maker is None or maker.op_type != "Concat":
         return ()
-    return tuple(dict.fromkeys(group[v].name or "" for v in maker.inputs if v is not None and v in group))
+    inputs = [v for v in maker.inputs if v is not None and v in group]
+    if alone:
+        inputs = [v for v in inputs if group[v] is v and readers(v) == [maker] and not v.is_graph_output()]
+    return tuple(dict.fromkeys(group[v].name or "" for v in inputs))
 
 
 def _has_float_constant(node: ir.Node) -> bool:

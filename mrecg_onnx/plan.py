@@ -86,8 +86,9 @@ class ActivationPlan:
         high: its upper bound, None without.
         protected: raised to 8 bits by ``--protect``.
         ceilings: that node's upper bound of each channel, where it has one a channel.
-        joins: names of the quantizers of what is joined where that is all that makes this tensor and nobody reads it in integers:
-            it may do without (:func:`mrecg_onnx.preparation.search_grids`).
+        joins: names of the quantizers of what a Concat joined to this tensor, () behind other ops.
+        copies: those of them that nobody else reads: on one grid with this tensor the Concat copies their codes.
+        spare: nobody reads this tensor in integers, so that its Concat may be left in float.
         outputs: members that are outputs of the graph and taken from behind the quantizer; others leave in front of it.
     """
 
@@ -101,6 +102,8 @@ class ActivationPlan:
     protected: bool = False
     ceilings: tuple[float, ...] | None = None
     joins: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
+    spare: bool = False
     outputs: tuple[str, ...] = ()
 
 

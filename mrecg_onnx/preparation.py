@@ -400,7 +400,8 @@ def search_grids(
     """Activation grids by quantizer name, searched as the settings say; those in ``only``, or all.
 
     Where tensors of very different ranges (boxes and scores) are joined into an output of the graph the result has none: the
-    runtime joins their values, as one scale would leave the smaller ones no codes.
+    runtime joins their values, as one scale would leave the smaller ones no codes. What else is joined has the grid of the
+    result, which saves one of two roundings and a pass of the Concat.
     """
     row = chosen_ranges(settings)
     grids = activation_grids(
@@ -408,11 +409,18 @@ def search_grids(
     )
     if load_target(settings.target).symmetric:
         grids = {name: symmetric_eight(grid) for name, grid in grids.items()}
-    for quantizer in plan.activations:
+    plans = {quantizer.name: quantizer for quantizer in plan.activations}
+    for quantizer in reversed([q for q in plan.activations if q.name in grids]):
         joined = [grids[name].scale for name in quantizer.joins if name in grids]
-        if quantizer.name in grids and any(bool(scale * COARSER < grids[quantizer.name].scale) for scale in joined):
+        if quantizer.spare and any(bool(scale * COARSER < grids[quantizer.name].scale) for scale in joined):
             logger.info("tensors of very different ranges meet in '%s': they are joined in float", quantizer.name)
             del grids[quantizer.name]
+            continue
+        made = grids[quantizer.name]
+        for name in (n for n in quantizer.copies if n in grids and grids[n].bits == made.bits):
+            # A Relu or Clip in front is free where its bound has the code that it had.
+            if plans[name].absorbs is None or bool(grids[name].zero_point == made.zero_point):
+                grids[name] = made
     return grids
 
 

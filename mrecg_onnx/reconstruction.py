@@ -220,6 +220,10 @@ class _Trainable:
         self.zero_point = {name: float(grid.zero_point) for name, grid in self.start.items()}
         device = simulation.network.device
         self.log_ratio = {n: torch.zeros((), device=device, requires_grad=learn_scales) for n in self.start}
+        for name in reversed(list(self.start)):
+            for copy in simulation.quantizers[name].copies if name in simulation.quantizers else ():
+                if copy in self.start and self.start[copy] is self.start[name]:
+                    self.log_ratio[copy] = self.log_ratio[name]  # one grid stays one
 
     def scale(self, name: str) -> Tensor:
         """Current scale of a quantizer: a ratio learned in log space stays positive and makes its rate relative."""
@@ -566,7 +570,7 @@ def reconstruct_unit(
     options = {"quantize_activations": quantize, "batch_size": size, "knees": knees, "weights": weights, "power": power}
     options["workers"] = workers
     nearest = evaluate_unit(unit, steps, simulation, data, judge, **options)  # type: ignore[arg-type]
-    scales = [t for t in trainable.log_ratio.values() if t.requires_grad]
+    scales = [t for t in {id(t): t for t in trainable.log_ratio.values()}.values() if t.requires_grad]
     if not unit.layers or (not trainable.rounding and (rounding is not None or not scales)):
         return UnitResult(unit.name, unit.layers, 0, nearest, nearest, "nearest", 0.0, clock() - begin)
     windows = plan_windows(steps, shapes, inputs, unit.outputs, window)

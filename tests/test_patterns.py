@@ -1024,3 +1024,25 @@ def test_sensitivity_ranks_what_has_a_quantizer(tmp_path):
     np.savez(tmp_path / "calib.npz", **arrays(model, 16))
     found = rank(model, tmp_path / "calib.npz", Settings(wbits=4, abits=4, first_last_bits=4))
     assert found.suggestions
+
+
+def test_what_only_a_concat_reads_is_on_its_grid(tmp_path):
+    body = "a0 = Conv (r1, w2) a = Relu (a0) b0 = Conv (r1, wide) b = Relu (b0) c = Concat <axis = 1> (a, b) r2 = Conv (c, w3)"
+    model = image(body, wide=2 * weights(6, 6, 3, 3), w3=weights(6, 12, 3, 3))
+    for settings in (
+        Settings(wbits=8, abits=8, method="nearest"),
+        Settings(wbits=4, abits=8, method="brecq", iters=10),
+    ):
+        result = quantized(model, arrays(model, 16), tmp_path, settings)
+        values = {t.name: numpy_helper.to_array(t) for t in result.model.graph.initializer}
+        assert values["a_scale"] == values["b_scale"] == values["c_scale"]
+        assert result.verification.fused["QLinearConcat"] == 1
+        assert result.verification.warnings == ()
+    # What another op reads, too, keeps the grid that suits it.
+    model = image(
+        f"{body.replace('r2 =', 'd =')} s = Conv (b, w2) r2 = Add (d, s)",
+        wide=weights(6, 6, 3, 3),
+        w3=weights(6, 12, 3, 3),
+    )
+    plan = {entry.name: entry for entry in inspect(model).plan.activations}
+    assert (plan["c"].joins, plan["c"].copies) == (("a", "b"), ("a",))
