@@ -221,6 +221,7 @@ class Preprocess:
             color=color,
             crop=crop,
             interpolation=self.interpolation or "bilinear",
+            beside=False,
             **self._affine_for(spec, color, channels),
         )
         if not np.isfinite(resolved.table(spec.dtype)).all():

@@ -23,7 +23,7 @@ from mrecg_onnx.labels import check_classes
 from mrecg_onnx.metrics import OutputSums, add_sums, mcnemar_p, topk_correct, wilson_interval
 from mrecg_onnx.parallel import Workers, joined
 from mrecg_onnx.predictions import Heads, Scores, scores_of, two_axes
-from mrecg_onnx.profiles import beside, require_numbers
+from mrecg_onnx.profiles import beside, profile, require_numbers
 from mrecg_onnx.runtime import (
     check_provider,
     describe,
@@ -209,7 +209,7 @@ def validate(
     data: Dataset | str | Path,
     *,
     labels: str | Path | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess | str | Path | None = None,
     limit: int | None = None,
     outputs: Sequence[str] | None = None,
     batch_size: int = 32,
@@ -228,9 +228,9 @@ def validate(
             set that is already open.
         labels: CSV of ``file,label`` for images, ``.npy`` of one class a row for arrays. By default labels are read from
             folder names, or from an array called y or labels in an ``.npz``; the word "none": there are none.
-        preprocess: How images become inputs; by default what the quantized file's metadata says, else a file beside the
-            float model (:func:`mrecg_onnx.profiles.beside`). Without either ImageNet's mean and deviation are assumed for
-            files of other tools, with a warning, and not for one of ours, which was calibrated on arrays.
+        preprocess: How images become inputs, also by name or from a file (:mod:`mrecg_onnx.profiles`); by default what the
+            quantized file's metadata says, else a file beside the float model. Without either ImageNet's mean and deviation
+            are assumed for files of other tools, with a warning, and not for one of ours, which was calibrated on arrays.
         limit: Use at most so many images, spread evenly.
         outputs: Names of the outputs to compare, all by default; the model's order is kept. Labels belong to the one that holds
             class scores, or to the first that is ``[N, classes]``.
@@ -262,7 +262,7 @@ def validate(
             data,
             workers,
             labels=labels,
-            preprocess=preprocess,
+            preprocess=profile(preprocess) if isinstance(preprocess, str | Path) else preprocess,
             limit=limit,
             outputs=outputs,
             batch_size=batch_size,

@@ -108,7 +108,8 @@ seen["unwritable"] = failure(lambda: quantize("model.onnx", "calib.npz", setting
 for name, options in {"whole": {}, "one": {"limit": 1}}.items():
     told.clear()
     report = lambda *progress: told.append(progress)
-    found = validate("model.onnx", "two.onnx", "labelled", repeats=0, report=report, batch_size=4, **options)
+    options |= {"preprocess": "imagenet", "repeats": 0, "report": report, "batch_size": 4}
+    found = validate("model.onnx", "two.onnx", "labelled", **options)
     seen[name] = found.to_json()
     seen[name + "_told"] = told[-1:]
 
@@ -227,7 +228,9 @@ def test_too_few_images_for_all_are_refused(here, together):
 
 
 def alone(here: Path, **options: Any) -> ValidationResult:
-    return validate(here / "model.onnx", here / "two.onnx", here / "labelled", repeats=0, **options)
+    return validate(
+        here / "model.onnx", here / "two.onnx", here / "labelled", preprocess="imagenet", repeats=0, **options
+    )
 
 
 @pytest.mark.parametrize(("name", "options"), [("whole", {}), ("one", {"limit": 1})])

@@ -493,6 +493,7 @@ def test_a_file_calibrated_on_arrays_asks_how_images_become_inputs(pictures, row
     with pytest.raises(SettingsError, match="calibrated on arrays"):
         validate(classifier(), of_arrays, pictures[0], preprocess=Preprocess(crop=(8, 8), mean=(0.5,)), repeats=0)
     assert validate(classifier(), of_arrays, pictures[0], preprocess=RAW, repeats=0).preprocess.scale == RAW.scale
+    assert validate(classifier(), of_arrays, pictures[0], preprocess="unit", repeats=0).preprocess.mean == (0.0,) * 3
     assert validate(classifier(), of_arrays, rows[1], repeats=0).preprocess is None
     onnx.save(classifier(), tmp_path / "beside.onnx")
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False, "do_resize": False}))
@@ -613,6 +614,17 @@ def test_a_label_beyond_the_classes_names_its_picture_and_the_way_out(pair, tmp_
     unlabelled = validate(*pair, tmp_path / "p", labels="none", repeats=0)
     assert unlabelled.fp32.top1 is None
     assert unlabelled.agreement is not None
+
+
+def test_a_float_model_worse_than_its_quantized_version_is_doubted(tmp_path):
+    x = np.random.default_rng(3).normal(size=(200, 3, 8, 8)).astype(np.float32)
+    rounded = coarse(classifier(), 2)
+    np.savez(tmp_path / "xy.npz", x=x, y=outputs(rounded, x).argmax(1))
+    result = validate(classifier(), rounded, tmp_path / "xy.npz", repeats=0)
+    assert result.drop < -0.05
+    assert any("points of top-1 worse than its quantized version" in warning for warning in result.warnings)
+    np.savez(tmp_path / "xy.npz", x=x, y=outputs(classifier(), x).argmax(1))
+    assert not any("worse" in w for w in validate(classifier(), rounded, tmp_path / "xy.npz", repeats=0).warnings)
 
 
 def test_labels_of_arrays_give_accuracy(pair, rows, tmp_path):
