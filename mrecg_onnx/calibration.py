@@ -13,7 +13,7 @@ from mrecg_onnx.network import Network
 from mrecg_onnx.output_errors import output_error, with_float_outputs
 from mrecg_onnx.plan import BYSTANDER_BITS, ActivationPlan, LayerPlan
 from mrecg_onnx.ranges import Estimator, min_max, mse
-from mrecg_onnx.simulation import QuantizedWeight, forward_batches
+from mrecg_onnx.simulation import QuantizedWeight, forward_batches, whole_batches
 
 __all__ = [
     "SYMMETRIC_FROM",
@@ -197,7 +197,7 @@ def _least_output_error(
     result = {name: grids[0] for name, grids in proposals.items()}
     if all(len(grids) == 1 for grids in proposals.values()):
         return result
-    batch = next(forward_batches(data, JUDGED_IMAGES, network.device))
+    batch = next(whole_batches(data, JUDGED_IMAGES, network))
     with torch.no_grad():
         reference = network.run(batch)
         live: dict[str, Tensor] = dict(batch)

@@ -26,7 +26,7 @@ from mrecg_onnx.prefix import UnitData
 from mrecg_onnx.ranges import chosen_ranges
 from mrecg_onnx.reconstruction import default_rates, reconstruct_unit
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.simulation import Simulation, forward_batches
+from mrecg_onnx.simulation import Simulation, whole_batches
 from mrecg_onnx.task_loss import task_loss
 
 __all__ = ["WIDTHS", "Costs", "cost_images", "measure_costs"]
@@ -115,8 +115,8 @@ def measure_costs(
             return float(task_loss(outputs, reference, scales))
 
     with torch.no_grad():
-        live = next(forward_batches(judges, IMAGES, network.device))
-        teaching = next(forward_batches(teachers, LEARNING_IMAGES, network.device)) if teaches else {}
+        live = next(whole_batches(judges, IMAGES, network))
+        teaching = next(whole_batches(teachers, LEARNING_IMAGES, network)) if teaches else {}
         reference = network.run(live)
     scales = OutputScales.of(output_sums(reference, reference), reference)
     for name in (n for n in live if n in quantizers):
@@ -173,11 +173,16 @@ def _unit_data(network: Network, unit: UnitPlan, live: Mapping[str, Tensor]) -> 
     with torch.no_grad():
         made = network.run({n: live[n] for n in unit.inputs}, steps, keep=unit.outputs)
     rows = {len(x) if x.dim() else 0 for x in (*made.values(), *(live[n] for n in unit.inputs))}
-    if len(rows) != 1 or any(network.rows.get(n, 1) != 1 for n in (*unit.inputs, *made)):
+    if len(rows) != 1 or any(not _by_image(network, n) for n in (*unit.inputs, *made)):
         return None
     inputs = {n: Store.of(live[n]) for n in unit.inputs}
     targets = {n: Store.of(x) for n, x in made.items()}
     return UnitData(inputs, inputs, targets, torch.arange(rows.pop()), torch.empty(0, dtype=torch.long))
+
+
+def _by_image(network: Network, name: str) -> bool:
+    """Whether a tensor has a row an image, as far as is known."""
+    return network.rows.get(name, None if network.batch else 1) == 1
 
 
 def _learn(simulation: Simulation, unit: UnitPlan, data: UnitData, settings: Settings) -> None:

@@ -43,7 +43,7 @@ from mrecg_onnx.grids import fake_quantize, search_range
 from mrecg_onnx.network import Network, Step, WeightHook
 from mrecg_onnx.output_errors import output_error
 from mrecg_onnx.plan import ActivationPlan, LayerPlan
-from mrecg_onnx.simulation import forward_batches
+from mrecg_onnx.simulation import forward_batches, whole_batches
 
 __all__ = [
     "Equalized",
@@ -317,7 +317,7 @@ class _Judge:
         self.layers = {layer.name: layer for layer in layers}
         self.quantizers = {plan.name: plan for plan in quantizers}
         self.data = data
-        self.batch = next(forward_batches(data, IMAGES, network.device))
+        self.batch = next(whole_batches(data, IMAGES, network))
         with torch.no_grad():
             self.reference = network.run(self.batch)
 

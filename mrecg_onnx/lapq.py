@@ -33,7 +33,7 @@ from mrecg_onnx.network import ActivationHook, Network
 from mrecg_onnx.output_errors import OutputScales, output_sums
 from mrecg_onnx.plan import BYSTANDER_BITS
 from mrecg_onnx.ranges import mse
-from mrecg_onnx.simulation import QuantizedWeight, Simulation, State, forward_batches
+from mrecg_onnx.simulation import QuantizedWeight, Simulation, State, whole_batches
 from mrecg_onnx.task_loss import task_loss
 
 __all__ = ["Lapq", "minimise_steps", "vertex"]
@@ -181,7 +181,7 @@ class _Search:
         self.trial = Simulation(simulation.network, simulation.plan)
         self.biases = simulation.biases
         count = min(images, len(next(iter(data.values()))))
-        self.batches = list(forward_batches(data, BATCH, self.network.device, count))
+        self.batches = list(whole_batches(data, BATCH, self.network, count))
         with torch.no_grad():
             self.reference = _joined([self.network.run(batch) for batch in self.batches])
         self.scales = OutputScales.of(output_sums(self.reference, self.reference), self.reference)

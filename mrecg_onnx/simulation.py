@@ -13,7 +13,16 @@ from mrecg_onnx.grids import Grid, fake_quantize, fake_quantize_weight, whole_re
 from mrecg_onnx.network import ActivationHook, Network, Step, WeightHook
 from mrecg_onnx.plan import ActivationPlan, LayerPlan, Plan, UnitPlan
 
-__all__ = ["QuantizedWeight", "Simulation", "State", "bias_scale", "dense", "forward_batches", "forward_size"]
+__all__ = [
+    "QuantizedWeight",
+    "Simulation",
+    "State",
+    "bias_scale",
+    "dense",
+    "forward_batches",
+    "forward_size",
+    "whole_batches",
+]
 
 
 #: See :func:`forward_size`: 16 MB of float32, near a processor and little beside the cache; a GPU needs more to be busy.
@@ -211,7 +220,9 @@ class Simulation:
         if steps is None and keep is None and hook is not None:
             hook = _noting(hook, self.float_outputs, outputs)
         with torch.no_grad():
-            return self.network.run(values, steps, keep=keep, activation=hook, weight=self.weight_hook()) | outputs
+            found = self.network.run(values, steps, keep=keep, activation=hook, weight=self.weight_hook())
+        # Hooks see whole batches; what comes of images that were put in to fill one is cut off behind them.
+        return found | {name: x[: len(found[name])] if x.dim() else x for name, x in outputs.items()}
 
 
 def _noting(hook: ActivationHook, names: Collection[str], values: dict[str, Tensor]) -> ActivationHook:
@@ -232,6 +243,22 @@ def forward_batches(
     count = min(len(next(iter(data.values()))), limit or 10**12)
     for start in range(0, count, size):
         yield {name: dense(x[start : min(start + size, count)].to(device)) for name, x in data.items()}
+
+
+def whole_batches(
+    data: Mapping[str, Tensor], size: int, network: Network, limit: int | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """The same where the network is run in parts: at a batch of its own, each slice is of whole batches.
+
+    What is between two parts may belong to a whole batch, and does not say that the last one lacks images. The last image is
+    repeated there.
+    """
+    batch = network.batch or 1
+    count = min(len(next(iter(data.values()))), limit or 10**12)
+    filled = -(-count // batch) * batch
+    index = torch.arange(filled).clamp(max=count - 1)
+    whole = {name: x[index.to(x.device)] if filled > count else x for name, x in data.items()}
+    yield from forward_batches(whole, -(-size // batch) * batch, network.device, filled)
 
 
 def forward_size(largest: int, device: torch.device) -> int:

@@ -675,8 +675,9 @@ def outputs(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.nda
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     count = len(next(iter(feeds.values())))
     size = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or count
-    parts = [session.run(None, {n: x[i : i + size] for n, x in feeds.items()}) for i in range(0, count, size)]
-    return [np.concatenate(part) for part in zip(*parts, strict=True)]
+    rows = [np.arange(start, start + size).clip(max=count - 1) for start in range(0, count, size)]
+    parts = [session.run(None, {n: x[index] for n, x in feeds.items()}) for index in rows]
+    return [np.concatenate(part)[:count] for part in zip(*parts, strict=True)]
 
 
 def worst(model: onnx.ModelProto, found: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> float:
@@ -813,7 +814,7 @@ KEPT = {
 @pytest.mark.parametrize("name", FIXED)
 def test_fixed_batch(tmp_path, caplog, name):
     model = FIXED[name]()
-    feeds = arrays(model, 12)
+    feeds = arrays(model, 14)
     np.savez(tmp_path / "calib.npz", **feeds)
     eight = Settings(wbits=8, abits=8, method="nearest", threads=1)
     assert worst(model, quantize(model, tmp_path / "calib.npz", eight).model, feeds) > 25
@@ -827,7 +828,7 @@ def test_fixed_batch(tmp_path, caplog, name):
     assert not result.verification.warnings
     onnx.save(model, tmp_path / "model.onnx")
     found = validate(tmp_path / "model.onnx", tmp_path / "q.onnx", tmp_path / "calib.npz", repeats=2)
-    assert (found.images, found.latency_batch) == (12, model.graph.input[0].type.tensor_type.shape.dim[0].dim_value)
+    assert (found.images, found.latency_batch) == (14, model.graph.input[0].type.tensor_type.shape.dim[0].dim_value)
 
 
 def test_a_free_batch_in_the_second_place_runs_image_by_image(tmp_path, caplog):
@@ -1046,3 +1047,26 @@ def test_what_only_a_concat_reads_is_on_its_grid(tmp_path):
     )
     plan = {entry.name: entry for entry in inspect(model).plan.activations}
     assert (plan["c"].joins, plan["c"].copies) == (("a", "b"), ("a",))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "qdrop", "loss": "fisher"},
+        {"method": "bit-split"},
+        {"method": "lapq"},
+        {"method": "aciq"},
+        {"method": "nearest", "bias_correction": True},
+        {"method": "brecq", "protect": 1, "absorb": "auto", "avg_wbits": 4.0},
+    ],
+    ids=lambda options: options["method"],
+)
+@pytest.mark.parametrize("name", ["the batch in the second place", "a batch of 4 between others"])
+def test_a_network_at_its_own_batch_by_every_kind_of_method(tmp_path, name, options):
+    model = FIXED[name]()
+    feeds = arrays(model, 14)
+    np.savez(tmp_path / "calib.npz", **feeds)
+    settings = Settings(wbits=4, abits=4, iters=3, batch_size=3, threads=1, **options)
+    result = quantize(model, tmp_path / "calib.npz", settings)
+    assert result.verification.exact == 1.0
+    assert worst(model, result.model, feeds) > 7
