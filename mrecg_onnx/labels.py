@@ -129,6 +129,7 @@ def labels_of_rows(path: Path, rows: int) -> NDArray[np.int64]:
 
 def _load(path: Path) -> Any:
     try:
+        require_regular(path)
         return np.load(path, mmap_mode="r" if path.suffix.lower() == ".npy" else None, allow_pickle=False)
     except MemoryError:
         raise

@@ -65,6 +65,10 @@ COMMANDS = {
     "validate, second": ("validate", "model.onnx", "PIPE", "--data", "images"),
     "validate --data": ("validate", "model.onnx", "model.onnx", "--data", "PIPE"),
     "validate --labels": ("validate", "model.onnx", "model.onnx", "--data", "images", "--labels", "PIPE"),
+    "validate --labels, an array": (
+        "validate", "model.onnx", "model.onnx", "--data", "rows.npy", "--labels", "pipe.npy",
+    ),
+    "validate --preprocess": ("validate", "model.onnx", "model.onnx", "--data", "images", "--preprocess", "PIPE"),
     "compare": ("compare", "PIPE", "--calib", "images", "--data", "images", "-o", "out"),
     "compare --calib": ("compare", "model.onnx", "--calib", "PIPE", "--data", "images", "-o", "out"),
     "compare --labels": (
@@ -77,9 +81,11 @@ COMMANDS = {
 
 @pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS.keys())
 def test_a_pipe_in_place_of_a_file_is_refused_without_opening_it(here: Path, arguments: tuple[str, ...]) -> None:
-    os.mkfifo(here / "pipe.onnx")
-    code = 2 if {"--target", "--scheme"} & set(arguments) else 1
-    line = fails(*("pipe.onnx" if word == "PIPE" else word for word in arguments), code=code, says=("pipe.onnx",))
+    pipe = "pipe.npy" if "pipe.npy" in arguments else "pipe.onnx"
+    os.mkfifo(here / pipe)
+    np.save(here / "rows.npy", np.zeros((4, 3, 16, 16), np.float32))
+    code = 2 if {"--target", "--scheme", "--preprocess"} & set(arguments) else 1
+    line = fails(*(pipe if word == "PIPE" else word for word in arguments), code=code, says=(pipe,))
     assert code == 2 or "a named pipe" in line
 
 
@@ -295,3 +301,16 @@ def test_printable_leaves_what_prints_and_nothing_else(text: str) -> None:
     assert shown.isprintable()
     assert printable(shown) == shown
     assert "".join(c for c in text if c.isprintable() and ord(c) > 127) == "".join(c for c in shown if ord(c) > 127)
+
+
+def test_plots_and_pages_show_names_as_they_are(here: Path) -> None:
+    """A dollar sign is no formula, a bar no column, a line break no row."""
+    pytest.importorskip("matplotlib")
+    odd = "$x^{2$ | a\n| b"
+    (here / f"{odd}.onnx").write_bytes((here / "model.onnx").read_bytes())
+    clean("benchmark", "model.onnx", f"{odd}.onnx", "--runs", "1", "--plot", "timings.png")
+    assert (here / "timings.png").stat().st_size > 1000
+    quick = ("--calib", "images", "--data", "images", "--methods", "nearest", "--bits", "W4A4", "--iters", "1")
+    clean("compare", f"{odd}.onnx", *quick, "--threads", "1", "-o", "out")
+    (page,) = (here / "out").glob("*.md")
+    assert page.read_text().splitlines()[0] == "# $x^{2$ | a\\n| b: methods compared"

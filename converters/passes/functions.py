@@ -65,4 +65,4 @@ def _constants_to_nodes(graph: ir.Graph) -> None:
         del graph.initializers[name]
         value.name = None
         node.outputs[0].name = name
-        node.outputs[0].dtype, node.outputs[0].shape = value.dtype, value.shape
+        node.outputs[0].type, node.outputs[0].shape = value.type, value.shape

@@ -164,14 +164,20 @@ def warn(message: str) -> None:
 
 
 class _Lines(logging.Handler):
-    """The package's log on stderr; warnings as warnings, the rest (with --debug) as it is."""
+    """The package's log on stderr; warnings as warnings, each once, the rest (with --debug) as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show one record, unless the result at the end says the same."""
         if record.levelno < logging.WARNING:
             say(f"{record.name}: {record.getMessage()}")
         elif record.name != "mrecg_onnx.quantization":  # the warnings of the verification: the summary has them
-            warn(record.getMessage())
+            if record.getMessage() not in self.said:  # a folder may be looked through twice
+                warn(record.getMessage())
+            self.said.add(record.getMessage())
 
 
 class _Foreign(logging.Formatter):
