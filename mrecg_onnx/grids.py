@@ -199,8 +199,8 @@ class _Search:
 
     def __init__(self, x: Tensor, bits: int, symmetric: bool, p: float, low: Tensor, high: Tensor) -> None:
         self.p, self.low, self.high = p, low, high
-        top = 2 ** (bits - 1) - 1
-        self.qmin, self.qmax = (-top, top) if symmetric else (0, 2**bits - 1)
+        top = (1 << (bits - 1)) - 1
+        self.qmin, self.qmax = -top if symmetric else 0, top if symmetric else (1 << bits) - 1
         self.free = (low < 0) & (high > 0) & (not symmetric)
         self.full = grid_from_range(low, high, bits, symmetric=symmetric)[0]
         size = max(LEAST_SUMMARY, SUMMARY_PER_CODE << bits)
@@ -264,7 +264,7 @@ class _Search:
         places = min(self.qmax + 1, ZERO_POINTS)
         largest = self.qmax / max(1, self.qmax - 1)
         step = (largest / smallest) ** (1.0 / (SCALES - 1))
-        like = {"device": self.full.device, "dtype": self.full.dtype}
+        like: dict[str, Any] = {"device": self.full.device, "dtype": self.full.dtype}
         most_scale = self.full * largest
         scale = (most_scale * step ** -torch.arange(SCALES, **like)[:, None]).clamp(min=EPSILON)
         least, most = self.bounds(scale)
