@@ -190,7 +190,8 @@ def write(store: Rows) -> None:
         if not any(pair):
             continue
         fp32 = next((f"{r['against_top1']:.3f}" for r in pair if "against_top1" in r), "-")
-        label = NAMES.get(name, f"{TRAINED.get(name) or ZOO[name]}, {'trained' if name in TRAINED else name}")
+        acts = {**TRAINED, **ZOO}
+        label = NAMES.get(name) or f"{acts[name]}, {'trained' if name in TRAINED else name}"
         cells = [label, widths, " ".join(options).replace("--method ", "").replace("--", "")]
         cells += [fp32, *(f"{r['top1']:.4f}" if "top1" in r else "-" for r in pair)]
         cells += [str(r.get(column, "-")) for column in ("sqnr_db", "cpu_seconds") for r in pair]
