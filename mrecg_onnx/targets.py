@@ -47,7 +47,8 @@ class Target:
     Attributes:
         name: how it was asked for.
         summary: what it is.
-        opset: lowest and highest opset; a float model above it is refused, one below is raised.
+        opset: lowest and highest opset; a float model above is stamped down where no node in it is new, else refused when it is
+            loaded; one below is raised.
         containers: how codes may be stored, rows of :data:`mrecg_onnx.containers.CONTAINERS`.
         integer_ops: ops besides weighted layers whose inputs are quantized.
         activation: type of activation codes, "uint8" or "int8".
