@@ -14,6 +14,7 @@ import torch
 
 from mrecg_onnx.converters import check_parity, to_torch
 from mrecg_onnx.converters.errors import ConversionError, ModelError, first_line
+from mrecg_onnx.converters.parity import run_onnx
 from mrecg_onnx.network import Network
 
 __all__ = ["PARITY_TOLERANCE", "bridged", "own_batch", "rebridged"]
@@ -66,6 +67,13 @@ def bridged(
         if fixed is None:
             raise
         reason = first_line(error)
+    except ModelError as error:
+        if fixed is None and _runs_alone(original, few):
+            raise ModelError(
+                "its batch is declared free, but it only runs image by image: export it again, or set the first dimension of its "
+                f"in- and outputs to 1 ({first_line(error)})"
+            ) from error
+        raise
     batch = fixed or 1
     if fixed is not None:
         made = graph(False)
@@ -119,6 +127,19 @@ def _compared(
 
 def _tensors(arrays: Arrays) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
+
+
+def _runs_alone(original: onnx.ModelProto, few: Arrays) -> bool:
+    """True if ONNX Runtime runs ``original`` on one image and not on several."""
+
+    def runs(count: int) -> bool:
+        try:
+            run_onnx(original, {name: array[:count] for name, array in few.items()})
+        except ModelError:
+            return False
+        return True
+
+    return runs(1) and not runs(len(next(iter(few.values()))))
 
 
 def _require_rows(network: Network, few: Arrays) -> None:

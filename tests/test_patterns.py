@@ -1070,3 +1070,12 @@ def test_a_network_at_its_own_batch_by_every_kind_of_method(tmp_path, name, opti
     result = quantize(model, tmp_path / "calib.npz", settings)
     assert result.verification.exact == 1.0
     assert worst(model, result.model, feeds) > 7
+
+
+def test_a_batch_that_is_free_in_name_only_is_said_when_the_model_is_loaded(tmp_path):
+    model = FIXED["no batch inside"]()
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "n"
+    np.savez(tmp_path / "calib.npz", **arrays(model, 8))
+    with pytest.raises(ModelError, match=r"declared free, but it only runs image by image: .*Squeeze"):
+        quantize(model, tmp_path / "calib.npz", Settings(method="nearest", threads=1))
