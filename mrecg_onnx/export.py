@@ -65,12 +65,14 @@ class Exported:
         float_biases: layers whose bias did not fit int32.
         integer_layers: node names of layers with quantized input, weight and output, by op type.
         integer_ops: node names of other ops between quantizers, by op type.
+        codes: by quantizer, the tensors that hold its codes: behind QuantizeLinear, and behind what bounds them.
     """
 
     model: onnx.ModelProto
     float_biases: list[str] = field(default_factory=list)
     integer_layers: dict[str, list[str]] = field(default_factory=dict)
     integer_ops: dict[str, list[str]] = field(default_factory=dict)
+    codes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class _Writer:
@@ -159,7 +161,7 @@ def export(model: ir.Model, simulation: Simulation, metadata: Mapping[str, str])
     values = {v.name or "": v for v in (*copy.graph.inputs, *(o for n in copy.graph for o in n.outputs))}
     for plan in simulation.plan.activations:
         if plan.name in simulation.activations:
-            _write_activation(writer, values, plan, simulation.activations[plan.name])
+            result.codes[plan.name] = _write_activation(writer, values, plan, simulation.activations[plan.name])
     for node in list(copy.graph):
         _keep_float(writer, node)
     for node in lacking:
@@ -278,7 +280,10 @@ def channel_bounds(plan: ActivationPlan, grid: Grid) -> np.ndarray | None:
     return np.minimum.reduce(bounds).astype(np.uint8) if bounds else None
 
 
-def _write_activation(writer: _Writer, values: Mapping[str, ir.Value], plan: ActivationPlan, grid: Grid) -> None:
+def _write_activation(
+    writer: _Writer, values: Mapping[str, ir.Value], plan: ActivationPlan, grid: Grid
+) -> tuple[str, ...]:
+    """Write a quantizer; returns the names of its codes (:attr:`Exported.codes`)."""
     root = values[plan.name]
     scale = writer.constant(f"{plan.name}_scale", _scale_array(grid))
     wide = grid.bits > BYSTANDER_BITS
@@ -333,6 +338,7 @@ def _write_activation(writer: _Writer, values: Mapping[str, ir.Value], plan: Act
     writer.codes[dequantize.outputs[0]] = codes
     for name in plan.members[1:]:
         _write_member(writer, values[name], scale, zero_point, handed_out=name in plan.outputs)
+    return tuple(dict.fromkeys(v.name or "" for v in (quantize.outputs[0], codes)))
 
 
 def _write_member(writer: _Writer, value: ir.Value, scale: ir.Value, zero_point: ir.Value, *, handed_out: bool) -> None:

@@ -23,7 +23,7 @@ import onnx
 if TYPE_CHECKING:  # torch takes seconds to load
     from mrecg_onnx.network import Network
 
-__all__ = ["Heads", "Scores", "scores_of", "two_axes"]
+__all__ = ["Heads", "Scores", "prediction_output", "scores_of", "two_axes"]
 
 #: Rows of probabilities sum to 1 but for so much: half precision keeps three digits.
 SUM_TOLERANCE = 5e-3
@@ -92,6 +92,12 @@ def _is_head(makers: Mapping[str, tuple[str, tuple[str, ...]]], name: str) -> bo
         else:
             return False
     return False
+
+
+def prediction_output(outputs: Mapping[str, npt.NDArray[Any]], heads: Heads) -> str | None:
+    """The one of a float model's ``outputs`` that holds class scores, by :func:`scores_of`."""
+    found = {name: Scores.of(rows) for name, x in outputs.items() if (rows := two_axes(x)) is not None}
+    return scores_of(found, [name for name, x in outputs.items() if x.dtype.kind == "f"], heads)
 
 
 @dataclass

@@ -58,13 +58,12 @@ from mrecg_onnx.preparation import (
 from mrecg_onnx.progress import Clock, Progress, Report
 from mrecg_onnx.reconstruction import LearningRates, UnitResult, default_rates, reconstruct_unit
 from mrecg_onnx.retargeting import retarget
-from mrecg_onnx.runtimes import MIN_AGREEMENT, open_with
 from mrecg_onnx.sensitivity import Sensitivity, measure_sensitivity
 from mrecg_onnx.settings import BitRule, Settings
 from mrecg_onnx.simulation import Simulation, State, forward_batches
 from mrecg_onnx.targets import load_target
 from mrecg_onnx.validation import PREPROCESS_KEY, SOURCE_KEY, VERSION_KEY, source_sha256, validate
-from mrecg_onnx.verification import Verification, verify, verify_container
+from mrecg_onnx.verification import Verification, verify
 from mrecg_onnx.zeroq import CALIBRATION_KEY
 
 __all__ = ["Progress", "QuantizationResult", "Report", "quantize"]
@@ -75,10 +74,6 @@ logger = logging.getLogger(__name__)
 VERIFY_IMAGES = 256
 #: A probing run shorter than this does not tell units apart.
 MIN_PROBE = 50
-#: Images on which another container is compared with ``int8``, bit for bit.
-CONTAINER_IMAGES = 8
-#: Images on which predictions of the target's runtime are compared.
-RUNTIME_IMAGES = 64
 #: Kept free of the memory budget for the loop itself, a batch on its way through a unit and back: a share of the budget, and
 #: of small budgets up to half, as long as that is less than a gigabyte.
 WORKING_SHARE, SMALL_SHARE, SMALL = 0.3, 0.5, 10**9
@@ -354,8 +349,7 @@ def _quantize(
             exported = export(ready.graph, simulation, _metadata(model, settings, ready, plan, protected))
         with clock.stage("verify"):
             checked = {n: torch.from_numpy(x) for n, x in ready.dataset.load(VERIFY_IMAGES).items()}
-            verification = verify(exported, simulation, checked)
-            held, verification = _contain(exported, settings, checked, verification)
+            held, verification = _contain(exported, settings, simulation, checked)
         for warning in verification.warnings:
             logger.warning("%s", warning)
         if output is not None:
@@ -668,27 +662,12 @@ def _kept(run: _Run, stage: str, number: int, unit: UnitPlan, prefix: Prefix) ->
 
 
 def _contain(
-    exported: Exported, settings: Settings, data: dict[str, Tensor], verification: Verification
+    exported: Exported, settings: Settings, simulation: Simulation, data: dict[str, Tensor]
 ) -> tuple[Contained, Verification]:
-    """The file's model for the target and in the container that the settings ask for, checked; what that changes is noted."""
+    """The file's model for the target and in the container that the settings ask for, and its verification."""
     rules = load_target(settings.target)
     held = contained(retarget(exported.model, rules), settings.container, highest=rules.opset[1])
-    if held.model is exported.model:
-        return held, verification
-    few = {n: x[:CONTAINER_IMAGES].numpy() for n, x in data.items()}
-    fused = verify_container(exported.model, held, few)
-    notes = [*verification.notes, *held.notes]
-    if rules.runtime == "onnxruntime":
-        lost = [f"{n} {fused.get(n, 0)} of {m}" for n, m in verification.expected.items() if fused.get(n, 0) < m]
-        notes += [f"in this form ONNX Runtime runs fewer integer kernels: {', '.join(lost)}"] if lost else []
-        return held, dataclasses.replace(verification, fused=fused, notes=tuple(notes))
-    opened = open_with(rules, held.model, {n: x[:RUNTIME_IMAGES].numpy() for n, x in data.items()})
-    notes.append(f"target {rules.name}: {opened.line()}")
-    warnings = verification.warnings
-    if opened.agreement is not None and opened.agreement < MIN_AGREEMENT:
-        share = f"{opened.agreement:.2%} of the predictions agree with the graph run as written"
-        warnings += (f"target {rules.name}: on {opened.runtime} {share}, expected {MIN_AGREEMENT:.0%}",)
-    return held, dataclasses.replace(verification, fused=fused, notes=tuple(notes), warnings=warnings)
+    return held, verify(exported, simulation, data, held=held, target=rules)
 
 
 def _kept_settings(settings: Settings) -> dict[str, Any]:

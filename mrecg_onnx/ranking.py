@@ -22,7 +22,7 @@ from mrecg_onnx.images import Dataset, open_validation
 from mrecg_onnx.labels import check_classes
 from mrecg_onnx.output_errors import output_error
 from mrecg_onnx.plan import Plan
-from mrecg_onnx.predictions import Heads, Scores, scores_of, two_axes
+from mrecg_onnx.predictions import Heads, prediction_output, two_axes
 from mrecg_onnx.preparation import Prepared, calibrate, full_precision, make_plan, prepare, search_grids
 from mrecg_onnx.progress import Clock, Progress
 from mrecg_onnx.settings import BitRule, Settings
@@ -280,13 +280,11 @@ class _Judge:
         self.count = len(next(iter(data.values())))
         self.reference = self._run(None)
         arrays = {n: x.cpu().numpy() for n, x in self.reference.items()}
-        found = {n: Scores.of(rows) for n, x in arrays.items() if (rows := two_axes(x)) is not None}
-        floats = [n for n, x in arrays.items() if x.dtype.kind == "f"]
-        self.scores = scores_of(found, floats, Heads.of_network(self.network, data))
+        self.scores = prediction_output(arrays, Heads.of_network(self.network, data))
         if labels is not None and self.scores is None:
-            self.scores = next(iter(found), None)
+            self.scores = next((n for n, x in arrays.items() if two_axes(x) is not None), None)
         if labels is not None and self.scores is not None:
-            check_classes(labels, found[self.scores].columns, self.scores, source, lambda i: f"image {i}")
+            check_classes(labels, arrays[self.scores].shape[1], self.scores, source, lambda i: f"image {i}")
 
     def _run(self, simulation: Simulation | None) -> dict[str, Tensor]:
         parts: list[dict[str, Tensor]] = []

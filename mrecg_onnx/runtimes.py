@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
 from mrecg_onnx.converters.errors import ExportError, ModelError
+from mrecg_onnx.metrics import agreement, sqnr_db
+from mrecg_onnx.predictions import Heads, prediction_output
 from mrecg_onnx.runtime import fixed_batch, fused_op_counts, open_session, run_padded
 from mrecg_onnx.targets import Target
 
@@ -31,16 +33,22 @@ class Opened:
     Attributes:
         runtime: its name and version, or why it did not open the file.
         kernels: layers by type and precision, as the runtime says; empty where it was not opened.
-        agreement: share of equal predictions with the graph run as written on ONNX Runtime; None without data or class scores.
+        agreement: share of equal predictions with the graph run as written on ONNX Runtime; None without data or class scores
+            (:mod:`mrecg_onnx.predictions`).
+        sqnr_by_output: SQNR in dB of every float output against that graph, the worst first; empty without data.
+        outputs: what the runtime gave, by name; empty without data.
     """
 
     runtime: str
     kernels: dict[str, int]
     agreement: float | None = None
+    sqnr_by_output: dict[str, float] = field(default_factory=dict)
+    outputs: Arrays = field(default_factory=dict, repr=False, compare=False)
 
     def line(self) -> str:
         """One line for people."""
         same = f", {self.agreement:.2%} of the predictions agree" if self.agreement is not None else ""
+        same += "".join(f", {name} {value:.1f} dB" for name, value in list(self.sqnr_by_output.items())[:1])
         ran = ", ".join(f"{name} {count}" for name, count in self.kernels.items())
         return f"{self.runtime}{same}" + (f": {ran}" if ran else "")
 
@@ -62,7 +70,7 @@ def _onnxruntime(model: onnx.ModelProto, data: Arrays | None) -> Opened:
         found = run_padded(open_session(model), data) if data is not None else None
     except ModelError as error:
         raise ExportError(f"ONNX Runtime refuses the file: {error}") from error
-    return Opened(f"ONNX Runtime {onnxruntime.__version__}", dict(counts), _agreement(model, data, found))
+    return Opened(f"ONNX Runtime {onnxruntime.__version__}", dict(counts), *_compared(model, data, found))
 
 
 def _openvino(model: onnx.ModelProto, data: Arrays | None) -> Opened:
@@ -88,7 +96,7 @@ def _openvino(model: onnx.ModelProto, data: Arrays | None) -> Opened:
     except RuntimeError as error:
         raise ExportError(f"OpenVINO refuses the file: {_reason(error)}") from error
     return Opened(
-        f"OpenVINO {openvino.__version__.split('-')[0]}", openvino_kernels(compiled), _agreement(model, data, found)
+        f"OpenVINO {openvino.__version__.split('-')[0]}", openvino_kernels(compiled), *_compared(model, data, found)
     )
 
 
@@ -113,16 +121,18 @@ def _none(_model: onnx.ModelProto, _data: Arrays | None) -> Opened:
     return Opened("not opened: nothing here runs this target; its rules were checked", {})
 
 
-def _agreement(model: onnx.ModelProto, data: Arrays | None, found: Arrays | None) -> float | None:
-    """Share of equal predictions of the first output with the graph run as written."""
+def _compared(
+    model: onnx.ModelProto, data: Arrays | None, found: Arrays | None
+) -> tuple[float | None, dict[str, float], Arrays]:
+    """Agreement and SQNR with the graph run as written on ONNX Runtime, and the outputs."""
     if data is None or found is None:
-        return None
-    name = next(iter(found))
-    scores = found[name]
-    if scores.ndim < 2 or scores.shape[1] < 2:
-        return None
-    written = run_padded(open_session(model, level="off"), data)[name][: len(scores)]
-    return float(np.mean(written.argmax(1) == scores.argmax(1)))
+        return None, {}, {}
+    rows = len(next(iter(found.values())))
+    written = {n: x[:rows] for n, x in run_padded(open_session(model, level="off"), data).items()}
+    figures = {n: sqnr_db(x, found[n]) for n, x in written.items() if x.dtype.kind == "f"}
+    scores = prediction_output(written, Heads.of_model(model))
+    same = agreement(*(x[scores].reshape(rows, -1) for x in (written, found))) if scores is not None else None
+    return same, dict(sorted(figures.items(), key=lambda entry: entry[1])), found
 
 
 _RUNTIMES: dict[str, Callable[[onnx.ModelProto, Arrays | None], Opened]] = {

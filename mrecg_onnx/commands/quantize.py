@@ -230,13 +230,17 @@ def _units(result: QuantizationResult) -> list[str]:
 def _verification(result: QuantizationResult) -> list[str]:
     found = result.verification
 
-    def line(name: str, agreement: float | None, sqnr: float) -> str:
+    def line(name: str, agreement: float | None, figure: str) -> str:
         same = f"{agreement:.2%} of {found.images} predictions agree, " if agreement is not None else ""
-        return f"{name}: {same}SQNR {sqnr:.1f} dB"
+        floats = sorted((c for c in found.outputs if c.equal is None), key=lambda c: float(getattr(c, figure)))
+        figures = [f"{c.name} {getattr(c, figure):.1f} dB" if c.equal is None else "" for c in floats]
+        if figure == "sqnr_db":
+            figures += [f"{c.name} {c.equal:.2%} of the values" for c in found.outputs if c.equal is not None]
+        return f"{name}: {same}{', '.join(_some(figures))}"
 
     return [
-        line("simulation against the file as written", found.agreement, found.sqnr_db),
-        line("simulation against ONNX Runtime's default", found.agreement_fused, found.sqnr_fused_db),
+        line("simulation against the file as written", found.agreement, "simulation_db"),
+        line(f"file as written against {found.runtime}'s default", found.agreement_fused, "sqnr_db"),
     ]
 
 
