@@ -90,6 +90,36 @@ class OutputCheck:
 
 
 @dataclass(frozen=True)
+class Traced:
+    """Every quantizer of two executions that differ, fed the same codes (:mod:`mrecg_onnx.tracing`).
+
+    Attributes:
+        where: which two.
+        codes: how many were compared.
+        moved: how many differ.
+        on_edge: those of them that lie on the edge between two steps and differ by one.
+        most: largest difference, in steps.
+        sqnr_db: the worst output's SQNR, fed the same codes.
+    """
+
+    where: str
+    codes: int
+    moved: int
+    on_edge: int
+    most: float
+    sqnr_db: float
+
+    @classmethod
+    def of(cls, where: str, trace: Trace) -> Traced:
+        """The sums of a trace."""
+        found = trace.departures.values()
+        moved = sum(d.moved for d in found)
+        worst = min((x.sqnr_db for x in trace.outputs.values() if x.floating), default=np.inf)
+        most = max((d.most for d in found), default=0.0)
+        return cls(where, sum(d.values for d in found), moved, moved - sum(d.far for d in found), most, worst)
+
+
+@dataclass(frozen=True)
 class Verification:
     """What the checks measured.
 
@@ -107,6 +137,7 @@ class Verification:
         notes: what did not hold for a known and harmless reason.
         outputs: every output, the worst first.
         runtime: what ran the file at its default level.
+        traced: where a figure fell short, every node fed the same codes.
     """
 
     images: int
@@ -121,6 +152,7 @@ class Verification:
     notes: tuple[str, ...] = ()
     outputs: tuple[OutputCheck, ...] = ()
     runtime: str = "ONNX Runtime"
+    traced: tuple[Traced, ...] = ()
 
 
 def _simulate(simulation: Simulation, data: Mapping[str, Tensor], batch_size: int) -> tuple[Arrays, Arrays]:
@@ -200,19 +232,19 @@ def verify(
     ]
     notes = [*(held.notes if held is not None else ()), *opened]
     few_images = {name: x[:TRACED_IMAGES] for name, x in data.items()}
-    exact = _exact_images(simulated, plain)
+    exact, traced = _exact_images(simulated, plain), list[Traced]()
     if any(not check.simulation_db >= MIN_SQNR_DB for check in checks if check.equal is None):
         judged = _Judged("the file run as written, against the simulation", simulation, _worst(checks, "simulation_db"))
-        judged.judge(
-            follow(exported.model, exported.codes, simulation, few_images, _runner("off"), batch_size), notes, warnings
-        )
+        trace = follow(exported.model, exported.codes, simulation, few_images, _runner("off"), batch_size)
+        traced.append(judged.judge(trace, notes, warnings))
     if any(check.falls for check in checks):
         where = f"{runtime} at its default level, against the file as written"
         judged = _Judged(
             where, simulation, _worst(checks, "sqnr_db"), max(c.written_db - c.default_db for c in checks if c.falls)
         )
         run = _runner("all") if target is None or not _elsewhere(target) else _other_runner(target)
-        judged.judge(follow(written, exported.codes, simulation, few_images, run, batch_size), notes, warnings)
+        trace = follow(written, exported.codes, simulation, few_images, run, batch_size)
+        traced.append(judged.judge(trace, notes, warnings))
     changed = held is not None and held.model is not exported.model
     lost = [
         f"{kernel} {fused.get(kernel, 0)} of {count}"
@@ -240,6 +272,7 @@ def verify(
         tuple(notes),
         tuple(checks),
         runtime,
+        tuple(traced),
     )
 
 
@@ -317,19 +350,18 @@ class _Judged:
     worst: tuple[str, float]
     lost_db: float = 0.0
 
-    def judge(self, trace: Trace, notes: list[str], warnings: list[str]) -> None:
+    def judge(self, trace: Trace, notes: list[str], warnings: list[str]) -> Traced:
         """Put into ``notes`` why that is harmless, or into ``warnings`` which node is at fault and what to do."""
+        found = Traced.of(self.where, trace)
         name, figure = self.worst
         text = f"{self.where}: output '{name}' has {figure:.1f} dB"
         faults = [d for d in trace.departures.values() if d.rounding > TOLERATED or d.most > 1.5]
         faults.sort(key=lambda d: d.rounding, reverse=True)
         wrong = [n for n, sums in trace.outputs.items() if sums.floating and not sums.sqnr_db >= MIN_SQNR_DB]
-        values, moved = (sum(getattr(d, key) for d in trace.departures.values()) for key in ("values", "moved"))
-        far = sum(d.far for d in trace.departures.values())
-        alone = f"{moved} of {values} codes differ, {moved - far} of them on the edge between two steps, none by more than one"
+        alone = f"{found.moved} of {found.codes} codes differ, {found.on_edge} of them on the edge between two steps"
         if not faults and not wrong and not self.lost_db > MOST_LOST_DB:
             notes.append(
-                f"{text}, and every node is right: fed the same codes {alone}; later layers only round differently"
+                f"{text}, and every node is right: fed the same codes {alone}, none by more than one step; later layers only round differently"
             )
         elif faults:
             said = [
@@ -353,6 +385,7 @@ class _Judged:
                 f"{text} and lies {self.lost_db:.1f} dB further from the float model, though no node is at fault ({alone}): "
                 "the network does not bear these widths; give it more bits with --protect or --bits"
             )
+        return found
 
     def _step_of(self, tensor: str) -> tuple[str, str] | None:
         """Name and op of the node that makes ``tensor``, in front of the Relu or Clip that became bounds of its codes."""
