@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,8 +85,13 @@ class OutputSums:
         return cls(r.size, float(r.sum()), float(np.square(r).sum()), float(np.square(r - other).sum()))
 
     def __add__(self, other: OutputSums) -> OutputSums:
-        mine, more = astuple(self)[:-1], astuple(other)[:-1]
-        return OutputSums(*(a + b for a, b in zip(mine, more, strict=True)), floating=self.floating)
+        return OutputSums(
+            self.count + other.count,
+            self.total + other.total,
+            self.squares + other.squares,
+            self.noise + other.noise,
+            self.floating,
+        )
 
     @property
     def signal(self) -> float:

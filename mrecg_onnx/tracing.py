@@ -8,7 +8,7 @@ outputs is as large as the rounding noise itself. Fed the same codes, each node 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,11 +19,11 @@ from torch import Tensor
 
 from mrecg_onnx.converters.passes.values import claim
 from mrecg_onnx.grids import Grid, fake_quantize
-from mrecg_onnx.metrics import OutputSums
+from mrecg_onnx.metrics import OutputSums, sqnr_db
 from mrecg_onnx.output_errors import output_sums, with_float_outputs
 from mrecg_onnx.simulation import Simulation
 
-__all__ = ["Departure", "Trace", "follow", "probed"]
+__all__ = ["Departure", "Trace", "bisect", "follow", "kept_float", "probed"]
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 #: Runs a model on inputs, by name.
@@ -174,6 +174,58 @@ def _note(found: Departure, value: Tensor, there: Tensor, grid: Grid) -> None:
     found.noise += float(difference[moved].square().sum())
 
 
-def worst(trace: Trace) -> Iterator[Departure]:
-    """Departures, the largest first."""
-    return iter(sorted(trace.departures.values(), key=lambda d: d.rounding, reverse=True))
+def kept_float(model: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
+    """``model`` with those nodes parted from the quantizers behind them, so that they are in no integer kernel.
+
+    A LeakyRelu with slope 1 stands behind each: it returns its input, and no kernel takes it in.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    taken = {name for node in graph.node for name in (*node.input, *node.output)}
+    kept = [node for node in graph.node if node.name in set(nodes)]
+    for node in kept:
+        source = node.output[0]
+        copy = claim(f"{source}_parted", taken)
+        for reader in graph.node:
+            reader.input[:] = [copy if name == source else name for name in reader.input]
+        graph.node.insert(
+            list(graph.node).index(node) + 1, onnx.helper.make_node("LeakyRelu", [source], [copy], copy, alpha=1.0)
+        )
+    return result
+
+
+def bisect(
+    model: onnx.ModelProto, wanted: Arrays, data: Arrays, run: Run, gain_db: float
+) -> tuple[str, list[str]] | None:
+    """Which nodes have to stay in float for the outputs to be ``wanted``: one operator type at a time, then its nodes.
+
+    Args:
+        model: the file.
+        wanted: outputs of the file run as written.
+        data: inputs.
+        run: the runtime at its default level.
+        gain_db: least that the worst output has to win.
+
+    Returns:
+        The operator type that brings most and its nodes at fault (all, where none is alone); None where none brings enough.
+    """
+
+    def figure(candidate: onnx.ModelProto) -> float:
+        made = run(candidate, data)
+        return min((sqnr_db(x, made[n]) for n, x in wanted.items() if x.dtype.kind == "f"), default=np.inf)
+
+    dequantized = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    types: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        if node.op_type not in {"DequantizeLinear", "QuantizeLinear"} and any(
+            name in dequantized for name in node.input
+        ):
+            types.setdefault(node.op_type, []).append(node.name)
+    before = figure(model)
+    found = [(figure(kept_float(model, names)), op) for op, names in types.items()]
+    if not found or not max(found)[0] >= before + gain_db:
+        return None
+    op = max(found)[1]
+    alone = [name for name in types[op] if figure(kept_float(model, [name])) >= before + gain_db]
+    return op, alone or types[op]

@@ -19,7 +19,7 @@ from mrecg_onnx.quantization import quantize
 from mrecg_onnx.runtime import fused_op_counts, open_session, run_padded
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets import load_target
-from mrecg_onnx.tracing import follow, probed
+from mrecg_onnx.tracing import bisect, follow, kept_float, probed
 from mrecg_onnx.verification import verify
 
 
@@ -95,6 +95,23 @@ def test_what_is_measured_is_the_file_that_is_written_and_the_node_at_fault_is_n
     assert found.outputs[0].name == "y"
     assert found.outputs[0].falls
     assert not found.outputs[1].falls
+
+
+def test_the_operator_type_at_fault_is_found_without_looking_at_codes(stage):
+    made, exported = stage
+    broken = counting_pads(exported.model)
+    data = {name: x.numpy() for name, x in made.data.items()}
+    wanted = run_padded(open_session(broken, level="off"), data)
+
+    def run(model: onnx.ModelProto, fed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return run_padded(open_session(model), fed)
+
+    if min(sqnr_db(x, run(broken, data)[n]) for n, x in wanted.items()) > 40:
+        pytest.skip("this ONNX Runtime has a right kernel for the pool")
+    assert bisect(broken, wanted, data, run, 3.0) == ("AveragePool", ["pool"])
+    parted = kept_float(broken, ["pool"])
+    assert np.array_equal(run_padded(open_session(parted, level="off"), data)["y"], wanted["y"])
+    assert fused_op_counts(parted)["QLinearAveragePool"] == 0
 
 
 def test_a_layer_that_was_written_wrong_is_named(stage):
