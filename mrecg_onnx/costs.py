@@ -94,7 +94,7 @@ def measure_costs(
             report(done, total)
 
     def of_tensor(live: Mapping[str, Tensor], rest: Sequence[Step], name: str) -> None:
-        floats = {name: live[name]}
+        floats = {} if name in quantizers[name].outputs else {name: live[name]}
         found.tensors[name] = {
             width: min(
                 loss({**live, name: fake_quantize(live[name], grid)}, rest, floats=floats)

@@ -135,7 +135,7 @@ def follow(
         floats: dict[str, Tensor] = {}
 
         def forced(name: str, value: Tensor, seen: Arrays = seen, floats: dict[str, Tensor] = floats) -> Tensor:
-            if name in network.outputs:
+            if name in simulation.float_outputs:
                 floats[name] = value
             grid = simulation.activations.get(name)
             if grid is None:

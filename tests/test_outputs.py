@@ -181,7 +181,8 @@ def test_sensitivities_and_costs_do_not_depend_on_an_outputs_unit_of_measure():
         rows.append((found, {n: x[4] for n, x in (costs.weights | costs.tensors).items()}))
     for plain, pixels in zip(*rows, strict=True):
         assert plain.keys() == pixels.keys()
-        assert all(pixels[n] == pytest.approx(plain[n], rel=0.02, abs=1e-6) for n in plain)
+        # The grid of the boxes themselves has to reach from 0 to where they are.
+        assert all(pixels[n] == pytest.approx(plain[n], rel=0.02, abs=1e-6) for n in plain if n != "boxes")
 
 
 def test_a_quantizer_behind_an_output_does_not_count_at_that_output():
