@@ -449,7 +449,7 @@ def holds_images(source: str | os.PathLike[str] | Dataset | None) -> bool:
         return False
     if source == ZEROQ:
         return True
-    return _find(Path(source))[1][0].suffix.lower() not in ARRAY_SUFFIXES
+    return _find(Path(source), say=False)[1][0].suffix.lower() not in ARRAY_SUFFIXES
 
 
 def pad_batch(array: NDArray[Any], size: int) -> NDArray[Any]:
@@ -466,11 +466,11 @@ def pad_batch(array: NDArray[Any], size: int) -> NDArray[Any]:
 # ---- finding and choosing -------------------------------------------------------------------------------------------
 
 
-def _find(path: Path) -> tuple[Path, list[Path]]:
-    """The folder that names are relative to, and the files: all images or all arrays."""
+def _find(path: Path, *, say: bool = True) -> tuple[Path, list[Path]]:
+    """The folder that names are relative to, and the files: all images or all arrays; ``say`` what is skipped."""
     try:
         if path.is_dir():
-            return path, _search(path)
+            return path, _search(path, say=say)
         if path.is_file():
             return path.parent, [path]
     except OSError as error:
@@ -481,11 +481,11 @@ def _find(path: Path) -> tuple[Path, list[Path]]:
     raise DataError(f"no such file or folder: {path}; give a folder of images, an image, or an .npy or .npz file")
 
 
-def _search(root: Path) -> list[Path]:
+def _search(root: Path, *, say: bool) -> list[Path]:
     everything = _walk(root)
     kinds = {file: irregular(file) for file in everything if file.suffix.lower() in IMAGE_SUFFIXES + ARRAY_SUFFIXES}
     odd = [f"{file} ({kind})" for file, kind in kinds.items() if kind is not None]
-    if odd:
+    if odd and say:
         logger.warning("skipped, no files: %s", _first_of(odd))
     images = [file for file, kind in kinds.items() if kind is None and file.suffix.lower() in IMAGE_SUFFIXES]
     arrays = [file for file, kind in kinds.items() if kind is None and file.suffix.lower() in ARRAY_SUFFIXES]
