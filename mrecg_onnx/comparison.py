@@ -377,8 +377,12 @@ class _Plan:
             "calib": _calibration_key(calib, specs, settings),
             **{name: value for name, value in content.items() if name not in _OWN},
         }
-        validated_by: dict[str, Any] = {"data": checked.fingerprint(), "labels": hashlib.sha256(seen).hexdigest()}
-        validated_by |= {"outputs": list(chosen), "measure": MEASURE}
+        validated_by: dict[str, Any] = {
+            "data": checked.fingerprint(),
+            "labels": hashlib.sha256(seen).hexdigest(),
+            "outputs": list(chosen),
+            "measure": MEASURE,
+        }
         plain = json.loads(json.dumps([quantized_by, validated_by]))
         return cls(model, calib, str(data), folder, settings, labels, limit, chosen, *plain)
 

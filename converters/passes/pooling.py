@@ -176,7 +176,7 @@ def _pad_in_front(pool: ir.Node, pads: list[int]) -> None:
         name=claim(f"{pool.name}_pad", {n.name for n in graph if n.name}),
     )
     pad.outputs[0].name = unique_name(graph, f"{value.name}_padded")
-    pad.outputs[0].dtype = value.dtype
+    pad.outputs[0].type = value.type
     graph.insert_before(pool, pad)
     pool.replace_input_with(0, pad.outputs[0])
     pool.attributes.pop("pads", None)
