@@ -10,8 +10,8 @@ import onnx_ir as ir
 from mrecg_onnx.converters.passes.pooling import miscounts
 
 __all__ = [
-    "CAPTURES", "CLAMPS", "FALLBACK", "FLOATS", "FLOAT_RESULT", "INTEGER_OPS", "OWNER", "PRESERVING_OPS", "WEIGHTED_OPS",
-    "activation_inputs", "activation_outputs", "channel_ceilings", "clamp_bounds", "constant", "is_activation",
+    "CAPTURES", "CLAMPS", "FALLBACK", "FLOATS", "FLOAT_ONLY", "FLOAT_RESULT", "INTEGER_OPS", "OWNER", "PRESERVING_OPS",
+    "WEIGHTED_OPS", "activation_inputs", "activation_outputs", "channel_ceilings", "clamp_bounds", "constant", "is_activation",
     "is_bridge", "is_clamp", "is_fallback", "is_layer", "is_preserving", "is_weighted", "lacks_kernel", "readers",
     "weight_index",
 ]  # fmt: skip
@@ -27,6 +27,8 @@ PRESERVING_OPS = frozenset({
 INTEGER_OPS = frozenset({
     "Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "MatMul", "Mul", "Resize", "Sigmoid", "Softmax",
 })  # fmt: skip
+#: Layers for which ONNX Runtime's CPU provider has no integer kernel.
+FLOAT_ONLY = frozenset({"ConvTranspose"})
 #: Layers with integer kernels that write floats.
 FLOAT_RESULT = frozenset({"Gemm", "MatMul"})
 #: Ops that a quantizer behind them absorbs: they only clamp.

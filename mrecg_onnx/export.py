@@ -34,7 +34,16 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from mrecg_onnx.activations import FLOAT_RESULT, constant, is_preserving, lacks_kernel, readers, weight_index
+from mrecg_onnx.activations import (
+    FLOAT_ONLY,
+    FLOAT_RESULT,
+    WEIGHTED_OPS,
+    constant,
+    is_preserving,
+    lacks_kernel,
+    readers,
+    weight_index,
+)
 from mrecg_onnx.converters.passes.gemm import split_matmul_bias
 from mrecg_onnx.converters.passes.opset import raise_opset
 from mrecg_onnx.converters.passes.structure import remove_unused
@@ -66,6 +75,7 @@ class Exported:
         integer_layers: node names of layers with quantized input, weight and output, by op type.
         integer_ops: node names of other ops between quantizers, by op type.
         codes: by quantizer, the tensors that hold its codes: behind QuantizeLinear, and behind what bounds them.
+        float_layers: all other layers of the model, by node name, with the reason.
     """
 
     model: onnx.ModelProto
@@ -73,6 +83,7 @@ class Exported:
     integer_layers: dict[str, list[str]] = field(default_factory=dict)
     integer_ops: dict[str, list[str]] = field(default_factory=dict)
     codes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    float_layers: dict[str, str] = field(default_factory=dict)
 
 
 class _Writer:
@@ -169,6 +180,7 @@ def export(model: ir.Model, simulation: Simulation, metadata: Mapping[str, str])
     copy.graph.sort()
     remove_unused(copy)  # a Pad of codes leaves the DequantizeLinear in front without a reader
     _note_integer_nodes(copy, simulation, result)
+    _note_float_layers(copy, simulation, result)
     for node in list(copy.graph):
         if node.op_type == "MatMul" and len(node.inputs) > 2:
             split_matmul_bias(node)
@@ -472,7 +484,7 @@ def _note_integer_nodes(model: ir.Model, simulation: Simulation, result: Exporte
     """What the runtime should run on integer kernels, for the check after export."""
     layers = {layer.name: layer for layer in simulation.plan.quantized_layers}
     for node in model.graph:
-        if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
+        if node.op_type in {"QuantizeLinear", "DequantizeLinear", *FLOAT_ONLY}:
             continue
         floats = _float_inputs(node)
         # Layers that multiply matrices write float, too; the others need a quantizer behind.
@@ -484,3 +496,38 @@ def _note_integer_nodes(model: ir.Model, simulation: Simulation, result: Exporte
         if node.name in layers or not is_preserving(node):
             plain = node.op_type != "MatMul" or (goes and len(node.inputs) == 2)
             store.setdefault(node.op_type if plain else FLOAT_MATMUL, []).append(node.name or "")
+
+
+def _note_float_layers(model: ir.Model, simulation: Simulation, result: Exported) -> None:
+    """Which layers are not among those that run in integers, and why."""
+    integer = {name for names in result.integer_layers.values() for name in names}
+    nodes = {node.name: node for node in model.graph}
+    for layer in simulation.plan.layers:
+        if layer.name not in integer:
+            result.float_layers[layer.name] = _why_float(layer, nodes[layer.name], simulation, result)
+    planned = {layer.name for layer in simulation.plan.layers}
+    for node in model.graph:
+        if node.op_type in WEIGHTED_OPS - {"MatMul"} and node.name not in planned:
+            stored = constant(node.inputs[1]) is not None
+            reason = "torch cannot run it" if stored else "its weight is computed by the graph"
+            result.float_layers[node.name or ""] = reason
+
+
+def _why_float(layer: LayerPlan, node: ir.Node, simulation: Simulation, result: Exported) -> str:
+    grid = simulation.input_grid(layer)
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if layer.excluded:
+        return "excluded"
+    if layer.op in FLOAT_ONLY:
+        return f"ONNX Runtime has no integer kernel for {layer.op}"
+    if grid is None:
+        return "activations are in float" if not simulation.activations else "what it reads is not quantized"
+    if grid.bits > BYSTANDER_BITS:
+        return f"activations of {grid.bits} bits, for which ONNX Runtime has no integer kernels"
+    if layer.name in result.float_biases:
+        return "its bias does not fit int32"
+    if bias is not None and not _comes_quantized(bias):
+        return "its bias is computed by the graph"
+    if _is_left_product(node):
+        return "its weight is the left factor of a MatMul, which may have only one scale there"
+    return "what it makes is not quantized"

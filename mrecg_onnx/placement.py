@@ -33,6 +33,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from mrecg_onnx.activations import (
+    FLOAT_ONLY,
     FLOAT_RESULT,
     FLOATS,
     INTEGER_OPS,
@@ -60,8 +61,6 @@ from mrecg_onnx.targets import Target, load_target
 
 __all__ = ["place", "plan_layers"]
 
-#: Layers for which ONNX Runtime has no integer kernel.
-_FLOAT_ONLY = frozenset({"ConvTranspose"})
 #: Value-preserving ops that move nothing.
 _VIEWS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 #: Ops whose results are read as probabilities where a graph ends in them.
@@ -270,7 +269,7 @@ def place(
     values = [v for v in model.graph.inputs if is_activation(v)]
     values += [v for node in model.graph for v in activation_outputs(node)]
     for value in values:
-        users = [r for r in readers(value) if r in reach.integer]
+        users = [r for r in readers(value) if r in reach.integer and (_reads_as_input(r, value) or not is_weighted(r))]
         maker = value.producer()
         if value in fused or (not users and not reach.needs_quantizer(value)):
             continue
@@ -316,14 +315,14 @@ class _Reach:
             return False
         if behind.name not in self.wanted:
             return behind in self.tail and behind.op_type != "MatMul" and not is_clamp(behind)
-        if behind.op_type in _FLOAT_ONLY:
+        if behind.op_type in FLOAT_ONLY:
             return behind in self.ahead
         return not (behind.op_type in FLOAT_RESULT and (behind is maker or _writes_float(behind, value)))
 
     def handed_out(self, root: ir.Value, parts: list[ir.Value], bits: int) -> list[ir.Value]:
         """Those of a quantizer's ``parts`` that are outputs of the graph and taken from behind it (rule 5)."""
         maker = _before_clamps(root, self.integer)
-        if not self.outputs or bits < BYSTANDER_BITS or maker not in self.integer or maker.op_type in _FLOAT_ONLY:  # type: ignore[union-attr]
+        if not self.outputs or bits < BYSTANDER_BITS or maker not in self.integer or maker.op_type in FLOAT_ONLY:  # type: ignore[union-attr]
             return []
         return [value for value in parts if value.is_graph_output()]
 
@@ -356,7 +355,7 @@ def _reach(model: ir.Model, rules: Target, wanted: dict[str, int], excluded: Col
     outputs, tail = rules.layer_outputs == "quantized", set[ir.Node]()
     if outputs:
         behind = [n for n in model.graph if n not in ahead and not is_weighted(n) and n.name not in excluded]
-        tail = _coded_tail(behind, {n for n in integer if n.op_type not in _FLOAT_ONLY}, fits)
+        tail = _coded_tail(behind, {n for n in integer if n.op_type not in FLOAT_ONLY}, fits)
     return _Reach(wanted, excluded, integer | tail, tail, ahead, outputs)
 
 

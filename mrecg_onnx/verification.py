@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,10 @@ _KERNELS = {
     "Sigmoid": "QLinearSigmoid",
     "Softmax": "QLinearSoftmax",
 }
+
+
+#: Those of them that run layers.
+_LAYERS = frozenset({"MatMulIntegerToFloat", "QGemm", "QLinearConv", "QLinearMatMul"})
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,9 @@ class Verification:
         outputs: every output, the worst first.
         runtime: what ran the file at its default level.
         traced: where a figure fell short, every node fed the same codes.
+        layers: all layers of the model with weights.
+        integer_layers: those of them that the runtime runs on integer kernels.
+        float_layers: those that are in float by the plan, by name, with the reason.
     """
 
     images: int
@@ -153,6 +160,9 @@ class Verification:
     outputs: tuple[OutputCheck, ...] = ()
     runtime: str = "ONNX Runtime"
     traced: tuple[Traced, ...] = ()
+    layers: int = 0
+    integer_layers: int = 0
+    float_layers: dict[str, str] = field(default_factory=dict)
 
 
 def _simulate(simulation: Simulation, data: Mapping[str, Tensor], batch_size: int) -> tuple[Arrays, Arrays]:
@@ -276,6 +286,9 @@ def verify(
         tuple(checks),
         runtime,
         tuple(traced),
+        sum(map(len, exported.integer_layers.values())) + len(exported.float_layers),
+        _integer_layers(exported, expected, fused if target is None or target.runtime == "onnxruntime" else own),
+        dict(exported.float_layers),
     )
 
 
@@ -471,6 +484,12 @@ def _exact_images(reference: Arrays, other: Arrays) -> float:
         difference = there - flat
         equal = equal & (np.linalg.norm(difference, axis=1) <= EXACT * np.linalg.norm(flat, axis=1))
     return float(np.mean(equal))
+
+
+def _integer_layers(exported: Exported, expected: Mapping[str, int], fused: Mapping[str, int]) -> int:
+    """How many layers run in integers where the runtime runs ``fused``: kernels of layers that are missing count against them."""
+    missing = sum(max(0, n - fused.get(kernel, 0)) for kernel, n in expected.items() if kernel in _LAYERS)
+    return max(0, sum(map(len, exported.integer_layers.values())) - missing)
 
 
 def _expected_kernels(exported: Exported, fused: Mapping[str, int]) -> dict[str, int]:

@@ -20,6 +20,7 @@ from PIL import Image
 from stages import Stage, feeds, simulated
 
 import mrecg_onnx
+from mrecg_onnx.activations import WEIGHTED_OPS
 from mrecg_onnx.export import code_bounds, export
 from mrecg_onnx.grids import Grid, fake_quantize, quantize_codes, search_range
 from mrecg_onnx.metrics import sqnr_db
@@ -516,6 +517,36 @@ def test_excluded_layer_keeps_its_float_weight_at_every_level(build, layer):
     assert found.sqnr_fused_db > 60
     integer = sum(found.fused.get(kernel, 0) for kernel in ("QLinearConv", "QGemm"))
     assert integer == sum(found.expected.get(kernel, 0) for kernel in ("QLinearConv", "QGemm"))
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "reasons"),
+    [
+        (residual, {}, {}),
+        (residual, {"exclude": ("^conv3$",)}, {"conv3": "excluded"}),
+        (PATTERNS["conv_transpose"], {}, {"deconv": "no integer kernel for ConvTranspose"}),
+        (conv_relu, {"abits": 32}, {"conv": "activations are in float", "conv2": "activations are in float"}),
+        (
+            conv_relu,
+            {"abits": 16, "target": "qnn"},
+            {"conv": "activations of 16 bits", "conv2": "activations of 16 bits"},
+        ),
+        (conv_relu, {"target": "tensorrt"}, {"conv2": "not quantized"}),
+        (computed_bias, {}, {"biased": "computed by the graph"}),
+    ],
+)
+def test_all_layers_are_counted_and_those_in_float_named(build, options, reasons):
+    model = build()
+    data = {n: torch.from_numpy(x) for n, x in feeds(model, 8).items()}
+    if "bias" in data:
+        data["bias"] = torch.linspace(-1, 1, 8)
+    stage = simulated(model, data, range_samples=8, **options)
+    result = export(stage.graph, stage.simulation, {})
+    found = verify(result, stage.simulation, stage.data)
+    assert found.layers == len(stage.plan.layers) == sum(n.op_type in WEIGHTED_OPS for n in model.graph.node)
+    assert found.integer_layers == found.layers - len(reasons)
+    assert found.float_layers.keys() == reasons.keys()
+    assert all(reasons[name] in reason for name, reason in found.float_layers.items())
 
 
 def test_names_that_are_taken_are_not_taken_again():

@@ -1020,6 +1020,14 @@ def test_codes_reach_the_outputs_with_what_is_learned(tmp_path, name, method):
     assert result.verification.fused["QLinearConv"] == 1 + ENDS[name][1]["QLinearConv"]
 
 
+def test_a_layer_of_computed_weights_is_counted_and_named(tmp_path):
+    made = "k0 = ReduceMean <axes = [0], keepdims = 1> (r1) k = Conv (r1, k0)"
+    model = image(f"{made} c2 = Conv <pads = [1, 1, 1, 1]> (r1, w2) r2 = Mul (c2, k)")
+    found = quantized(model, arrays(model, 8), tmp_path, Settings(method="nearest")).verification
+    assert (found.layers, found.integer_layers) == (4, 3)
+    assert list(found.float_layers.values()) == ["its weight is computed by the graph"]
+
+
 def test_sensitivity_ranks_what_has_a_quantizer(tmp_path):
     model = ending("Concat of boxes and scores")
     np.savez(tmp_path / "calib.npz", **arrays(model, 16))

@@ -244,9 +244,15 @@ def _verification(result: QuantizationResult) -> list[str]:
     ]
 
 
-def _kernels(result: QuantizationResult) -> str:
+def _kernels(result: QuantizationResult) -> list[str]:
+    """How many of all layers run in integers, the kernels, and what stays in float by name."""
     found = result.verification
-    return ", ".join(f"{name} {found.fused.get(name, 0)} of {count}" for name, count in found.expected.items())
+    kernels = ", ".join(f"{name} {found.fused.get(name, 0)} of {count}" for name, count in found.expected.items())
+    reasons: dict[str, list[str]] = {}
+    for name, reason in found.float_layers.items():
+        reasons.setdefault(reason, []).append(name)
+    lines = [f"{found.integer_layers} of {found.layers} layers in integers" + (f": {kernels}" if kernels else "")]
+    return lines + [f"in float: {_some(names)[0]} ({reason})" for reason, names in reasons.items()]
 
 
 def _equalized(result: QuantizationResult) -> list[str]:
