@@ -230,7 +230,7 @@ class TestFile:
         x = images((10, 11), 3, 8)
         model, _ = written(between_layers(attributes, (10, 11), op="MaxPool"), x)
         np.testing.assert_allclose(run(model, x), run(model, x, "off"), atol=0.02)
-        assert fused_op_counts(model)["QLinearConv"] == 2
+        assert fused_op_counts(model)["QLinearConv"] == 3
         maxima = next(n for n in model.graph.node if n.op_type == "MaxPool")
         assert any(n.op_type == "QuantizeLinear" and n.input[0] == maxima.output[0] for n in model.graph.node)
 
