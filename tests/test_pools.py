@@ -14,11 +14,11 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 from stages import simulated
 
 from mrecg_onnx.containers import CONTAINERS
 from mrecg_onnx.converters import normalize
-from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.passes.pooling import miscounts
 from mrecg_onnx.equalization import find_streams
 from mrecg_onnx.export import export
@@ -111,7 +111,7 @@ class TestForm:
         x = images(window[1])
         try:
             expected = run(model, x)
-        except ModelError:
+        except (Fail, RuntimeException):
             assume(False)  # ONNX Runtime itself cannot run these windows
         graph = normalize(model)
         np.testing.assert_allclose(run(ir.to_proto(graph), x), expected, rtol=1e-5, atol=1e-6)
