@@ -884,7 +884,9 @@ def test_images_and_preprocessing_are_remembered(tmp_path):
     assert json.loads(metadata["mrecg_onnx.bits"])["conv2.weight"] == 4
     preprocess = json.loads(metadata["mrecg_onnx.settings"])["preprocess"]
     assert preprocess["mean"] == pytest.approx([0.485, 0.456, 0.406])
-    assert mrecg_onnx.validate(source, output, folder).agreement is not None
+    used = mrecg_onnx.validate(source, output, folder).preprocess
+    assert used is not None
+    assert used.to_json() == json.loads(metadata["mrecg_onnx.preprocess"])
     json.dumps(result.to_json())
 
 
