@@ -141,13 +141,14 @@ def share_starts() -> None:
             scales[key] = choose(network, streams, activations, data, layers)
         return scales[key]
 
-    def searched(network: Any, plan: Any, data: Any, settings: Any, only: Any = None) -> Any:
+    def searched(network: Any, plan: Any, data: Any, settings: Any, only: Any = None, dataset: Any = None) -> Any:
         if only is not None:
-            return search(network, plan, data, settings, only)
+            return search(network, plan, data, settings, only, dataset)
         ranges = preparation.chosen_ranges(settings)
-        key = (plan.activations, repr(ranges), settings.range_samples, *network_and_data(network, data))
+        read = None if dataset is None else dataset.fingerprint()
+        key = (plan.activations, repr(ranges), settings.range_images, read, *network_and_data(network, data))
         if key not in grids:
-            grids[key] = search(network, plan, data, settings)
+            grids[key] = search(network, plan, data, settings, dataset=dataset)
         return dict(grids[key])
 
     preparation.choose_scales, preparation.search_grids = chosen, searched

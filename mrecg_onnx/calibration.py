@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.grids import P_NORM, Grid, fake_quantize, quantize_codes, search_range
+from mrecg_onnx.images import Dataset
 from mrecg_onnx.network import Network
 from mrecg_onnx.output_errors import output_error, with_float_outputs
 from mrecg_onnx.plan import BYSTANDER_BITS, ActivationPlan, LayerPlan
@@ -97,18 +98,20 @@ class _Sampler:
 def sample_activations(
     network: Network,
     quantizers: Sequence[ActivationPlan],
-    data: Mapping[str, Tensor],
+    data: Mapping[str, Tensor] | Dataset,
     *,
     images: int,
     batch_size: int = 16,
 ) -> dict[str, _Sampler]:
-    """Values of each quantizer's tensors (``reads``) on the first ``images`` samples of the float network.
+    """Values of each quantizer's tensors (``reads``) on ``images`` samples of the float network.
+
+    Those of ``data`` are the first; of a data set they are spread over it, and read batch by batch.
 
     Raises:
         DataError: a tensor holds NaN or Inf; it is named.
     """
     owner = {name: plan.name for plan in quantizers for name in plan.reads}
-    count = min(images, len(next(iter(data.values()))))
+    count = min(images, len(data) if isinstance(data, Dataset) else len(next(iter(data.values()))))
     per_batch = max(64, SAMPLED_VALUES * batch_size // max(1, count))
     samplers = {plan.name: _Sampler(per_batch) for plan in quantizers}
 
@@ -133,6 +136,7 @@ def activation_grids(
     images: int,
     only: Collection[str] | None = None,
     estimators: Sequence[Estimator] = (mse,),
+    dataset: Dataset | None = None,
 ) -> dict[str, Grid]:
     """Per-tensor grid of every quantizer on the float network, by quantizer name.
 
@@ -148,9 +152,11 @@ def activation_grids(
         images: how many of them are used for the search.
         only: names of the quantizers wanted; all by default.
         estimators: who proposes grids (:data:`mrecg_onnx.ranges.RANGES`).
+        dataset: where the images for the search are read from, batch by batch; None: they are those of ``data``, which judges
+            the proposals in both cases.
     """
     chosen = [plan for plan in quantizers if only is None or plan.name in only]
-    samplers = sample_activations(network, chosen, data, images=images)
+    samplers = sample_activations(network, chosen, data if dataset is None else dataset, images=images)
     proposals: dict[str, list[Grid]] = {}
     for plan in chosen:
         proposals[plan.name] = proposed_grids(samplers[plan.name], plan.bits, estimators)

@@ -25,6 +25,7 @@ from torch import Tensor
 from mrecg_onnx.calibration import SYMMETRIC_FROM
 from mrecg_onnx.equalization import Stream
 from mrecg_onnx.grids import EPSILON, Grid, quantize_codes, search_range
+from mrecg_onnx.images import Dataset
 from mrecg_onnx.network import Network, Step
 from mrecg_onnx.plan import ActivationPlan, LayerPlan
 from mrecg_onnx.ranges import gauss_clip, is_laplace, laplace_clip
@@ -103,14 +104,19 @@ def correct_scale(weight: Tensor, quantized: QuantizedWeight) -> tuple[Quantized
 
 
 def allocate_weights(
-    network: Network, layers: Sequence[LayerPlan], data: Mapping[str, Tensor], *, images: int, allocate: bool = True
+    network: Network,
+    layers: Sequence[LayerPlan],
+    data: Mapping[str, Tensor] | Dataset,
+    *,
+    images: int,
+    allocate: bool = True,
 ) -> State:
     """Weights on grids of their channels' widths, corrected in mean and variance; biases with the missing mean.
 
     Args:
         network: the float network.
         layers: whose weights; those in float, and those that have 8 bits anyway, or one scale, are passed over.
-        data: calibration inputs by name, [N, ...].
+        data: calibration inputs by name, [N, ...], or the set that they are read from.
         images: how many of them tell the mean input of a layer.
         allocate: give channels widths of their own; else all have the layer's.
     """
@@ -136,7 +142,7 @@ def _expected(
     network: Network,
     layers: Mapping[str, LayerPlan],
     means: Mapping[str, Tensor],
-    data: Mapping[str, Tensor],
+    data: Mapping[str, Tensor] | Dataset,
     images: int,
 ) -> dict[str, Tensor]:
     """Biases with what weights of constant ``means`` a channel add to the outputs on average, by layer name."""
@@ -152,10 +158,10 @@ def _expected(
             inputs[name] = inputs[name] + total if name in inputs else total
         return value
 
-    count = min(images, len(next(iter(data.values()))))
-    biases = {}
+    count, biases = 0, {}
     with torch.no_grad():
-        for batch in forward_batches(data, 16, network.device, count):
+        for batch in forward_batches(data, 16, network.device, images):
+            count += len(next(iter(batch.values())))
             for name, value in batch.items():
                 look(name, value)
             network.run(batch, activation=look)
@@ -222,7 +228,7 @@ def allocate_activations(
     network: Network,
     streams: Sequence[Stream],
     quantizers: Sequence[ActivationPlan],
-    data: Mapping[str, Tensor],
+    data: Mapping[str, Tensor] | Dataset,
     *,
     images: int,
 ) -> list[Folded]:
@@ -239,7 +245,7 @@ def allocate_activations(
         network: the float network.
         streams: candidates (:func:`mrecg_onnx.equalization.find_streams`).
         quantizers: the activation quantizers.
-        data: calibration inputs by name, [N, ...].
+        data: calibration inputs by name, [N, ...], or the set that they are read from.
         images: how many of them are looked at.
     """
     low_bit = {plan.name: plan for plan in quantizers if plan.bits < MOST_BITS}

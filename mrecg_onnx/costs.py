@@ -63,6 +63,7 @@ def measure_costs(
     layers: Mapping[str, Collection[int]],
     tensors: Mapping[str, Collection[int]],
     report: Callable[[int, int], None] | None = None,
+    dataset: Dataset | None = None,
 ) -> Costs:
     """Task loss with one layer's weights, or one tensor, quantized and all else float.
 
@@ -76,6 +77,7 @@ def measure_costs(
         layers: widths wanted by layer name.
         tensors: widths wanted by name of the quantizer.
         report: called with (done, total).
+        dataset: where the images for ranges are read from; None: they are the first of ``data``.
     """
     judges = {n: x[:IMAGES] for n, x in data.items()}
     teachers = {n: x[IMAGES : IMAGES + LEARNING_IMAGES] for n, x in data.items()}
@@ -83,7 +85,8 @@ def measure_costs(
     learns = method.granularity != "none" and method.solver == "gradient"
     teaches = learns and len(next(iter(teachers.values()))) >= LEAST_IMAGES
     quantizers = {q.name: q for q in plan.activations if q.name in tensors}
-    samplers = sample_activations(network, list(quantizers.values()), data, images=settings.range_samples)
+    seen = data if dataset is None else dataset
+    samplers = sample_activations(network, list(quantizers.values()), seen, images=settings.range_images)
     estimators = chosen_ranges(settings).proposals
     found, done, total = Costs(), 0, len(layers) + len(quantizers)
 

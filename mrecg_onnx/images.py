@@ -179,10 +179,11 @@ class Dataset(ABC):
                 yield _concatenate(parts), np.array(held, np.int64)
                 parts, held = [], []
 
-    def load(self, limit: int | None = None) -> dict[str, NDArray[Any]]:
-        """All readable samples at once: input name -> (samples, ...) in the input's dtype.
+    def spread(self, size: int, limit: int | None = None) -> Iterator[dict[str, NDArray[Any]]]:
+        """Readable samples ``size`` at a time, fewer where some cannot be read: inputs alone.
 
         Args:
+            size: samples read at a time.
             limit: at most so many, spread evenly over the set rather than taken from its start (folders are often
                 sorted by class).
 
@@ -190,14 +191,29 @@ class Dataset(ABC):
             DataError: as :meth:`batches`.
         """
         indices = _middle_of_strata(len(self), limit)
+        for start in range(0, len(indices), size):
+            inputs, kept = self._read(indices[start : start + size])
+            if kept:
+                yield inputs
+
+    def load(self, limit: int | None = None) -> dict[str, NDArray[Any]]:
+        """All readable samples at once: input name -> (samples, ...) in the input's dtype.
+
+        Args:
+            limit: as in :meth:`spread`.
+
+        Raises:
+            DataError: as :meth:`batches`.
+        """
+        indices = _middle_of_strata(len(self), limit)
         out: dict[str, NDArray[Any]] = {}
         filled = 0
-        for start in range(0, len(indices), _LOAD_CHUNK):  # filled in place: joining chunks would hold everything twice
-            inputs, kept = self._read(indices[start : start + _LOAD_CHUNK])
+        for inputs in self.spread(_LOAD_CHUNK, limit):  # filled in place: joining chunks would hold everything twice
+            count = len(next(iter(inputs.values())))
             for name, rows in inputs.items():
                 whole = out.setdefault(name, np.empty((len(indices), *rows.shape[1:]), rows.dtype))
-                whole[filled : filled + len(kept)] = rows
-            filled += len(kept)
+                whole[filled : filled + count] = rows
+            filled += count
         if not filled:
             raise DataError(f"none of the {len(indices)} files asked for can be read: {_lost_list(self.skipped)}")
         return {name: rows[:filled] for name, rows in out.items()}

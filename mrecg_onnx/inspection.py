@@ -157,7 +157,7 @@ def inspect(
             return Inspection(_source(model, original, graph), settings, plan, fallbacks=fallbacks(graph))
     ready = prepare(model, calib, settings, clock)
     with clock.stage("calibrate"):
-        simulation = calibrate(ready.network, ready.plan, ready.data, ready.settings)
+        simulation = calibrate(ready.network, ready.plan, ready.data, ready.settings, ready.ranging)
     with clock.stage("sensitivity"):
 
         def tell(done: int, total: int) -> None:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from mrecg_onnx.calibration import activation_grids, nearest_weights
 from mrecg_onnx.grids import EPSILON, Grid, quantize_codes
+from mrecg_onnx.images import Dataset
 from mrecg_onnx.network import ActivationHook, Network
 from mrecg_onnx.output_errors import OutputScales, output_sums
 from mrecg_onnx.plan import BYSTANDER_BITS
@@ -102,6 +103,7 @@ def minimise_steps(
     range_samples: int,
     evaluations: int | None = None,
     report: Callable[[int, int, float], None] | None = None,
+    dataset: Dataset | None = None,
 ) -> Lapq:
     """Move the grids of ``simulation`` to where the task loss is least; it is changed, and never for the worse.
 
@@ -109,16 +111,19 @@ def minimise_steps(
         simulation: with the grids of the settings' range, a candidate for the start.
         data: calibration inputs by name, [N, ...].
         images: how many of them the loss is taken on.
-        range_samples: how many of them the ranges are searched on.
+        range_samples: how many images the ranges are searched on: of them, or of ``dataset``.
         evaluations: how often the joint minimisation may run the network, None for :data:`PASS` times a variable.
         report: called with (evaluations made, evaluations at most, best loss).
+        dataset: where the images for ranges are read from; None: they are the first of ``data``.
     """
     search = _Search(simulation, data, images)
     network, plan = simulation.network, simulation.plan
     quantizers = [a for a in plan.activations if a.name in simulation.activations]
 
     def grids(p: float) -> State:
-        activations = activation_grids(network, quantizers, data, images=range_samples, estimators=(partial(mse, p=p),))
+        activations = activation_grids(
+            network, quantizers, data, images=range_samples, estimators=(partial(mse, p=p),), dataset=dataset
+        )
         return State(activations, nearest_weights(network, plan.layers, p=p))
 
     candidates: list[tuple[float, State]] = []

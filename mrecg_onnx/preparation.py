@@ -62,7 +62,8 @@ QUANTIZED_OPS = frozenset({
 SAMPLES = 1024
 #: Images on which the bridge is compared with ONNX Runtime.
 PARITY_IMAGES = 8
-#: Images held in full for what comes before reconstruction: parity, equalization, ranges. Spread over the whole set.
+#: Images held in full for what comes before reconstruction: parity, equalization, and ranges where no more are wanted for them.
+#: Spread over the whole set.
 HEAD = 64
 #: Steps of a tensor, over those of what is joined into it, from which it is not quantized: two bits are lost.
 COARSER = 4.0
@@ -84,6 +85,7 @@ class Prepared:
         equalized: decision for every stream.
         channel_grids: activation grids with widths a channel, by quantizer; the graph is rescaled for them.
         absorbed: decision for every tensor whose channels could be shifted.
+        ranging: where images for ranges are read from when they are more than ``data`` holds; None: they are the first of it.
     """
 
     original: onnx.ModelProto
@@ -97,6 +99,7 @@ class Prepared:
     equalized: list[Equalized] = field(default_factory=list)
     channel_grids: dict[str, Grid] = field(default_factory=dict)
     absorbed: list[Absorbed] = field(default_factory=list)
+    ranging: Dataset | None = None
 
 
 def prepare(
@@ -125,7 +128,9 @@ def prepare(
     settings = dataclasses.replace(settings, preprocess=for_images(settings.preprocess, model, calib, measured_on))
     # A path is a folder of that name; only the bare word is not.
     made = isinstance(calib, str) and calib == ZEROQ
-    settings = dataclasses.replace(settings, samples=settings.samples or (IMAGES if made else SAMPLES))
+    settings = dataclasses.replace(
+        settings, samples=settings.samples or (IMAGES if made else SAMPLES), range_samples=settings.range_images
+    )
     if made:
         with clock.stage(ZEROQ):
             calib = make_images(original, inputs, settings, device, workers=workers, report=clock.report, keep=keep)
@@ -135,7 +140,7 @@ def prepare(
             require_numbers(
                 settings.preprocess, inputs, f"{measured_on} holds images, and the model is calibrated on arrays"
             )
-        arrays = dataset.load(max(HEAD, settings.range_samples))
+        arrays = dataset.load(HEAD)
         data = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if len(next(iter(data.values()))) < 2:
             raise DataError("calibration needs at least two images")
@@ -164,6 +169,8 @@ def prepare(
         return rebridged(original, graph, few, network)[0]
 
     ready = Prepared(original, graph, plan, settings, dataset, data, network, parity)
+    if min(settings.range_images, len(dataset)) > HEAD:
+        ready.ranging = dataset
     if settings.equalize == "auto" and plan.activations:
         with clock.stage("equalize"):
             _equalize(ready, rebuilt, workers)
@@ -172,9 +179,10 @@ def prepare(
             _absorb(ready, rebuilt, workers)
     if METHODS[settings.method].allocate and settings.channel_bits == "auto" and plan.activations:
         with clock.stage("allocate"):
-            streams, images = find_streams(graph), settings.range_samples
+            streams, images = find_streams(graph), settings.range_images
+            seen = data if ready.ranging is None else ready.ranging
             folded = workers.once(
-                lambda: allocate_activations(ready.network, streams, plan.activations, data, images=images)
+                lambda: allocate_activations(ready.network, streams, plan.activations, seen, images=images)
             )
             for one in folded:
                 apply_scale(graph, one.stream, one.scale)
@@ -395,9 +403,16 @@ def merge_by(plan: Plan, settings: Settings, capacities: list[float], scheme: st
 
 
 def search_grids(
-    network: Network, plan: Plan, data: dict[str, Tensor], settings: Settings, only: Collection[str] | None = None
+    network: Network,
+    plan: Plan,
+    data: dict[str, Tensor],
+    settings: Settings,
+    only: Collection[str] | None = None,
+    dataset: Dataset | None = None,
 ) -> dict[str, Grid]:
     """Activation grids by quantizer name, searched as the settings say; those in ``only``, or all.
+
+    The images for ranges are read from ``dataset``, or are the first of ``data``.
 
     Where tensors of very different ranges (boxes and scores) are joined into an output of the graph the result has none: the
     runtime joins their values, as one scale would leave the smaller ones no codes. What else is joined has the grid of the
@@ -405,7 +420,13 @@ def search_grids(
     """
     row = chosen_ranges(settings)
     grids = activation_grids(
-        network, plan.activations, data, images=settings.range_samples, only=only, estimators=row.proposals
+        network,
+        plan.activations,
+        data,
+        images=settings.range_images,
+        only=only,
+        estimators=row.proposals,
+        dataset=dataset,
     )
     if load_target(settings.target).symmetric:
         grids = {name: symmetric_eight(grid) for name, grid in grids.items()}
@@ -424,14 +445,20 @@ def search_grids(
     return grids
 
 
-def calibrate(network: Network, plan: Plan, data: dict[str, Tensor], settings: Settings) -> Simulation:
-    """Nearest-rounded weights and searched activation ranges: where every method starts."""
-    grids = search_grids(network, plan, data, settings)
+def calibrate(
+    network: Network, plan: Plan, data: dict[str, Tensor], settings: Settings, dataset: Dataset | None = None
+) -> Simulation:
+    """Nearest-rounded weights and searched activation ranges: where every method starts.
+
+    ``dataset`` is as in :func:`search_grids`.
+    """
+    grids = search_grids(network, plan, data, settings, dataset=dataset)
     weights = nearest_weights(network, plan.quantized_layers, min_max=chosen_ranges(settings).min_max_weights)
     simulation = Simulation(network, plan, grids, weights)
     if METHODS[settings.method].allocate:
         each = settings.channel_bits != "off"
-        state = allocate_weights(network, plan.layers, data, images=settings.range_samples, allocate=each)
+        seen = data if dataset is None else dataset
+        state = allocate_weights(network, plan.layers, seen, images=settings.range_images, allocate=each)
         simulation.adopt(state)
     simulation.settle()
     simulation.fit_biases()

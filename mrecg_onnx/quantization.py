@@ -267,7 +267,7 @@ def _quantize(
     settings, plan, network, data = ready.settings, ready.plan, ready.network, ready.data
     with clock.stage("calibrate"):
         simulation = Simulation(network, plan)
-        simulation.adopt(workers.once(lambda: calibrate(network, plan, data, settings).state()))
+        simulation.adopt(workers.once(lambda: calibrate(network, plan, data, settings, ready.ranging).state()))
         simulation.activations.update(ready.channel_grids)
 
     sensitivities: list[Sensitivity] = []
@@ -281,7 +281,7 @@ def _quantize(
     lapq: Lapq | None = None
     if method.joint_steps:
         with clock.stage("lapq"):
-            lapq, found = workers.once(lambda: _minimise_steps(simulation, ready.dataset, settings, clock.report))
+            lapq, found = workers.once(lambda: _minimise_steps(simulation, ready, clock.report))
             simulation.adopt(found)
     phases: dict[str, tuple[UnitResult, ...]] = {}
     corrections: dict[str, float] = {}
@@ -388,7 +388,7 @@ def _protected(
     sensitivities = workers.once(lambda: measure_sensitivity(simulation, ready.data))
     protected = tuple(s.name for s in sensitivities if s.bits < BYSTANDER_BITS)[: settings.protect]
     plan = dataclasses.replace(plan, activations=place(ready.graph, plan.layers, settings, frozenset(protected)))
-    grids = workers.once(lambda: search_grids(ready.network, plan, ready.data, settings, protected))
+    grids = workers.once(lambda: search_grids(ready.network, plan, ready.data, settings, protected, ready.ranging))
     raised = Simulation(ready.network, plan, simulation.activations | grids, simulation.weights, simulation.biases)
     return raised, sensitivities, protected
 
@@ -414,6 +414,7 @@ def _measured(ready: Prepared, budgets: Sequence[Budget], workers: Workers, repo
             layers=offers["weights"],
             tensors=offers["tensors"],
             report=tell,
+            dataset=ready.ranging,
         )
     )
 
@@ -524,23 +525,24 @@ def _outputs_error(simulation: Simulation, data: dict[str, Tensor], workers: Wor
     return combined_error(together.values())
 
 
-def _minimise_steps(
-    simulation: Simulation, dataset: Dataset, settings: Settings, report: Report | None
-) -> tuple[Lapq, State]:
+def _minimise_steps(simulation: Simulation, ready: Prepared, report: Report | None) -> tuple[Lapq, State]:
     """Outcome of the joint search for steps (:mod:`mrecg_onnx.lapq`), and the grids it found."""
 
     def tell(done: int, total: int, loss: float) -> None:
         if report is not None:
             report(Progress("lapq", done=done, total=total, loss=loss))
 
-    count = max(settings.lapq_images, settings.range_samples)
+    settings = ready.settings
+    # Images that are read for the ranges need not be held.
+    count = settings.lapq_images if ready.ranging is not None else max(settings.lapq_images, settings.range_images)
     outcome = minimise_steps(
         simulation,
-        {name: torch.from_numpy(x) for name, x in dataset.load(count).items()},
+        {name: torch.from_numpy(x) for name, x in ready.dataset.load(count).items()},
         images=settings.lapq_images,
-        range_samples=settings.range_samples,
+        range_samples=settings.range_images,
         evaluations=settings.lapq_evaluations,
         report=tell,
+        dataset=ready.ranging,
     )
     return outcome, simulation.state()
 

@@ -183,13 +183,14 @@ def rank(
             layers=dict.fromkeys(weights, WIDTHS),
             tensors={n: sorted({*WIDTHS, bits[n]}) for n in tensors},
             report=tell,
+            dataset=ready.ranging,
         )
     found = [Ranked(n, "weights", plan.layer(n).wbits, (n,), costs.weights[n]) for n in weights]
     found += [Ranked(n, "activations", bits[n], readers, costs.tensors[n]) for n, readers in tensors.items()]
     found.sort(key=lambda r: r.loss, reverse=True)
     with clock.stage("suggestions"):
         judge = _Judge(ready, *_images(ready, data, labels, limit))
-        simulation = calibrate(ready.network, plan, ready.data, settings)
+        simulation = calibrate(ready.network, plan, ready.data, settings, ready.ranging)
         wanted = [_suggested(r) for r in found if r.bits < max(WIDTHS)][:top]
         suggestions = []
         for i, (option, value) in enumerate(wanted):
@@ -242,7 +243,7 @@ def _variant(ready: Prepared, simulation: Simulation, options: Sequence[tuple[st
     plan = make_plan(ready.graph, settings)
     known = {a.name: a for a in ready.plan.activations}
     changed = [a.name for a in plan.activations if a.name not in known or known[a.name].bits != a.bits]
-    grids = search_grids(ready.network, plan, ready.data, settings, changed) if changed else {}
+    grids = search_grids(ready.network, plan, ready.data, settings, changed, ready.ranging) if changed else {}
     names = {a.name for a in plan.activations}
     activations = {n: grid for n, grid in (simulation.activations | grids).items() if n in names}
     layers = plan.quantized_layers

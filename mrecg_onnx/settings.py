@@ -17,6 +17,8 @@ from mrecg_onnx.targets import CONTAINER_NAMES, load_target
 
 __all__ = ["BitRule", "Settings"]
 
+#: Images on which activation ranges are searched where the user does not say.
+RANGE_IMAGES = 64
 _BITS = re.compile(r"^(?:W(?P<w>\d+))?(?:A(?P<a>\d+))?$", re.IGNORECASE)
 
 
@@ -121,7 +123,7 @@ class Settings:
             "off": every channel has the tensor's width.
         lapq_evaluations: how often ``lapq`` may run the network to find its steps, None for eight times a step: about one pass.
         lapq_images: calibration images it runs it on.
-        range_samples: images for the range search.
+        range_samples: images for the range search, None for ``samples`` where given, else :data:`RANGE_IMAGES`.
         held_out: share of the calibration images on which a unit is compared with nearest rounding.
         window: largest side, in pixels, of the maps a unit is trained on; 0 for whole maps.
         zeroq_iters: iterations for a batch of images made by ``zeroq``.
@@ -179,7 +181,7 @@ class Settings:
     channel_bits: str = "auto"
     lapq_evaluations: int | None = None
     lapq_images: int = 512
-    range_samples: int = 64
+    range_samples: int | None = None
     held_out: float = 0.125
     window: int = 28
     zeroq_iters: int = 500
@@ -225,7 +227,6 @@ class Settings:
             "protect": 0,
             "iters": 1,
             "batch_size": 1,
-            "range_samples": 1,
             "lapq_images": 1,
             "window": 0,
             "zeroq_iters": 1,
@@ -233,6 +234,7 @@ class Settings:
             _in(name, getattr(self, name), low, math.inf)
         for name, least in {
             "samples": 1.0,
+            "range_samples": 1.0,
             "lapq_evaluations": 1.0,
             "threads": 1.0,
             "memory": 1.0,
@@ -272,6 +274,11 @@ class Settings:
             raise SettingsError(
                 f"--allocate milp chooses among 2 to 8 bits, which cannot be {WIDE_BITS} on average: use a budget"
             )
+
+    @property
+    def range_images(self) -> int:
+        """Images for the range search."""
+        return self.range_samples or self.samples or RANGE_IMAGES
 
     @property
     def mixed(self) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mrecg_onnx.cache import channels_last
 from mrecg_onnx.grids import Grid, fake_quantize, fake_quantize_weight, whole_reciprocal
+from mrecg_onnx.images import Dataset
 from mrecg_onnx.network import ActivationHook, Network, Step, WeightHook
 from mrecg_onnx.plan import ActivationPlan, LayerPlan, Plan, UnitPlan
 
@@ -237,9 +238,16 @@ def _noting(hook: ActivationHook, names: Collection[str], values: dict[str, Tens
 
 
 def forward_batches(
-    data: Mapping[str, Tensor], size: int, device: torch.device, limit: int | None = None
+    data: Mapping[str, Tensor] | Dataset, size: int, device: torch.device, limit: int | None = None
 ) -> Iterator[dict[str, Tensor]]:
-    """Slices of ``data`` (tensors of shape [N, ...]) of ``size`` samples on ``device``."""
+    """Slices of ``data`` (tensors of shape [N, ...]) of ``size`` samples on ``device``.
+
+    Of tensors these are the first ``limit`` samples; a data set is read slice by slice, ``limit`` samples spread over it.
+    """
+    if isinstance(data, Dataset):
+        for arrays in data.spread(size, limit):
+            yield {name: dense(torch.from_numpy(x).to(device)) for name, x in arrays.items()}
+        return
     count = min(len(next(iter(data.values()))), limit or 10**12)
     for start in range(0, count, size):
         yield {name: dense(x[start : min(start + size, count)].to(device)) for name, x in data.items()}

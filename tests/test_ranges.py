@@ -8,15 +8,19 @@ import torch
 from architectures import residual
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import numpy_helper
 from scipy.integrate import quad
 from scipy.stats import norm
 from stages import feeds, simulated
 
+from mrecg_onnx.calibration import activation_grids
 from mrecg_onnx.commands._options import unused_options
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.grids import EPSILON, Grid, fake_quantize, search_range
+from mrecg_onnx.images import open_calibration
 from mrecg_onnx.methods import METHODS, RANGE_NAMES
 from mrecg_onnx.preparation import calibrate
+from mrecg_onnx.preprocess import InputSpec, Preprocess
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.ranges import (
     NORMS,
@@ -208,3 +212,62 @@ def test_every_range_reaches_the_file_and_the_file_agrees_with_the_simulation(na
 def test_a_percentile_without_its_range_is_said_to_have_no_effect():
     assert unused_options(Settings(ranges="mse"), ["percentile"]) == ["--percentile has no effect with --range mse"]
     assert not unused_options(Settings(ranges="percentile"), ["percentile", "ranges"])
+
+
+# --- how many images ---------------------------------------------------------------------------------------------
+
+
+#: Image 100 of 128: of each two images the default takes the other one.
+OUTLIER = 100
+
+
+@pytest.fixture(scope="module")
+def outlier(tmp_path_factory):
+    """A model and 128 inputs, one of them 100 times as large."""
+    model, path = residual(), tmp_path_factory.mktemp("outlier") / "calib.npz"
+    data = feeds(model, 128)
+    data["input"][OUTLIER] *= 100
+    np.savez(path, **data)
+    return model, path
+
+
+def scales(given, **options) -> dict[str, float]:
+    model, path = given
+    result = quantize(model, path, Settings(ranges="minmax", threads=1, equalize="off", **options))
+    held = {i.name: numpy_helper.to_array(i) for i in result.model.graph.initializer}
+    found = {n.input[1]: held[n.input[1]] for n in result.model.graph.node if n.op_type == "QuantizeLinear"}
+    assert found
+    return {name: float(scale) for name, scale in found.items()}
+
+
+def test_ranges_see_all_images_that_the_user_asks_for(outlier):
+    default = scales(outlier, method="nearest")
+    assert default == scales(outlier, method="nearest", range_samples=64)
+    asked = scales(outlier, method="nearest", samples=128)
+    assert all(asked[name] > 10 * default[name] for name in default)
+    assert scales(outlier, method="nearest", samples=1_000) == asked  # there are no more
+    assert scales(outlier, method="nearest", samples=128, range_samples=64) == default
+
+
+@pytest.mark.parametrize("method", ["aciq", "lapq"])
+def test_ranges_of_other_methods_are_read_from_all_images_too(outlier, method):
+    quick = {"method": method, "lapq_evaluations": 2, "lapq_images": 16, "samples": 128}
+    few, many = scales(outlier, range_samples=64, **quick), scales(outlier, **quick)
+    assert max(many[name] / few[name] for name in few) > 5
+
+
+def test_a_data_set_is_read_in_batches_for_ranges_and_gives_what_held_images_give(outlier, monkeypatch):
+    model, path = outlier
+    spec = InputSpec("input", (None, *feeds(model, 1)["input"].shape[1:]), np.dtype("f4"))
+    dataset = open_calibration(path, [spec], Preprocess())
+    stage = simulated(model)
+    held = {name: torch.from_numpy(array) for name, array in dataset.load().items()}
+    expected = activation_grids(stage.network, stage.plan.activations, held, images=128)
+    sizes: list[int] = []
+    read = dataset._read
+    monkeypatch.setattr(dataset, "_read", lambda wanted: sizes.append(len(wanted)) or read(wanted))
+    found = activation_grids(stage.network, stage.plan.activations, held, images=128, dataset=dataset)
+    assert sizes == [16] * 8
+    assert {n: (float(g.scale), float(g.zero_point)) for n, g in found.items()} == {
+        n: (float(g.scale), float(g.zero_point)) for n, g in expected.items()
+    }

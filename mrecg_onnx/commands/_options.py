@@ -266,7 +266,7 @@ calibration_options = _apply(
         "--samples",
         type=int,
         metavar="N",
-        help="Calibration images used at most.  [default: 1024; zeroq makes 256]",
+        help="Calibration images used at most, for ranges too.  [default: 1024, 64 of them for ranges; zeroq makes 256]",
     ),
     _option(_EXPERT, "--zeroq-iters", type=int, metavar="N", help="Iterations for a batch of images made by zeroq."),
     _option(_RUN, "--seed", type=int, metavar="N", help="Seed of every random choice."),
