@@ -45,8 +45,8 @@ SUMMARY_PER_CODE, LEAST_SUMMARY, FINER = 4, 256, 4
 KEPT, FINALISTS = 12, 5
 #: Values that are quantized at a time: half a megabyte, which the caches of small machines like; a GPU needs more to be busy.
 CHUNK, CHUNK_CUDA = 1 << 17, 1 << 22
-#: Smallest scale: below it 1/scale overflows float32 and ONNX Runtime divides by zero.
-EPSILON = 1e-8
+#: Smallest scale: the scale of a bias is the product of two, and that of smaller ones is no normal float32.
+EPSILON = 1e-16
 
 
 @dataclass(frozen=True)

@@ -388,7 +388,8 @@ def _quantizer(
     return ActivationPlan(
         name=name,
         members=tuple(v.name or "" for v in parts),
-        reads=tuple(dict.fromkeys(v.name or "" for v, _ in computing)) or (name,),
+        # Who takes an output sees all of it, not only the part that a pool or a Slice behind it keeps.
+        reads=tuple(dict.fromkeys(v.name or "" for v in (*outputs, *(v for v, _ in computing)))) or (name,),
         bits=bits,
         absorbs=absorbs.name if absorbs is not None else None,
         low=bounds[0] if bounds is not None else None,

@@ -1087,3 +1087,36 @@ def test_a_batch_that_is_free_in_name_only_is_said_when_the_model_is_loaded(tmp_
     np.savez(tmp_path / "calib.npz", **arrays(model, 8))
     with pytest.raises(ModelError, match=r"declared free, but it only runs image by image: .*Squeeze"):
         quantize(model, tmp_path / "calib.npz", Settings(method="nearest", threads=1))
+
+
+def _default_db(result: QuantizationResult) -> dict[str, float]:
+    """SQNR of each output against FP32, the file at ONNX Runtime's default level."""
+    return {check.name: check.default_db for check in result.verification.outputs}
+
+
+@pytest.mark.parametrize(
+    "behind",
+    ["m = MaxPool <kernel_shape = [3, 3], strides = [3, 3]> (raw)", "m = Slice (raw, zero, two, one)"],
+)
+def test_an_output_keeps_its_whole_range_whatever_a_reader_behind_keeps_of_it(tmp_path, behind):
+    model = parse(
+        f"g (float[n, 3, 12, 12] x) => (float[n, 6, 12, 12] raw, float[n, k] y) {{ {STEM} "
+        f"raw = Conv <pads = [1, 1, 1, 1]> (r1, w2) {behind} p = GlobalAveragePool (m) y = Flatten (p) }}",
+        zero=[0],
+        two=[2],
+        one=[1],
+    )
+    settings = Settings(wbits=8, abits=8, method="nearest", threads=1)
+    result = quantized(model, arrays(model, 16), tmp_path, settings)
+    assert _default_db(result)["raw"] > 30
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-10, 1e-13])
+def test_activations_may_be_tiny(tmp_path, size):
+    model = image(
+        "c2 = Conv <pads = [1, 1, 1, 1]> (r1, tiny) t = Relu (c2) r2 = Mul (t, back)",
+        tiny=weights(6, 6, 3, 3) * np.float32(size),
+        back=np.float32(1 / size),
+    )
+    settings = Settings(wbits=8, abits=8, method="nearest", threads=1)
+    assert _default_db(quantized(model, arrays(model, 16), tmp_path, settings))["y"] > 30

@@ -60,7 +60,7 @@ STEPS = {
 def error(method: str, wbits: int) -> float:
     """Output SQNR against FP32 on the validation images, in dB."""
     settings = mrecg_onnx.Settings(
-        wbits=wbits, abits=4, method=method, iters=100, samples=128, threads=1, lapq_images=64, lapq_evaluations=60
+        wbits=wbits, abits=4, method=method, iters=100, samples=128, threads=1, lapq_images=128, lapq_evaluations=120
     )
     result = mrecg_onnx.quantize(MODEL, SAMPLES / "calib", settings)
     session = open_session(MODEL)

@@ -241,6 +241,7 @@ def _verification(result: QuantizationResult) -> list[str]:
     return [
         line("simulation against the file as written", found.agreement, "simulation_db"),
         line(f"file as written against {found.runtime}'s default", found.agreement_fused, "sqnr_db"),
+        line("FP32 against that default: what quantization costs on calibration images", None, "default_db"),
     ]
 
 
