@@ -114,6 +114,10 @@ def beside(model: object) -> Preprocess | None:
         for name in NAMES:
             path = place / name
             if not path.is_file():
+                if path.exists():
+                    raise SettingsError(
+                        f"{path}: is no file; --preprocess imagenet|unit|raw|FILE says how images become inputs"
+                    )
                 continue
             try:
                 found = _read(path, shown=Path(model).parent / name if place == folder else path)
@@ -257,7 +261,9 @@ def _convert(entries: _Entries) -> Preprocess | None:
         read = _own
     elif isinstance(data.get("image_processor"), dict):  # a processor_config.json of transformers
         entries, read = _Entries(data["image_processor"], f"{entries.where}, image_processor"), _transformers
-    elif isinstance(data.get("pretrained_cfg"), dict):
+    elif "pretrained_cfg" in data:
+        if not isinstance(data["pretrained_cfg"], dict):
+            raise entries.wrong("pretrained_cfg", "an object")
         entries, read = _Entries(data["pretrained_cfg"], f"{entries.where}, pretrained_cfg"), _timm
     elif {"do_normalize", "do_resize", "do_rescale", "image_mean"} & set(data):
         read = _transformers

@@ -319,3 +319,13 @@ def test_the_pixels_are_those_of_the_steps(tmp_path: Path) -> None:
     expected = (expected - data["image_mean"]) / data["image_std"]
     np.testing.assert_allclose(x, expected.transpose(2, 0, 1), atol=1e-6)
     assert mrecg_onnx.Preprocess is Preprocess
+
+
+def test_a_description_beside_the_model_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").mkdir()
+    with pytest.raises(SettingsError, match=r"preprocessor_config\.json: is no file; --preprocess"):
+        beside(tmp_path / "model.onnx")
+    (tmp_path / "timm").mkdir()
+    write(tmp_path / "timm", {"architecture": "x", "pretrained_cfg": [1]}, "config.json")
+    with pytest.raises(SettingsError, match=r"pretrained_cfg is .*an object is expected"):
+        beside(tmp_path / "timm" / "model.onnx")
