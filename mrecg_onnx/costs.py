@@ -121,7 +121,7 @@ def measure_costs(
         live = next(whole_batches(judges, IMAGES, network))
         teaching = next(whole_batches(teachers, LEARNING_IMAGES, network)) if teaches else {}
         reference = network.run(live)
-    scales = OutputScales.of(output_sums(reference, reference), reference)
+    scales = OutputScales.of(output_sums(reference, reference), reference, live)
     for name in (n for n in live if n in quantizers):
         of_tensor(live, network.steps, name)
     for i, step in enumerate(network.steps):

@@ -189,7 +189,7 @@ class _Search:
         self.batches = list(whole_batches(data, BATCH, self.network, count))
         with torch.no_grad():
             self.reference = _joined([self.network.run(batch) for batch in self.batches])
-        self.scales = OutputScales.of(output_sums(self.reference, self.reference), self.reference)
+        self.scales = OutputScales.of(output_sums(self.reference, self.reference), self.reference, self.batches[0])
         made = {name: i for i, step in enumerate(self.network.steps) for name in step.outputs}
         at = {step.node: i for i, step in enumerate(self.network.steps)}
         # A tensor is rounded as soon as its step has made it; graph inputs, before the first step.

@@ -46,17 +46,22 @@ class OutputScales:
 
     Attributes:
         signal: by name of each float output, its variance (:attr:`mrecg_onnx.metrics.OutputSums.signal`; 1 where it is 0).
-        scores: the only float output where that is class scores [N, C] (C > 1); None else.
+        scores: the only float output where that is class scores [N, C] (C > 1) and not a reconstruction, which has as many
+            values as an input; None else.
     """
 
     signal: dict[str, float]
     scores: str | None = None
 
     @classmethod
-    def of(cls, sums: Mapping[str, OutputSums], reference: Mapping[str, Tensor]) -> OutputScales:
-        """From the sums of the float outputs, and some rows of them."""
+    def of(
+        cls, sums: Mapping[str, OutputSums], reference: Mapping[str, Tensor], inputs: Mapping[str, Tensor]
+    ) -> OutputScales:
+        """From the sums of the float outputs, some rows of them, and rows of the network's inputs."""
         signal = {name: found.signal or 1.0 for name, found in sums.items() if found.floating}
-        scores = [name for name in signal if reference[name].dim() == 2 and reference[name].shape[1] > 1]
+        sizes = {x[:1].numel() for x in inputs.values()}
+        columns = {name: reference[name].shape[1] for name in signal if reference[name].dim() == 2}
+        scores = [name for name, count in columns.items() if count > 1 and count not in sizes]
         return cls(signal, scores[0] if scores and len(signal) == 1 else None)
 
     def error(self, outputs: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Tensor:

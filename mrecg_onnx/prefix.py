@@ -230,12 +230,13 @@ class Prefix:
         """What the errors of the network's outputs are divided by; has to be asked for first while the prefix is at its start."""
         if self._output_scales is None:
             network, sums = self.simulation.network, dict[str, OutputSums]()
-            reference: dict[str, Tensor] = {}
+            inputs, reference = dict[str, Tensor](), dict[str, Tensor]()
             for start in range(0, self.count, WHOLE):
+                inputs = {n: s.read(start, start + WHOLE) for n, s in self.floating.items()}
                 with torch.no_grad():
-                    reference = network.run({n: s.read(start, start + WHOLE) for n, s in self.floating.items()})
+                    reference = network.run(inputs)
                 add_sums(sums, output_sums(reference, reference))
-            self._output_scales = OutputScales.of(sums, reference)
+            self._output_scales = OutputScales.of(sums, reference, inputs)
         return self._output_scales
 
     def advance(self, unit: UnitPlan, targets: dict[str, Store]) -> None:

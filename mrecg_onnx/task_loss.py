@@ -27,7 +27,7 @@ def task_loss(
         scales: of the whole network's outputs on all images where ``reference`` is only a part; made of it by default.
     """
     if scales is None:
-        scales = OutputScales.of(output_sums(reference, reference), reference)
+        scales = OutputScales.of(output_sums(reference, reference), reference, {})
     if scales.scores is not None and scales.scores in reference:
         float_logs, logs = (F.log_softmax(x[scales.scores].float().flatten(1), 1) for x in (reference, outputs))
         return F.kl_div(logs, float_logs, reduction="batchmean", log_target=True)

@@ -14,6 +14,7 @@ from mrecg_onnx import lapq
 from mrecg_onnx.commands._options import unused_options
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.lapq import P_VALUES, minimise_steps, vertex
+from mrecg_onnx.output_errors import OutputScales, output_sums
 from mrecg_onnx.progress import Progress
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.settings import Settings
@@ -157,3 +158,14 @@ def test_its_options_are_checked_and_idle_elsewhere():
     assert unused_options(Settings(method="lapq"), ["iters", "lapq_images"]) == [
         "--iters has no effect with --method lapq"
     ]
+
+
+def test_a_reconstruction_is_not_judged_as_class_scores() -> None:
+    inputs, rebuilt = {"x": torch.randn(4, 3, 2, 2)}, {"y": torch.randn(4, 12)}
+    scales = OutputScales.of(output_sums(rebuilt, rebuilt), rebuilt, inputs)
+    assert scales.scores is None
+    moved = {"y": rebuilt["y"] + 0.1}  # a shift of all scores is none to a softmax
+    assert float(task_loss(moved, rebuilt, scales)) == pytest.approx(
+        0.01 / float(rebuilt["y"].var(correction=0)), rel=1e-4
+    )
+    assert OutputScales.of(output_sums(rebuilt, rebuilt), rebuilt, {"x": torch.randn(4, 3, 8, 8)}).scores == "y"
