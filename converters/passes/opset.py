@@ -59,12 +59,7 @@ def raise_opset(model: ir.Model, target: int = TARGET_OPSET) -> ir.Model:
                         f"{error}; export the model again with opset {target} or newer"
                     ) from error
     _check_operators(model, version, target)
-    model.opset_imports[""] = target
-    for graph in model.graphs():
-        if "" in graph.opset_imports:
-            graph.opset_imports[""] = target
-    came_with = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", target)])
-    model.ir_version = max(model.ir_version, came_with)
+    model.ir_version = max(model.ir_version, _stamp(model, target))
     logger.info("raised opset %d to %d", version, target)
     return model
 
@@ -102,19 +97,22 @@ def lower_opset(model: ir.Model, target: int) -> ir.Model:
     for node in model.graph.all_nodes():
         if node.domain:
             continue
-        inputs = len(node.inputs) - (
-            BIAS_NODE in node.metadata_props
-        )  # a bias that is taken off before the file is written
+        # A bias behind a MatMul is taken off before the file is written.
+        inputs = len(node.inputs) - (BIAS_NODE in node.metadata_props)
         if not is_older(node.op_type, set(node.attributes), inputs, len(node.outputs), version, target):
             raise ModelError(f"node '{node.name}' ({node.op_type}) of opset {version} is newer than opset {target}")
+    model.ir_version = min(model.ir_version, _stamp(model, target))
+    logger.info("stamped opset %d down to %d", version, target)
+    return model
+
+
+def _stamp(model: ir.Model, target: int) -> int:
+    """Let the model and the bodies in it import the opset ``target``; returns the IR version that came with it."""
     model.opset_imports[""] = target
     for graph in model.graphs():
         if "" in graph.opset_imports:
             graph.opset_imports[""] = target
-    written_with = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", target)])
-    model.ir_version = min(model.ir_version, written_with)
-    logger.info("stamped opset %d down to %d", version, target)
-    return model
+    return int(onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", target)]))
 
 
 def _check_operators(model: ir.Model, version: int, target: int) -> None:
