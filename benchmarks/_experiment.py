@@ -159,8 +159,8 @@ def quantize(name: str, model: Path, calib: Path, settings: Any, *, images: int 
     import torch  # noqa: PLC0415
 
     import mrecg_onnx  # noqa: PLC0415
-    from mrecg_onnx.images import open_calibration  # noqa: PLC0415
-    from mrecg_onnx.runtime import input_specs, open_session  # noqa: PLC0415
+    from mrecg_onnx.data.images import open_calibration  # noqa: PLC0415
+    from mrecg_onnx.runtimes.runtime import input_specs, open_session  # noqa: PLC0415
 
     out = BUILD / f"{name}.onnx"
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -191,8 +191,8 @@ def block_losses(run: Run, batch: int = 32) -> list[float]:
     """
     import torch  # noqa: PLC0415
 
-    from mrecg_onnx.reconstruction import reconstruction_loss  # noqa: PLC0415
-    from mrecg_onnx.simulation import forward_batches  # noqa: PLC0415
+    from mrecg_onnx.learning.reconstruction import reconstruction_loss  # noqa: PLC0415
+    from mrecg_onnx.network.simulation import forward_batches  # noqa: PLC0415
 
     simulation, network = run.simulation, run.simulation.network
     ends = [unit.outputs for unit in base_units(run)]
@@ -211,7 +211,7 @@ def block_losses(run: Run, batch: int = 32) -> list[float]:
 
 def base_units(run: Run) -> Sequence[Any]:
     """Base units of the network, blocks also where the method learned layer by layer."""
-    from mrecg_onnx.units import plan_units  # noqa: PLC0415
+    from mrecg_onnx.planning.units import plan_units  # noqa: PLC0415
 
     if run.result.settings.method != "adaround":
         return tuple(run.result.plan.units)

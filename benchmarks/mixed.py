@@ -48,7 +48,7 @@ def share_costs() -> None:
 
 def measure(key: str, point: dict[str, Any], args: Any, store: Rows) -> dict[str, Any]:
     import mrecg_onnx  # noqa: PLC0415
-    from mrecg_onnx.containers import contained  # noqa: PLC0415
+    from mrecg_onnx.writing.containers import contained  # noqa: PLC0415
 
     chosen = dict(ROWS[point["row"]])
     if isinstance(chosen.get("size_budget"), str):

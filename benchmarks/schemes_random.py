@@ -4,7 +4,7 @@ usage: python benchmarks/schemes_random.py [--data ../shared] [--schemes 24] [--
            [--samples 1024] [--joint sum|same] [--quick]
 
 Every row is one run of `mrecg` over `brecq` with squared error and a scheme drawn at random: neighbouring units joined with
-probability one half, groups of at most three, stem and classifier alone (the rules of mrecg_onnx/granularity.py); the
+probability one half, groups of at most three, stem and classifier alone (the rules of mrecg_onnx/planning/granularity.py); the
 first row joins nothing. All else is equal. As in the paper's third figure the largest loss among the units in front of
 the last block is held against the final error; here also against accuracy (referee), with Spearman's rank correlation.
 "unit losses" are what the runs saw (held-out images, one value a joint unit): a scheme with few, long units has fewer places

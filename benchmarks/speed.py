@@ -36,14 +36,14 @@ from torch.nn import functional
 import mrecg_onnx
 from mrecg_onnx import quantization
 from mrecg_onnx.converters import load_model, normalize
-from mrecg_onnx.grids import Grid
-from mrecg_onnx.network import Step
-from mrecg_onnx.plan import UnitPlan
-from mrecg_onnx.prefix import UnitData
+from mrecg_onnx.learning.prefix import UnitData
+from mrecg_onnx.learning.reconstruction import LearningRates, UnitResult, evaluate_unit, reconstruct_unit
+from mrecg_onnx.network.network import Step
+from mrecg_onnx.network.simulation import QuantizedWeight, Simulation
+from mrecg_onnx.planning.plan import UnitPlan
 from mrecg_onnx.preparation import make_plan
-from mrecg_onnx.reconstruction import LearningRates, UnitResult, evaluate_unit, reconstruct_unit
-from mrecg_onnx.rounding import BetaSchedule
-from mrecg_onnx.simulation import QuantizedWeight, Simulation
+from mrecg_onnx.quantizers.grids import Grid
+from mrecg_onnx.quantizers.rounding import BetaSchedule
 
 RESULTS = Path(__file__).parent / "results"
 SMALL = "resnet20_cifar10"
@@ -273,7 +273,7 @@ class PlainLoop:
 
 
 def plain_unit(unit: UnitPlan, simulation: Simulation, data: UnitData, **options: Any) -> UnitResult:
-    """What :func:`mrecg_onnx.reconstruction.reconstruct_unit` does, by the plain loop."""
+    """What :func:`mrecg_onnx.learning.reconstruction.reconstruct_unit` does, by the plain loop."""
     begin = time.perf_counter()
     cache = PlainCache.of(data, options["knee"])
     loop = PlainLoop(unit, simulation, cache, options)

@@ -15,16 +15,16 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mrecg_onnx.benchmarking import Benchmark, benchmark
-    from mrecg_onnx.comparison import Comparison, compare
+    from mrecg_onnx.comparing.comparison import Comparison, compare
     from mrecg_onnx.conversion import Conversion, convert
     from mrecg_onnx.converters.errors import MrecgError
-    from mrecg_onnx.images import Preprocess
-    from mrecg_onnx.inspection import Inspection, inspect
+    from mrecg_onnx.data.images import Preprocess
+    from mrecg_onnx.inspecting.inspection import Inspection, inspect
+    from mrecg_onnx.inspecting.ranking import Ranking, rank
     from mrecg_onnx.quantization import QuantizationResult, quantize
-    from mrecg_onnx.ranking import Ranking, rank
     from mrecg_onnx.settings import BitRule, Settings
-    from mrecg_onnx.validation import ValidationResult, validate
+    from mrecg_onnx.validating.benchmarking import Benchmark, benchmark
+    from mrecg_onnx.validating.validation import ValidationResult, validate
 
 __all__ = [
     "Benchmark", "BitRule", "Comparison", "Conversion", "Inspection", "MrecgError", "Preprocess", "QuantizationResult", "Ranking",
@@ -37,24 +37,24 @@ except metadata.PackageNotFoundError:  # a checkout that is not installed
     __version__ = "0+checkout"
 
 _HOME = {
-    "Benchmark": "benchmarking",
+    "Benchmark": "validating.benchmarking",
     "BitRule": "settings",
-    "Comparison": "comparison",
+    "Comparison": "comparing.comparison",
     "Conversion": "conversion",
-    "Inspection": "inspection",
+    "Inspection": "inspecting.inspection",
     "MrecgError": "converters.errors",
-    "Preprocess": "images",
+    "Preprocess": "data.images",
     "QuantizationResult": "quantization",
-    "Ranking": "ranking",
+    "Ranking": "inspecting.ranking",
     "Settings": "settings",
-    "ValidationResult": "validation",
-    "benchmark": "benchmarking",
-    "compare": "comparison",
+    "ValidationResult": "validating.validation",
+    "benchmark": "validating.benchmarking",
+    "compare": "comparing.comparison",
     "convert": "conversion",
-    "inspect": "inspection",
+    "inspect": "inspecting.inspection",
     "quantize": "quantization",
-    "rank": "ranking",
-    "validate": "validation",
+    "rank": "inspecting.ranking",
+    "validate": "validating.validation",
 }
 
 

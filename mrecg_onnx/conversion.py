@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from mrecg_onnx.containers import contained, container_of
+from mrecg_onnx.checking.verification import verify_container
 from mrecg_onnx.converters import check_writable, load_model, save_model
 from mrecg_onnx.converters.errors import ModelError, SettingsError
-from mrecg_onnx.loading import noise
-from mrecg_onnx.retargeting import retarget, target_of
-from mrecg_onnx.runtime import describe, fixed_batch, input_specs, open_session
-from mrecg_onnx.runtimes import Opened, open_with
-from mrecg_onnx.targets import TARGET_NAMES, Target, load_target
-from mrecg_onnx.verification import verify_container
+from mrecg_onnx.runtimes.loading import noise
+from mrecg_onnx.runtimes.others import Opened, open_with
+from mrecg_onnx.runtimes.runtime import describe, fixed_batch, input_specs, open_session
+from mrecg_onnx.targets.targets import TARGET_NAMES, Target, load_target
+from mrecg_onnx.writing.containers import contained, container_of
+from mrecg_onnx.writing.retargeting import retarget, target_of
 
 __all__ = ["Conversion", "convert"]
 
@@ -63,8 +63,8 @@ def convert(
 
     Args:
         model: the quantized model; not changed. Only one that was written for the target ``ort`` can get another one.
-        container: a row of :data:`mrecg_onnx.containers.CONTAINERS`; None keeps the one it has where the target allows it.
-        target: one of :data:`mrecg_onnx.targets.TARGET_NAMES` or the path of a file of rules; None keeps the one it has.
+        container: a row of :data:`writing.containers.CONTAINERS`; None keeps the one it has where the target allows it.
+        target: one of :data:`mrecg_onnx.targets.targets.TARGET_NAMES` or the path of a file of rules; None keeps the one it has.
         output: where to write the result; it appears there whole or not at all.
 
     Returns:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 __all__ = ["METHODS", "RANGE_NAMES", "Method", "Phase"]
 
-#: Activation ranges (``--range``); :data:`mrecg_onnx.ranges.RANGES` says what they are. Here, where torch is not needed.
+#: Activation ranges (``--range``); :data:`quantizers.ranges.RANGES` says what they are. Here, where torch is not needed.
 RANGE_NAMES = ("output", "mse", "minmax", "percentile", "entropy", "aciq")
 
 
@@ -50,11 +50,11 @@ class Method:
         merge: neighbouring units are merged by mixed reconstruction granularity.
         solver: how a unit is learned: "gradient" (Adam on rounding variables) or "bit-split" (ternary planes in closed form).
         least_wbits: smallest weight width that the solver can do.
-        ranges: row of :data:`mrecg_onnx.ranges.RANGES` under ``--range auto``.
-        allocate: channels get widths of their own at a fixed average (:mod:`mrecg_onnx.channel_bits`).
-        joint_steps: the steps of all quantizers are minimised together (:mod:`mrecg_onnx.lapq`).
-        rounding: how weights are rounded, a row of :data:`mrecg_onnx.rounding.ROUNDINGS`.
-        anneal: shape of the rounding regularizer's schedule, a row of :data:`mrecg_onnx.rounding.ANNEALS`.
+        ranges: row of :data:`mrecg_onnx.quantizers.ranges.RANGES` under ``--range auto``.
+        allocate: channels get widths of their own at a fixed average (:mod:`mrecg_onnx.rewriting.channel_bits`).
+        joint_steps: the steps of all quantizers are minimised together (:mod:`mrecg_onnx.learning.lapq`).
+        rounding: how weights are rounded, a row of :data:`mrecg_onnx.quantizers.rounding.ROUNDINGS`.
+        anneal: shape of the rounding regularizer's schedule, a row of :data:`mrecg_onnx.quantizers.rounding.ANNEALS`.
         input_scales: a unit learns the scales of what it reads, with its weights, instead of those of what it makes.
         phases: walks over the units; by default one that does everything above at once.
     """

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from mrecg_onnx.reconstruction import UnitResult
+from mrecg_onnx.learning.reconstruction import UnitResult
 
 __all__ = ["Clock", "Progress", "Report"]
 

@@ -19,32 +19,27 @@ import torch
 from torch import Tensor
 
 from mrecg_onnx import __version__
-from mrecg_onnx.absorption import Absorbed
-from mrecg_onnx.allocation import Allocation, Budget, allocate, average_budget, budgets_of, with_rules
-from mrecg_onnx.bias_correction import correct_biases
-from mrecg_onnx.bitsplit import split_unit
-from mrecg_onnx.cache import Pool, default_memory, give_back
-from mrecg_onnx.checkpoint import Checkpoint
-from mrecg_onnx.containers import Contained, contained
+from mrecg_onnx.calibrating.sensitivity import Sensitivity, measure_sensitivity
+from mrecg_onnx.calibrating.zeroq import CALIBRATION_KEY
+from mrecg_onnx.checking.verification import Verification, verify
 from mrecg_onnx.converters import check_writable, save_model
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.save import digest
-from mrecg_onnx.costs import Costs, cost_images, measure_costs
-from mrecg_onnx.drop_search import AVERAGES, Trial, measured_drop, search, tell_doubts
-from mrecg_onnx.equalization import Equalized
-from mrecg_onnx.export import Exported, export
-from mrecg_onnx.grids import compile_kernels
-from mrecg_onnx.images import Dataset, check_lost, holds_images
-from mrecg_onnx.input_ranges import INPUT_RANGES_KEY, ranges_entry
-from mrecg_onnx.lapq import Lapq, minimise_steps
+from mrecg_onnx.data.images import Dataset, check_lost, holds_images
+from mrecg_onnx.learning.bias_correction import correct_biases
+from mrecg_onnx.learning.bitsplit import split_unit
+from mrecg_onnx.learning.checkpoint import Checkpoint
+from mrecg_onnx.learning.lapq import Lapq, minimise_steps
+from mrecg_onnx.learning.prefix import Inputs, Prefix
+from mrecg_onnx.learning.reconstruction import LearningRates, UnitResult, default_rates, reconstruct_unit
+from mrecg_onnx.machine.cache import Pool, default_memory, give_back
+from mrecg_onnx.machine.parallel import Workers, joined, local_size
+from mrecg_onnx.measures.metrics import OutputSums, add_sums, combined_error
+from mrecg_onnx.measures.output_errors import output_sums
 from mrecg_onnx.methods import METHODS, Method, Phase
-from mrecg_onnx.metrics import OutputSums, add_sums, combined_error
-from mrecg_onnx.output_errors import output_sums
-from mrecg_onnx.packed_size import PackedSize
-from mrecg_onnx.parallel import Workers, joined, local_size
-from mrecg_onnx.placement import place
-from mrecg_onnx.plan import BYSTANDER_BITS, Plan, UnitPlan
-from mrecg_onnx.prefix import Inputs, Prefix
+from mrecg_onnx.network.simulation import Simulation, State, forward_batches
+from mrecg_onnx.planning.placement import place
+from mrecg_onnx.planning.plan import BYSTANDER_BITS, Plan, UnitPlan
 from mrecg_onnx.preparation import (
     Prepared,
     calibrate,
@@ -56,15 +51,20 @@ from mrecg_onnx.preparation import (
     search_grids,
 )
 from mrecg_onnx.progress import Clock, Progress, Report
-from mrecg_onnx.reconstruction import LearningRates, UnitResult, default_rates, reconstruct_unit
-from mrecg_onnx.retargeting import retarget
-from mrecg_onnx.sensitivity import Sensitivity, measure_sensitivity
+from mrecg_onnx.quantizers.grids import compile_kernels
+from mrecg_onnx.rewriting.absorption import Absorbed
+from mrecg_onnx.rewriting.equalization import Equalized
 from mrecg_onnx.settings import BitRule, Settings
-from mrecg_onnx.simulation import Simulation, State, forward_batches
-from mrecg_onnx.targets import load_target
-from mrecg_onnx.validation import PREPROCESS_KEY, SOURCE_KEY, VERSION_KEY, source_sha256, validate
-from mrecg_onnx.verification import Verification, verify
-from mrecg_onnx.zeroq import CALIBRATION_KEY
+from mrecg_onnx.targets.targets import load_target
+from mrecg_onnx.validating.input_ranges import INPUT_RANGES_KEY, ranges_entry
+from mrecg_onnx.validating.validation import PREPROCESS_KEY, SOURCE_KEY, VERSION_KEY, source_sha256, validate
+from mrecg_onnx.widths.allocation import Allocation, Budget, allocate, average_budget, budgets_of, with_rules
+from mrecg_onnx.widths.costs import Costs, cost_images, measure_costs
+from mrecg_onnx.widths.drop_search import AVERAGES, Trial, measured_drop, search, tell_doubts
+from mrecg_onnx.widths.packed_size import PackedSize
+from mrecg_onnx.writing.containers import Contained, contained
+from mrecg_onnx.writing.export import Exported, export
+from mrecg_onnx.writing.retargeting import retarget
 
 __all__ = ["Progress", "QuantizationResult", "Report", "quantize"]
 
@@ -526,7 +526,7 @@ def _outputs_error(simulation: Simulation, data: dict[str, Tensor], workers: Wor
 
 
 def _minimise_steps(simulation: Simulation, ready: Prepared, report: Report | None) -> tuple[Lapq, State]:
-    """Outcome of the joint search for steps (:mod:`mrecg_onnx.lapq`), and the grids it found."""
+    """Outcome of the joint search for steps (:mod:`mrecg_onnx.learning.lapq`), and the grids it found."""
 
     def tell(done: int, total: int, loss: float) -> None:
         if report is not None:

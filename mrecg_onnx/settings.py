@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.data.profiles import PreprocessField
 from mrecg_onnx.methods import METHODS, RANGE_NAMES
-from mrecg_onnx.plan import FLOAT_BITS, WIDE_BITS
-from mrecg_onnx.profiles import PreprocessField
-from mrecg_onnx.targets import CONTAINER_NAMES, load_target
+from mrecg_onnx.planning.plan import FLOAT_BITS, WIDE_BITS
+from mrecg_onnx.targets.targets import CONTAINER_NAMES, load_target
 
 __all__ = ["BitRule", "Settings"]
 
@@ -82,10 +82,10 @@ class Settings:
         exclude: regular expressions; matching nodes stay in float.
         bits: widths of single layers.
         preprocess: how an image becomes an input: a Preprocess, the name of a profile ("imagenet", "unit", "raw") or a file with
-            one (:mod:`mrecg_onnx.profiles`). By default what a file beside the model says, else ImageNet's mean and deviation
+            one (:mod:`data.profiles`). By default what a file beside the model says, else ImageNet's mean and deviation
             where the input has three channels; others have to be told.
-        target: where the file is meant to run: one of :data:`mrecg_onnx.targets.TARGET_NAMES`, or the path of a file of rules.
-        container: how codes are stored, a row of :data:`mrecg_onnx.containers.CONTAINERS`.
+        target: where the file is meant to run: one of :data:`targets.targets.TARGET_NAMES`, or the path of a file of rules.
+        container: how codes are stored, a row of :data:`mrecg_onnx.writing.containers.CONTAINERS`.
         threads: CPU threads of torch, None for its default.
         memory: bytes that the process should stay within, None for half of what is free; activations that do not fit go
             to temporary files.
@@ -94,7 +94,7 @@ class Settings:
         drop: probability that QDrop keeps an element quantized, None for the method's own (docs/method.md 2).
         selection: "peak" (signed rule), "eq4" (literal top-k objective) or "relative" (the same on relative differences),
             docs/method.md 4.
-        merges: number of merges k, None for the rule of :mod:`mrecg_onnx.granularity`.
+        merges: number of merges k, None for the rule of :mod:`mrecg_onnx.planning.granularity`.
         joint_iters: iterations of joined units: "sum", those of all members, so that every weight is moved as often as alone;
             "same" as every other unit, as published (in short runs joining then costs more than it brings, docs/method.md 4).
         penalty: lambda of Eq. 4, None for a hard limit at k.
@@ -116,7 +116,7 @@ class Settings:
         learn_bias: biases are learned with the rounding (beyond the paper; they cost nothing, being int32).
         learn_weight_scales: learn the scale of each channel's weights together with the rounding (beyond the paper, too).
         rounding_weight: weight of the rounding regularizer.
-        ranges: a row of :data:`mrecg_onnx.ranges.RANGES` for activations, "auto" for the method's own. "output": several norms
+        ranges: a row of :data:`quantizers.ranges.RANGES` for activations, "auto" for the method's own. "output": several norms
             propose a range and the network's output chooses; "mse": the papers' p = 2.4 alone; "minmax", for weights, too.
         percentile: share of the values, in percent, that the range "percentile" keeps on either side.
         channel_bits: "auto": ``aciq`` gives channels of weights and activations widths of their own, "weights": of weights only;

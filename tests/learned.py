@@ -11,9 +11,9 @@ from architectures import Graph
 from onnx import numpy_helper
 from stages import feeds
 
-from mrecg_onnx.metrics import sqnr_db
+from mrecg_onnx.measures.metrics import sqnr_db
 from mrecg_onnx.quantization import QuantizationResult, quantize
-from mrecg_onnx.runtime import open_session, run_padded
+from mrecg_onnx.runtimes.runtime import open_session, run_padded
 from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 
 from mrecg_onnx.converters import normalize, to_torch
-from mrecg_onnx.network import Network
+from mrecg_onnx.network.network import Network
 from mrecg_onnx.preparation import calibrate, make_plan
 from mrecg_onnx.settings import Settings
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import onnx
     from torch import Tensor
 
-    from mrecg_onnx.plan import Plan
-    from mrecg_onnx.simulation import Simulation
+    from mrecg_onnx.network.simulation import Simulation
+    from mrecg_onnx.planning.plan import Plan
 
 __all__ = ["Stage", "feeds", "network_of", "planned", "simulated", "tensors"]
 

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from stages import feeds, network_of, simulated, tensors
 
-from mrecg_onnx.channel_bits import (
+from mrecg_onnx.commands._options import unused_options
+from mrecg_onnx.converters import to_torch
+from mrecg_onnx.network.network import Network
+from mrecg_onnx.network.simulation import QuantizedWeight
+from mrecg_onnx.quantization import QuantizationResult, quantize
+from mrecg_onnx.quantizers.grids import Grid, fake_quantize, quantize_codes
+from mrecg_onnx.rewriting.channel_bits import (
     MOST_BITS,
     allocate_activations,
     allocate_bits,
@@ -23,16 +29,10 @@ from mrecg_onnx.channel_bits import (
     correct_scale,
     grid_of_widths,
 )
-from mrecg_onnx.commands._options import unused_options
-from mrecg_onnx.converters import to_torch
-from mrecg_onnx.equalization import apply_scale, find_streams
-from mrecg_onnx.export import export
-from mrecg_onnx.grids import Grid, fake_quantize, quantize_codes
-from mrecg_onnx.network import Network
-from mrecg_onnx.quantization import QuantizationResult, quantize
-from mrecg_onnx.runtime import open_session
+from mrecg_onnx.rewriting.equalization import apply_scale, find_streams
+from mrecg_onnx.runtimes.runtime import open_session
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.simulation import QuantizedWeight
+from mrecg_onnx.writing.export import export
 
 SIGMAS = st.lists(st.one_of(st.just(0.0), st.floats(1e-30, 1e30)), min_size=1, max_size=40)
 

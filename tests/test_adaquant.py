@@ -9,13 +9,13 @@ from learned import activation_scales, distance, results, small
 from stages import feeds, simulated, tensors
 
 from mrecg_onnx import quantization
-from mrecg_onnx.cache import Pool, Store
-from mrecg_onnx.grids import search_range
+from mrecg_onnx.learning.prefix import Inputs, Prefix
+from mrecg_onnx.machine.cache import Pool, Store
+from mrecg_onnx.measures.metrics import sqnr_db
 from mrecg_onnx.methods import METHODS
-from mrecg_onnx.metrics import sqnr_db
-from mrecg_onnx.prefix import Inputs, Prefix
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.rounding import StraightRounding
+from mrecg_onnx.quantizers.grids import search_range
+from mrecg_onnx.quantizers.rounding import StraightRounding
 from mrecg_onnx.settings import Settings
 
 

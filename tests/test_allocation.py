@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from learned import codes, distance, results
 from scipy.optimize import milp
 
-from mrecg_onnx.allocation import WIDTHS, choose_widths
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.settings import BitRule, Settings
+from mrecg_onnx.widths.allocation import WIDTHS, choose_widths
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_the_solver_prints_nothing(capfd, monkeypatch):
         os.write(1, b"tmpSolver.run();")
         return milp(*args, **kwargs)
 
-    monkeypatch.setattr("mrecg_onnx.allocation.milp", noisy)
+    monkeypatch.setattr("mrecg_onnx.widths.allocation.milp", noisy)
     assert choose_widths([{2: 1.0, 4: 0.0}], [{2: 2, 4: 4}], 3) == [2]
     print("results")
     assert capfd.readouterr().out == "results\n"

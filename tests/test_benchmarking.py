@@ -14,11 +14,11 @@ from command_line import fails, works
 from PIL import Image
 from stages import feeds, simulated
 
-from mrecg_onnx import runtime
-from mrecg_onnx.benchmarking import benchmark
 from mrecg_onnx.converters.errors import ModelError, SettingsError
-from mrecg_onnx.export import export
-from mrecg_onnx.runtime import Kernel, check_provider, elsewhere, kernels
+from mrecg_onnx.runtimes.others import runtime
+from mrecg_onnx.runtimes.runtime import Kernel, check_provider, elsewhere, kernels
+from mrecg_onnx.validating.benchmarking import benchmark
+from mrecg_onnx.writing.export import export
 
 
 @pytest.fixture

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from stages import feeds
 
-from mrecg_onnx.bitsplit import Objective, Planes, alternate, split_responses, split_weight
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.ops.weighted import OnnxConv, OnnxConvTranspose, OnnxGemm, OnnxMatMulConst
-from mrecg_onnx.grids import quantize_codes, search_range
-from mrecg_onnx.metrics import sqnr_db
-from mrecg_onnx.parallel import Workers
+from mrecg_onnx.learning.bitsplit import Objective, Planes, alternate, split_responses, split_weight
+from mrecg_onnx.learning.responses import ROWS, NormalEquations, layout_of, normal_equations
+from mrecg_onnx.machine.parallel import Workers
+from mrecg_onnx.measures.metrics import sqnr_db
 from mrecg_onnx.quantization import QuantizationResult, quantize
-from mrecg_onnx.responses import ROWS, NormalEquations, layout_of, normal_equations
-from mrecg_onnx.runtime import open_session, run_padded
+from mrecg_onnx.quantizers.grids import quantize_codes, search_range
+from mrecg_onnx.runtimes.runtime import open_session, run_padded
 from mrecg_onnx.settings import BitRule, Settings
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def test_blocks_of_columns_change_nothing(monkeypatch):
     gram = (x.T @ x).double()[None] / 400
     found = []
     for block in (128, 7, 1):
-        monkeypatch.setattr("mrecg_onnx.bitsplit.BLOCK", block)
+        monkeypatch.setattr("mrecg_onnx.learning.bitsplit.BLOCK", block)
         state = split_weight(weight, 4, 0, layer_of(weight))
         alternate(state, Objective(weight.double()[None] @ gram, gram))
         found.append(state.codes)

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from learned import results, small
 from stages import feeds, simulated, tensors
 
-from mrecg_onnx import targets
-from mrecg_onnx.containers import contained
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.costs import WIDTHS, measure_costs
-from mrecg_onnx.drop_search import AVERAGES, Trial, search
-from mrecg_onnx.packed_size import PackedSize, stored_bits
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.settings import BitRule, Settings
-from mrecg_onnx.validation import validate
+from mrecg_onnx.targets.targets import targets
+from mrecg_onnx.validating.validation import validate
+from mrecg_onnx.widths.costs import WIDTHS, measure_costs
+from mrecg_onnx.widths.drop_search import AVERAGES, Trial, search
+from mrecg_onnx.widths.packed_size import PackedSize, stored_bits
+from mrecg_onnx.writing.containers import contained
 
 NEAREST = {"method": "nearest", "equalize": "off", "abits": 4}
 

@@ -14,16 +14,16 @@ from architectures import PATTERNS, Graph, max_pool, residual
 from onnx import numpy_helper
 from stages import feeds, planned, simulated, tensors
 
-from mrecg_onnx.calibration import JUDGED_IMAGES, activation_grids, nearest_weights, sample_activations
+from mrecg_onnx.calibrating.calibration import JUDGED_IMAGES, activation_grids, nearest_weights, sample_activations
+from mrecg_onnx.calibrating.sensitivity import measure_sensitivity
+from mrecg_onnx.checking.verification import verify
 from mrecg_onnx.converters.errors import DataError, ModelError, MrecgError
-from mrecg_onnx.export import export
-from mrecg_onnx.grids import Grid, quantize_codes, search_range
-from mrecg_onnx.output_errors import output_error
+from mrecg_onnx.measures.output_errors import output_error
 from mrecg_onnx.quantization import QuantizationResult, quantize
-from mrecg_onnx.ranges import RANGES
-from mrecg_onnx.sensitivity import measure_sensitivity
+from mrecg_onnx.quantizers.grids import Grid, quantize_codes, search_range
+from mrecg_onnx.quantizers.ranges import RANGES
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.verification import verify
+from mrecg_onnx.writing.export import export
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,14 +17,14 @@ from click.testing import CliRunner
 from stages import feeds
 
 from mrecg_onnx import quantization
-from mrecg_onnx.checkpoint import Checkpoint
 from mrecg_onnx.commands import main
 from mrecg_onnx.converters.errors import DataError, SettingsError
-from mrecg_onnx.grids import Grid
+from mrecg_onnx.learning.checkpoint import Checkpoint
+from mrecg_onnx.learning.reconstruction import UnitResult
+from mrecg_onnx.network.simulation import QuantizedWeight, State
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.reconstruction import UnitResult
+from mrecg_onnx.quantizers.grids import Grid
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.simulation import QuantizedWeight, State
 
 if TYPE_CHECKING:
     from mrecg_onnx.progress import Progress

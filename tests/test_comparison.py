@@ -26,14 +26,15 @@ from command_line import classifier, write_images
 from PIL import Image
 
 import mrecg_onnx
-from mrecg_onnx import Settings, cells, comparison
-from mrecg_onnx.cells import CellError, CellProcess, Job, pack, unpack
+from mrecg_onnx import Settings
 from mrecg_onnx.commands import main
-from mrecg_onnx.comparison import Comparison, ComparisonProgress, Widths, compare
+from mrecg_onnx.comparing import cells, comparison
+from mrecg_onnx.comparing.cells import CellError, CellProcess, Job, pack, unpack
+from mrecg_onnx.comparing.comparison import Comparison, ComparisonProgress, Widths, compare
+from mrecg_onnx.comparing.tables import table
 from mrecg_onnx.converters.errors import ExportError, MrecgError, SettingsError
-from mrecg_onnx.metrics import mcnemar_p
-from mrecg_onnx.tables import table
-from mrecg_onnx.validation import validate
+from mrecg_onnx.measures.metrics import mcnemar_p
+from mrecg_onnx.validating.validation import validate
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,15 +20,15 @@ from onnx.reference import ReferenceEvaluator
 from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
 from stages import feeds, simulated, tensors
 
-from mrecg_onnx.containers import CONTAINER_KEY, CONTAINERS, contained, container_of
 from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.converters.passes.opset import raise_opset
-from mrecg_onnx.export import export
 from mrecg_onnx.preparation import editable_graph
-from mrecg_onnx.retargeting import retarget
-from mrecg_onnx.runtime import fused_op_counts, open_session
+from mrecg_onnx.runtimes.runtime import fused_op_counts, open_session
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.targets import load_target
+from mrecg_onnx.targets.targets import load_target
+from mrecg_onnx.writing.containers import CONTAINER_KEY, CONTAINERS, contained, container_of
+from mrecg_onnx.writing.export import export
+from mrecg_onnx.writing.retargeting import retarget
 
 VERSION = {"mrecg_onnx.version": "test"}
 

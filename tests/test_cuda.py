@@ -12,10 +12,10 @@ import torch
 from learned import distance, small
 from stages import feeds
 
-from mrecg_onnx import recording
-from mrecg_onnx.metrics import sqnr_db
+from mrecg_onnx.machine import recording
+from mrecg_onnx.measures.metrics import sqnr_db
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.runtime import open_session, run_padded
+from mrecg_onnx.runtimes.runtime import open_session, run_padded
 from mrecg_onnx.settings import Settings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")

@@ -18,8 +18,16 @@ from onnx import numpy_helper
 from stages import feeds, network_of, planned, tensors
 
 from mrecg_onnx.converters import normalize
-from mrecg_onnx.equalization import LARGEST, MIN_GAIN, SMALLEST, Stream, apply_scale, choose_scales, find_streams
 from mrecg_onnx.quantization import quantize
+from mrecg_onnx.rewriting.equalization import (
+    LARGEST,
+    MIN_GAIN,
+    SMALLEST,
+    Stream,
+    apply_scale,
+    choose_scales,
+    find_streams,
+)
 from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:

@@ -20,24 +20,24 @@ from PIL import Image
 from stages import Stage, feeds, simulated
 
 import mrecg_onnx
-from mrecg_onnx.activations import WEIGHTED_OPS
-from mrecg_onnx.export import code_bounds, export
-from mrecg_onnx.grids import Grid, fake_quantize, quantize_codes, search_range
-from mrecg_onnx.metrics import sqnr_db
-from mrecg_onnx.plan import ActivationPlan
+from mrecg_onnx.checking.verification import verify
+from mrecg_onnx.measures.metrics import sqnr_db
+from mrecg_onnx.network.simulation import QuantizedWeight
+from mrecg_onnx.planning.activations import WEIGHTED_OPS
+from mrecg_onnx.planning.plan import ActivationPlan
 from mrecg_onnx.quantization import QuantizationResult, quantize
-from mrecg_onnx.retargeting import retarget
-from mrecg_onnx.runtime import fused_op_counts, open_session, run_padded
+from mrecg_onnx.quantizers.grids import Grid, fake_quantize, quantize_codes, search_range
+from mrecg_onnx.runtimes.runtime import fused_op_counts, open_session, run_padded
 from mrecg_onnx.settings import BitRule, Settings
-from mrecg_onnx.simulation import QuantizedWeight
-from mrecg_onnx.targets import load_target
-from mrecg_onnx.verification import verify
+from mrecg_onnx.targets.targets import load_target
+from mrecg_onnx.writing.export import code_bounds, export
+from mrecg_onnx.writing.retargeting import retarget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from mrecg_onnx.export import Exported
+    from mrecg_onnx.writing.export import Exported
 
 WIDTHS = [(4, 4), (2, 4), (8, 8), (4, 32)]
 

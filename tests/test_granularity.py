@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stages import planned
 
-from mrecg_onnx.granularity import (
+from mrecg_onnx.planning.granularity import (
     MAX_GROUP,
     default_merges,
     groups_from_mask,
@@ -20,7 +20,7 @@ from mrecg_onnx.granularity import (
     select_eq4,
     select_peaks,
 )
-from mrecg_onnx.plan import LayerPlan, Plan, UnitPlan
+from mrecg_onnx.planning.plan import LayerPlan, Plan, UnitPlan
 
 #: Loss of BRECQ on MobileNetV2 by block, features.1 to features.17 (Ma et al. 2023, read off the figure), and behind them the
 #: classifier's unit, which takes part in no merge.

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from mrecg_onnx import grids
-from mrecg_onnx.grids import (
+from mrecg_onnx.quantizers import grids
+from mrecg_onnx.quantizers.grids import (
     EPSILON,
     PER_CHANNEL_CANDIDATES,
     PER_TENSOR_CANDIDATES,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mrecg_onnx.converters.errors import DataError, MrecgError, SettingsError
-from mrecg_onnx.images import (
+from mrecg_onnx.data.images import (
     IMAGE_SUFFIXES,
     InputSpec,
     Preprocess,
@@ -24,13 +24,13 @@ from mrecg_onnx.images import (
     open_validation,
     pad_batch,
 )
-from mrecg_onnx.preprocess import INTERPOLATIONS, cover
-from mrecg_onnx.profiles import PROFILES
+from mrecg_onnx.data.preprocess import INTERPOLATIONS, cover
+from mrecg_onnx.data.profiles import PROFILES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mrecg_onnx.images import Dataset
+    from mrecg_onnx.data.images import Dataset
 
 RAW = Preprocess(mean=(0.0,), std=(1.0,), scale=1.0)  # what comes out are the pixels
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

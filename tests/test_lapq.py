@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stages import feeds, simulated, tensors
 
-from mrecg_onnx import lapq
 from mrecg_onnx.commands._options import unused_options
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.lapq import P_VALUES, minimise_steps, vertex
-from mrecg_onnx.output_errors import OutputScales, output_sums
+from mrecg_onnx.learning import lapq
+from mrecg_onnx.learning.lapq import P_VALUES, minimise_steps, vertex
+from mrecg_onnx.measures.output_errors import OutputScales, output_sums
+from mrecg_onnx.measures.task_loss import task_loss
 from mrecg_onnx.progress import Progress
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.task_loss import task_loss
 
 
 def loss_of(simulation, data) -> float:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrecg_onnx.metrics import (
+from mrecg_onnx.measures.metrics import (
     OutputSums,
     add_sums,
     agreement,

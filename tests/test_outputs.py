@@ -13,18 +13,18 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 from stages import feeds, simulated, tensors
 
-from mrecg_onnx.cache import Pool, Store
+from mrecg_onnx.calibrating.sensitivity import measure_sensitivity
 from mrecg_onnx.commands import main
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.costs import measure_costs
-from mrecg_onnx.metrics import sqnr_db
-from mrecg_onnx.parallel import ALONE
+from mrecg_onnx.learning.reconstruction import output_weights
+from mrecg_onnx.machine.cache import Pool, Store
+from mrecg_onnx.machine.parallel import ALONE
+from mrecg_onnx.measures.metrics import sqnr_db
 from mrecg_onnx.quantization import QuantizationResult, quantize
-from mrecg_onnx.reconstruction import output_weights
-from mrecg_onnx.runtime import open_session, run_padded
-from mrecg_onnx.sensitivity import measure_sensitivity
+from mrecg_onnx.runtimes.runtime import open_session, run_padded
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.validation import ValidationResult, validate
+from mrecg_onnx.validating.validation import ValidationResult, validate
+from mrecg_onnx.widths.costs import measure_costs
 
 if TYPE_CHECKING:
     from pathlib import Path

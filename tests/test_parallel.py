@@ -24,16 +24,16 @@ from stages import feeds
 
 from mrecg_onnx import preparation
 from mrecg_onnx.converters.errors import DataError, WorkerError
-from mrecg_onnx.images import Dataset, InputSpec, Preprocess, check_lost, open_calibration, open_validation
-from mrecg_onnx.metrics import sqnr_db
-from mrecg_onnx.parallel import ALONE, Workers, is_first, joined, local_size
+from mrecg_onnx.data.images import Dataset, InputSpec, Preprocess, check_lost, open_calibration, open_validation
+from mrecg_onnx.machine.parallel import ALONE, Workers, is_first, joined, local_size
+from mrecg_onnx.measures.metrics import sqnr_db
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.runtime import open_session, run_padded
+from mrecg_onnx.runtimes.runtime import open_session, run_padded
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.validation import validate
+from mrecg_onnx.validating.validation import validate
 
 if TYPE_CHECKING:
-    from mrecg_onnx.validation import ValidationResult
+    from mrecg_onnx.validating.validation import ValidationResult
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS: dict[str, Any] = {"method": "qdrop", "wbits": 2, "iters": 20, "batch_size": 16, "equalize": "off"}
@@ -62,7 +62,7 @@ import torch
 from mrecg_onnx import Settings, quantize, validate
 from mrecg_onnx.commands import main
 from mrecg_onnx.converters.errors import DataError, MrecgError
-from mrecg_onnx.parallel import is_first, joined, local_size
+from mrecg_onnx.machine.parallel import is_first, joined, local_size
 
 torch.set_num_threads(1)
 rank = int(os.environ["RANK"])
@@ -314,7 +314,7 @@ def test_without_torchrun_there_is_one_process(monkeypatch, environment):
 
 
 def test_unreachable_others_are_said(monkeypatch):
-    monkeypatch.setattr("mrecg_onnx.parallel.PATIENCE", timedelta(seconds=1))
+    monkeypatch.setattr("mrecg_onnx.machine.parallel.PATIENCE", timedelta(seconds=1))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

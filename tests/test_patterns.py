@@ -17,14 +17,14 @@ from onnx import TensorProto, external_data_helper, helper, numpy_helper
 from mrecg_onnx.converters import check_parity, load_model, normalize, to_torch
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.versions import runtime_versions
-from mrecg_onnx.inspection import inspect
-from mrecg_onnx.metrics import sqnr_db
+from mrecg_onnx.inspecting.inspection import inspect
+from mrecg_onnx.inspecting.ranking import rank
+from mrecg_onnx.measures.metrics import sqnr_db
 from mrecg_onnx.quantization import QuantizationResult, quantize
-from mrecg_onnx.ranking import rank
-from mrecg_onnx.runtime import open_session, run_padded
+from mrecg_onnx.runtimes.runtime import open_session, run_padded
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.targets import load_target
-from mrecg_onnx.validation import validate
+from mrecg_onnx.targets.targets import load_target
+from mrecg_onnx.validating.validation import validate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -821,7 +821,7 @@ def test_fixed_batch(tmp_path, caplog, name):
     caplog.clear()
     four = Settings(wbits=4, abits=4, method="brecq", iters=3, batch_size=5, threads=1)
     result = quantize(model, tmp_path / "calib.npz", four, output=tmp_path / "q.onnx")
-    said = [record.getMessage() for record in caplog.records if record.name == "mrecg_onnx.bridging"]
+    said = [record.getMessage() for record in caplog.records if record.name == "mrecg_onnx.network.bridging"]
     assert len(said) == (name in KEPT)
     assert all("the network runs" in line and "export it with a free batch" in line for line in said)
     assert result.verification.exact == 1.0

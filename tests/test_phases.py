@@ -10,15 +10,15 @@ from learned import activation_scales, codes, distance, results, small
 from stages import feeds, simulated, tensors
 
 from mrecg_onnx import quantization
-from mrecg_onnx.bias_correction import _clamp_behind, correct_biases
-from mrecg_onnx.cache import Pool, Store
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.learning.bias_correction import _clamp_behind, correct_biases
+from mrecg_onnx.learning.prefix import Inputs, Prefix
+from mrecg_onnx.learning.reconstruction import reconstruction_loss
+from mrecg_onnx.machine.cache import Pool, Store
+from mrecg_onnx.measures.task_loss import task_loss
 from mrecg_onnx.methods import METHODS, Method, Phase
-from mrecg_onnx.prefix import Inputs, Prefix
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.reconstruction import reconstruction_loss
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.task_loss import task_loss
 
 PAPER = {"method": "brecq-paper", "wbits": 2, "abits": 4, "iters": 20, "batch_size": 16, "equalize": "off"}
 

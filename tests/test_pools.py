@@ -17,17 +17,17 @@ from onnx import numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 from stages import simulated
 
-from mrecg_onnx.containers import CONTAINERS
 from mrecg_onnx.converters import normalize
 from mrecg_onnx.converters.passes.pooling import miscounts
-from mrecg_onnx.equalization import find_streams
-from mrecg_onnx.export import export
-from mrecg_onnx.metrics import sqnr_db
+from mrecg_onnx.measures.metrics import sqnr_db
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.retargeting import retarget
-from mrecg_onnx.runtime import fused_op_counts, open_session
+from mrecg_onnx.rewriting.equalization import find_streams
+from mrecg_onnx.runtimes.runtime import fused_op_counts, open_session
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.targets import load_target
+from mrecg_onnx.targets.targets import load_target
+from mrecg_onnx.writing.containers import CONTAINERS
+from mrecg_onnx.writing.export import export
+from mrecg_onnx.writing.retargeting import retarget
 
 if TYPE_CHECKING:
     from pathlib import Path

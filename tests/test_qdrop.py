@@ -10,9 +10,9 @@ import torch
 from learned import small
 from stages import feeds
 
-from mrecg_onnx import reconstruction
-from mrecg_onnx.grids import fake_quantize
+from mrecg_onnx.learning import reconstruction
 from mrecg_onnx.quantization import quantize
+from mrecg_onnx.quantizers.grids import fake_quantize
 from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:

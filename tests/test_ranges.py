@@ -13,16 +13,16 @@ from scipy.integrate import quad
 from scipy.stats import norm
 from stages import feeds, simulated
 
-from mrecg_onnx.calibration import activation_grids
+from mrecg_onnx.calibrating.calibration import activation_grids
 from mrecg_onnx.commands._options import unused_options
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.grids import EPSILON, Grid, fake_quantize, search_range
-from mrecg_onnx.images import open_calibration
+from mrecg_onnx.data.images import open_calibration
+from mrecg_onnx.data.preprocess import InputSpec, Preprocess
 from mrecg_onnx.methods import METHODS, RANGE_NAMES
 from mrecg_onnx.preparation import calibrate
-from mrecg_onnx.preprocess import InputSpec, Preprocess
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.ranges import (
+from mrecg_onnx.quantizers.grids import EPSILON, Grid, fake_quantize, search_range
+from mrecg_onnx.quantizers.ranges import (
     NORMS,
     RANGES,
     Estimator,

@@ -10,9 +10,10 @@ import torch
 from learned import small
 from stages import feeds
 
-from mrecg_onnx import reconstruction, recording
+from mrecg_onnx.learning import reconstruction
+from mrecg_onnx.machine import recording
+from mrecg_onnx.machine.recording import MOST, Iterations
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.recording import MOST, Iterations
 from mrecg_onnx.settings import Settings
 
 X = ("quantized", "x")

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrecg_onnx.grids import fake_quantize, fake_quantize_weight, quantize_codes, search_range
-from mrecg_onnx.rounding import GAMMA, ZETA, BetaSchedule, SoftRounding, h, regularizer
+from mrecg_onnx.quantizers.grids import fake_quantize, fake_quantize_weight, quantize_codes, search_range
+from mrecg_onnx.quantizers.rounding import GAMMA, ZETA, BetaSchedule, SoftRounding, h, regularizer
 
 NO_DEADLINE = settings(max_examples=40, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)

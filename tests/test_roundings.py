@@ -10,10 +10,10 @@ from learned import activation_scales, codes, distance, results
 
 from mrecg_onnx.commands._options import unused_options
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.grids import fake_quantize_weight, quantize_codes, search_range
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.quantization import method_of
-from mrecg_onnx.rounding import ANNEALS, ROUNDINGS, BetaSchedule, FlexRounding, StraightRounding
+from mrecg_onnx.quantizers.grids import fake_quantize_weight, quantize_codes, search_range
+from mrecg_onnx.quantizers.rounding import ANNEALS, ROUNDINGS, BetaSchedule, FlexRounding, StraightRounding
 from mrecg_onnx.settings import Settings
 
 NO_DEADLINE = settings(max_examples=25, deadline=None)

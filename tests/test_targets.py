@@ -21,21 +21,21 @@ from onnx import TensorProto
 from stages import feeds, simulated, tensors
 
 import mrecg_onnx
-from mrecg_onnx.branches import branch_narrow_reads
-from mrecg_onnx.cache import Store
-from mrecg_onnx.containers import contained, container_of
 from mrecg_onnx.converters import normalize
 from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
 from mrecg_onnx.converters.passes.opset import raise_opset
-from mrecg_onnx.export import export
-from mrecg_onnx.grids import Grid, fake_quantize, symmetric_eight
-from mrecg_onnx.images import open_validation
-from mrecg_onnx.retargeting import broken_rules, retarget, target_of
-from mrecg_onnx.runtime import input_specs, open_session, run_padded
-from mrecg_onnx.runtimes import open_with
+from mrecg_onnx.data.images import open_validation
+from mrecg_onnx.machine.cache import Store
+from mrecg_onnx.planning.branches import branch_narrow_reads
+from mrecg_onnx.quantizers.grids import Grid, fake_quantize, symmetric_eight
+from mrecg_onnx.runtimes.others import open_with
+from mrecg_onnx.runtimes.runtime import input_specs, open_session, run_padded
 from mrecg_onnx.settings import BitRule, Settings
-from mrecg_onnx.targets import CONTAINER_NAMES, TARGET_NAMES, load_target
-from mrecg_onnx.validation import stored_preprocess
+from mrecg_onnx.targets.targets import CONTAINER_NAMES, TARGET_NAMES, load_target
+from mrecg_onnx.validating.validation import stored_preprocess
+from mrecg_onnx.writing.containers import contained, container_of
+from mrecg_onnx.writing.export import export
+from mrecg_onnx.writing.retargeting import broken_rules, retarget, target_of
 
 RULES = Path(mrecg_onnx.__file__).parent / "rules"
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -424,7 +424,7 @@ def test_the_sample_for_every_target_in_every_container(
 
 
 def test_a_runtime_that_is_not_installed_is_said_by_the_command(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mrecg_onnx.runtimes.importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setattr("mrecg_onnx.runtimes.others.importlib.util.find_spec", lambda _name: None)
     said = works(*on_sample("--target", "openvino", "-o", "ov.onnx")).stdout
     assert "target openvino: not opened: OpenVINO is not installed (pip install openvino)" in " ".join(said.split())
 

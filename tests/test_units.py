@@ -12,14 +12,14 @@ from architectures import ARCHITECTURES, PATTERNS, Graph, export
 from stages import planned
 
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.granularity import module_capacity, read_scheme
-from mrecg_onnx.units import MAX_CHAIN, MAX_PIECE, plan_layer_units, plan_units
+from mrecg_onnx.planning.granularity import module_capacity, read_scheme
+from mrecg_onnx.planning.units import MAX_CHAIN, MAX_PIECE, plan_layer_units, plan_units
 
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-    from mrecg_onnx.plan import Plan, UnitPlan
+    from mrecg_onnx.planning.plan import Plan, UnitPlan
 
 
 @lru_cache

@@ -23,7 +23,7 @@ from onnx import helper, numpy_helper
 from PIL import EpsImagePlugin, Image
 
 from mrecg_onnx.commands import main
-from mrecg_onnx.text import printable
+from mrecg_onnx.converters.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

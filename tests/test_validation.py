@@ -14,12 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from stages import feeds
 
-from mrecg_onnx import runtime
 from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
-from mrecg_onnx.images import InputSpec, Preprocess, open_validation
-from mrecg_onnx.metrics import mcnemar_p, sqnr_db, wilson_interval
-from mrecg_onnx.preprocess import IMAGENET_MEAN
-from mrecg_onnx.runtime import (
+from mrecg_onnx.data.images import InputSpec, Preprocess, open_validation
+from mrecg_onnx.data.preprocess import IMAGENET_MEAN
+from mrecg_onnx.measures.metrics import mcnemar_p, sqnr_db, wilson_interval
+from mrecg_onnx.runtimes.others import runtime
+from mrecg_onnx.runtimes.runtime import (
     Kernel,
     fixed_batch,
     fused_op_counts,
@@ -30,7 +30,7 @@ from mrecg_onnx.runtime import (
     run_batches,
     run_padded,
 )
-from mrecg_onnx.validation import PREPROCESS_KEY, SOURCE_KEY, VERSION_KEY, source_sha256, validate
+from mrecg_onnx.validating.validation import PREPROCESS_KEY, SOURCE_KEY, VERSION_KEY, source_sha256, validate
 
 CLASSES = 10
 RAW = Preprocess(mean=(0.0,), std=(1.0,), scale=1 / 128)
@@ -213,7 +213,7 @@ def test_validation_does_not_take_the_cpu_for_another_provider(monkeypatch, tmp_
     with pytest.raises(SettingsError, match=r"the FP32 model: 'cuda' ran none of its nodes, CPUExecutionProvider"):
         validate(conv_relu(), conv_relu(), tmp_path / "x.npy", device="cuda", repeats=0)
     some = [Kernel("Conv", f"{name}ExecutionProvider", 1, 0.1) for name in ("CPU", "CUDA")]
-    monkeypatch.setattr("mrecg_onnx.validation.kernels", lambda *_args, **_more: some)
+    monkeypatch.setattr("mrecg_onnx.validating.validation.kernels", lambda *_args, **_more: some)
     result = validate(conv_relu(), conv_relu(), tmp_path / "x.npy", device="cuda", repeats=0)
     assert "the quantized model is not all on cuda: 1 of 2 nodes on CPUExecutionProvider" in result.warnings
 

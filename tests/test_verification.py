@@ -12,15 +12,15 @@ import torch
 from onnx import helper, numpy_helper
 from stages import Stage, feeds, simulated
 
-from mrecg_onnx.containers import Contained
-from mrecg_onnx.export import Exported, export
-from mrecg_onnx.metrics import sqnr_db
+from mrecg_onnx.checking.tracing import bisect, follow, kept_float, probed
+from mrecg_onnx.checking.verification import verify
+from mrecg_onnx.measures.metrics import sqnr_db
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.runtime import fused_op_counts, open_session, run_padded
+from mrecg_onnx.runtimes.runtime import fused_op_counts, open_session, run_padded
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.targets import load_target
-from mrecg_onnx.tracing import bisect, follow, kept_float, probed
-from mrecg_onnx.verification import verify
+from mrecg_onnx.targets.targets import load_target
+from mrecg_onnx.writing.containers import Contained
+from mrecg_onnx.writing.export import Exported, export
 
 
 def pooled() -> onnx.ModelProto:

@@ -12,12 +12,12 @@ from architectures import Graph
 from onnx import TensorProto, helper
 from stages import network_of
 
-from mrecg_onnx.windows import WindowPlan, plan_windows
+from mrecg_onnx.learning.windows import WindowPlan, plan_windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mrecg_onnx.network import Network
+    from mrecg_onnx.network.network import Network
 
 SIDE = 12
 

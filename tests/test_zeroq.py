@@ -16,19 +16,19 @@ from click.testing import CliRunner
 from PIL import Image
 
 import mrecg_onnx
-from mrecg_onnx import parallel
+from mrecg_onnx.calibrating.zeroq import CALIBRATION_KEY, SyntheticDataset, _batches, make_images
 from mrecg_onnx.commands import main
 from mrecg_onnx.converters import normalize, to_torch
 from mrecg_onnx.converters.errors import DataError
-from mrecg_onnx.images import Preprocess
-from mrecg_onnx.metrics import sqnr_db
-from mrecg_onnx.network import Network
+from mrecg_onnx.data.images import Preprocess
+from mrecg_onnx.machine import parallel
+from mrecg_onnx.measures.metrics import sqnr_db
+from mrecg_onnx.network.network import Network
 from mrecg_onnx.preparation import graph_inputs
 from mrecg_onnx.progress import Progress
 from mrecg_onnx.quantization import QuantizationResult, quantize
-from mrecg_onnx.runtime import open_session, run_padded
+from mrecg_onnx.runtimes.runtime import open_session, run_padded
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.zeroq import CALIBRATION_KEY, SyntheticDataset, _batches, make_images
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -188,7 +188,9 @@ def test_the_first_process_makes_the_images_for_all(monkeypatch):
         def once(self, make):
             return images(first), first.origin
 
-    monkeypatch.setattr("mrecg_onnx.zeroq._generate", lambda *_: pytest.fail("a second process made images"))
+    monkeypatch.setattr(
+        "mrecg_onnx.calibrating.zeroq._generate", lambda *_: pytest.fail("a second process made images")
+    )
     model = network()
     got = make_images(
         model, graph_inputs(normalize(model)), Settings(**FAST), torch.device("cpu"), workers=Second(1, 2)
@@ -206,7 +208,7 @@ def test_made_images_are_kept_and_found_again(tmp_path, monkeypatch):
     first = make()
     other = make(seed=3)
     assert len(list(tmp_path.iterdir())) == 2
-    monkeypatch.setattr("mrecg_onnx.zeroq._generate", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr("mrecg_onnx.calibrating.zeroq._generate", lambda *_: pytest.fail("made again"))
     assert np.array_equal(images(make()), images(first))
     assert np.array_equal(images(make(seed=3)), images(other))
     assert make().origin == first.origin
@@ -296,7 +298,7 @@ def test_the_file_says_that_calibration_was_synthetic(tmp_path):
 def test_a_stopped_run_goes_on_with_the_same_images(tmp_path, monkeypatch):
     settings = {"method": "brecq", "wbits": 4, "iters": 5}
     whole = quantize(network(), "zeroq", Settings(**FAST, **settings), checkpoint=tmp_path)
-    monkeypatch.setattr("mrecg_onnx.zeroq._generate", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr("mrecg_onnx.calibrating.zeroq._generate", lambda *_: pytest.fail("made again"))
     again = quantize(network(), "zeroq", Settings(**FAST, **settings), checkpoint=tmp_path)
     assert again.model.graph == whole.model.graph
 

@@ -16,7 +16,7 @@ def squeeze_weights(model: ir.Model) -> bool:
     """Make a constant of shape [1, ..., K, N] that a MatMul reads [K, N], or as short as its other leading sizes allow.
 
     Only where the other operand has at least as many axes: the product then has the shape it had. A matrix is a layer like any
-    other; a stack of them has one scale (:class:`mrecg_onnx.plan.LayerPlan`).
+    other; a stack of them has one scale (:class:`mrecg_onnx.planning.plan.LayerPlan`).
 
     Returns:
         Whether anything was changed.

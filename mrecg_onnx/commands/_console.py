@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from mrecg_onnx.converters.errors import ExportError, MrecgError, SettingsError
-from mrecg_onnx.text import printable
+from mrecg_onnx.converters.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

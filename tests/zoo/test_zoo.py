@@ -16,12 +16,12 @@ import torch
 from networks import CASES, Case
 from stages import feeds, planned, simulated
 
-from mrecg_onnx.activations import is_weighted
+from mrecg_onnx.checking.verification import verify
 from mrecg_onnx.converters import to_torch
-from mrecg_onnx.export import export
+from mrecg_onnx.planning.activations import is_weighted
 from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.verification import verify
+from mrecg_onnx.writing.export import export
 
 #: What plain pytest takes, by exporter and whether the batch is dynamic.
 FAST = {

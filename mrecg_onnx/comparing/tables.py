@@ -1,0 +1,139 @@
+"""A comparison as text: the table for people, Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mrecg_onnx.converters.text import printable
+
+if TYPE_CHECKING:
+    from mrecg_onnx.comparing.comparison import Cell, Comparison
+    from mrecg_onnx.validating.validation import Accuracy
+
+__all__ = ["csv_text", "markdown", "table", "write_whole"]
+
+COLUMNS = {
+    "method": "method", "bits": "bits", "top1": "top-1", "interval": "95 % interval", "drop": "drop", "fp32_p": "p, FP32",
+    "base_p": "p, {base}", "agreement": "agreement", "sqnr": "SQNR", "seconds": "time", "peak": "peak memory", "size": "size",
+    "latency": "latency", "speedup": "against FP32", "note": "note",
+}  # fmt: skip
+"""Columns of the tables for people, in their order, with their headings."""
+
+
+def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """The table for people: headings, and a row for the float model and each cell; columns without content are left out."""
+    fp32 = comparison.fp32_top1
+    first = {"method": "FP32", "bits": "", "size": _megabytes(comparison.fp32_size_bytes), **_accuracy(fp32)}
+    if comparison.fp32_latency_s is not None:
+        first["latency"] = f"{1e3 * comparison.fp32_latency_s:.2f} ms"
+    content = [first, *(_texts(cell) for cell in comparison.cells)]
+    used = [name for name in COLUMNS if any(row.get(name) for row in content)]
+    headings = [COLUMNS[name].format(base=comparison.base_method) for name in used]
+    return headings, [[row.get(name, "") for name in used] for row in content]
+
+
+def _accuracy(top1: Accuracy | None) -> dict[str, str]:
+    if top1 is None:
+        return {}
+    return {"top1": f"{top1.value:.2%}", "interval": f"{top1.low:.2%} to {top1.high:.2%}"}
+
+
+def _texts(cell: Cell) -> dict[str, str]:
+    """A cell's columns as text."""
+    texts = {"method": cell.method, "bits": str(cell.widths)}
+    if cell.error is not None:
+        return texts | {"note": f"failed: {cell.error}"}
+
+    def text(value: float | None, form: str, factor: float = 1.0) -> str:
+        return "" if value is None else form.format(factor * value)
+
+    assert cell.size_bytes is not None
+    return texts | _accuracy(cell.top1) | {
+        "drop": text(cell.drop, "{:.2f} points", 100),
+        "fp32_p": text(cell.fp32_p, "{:.3g}"),
+        "base_p": text(cell.base_p, "{:.3g}"),
+        "agreement": text(cell.agreement, "{:.2%}"),
+        "sqnr": text(cell.sqnr_db, "{:.1f} dB") + _worst(cell),
+        "seconds": text(cell.seconds, "{:.1f} s"),
+        "peak": _megabytes(cell.peak_bytes),
+        "size": _megabytes(cell.size_bytes),
+        "latency": text(cell.latency_s, "{:.2f} ms", 1e3),
+        "speedup": text(cell.speedup, "{:.2f}x"),
+    }  # fmt: skip
+
+
+def _worst(cell: Cell) -> str:
+    """The output that a cell's SQNR is of, where there are several."""
+    finite = {name: value for name, value in cell.sqnr_by_output.items() if value is not None}
+    return f" ({min(finite, key=lambda name: finite[name])})" if finite and len(cell.sqnr_by_output) > 1 else ""
+
+
+def _megabytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e6:.2f} MB" if size < 1e8 else f"{size / 1e6:.0f} MB"
+
+
+def markdown(found: Comparison) -> str:
+    """A Markdown page with the table and how it came about."""
+    headings, content = table(found)
+    lines = [f"# {printable(found.model.stem)}: methods compared", ""]
+    lines += [f"| {' | '.join(row)} |" for row in (headings, ["---"] * len(headings))]
+    lines += ["| " + " | ".join(printable(text).replace("|", "\\|") for text in row) + " |" for row in content]
+    lines += [
+        "",
+        _how(found),
+        "",
+        *(f"{warning}." for warning in found.warnings),
+        f"{', '.join(f'{name} {value}' for name, value in found.environment.items())}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _how(found: Comparison) -> str:
+    """How the numbers came about."""
+    settings = found.settings
+    images = " or ".join(str(n) for n in dict.fromkeys(cell.images for cell in found.cells if cell.images is not None))
+    return (
+        f"{found.images} images on ONNX Runtime; intervals are Wilson's, p is McNemar's (exact). {settings.iters} iterations a "
+        f"unit, batch {settings.batch_size}, {images or 'no'} calibration images, seed {settings.seed}; all settings "
+        f"in the JSON file beside. Peak memory is that of the process that quantized. Latency: median at batch "
+        f"{found.latency_batch}, each file in turn with FP32."
+    )
+
+
+def csv_text(found: Comparison) -> str:
+    """Plain numbers: seconds, bytes, shares."""
+    out = io.StringIO()
+    rows = []
+    for cell in found.cells:
+        row = cell.to_json()
+        top1 = row.pop("top1") or {}
+        del row["sqnr_by_output"], row["equal_by_output"]  # the JSON beside has them
+        rows.append(
+            {"method": row.pop("method"), "widths": row.pop("widths")}
+            | {"top1": top1.get("value"), "top1_low": top1.get("low"), "top1_high": top1.get("high")}
+            | row
+        )
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write ``text`` to ``path``, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; what was there before still is.
+    """
+    # A folder of its own, not a named file: that would stay behind where the disk is full.
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        temporary.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
+        temporary.replace(path)

@@ -1,0 +1,203 @@
+"""What would be done to a model, and which of its tensors suffer most from it, without training anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mrecg_onnx.calibrating.sensitivity import Sensitivity, measure_sensitivity
+from mrecg_onnx.converters.load import standard_opset
+from mrecg_onnx.data.images import Dataset, Preprocess
+from mrecg_onnx.planning.fallbacks import fallbacks
+from mrecg_onnx.preparation import calibrate, full_precision, load_planned, prepare
+from mrecg_onnx.progress import Clock, Progress
+from mrecg_onnx.rewriting.equalization import Equalized
+from mrecg_onnx.runtimes.runtime import describe
+from mrecg_onnx.settings import Settings
+from mrecg_onnx.validating.validation import size_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    import onnx
+    import onnx_ir as ir
+
+    from mrecg_onnx.planning.plan import Plan
+    from mrecg_onnx.progress import Report
+
+__all__ = ["Inspection", "Measured", "SourceInfo", "TensorInfo", "inspect"]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of the graph; a free size is its symbol, or None where it has none."""
+
+    name: str
+    shape: tuple[int | str | None, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """The float model.
+
+    Attributes:
+        name: its path, or "the model".
+        size_bytes: the file with its external data.
+        opset: version of the standard domain.
+        producer: what wrote the file, "" if it does not say.
+        nodes: nodes left after constants are folded and BatchNormalization is in the Conv in front.
+        parameters: numbers in its float constants after that.
+        inputs: what it is fed.
+        outputs: what it gives.
+    """
+
+    name: str
+    size_bytes: int
+    opset: int
+    producer: str
+    nodes: int
+    parameters: int
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What calibration images tell, forward only.
+
+    Attributes:
+        images: how many were used.
+        skipped: images that could not be read, with the reason.
+        preprocess: what was done to them; None for arrays.
+        parity: relative error between ONNX Runtime and torch on the float model.
+        streams: decision for every stream of the equalization, empty with ``equalize="off"``.
+        sensitivities: activation quantizers by how much each hurts alone, after equalization; the worst first.
+        origin: how the images were made, None where they were given.
+    """
+
+    images: int
+    skipped: tuple[str, ...]
+    preprocess: Preprocess | None
+    parity: float
+    streams: tuple[Equalized, ...]
+    sensitivities: tuple[Sensitivity, ...]
+    origin: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What :func:`inspect` found.
+
+    Attributes:
+        source: the float model.
+        settings: what the plan was made for.
+        plan: the plan before any training; merges of the scheme "loss" are not in it, a probing run decides them.
+        measured: None without calibration images.
+        fallbacks: nodes that ONNX Runtime runs inside the torch module, by name, and why.
+    """
+
+    source: SourceInfo
+    settings: Settings
+    plan: Plan
+    measured: Measured | None = None
+    fallbacks: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def merges_pending(self) -> bool:
+        """True where ``quantize`` would merge units after its probing run."""
+        return self.settings.method == "mrecg" and self.settings.scheme == "loss"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary."""
+        measured = None
+        if self.measured is not None:
+            preprocess = self.measured.preprocess
+            measured = dataclasses.asdict(self.measured) | {"preprocess": preprocess and preprocess.to_json()}
+        return {
+            "source": dataclasses.asdict(self.source),
+            "settings": self.settings.to_json(),
+            "plan": self.plan.to_json(),
+            "merges_pending": self.merges_pending,
+            "fallbacks": self.fallbacks,
+            "measured": measured,
+        }
+
+
+@full_precision()
+def inspect(
+    model: onnx.ModelProto | str | Path,
+    settings: Settings | None = None,
+    calib: str | Path | Dataset | None = None,
+    report: Report | None = None,
+) -> Inspection:
+    """Plan the quantization of a float model; with images also measure each activation quantizer alone.
+
+    Args:
+        model: the float model; not changed.
+        settings: every choice, as for :func:`mrecg_onnx.quantize`.
+        calib: folder of images, ``.npy``/``.npz`` file of ready inputs, an open data set, or ``"zeroq"``. Without it nothing
+            is run.
+        report: called as the work proceeds.
+
+    Returns:
+        The plan with everything found on the way.
+
+    Raises:
+        MrecgError: as :func:`mrecg_onnx.quantize`.
+    """
+    settings = settings or Settings()
+    clock = Clock(report)
+    if calib is None:
+        with clock.stage("load"):
+            original, graph, plan = load_planned(model, settings)
+            return Inspection(_source(model, original, graph), settings, plan, fallbacks=fallbacks(graph))
+    ready = prepare(model, calib, settings, clock)
+    with clock.stage("calibrate"):
+        simulation = calibrate(ready.network, ready.plan, ready.data, ready.settings, ready.ranging)
+    with clock.stage("sensitivity"):
+
+        def tell(done: int, total: int) -> None:
+            if report is not None:
+                report(Progress("sensitivity", done=done, total=total))
+
+        found = measure_sensitivity(simulation, ready.data, tell)
+    measured = Measured(
+        images=len(next(iter(ready.data.values()))),
+        skipped=tuple(f"{path} ({reason})" for path, reason in ready.dataset.skipped),
+        preprocess=ready.dataset.preprocess,
+        parity=ready.parity,
+        streams=tuple(ready.equalized),
+        sensitivities=tuple(found),
+        origin=ready.dataset.origin,
+    )
+    source = _source(model, ready.original, ready.graph)
+    return Inspection(source, ready.settings, ready.plan, measured, fallbacks(ready.graph))
+
+
+def _source(model: onnx.ModelProto | str | Path, original: onnx.ModelProto, graph: ir.Model) -> SourceInfo:
+    constants = [value.const_value for value in graph.graph.initializers.values()]
+    return SourceInfo(
+        name=describe(model),
+        size_bytes=size_bytes(model),
+        opset=standard_opset(original) or 0,
+        producer=f"{original.producer_name} {original.producer_version}".strip(),
+        nodes=len(graph.graph),
+        parameters=sum(math.prod(c.shape.numpy()) for c in constants if c is not None and c.dtype.is_floating_point()),
+        inputs=_tensors(graph.graph.inputs),
+        outputs=_tensors(graph.graph.outputs),
+    )
+
+
+def _tensors(values: Iterable[ir.Value]) -> tuple[TensorInfo, ...]:
+    return tuple(
+        TensorInfo(
+            value.name or "",
+            tuple(size if isinstance(size, int) else size.value for size in value.shape or ()),
+            value.dtype.name.lower() if value.dtype is not None else "",
+        )
+        for value in values
+    )

@@ -1,0 +1,307 @@
+"""Which layers and tensors a model's accuracy hangs on, the loss of each at every width, and what more bits would bring back.
+
+Losses are those of the bit allocation (:mod:`widths.costs`): one quantizer alone, all else float. What a suggestion brings
+back is measured on the whole network quantized as the settings say, rounded to nearest: with the suggestion and without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mrecg_onnx.calibrating.calibration import nearest_weights
+from mrecg_onnx.converters.errors import DataError, SettingsError
+from mrecg_onnx.data.images import Dataset, open_validation
+from mrecg_onnx.data.labels import check_classes
+from mrecg_onnx.measures.output_errors import output_error
+from mrecg_onnx.measures.predictions import Heads, prediction_output, two_axes
+from mrecg_onnx.network.simulation import Simulation, forward_batches
+from mrecg_onnx.planning.plan import Plan
+from mrecg_onnx.preparation import Prepared, calibrate, full_precision, make_plan, prepare, search_grids
+from mrecg_onnx.progress import Clock, Progress
+from mrecg_onnx.settings import BitRule, Settings
+from mrecg_onnx.widths.costs import IMAGES, WIDTHS, cost_images, measure_costs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy.typing as npt
+    import onnx
+    from torch import Tensor
+
+    from mrecg_onnx.progress import Report
+
+__all__ = ["Quality", "Ranked", "Ranking", "Suggestion", "rank"]
+
+#: A layer whose loss at 8 bits is more than this share of what it is now has to stay in float to come back.
+FLOAT_FROM = 0.5
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Weights of a layer, or a tensor that layers read.
+
+    Attributes:
+        name: node name of the layer, or the tensor.
+        kind: "weights" or "activations".
+        bits: width under the settings.
+        layers: the layer, or those that read the tensor.
+        losses: task loss (:mod:`mrecg_onnx.measures.task_loss`) by width with this one alone quantized.
+    """
+
+    name: str
+    kind: str
+    bits: int
+    layers: tuple[str, ...]
+    losses: dict[int, float]
+
+    @property
+    def loss(self) -> float:
+        """At the width it has."""
+        return self.losses[self.bits]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a network is worth, all on the same images.
+
+    Attributes:
+        top1: share of right answers; None without labels or class scores.
+        agreement: share of predictions that are the float network's; None without class scores.
+        error: relative L2 error of the outputs (:func:`mrecg_onnx.measures.output_errors.output_error`).
+    """
+
+    top1: float | None
+    agreement: float | None
+    error: float
+
+    @property
+    def order(self) -> tuple[float, float]:
+        """Grows as the network gets better: what a user has first, the error where that is equal."""
+        first = self.top1 if self.top1 is not None else self.agreement
+        return (first if first is not None else 0.0, -self.error)
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """An option of ``quantize`` and what the network is worth with it, all else as before.
+
+    ``option`` and ``value`` are as on the command line; together they are "--bits" or "--exclude" and its argument.
+    """
+
+    option: str
+    value: str
+    quality: Quality
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What :func:`rank` found.
+
+    Attributes:
+        settings: what the network was quantized for.
+        images: how many the qualities were measured on.
+        labelled: they have labels.
+        float_quality: the float network.
+        quality: quantized as the settings say.
+        ranked: the most sensitive first.
+        suggestions: for the first of them, each alone; what brings back most comes first.
+        together: all suggestions at once that bring something back; None where there are none.
+        skipped: images that could not be read, with the reason.
+    """
+
+    settings: Settings
+    images: int
+    labelled: bool
+    float_quality: Quality
+    quality: Quality
+    ranked: tuple[Ranked, ...]
+    suggestions: tuple[Suggestion, ...]
+    together: Quality | None
+    skipped: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary."""
+        plain = dataclasses.asdict(self) | {"settings": self.settings.to_json()}
+        for entry in plain["ranked"]:
+            entry["losses"] = {str(width): loss for width, loss in entry["losses"].items()}
+        return plain
+
+
+@full_precision()
+def rank(
+    model: onnx.ModelProto | str | Path,
+    calib: str | Path | Dataset,
+    settings: Settings | None = None,
+    *,
+    data: str | Path | None = None,
+    labels: str | Path | None = None,
+    limit: int = 256,
+    top: int = 8,
+    report: Report | None = None,
+) -> Ranking:
+    """Rank layers and tensors of a float model by what their quantization costs, and try more bits for the first ones.
+
+    Args:
+        model: the float model; not changed.
+        calib: as for :func:`mrecg_onnx.quantize`.
+        settings: widths, method and all else.
+        data: images to measure on, labelled ones for top-1; the calibration images without.
+        labels: labels for them, as for :func:`mrecg_onnx.validate`.
+        limit: images measured on at most.
+        top: suggestions made.
+        report: called as the work proceeds.
+
+    Raises:
+        MrecgError: as :func:`mrecg_onnx.quantize`.
+    """
+    settings = settings or Settings()
+    if limit < 1 or top < 0:
+        raise SettingsError(f"limit is {limit} and top is {top}: give at least one image and no negative number")
+    clock = Clock(report)
+    ready = prepare(model, calib, settings, clock, measured_on=data)
+    settings, plan = ready.settings, ready.plan
+    with clock.stage("sensitivity"):
+
+        def tell(done: int, total: int) -> None:
+            if report is not None:
+                report(Progress("sensitivity", done=done, total=total))
+
+        weights, tensors = _candidates(plan)
+        bits = {a.name: a.bits for a in plan.activations}
+        costs = measure_costs(
+            ready.network,
+            plan,
+            cost_images(ready.dataset),
+            settings,
+            layers=dict.fromkeys(weights, WIDTHS),
+            tensors={n: sorted({*WIDTHS, bits[n]}) for n in tensors},
+            report=tell,
+            dataset=ready.ranging,
+        )
+    found = [Ranked(n, "weights", plan.layer(n).wbits, (n,), costs.weights[n]) for n in weights]
+    found += [Ranked(n, "activations", bits[n], readers, costs.tensors[n]) for n, readers in tensors.items()]
+    found.sort(key=lambda r: r.loss, reverse=True)
+    with clock.stage("suggestions"):
+        judge = _Judge(ready, *_images(ready, data, labels, limit))
+        simulation = calibrate(ready.network, plan, ready.data, settings, ready.ranging)
+        wanted = [_suggested(r) for r in found if r.bits < max(WIDTHS)][:top]
+        suggestions = []
+        for i, (option, value) in enumerate(wanted):
+            alone = judge.quality(_variant(ready, simulation, [(option, value)]))
+            suggestions.append(Suggestion(option, value, alone))
+            if report is not None:
+                report(Progress("suggestions", done=i + 1, total=len(wanted)))
+        quality = judge.quality(simulation)
+        suggestions.sort(key=lambda s: s.quality.order, reverse=True)
+        helpful = [(s.option, s.value) for s in suggestions if s.quality.order > quality.order]
+        return Ranking(
+            settings=settings,
+            images=judge.count,
+            labelled=judge.labels is not None,
+            float_quality=judge.quality(None),
+            quality=quality,
+            ranked=tuple(found),
+            suggestions=tuple(suggestions),
+            together=judge.quality(_variant(ready, simulation, helpful)) if helpful else None,
+            skipped=tuple(f"{path} ({reason})" for path, reason in ready.dataset.skipped),
+        )
+
+
+def _candidates(plan: Plan) -> tuple[list[str], dict[str, tuple[str, ...]]]:
+    """Layers with quantized weights, and the quantizers that they read with their readers."""
+    tensors = {}
+    for quantizer in plan.activations:
+        readers = plan.readers(quantizer)
+        if readers:
+            tensors[quantizer.name] = tuple(x.name for x in readers)
+    return [x.name for x in plan.quantized_layers], tensors
+
+
+def _suggested(entry: Ranked) -> tuple[str, str]:
+    """The option that gives ``entry`` more bits, or leaves it in float where 8 would not help."""
+    names = [re.escape(n) for n in entry.layers]
+    pattern = f"^{names[0]}$" if len(names) == 1 else f"^({'|'.join(names)})$"
+    if entry.losses[8] > FLOAT_FROM * entry.loss:
+        return "--exclude", pattern
+    return "--bits", f"{pattern}={'W' if entry.kind == 'weights' else 'A'}8"
+
+
+def _variant(ready: Prepared, simulation: Simulation, options: Sequence[tuple[str, str]]) -> Simulation:
+    """``simulation`` under further options; what they do not touch keeps its grids and codes."""
+    settings = dataclasses.replace(
+        ready.settings,
+        bits=(*ready.settings.bits, *(BitRule.parse(v) for o, v in options if o == "--bits")),
+        exclude=(*ready.settings.exclude, *(v for o, v in options if o == "--exclude")),
+    )
+    plan = make_plan(ready.graph, settings)
+    known = {a.name: a for a in ready.plan.activations}
+    changed = [a.name for a in plan.activations if a.name not in known or known[a.name].bits != a.bits]
+    grids = search_grids(ready.network, plan, ready.data, settings, changed, ready.ranging) if changed else {}
+    names = {a.name for a in plan.activations}
+    activations = {n: grid for n, grid in (simulation.activations | grids).items() if n in names}
+    layers = plan.quantized_layers
+    again = [x for x in layers if x.wbits != ready.plan.layer(x.name).wbits]
+    weights = {x.name: simulation.weights[x.name] for x in layers} | nearest_weights(ready.network, again)
+    return Simulation(ready.network, plan, activations, weights)
+
+
+def _images(
+    ready: Prepared, data: str | Path | None, labels: str | Path | None, limit: int
+) -> tuple[dict[str, Tensor], npt.NDArray[np.int64] | None, str]:
+    """Inputs to measure on, their labels where there are any, and where those are from."""
+    if data is None:
+        return {n: torch.from_numpy(x) for n, x in ready.dataset.load(limit).items()}, None, ""
+    dataset = open_validation(data, list(ready.dataset.inputs), ready.settings.preprocess, labels, limit)
+    parts: list[Mapping[str, npt.NDArray[Any]]] = []
+    rows: list[npt.NDArray[np.int64]] = []
+    for arrays, indices in dataset.batches(IMAGES):
+        parts.append(arrays)
+        rows.append(np.asarray(indices))
+    if not parts:
+        raise DataError("there is no image to measure on")
+    inputs = {n: torch.from_numpy(np.concatenate([p[n] for p in parts])) for n in parts[0]}
+    known = dataset.labels[np.concatenate(rows)] if dataset.labels is not None else None
+    return inputs, known, dataset.labels_source
+
+
+class _Judge:
+    """Measures networks on the same images."""
+
+    def __init__(
+        self, ready: Prepared, data: dict[str, Tensor], labels: npt.NDArray[np.int64] | None, source: str
+    ) -> None:
+        self.network, self.data, self.labels = ready.network, data, labels
+        self.count = len(next(iter(data.values())))
+        self.reference = self._run(None)
+        arrays = {n: x.cpu().numpy() for n, x in self.reference.items()}
+        self.scores = prediction_output(arrays, Heads.of_network(self.network, data))
+        if labels is not None and self.scores is None:
+            self.scores = next((n for n, x in arrays.items() if two_axes(x) is not None), None)
+        if labels is not None and self.scores is not None:
+            check_classes(labels, arrays[self.scores].shape[1], self.scores, source, lambda i: f"image {i}")
+
+    def _run(self, simulation: Simulation | None) -> dict[str, Tensor]:
+        parts: list[dict[str, Tensor]] = []
+        with torch.no_grad():
+            for batch in forward_batches(self.data, IMAGES, self.network.device):
+                parts.append(self.network.run(batch) if simulation is None else simulation.run(batch))
+        return {n: torch.cat([p[n] for p in parts]) for n in parts[0]}
+
+    def quality(self, simulation: Simulation | None) -> Quality:
+        """Of ``simulation``, or of the float network."""
+        outputs = self.reference if simulation is None else self._run(simulation)
+        error = output_error(outputs, self.reference)
+        if self.scores is None:
+            return Quality(None, None, error)
+        answers, wanted = (values[self.scores].flatten(1).argmax(1) for values in (outputs, self.reference))
+        agreement = float((answers == wanted).float().mean())
+        if self.labels is None:
+            return Quality(None, agreement, error)
+        return Quality(float((answers.cpu().numpy() == self.labels).mean()), agreement, error)

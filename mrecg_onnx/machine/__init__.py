@@ -1,0 +1,5 @@
+"""What the method needs of the machine: processes, memory and recorded kernels.
+
+Several processes that share the images and average gradients, a budget of memory with files behind it where cached activations
+do not fit, and iterations that a GPU replays.
+"""

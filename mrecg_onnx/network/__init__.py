@@ -1,0 +1,5 @@
+"""The graph in torch: run in float, run quantized, value by value.
+
+The bridge to torch at the batch at which it computes what ONNX Runtime does, the network as a list of steps that can be entered
+anywhere, and its simulation with every quantizer in place: what the exported file computes.
+"""

@@ -1,0 +1,281 @@
+"""The quantized network in torch: what the exported file computes, value by value."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from mrecg_onnx.data.images import Dataset
+from mrecg_onnx.machine.cache import channels_last
+from mrecg_onnx.network.network import ActivationHook, Network, Step, WeightHook
+from mrecg_onnx.planning.plan import ActivationPlan, LayerPlan, Plan, UnitPlan
+from mrecg_onnx.quantizers.grids import Grid, fake_quantize, fake_quantize_weight, whole_reciprocal
+
+__all__ = [
+    "QuantizedWeight",
+    "Simulation",
+    "State",
+    "bias_scale",
+    "dense",
+    "forward_batches",
+    "forward_size",
+    "whole_batches",
+]
+
+
+#: See :func:`forward_size`: 16 MB of float32, near a processor and little beside the cache; a GPU needs more to be busy.
+FORWARD_ELEMENTS, FORWARD_ELEMENTS_CUDA = 1 << 22, 1 << 26
+#: Largest code of an int32 bias: the other half of the type is for the products that it is added to, and for what is learned.
+BIAS_MAX = 1 << 30
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """Codes of a weight (float tensor of integers, the weight's shape) and the grid they are on."""
+
+    codes: Tensor
+    grid: Grid
+
+    def dequantize(self) -> Tensor:
+        """Float weight, the weight's shape."""
+        return fake_quantize_weight(self.codes, self.grid)
+
+    def coarser(self, least: Tensor) -> QuantizedWeight:
+        """The weight with scales not below ``least`` (of the scale's shape); codes are rounded again where a scale grows."""
+        scale = torch.maximum(self.grid.scale, least)
+        zero = self.grid.shaped(self.grid.zero_point, self.codes.dim())
+        steps = (self.codes - zero) * self.grid.shaped(self.grid.scale / scale, self.codes.dim())
+        return QuantizedWeight(torch.round(steps) + zero, replace(self.grid, scale=scale))
+
+
+def bias_scale(input_scale: Tensor, weight: Grid, layer: LayerPlan) -> Tensor:
+    """Scale of a layer's int32 bias, s_x * s_w per output channel: float32 of shape (C,) or ()."""
+    scale = input_scale.to(torch.float32) * weight.scale.to(torch.float32)
+    return scale.repeat(layer.bias_copies) if layer.bias_copies > 1 else scale
+
+
+@dataclass
+class State:
+    """What was learned: grids of activations by quantizer, weights and biases by layer."""
+
+    activations: dict[str, Grid] = field(default_factory=dict)
+    weights: dict[str, QuantizedWeight] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Simulation:
+    """Grids and codes of a network under calibration; it grows as units are finished.
+
+    Attributes:
+        network: the float network.
+        plan: who is quantized.
+        activations: grid of each activation quantizer by its name.
+        weights: quantized weights by layer name.
+        biases: learned float biases by layer name; a layer without an entry has the network's.
+    """
+
+    network: Network
+    plan: Plan
+    activations: dict[str, Grid] = field(default_factory=dict)
+    weights: dict[str, QuantizedWeight] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._layer: dict[str, LayerPlan] = {layer.name: layer for layer in self.plan.layers}
+        self._quantizer_of: dict[str, str] = {m: a.name for a in self.plan.activations for m in a.members}
+        self.quantizers: dict[str, ActivationPlan] = {a.name: a for a in self.plan.activations}
+
+    def state(self, unit: UnitPlan | None = None) -> State:
+        """What was learned so far, of everything or of ``unit``."""
+        if unit is None:
+            return State(dict(self.activations), dict(self.weights), dict(self.biases))
+        # A unit may have learned the scales of what it reads, too.
+        made = {*unit.inputs, *(name for node in unit.nodes for name in self.network.step(node).outputs)}
+        return State(
+            {n: g for n, g in self.activations.items() if n in made},
+            {n: w for n, w in self.weights.items() if n in unit.layers},
+            {n: b for n, b in self.biases.items() if n in unit.layers},
+        )
+
+    def adopt(self, state: State) -> None:
+        """Put ``state`` over what is there."""
+        self.activations.update(state.activations)
+        self.weights.update(state.weights)
+        self.biases.update(state.biases)
+
+    def settle(self) -> None:
+        """Give the outputs of Softmax scales that ONNX Runtime's integer kernel for it can count in (export, rule 8)."""
+        for step in self.network.steps:
+            name = step.outputs[0]
+            if step.op == "Softmax" and name in self.activations:
+                self.activations[name] = whole_reciprocal(self.activations[name])
+
+    def fit_biases(self) -> None:
+        """Let the scale of a weight grow where the layer's bias would not fit int32 at s_x * s_w (docs/method.md 6).
+
+        That happens where a channel's weights are next to nothing beside its bias. The weights lose at most half a step of the
+        new grid, which is 2^-31 of the bias for each step of the input. To be called whenever scales or biases have moved.
+        """
+        for layer in self.plan.quantized_layers:
+            grid, quantized = self.input_grid(layer), self.weights.get(layer.name)
+            bias = self.bias(self.network.step(layer.name)) if grid is not None else None
+            if grid is None or quantized is None or bias is None:
+                continue
+            scale = quantized.grid.scale
+            size = bias.detach().abs().reshape(-1)
+            if size.numel() != scale.numel():
+                if scale.numel() != 1:
+                    continue  # not int32 in the file
+                size = size.amax()
+            least = (size / (grid.scale * BIAS_MAX)).view_as(scale)
+            if bool((least > scale).any()):
+                self.weights[layer.name] = quantized.coarser(least)
+
+    def layer(self, name: str) -> LayerPlan:
+        """The weighted layer called ``name``; KeyError without."""
+        return self._layer[name]
+
+    def quantizer_of(self, tensor: str) -> str | None:
+        """Name of the quantizer whose grid ``tensor`` is on, None if it is float."""
+        name = self._quantizer_of.get(tensor)
+        return name if name in self.activations else None
+
+    @property
+    def float_outputs(self) -> set[str]:
+        """Outputs of the network that leave it as they are in front of any quantizer."""
+        behind = {n for plan in self.plan.activations if plan.name in self.activations for n in plan.outputs}
+        return set(self.network.outputs) - behind
+
+    def input_grid(self, layer: LayerPlan) -> Grid | None:
+        """Grid of the tensor a layer reads, None if that is float."""
+        name = self.quantizer_of(layer.input)
+        return self.activations[name] if name is not None else None
+
+    def activation_hook(self, only: Collection[str] | None = None) -> ActivationHook:
+        """Hook that fake-quantizes at every quantizer (or those in ``only``)."""
+
+        def hook(name: str, value: Tensor) -> Tensor:
+            grid = self.activations.get(name)
+            if grid is None or (only is not None and name not in only):
+                return value
+            return fake_quantize(value, grid)
+
+        return hook
+
+    def weight_hook(self, only: Collection[str] | None = None, *, integer_bias: bool = True) -> WeightHook:
+        """Hook that gives quantized weights and, with ``integer_bias``, biases rounded as the int32 ones of the file."""
+        cache: dict[str, tuple[Tensor, Tensor | None]] = {}
+
+        def hook(step: Step) -> tuple[Tensor, Tensor | None]:
+            module = step.module
+            if step.node not in cache:
+                quantized = self.weights.get(step.node)
+                if quantized is None or (only is not None and step.node not in only):
+                    cache[step.node] = (module.weight, module.bias)  # type: ignore[assignment]
+                else:
+                    cache[step.node] = (quantized.dequantize(), self._bias(step, quantized, integer=integer_bias))
+            return cache[step.node]
+
+        return hook
+
+    def bias(self, step: Step) -> Tensor | None:
+        """Float bias of a layer: the learned one, else the network's own."""
+        own: Tensor | None = step.module.bias  # type: ignore[assignment]
+        return self.biases.get(step.node, own)
+
+    def _bias(self, step: Step, quantized: QuantizedWeight, *, integer: bool) -> Tensor | None:
+        bias = self.bias(step)
+        layer = self._layer[step.node]
+        grid = self.input_grid(layer)
+        if bias is None or grid is None or not integer:
+            return bias
+        scale = bias_scale(grid.scale, quantized.grid, layer)
+        return torch.round(bias.double() / scale.double()).float() * scale
+
+    def run(
+        self,
+        values: Mapping[str, Tensor],
+        steps: Sequence[Step] | None = None,
+        *,
+        keep: Iterable[str] | None = None,
+        quantize_activations: bool = True,
+        deferred: Collection[str] = (),
+    ) -> dict[str, Tensor]:
+        """Run the quantized network (or some steps of it) without gradients; see :meth:`Network.run`.
+
+        Without ``steps`` and ``keep`` it is the file that is run: its outputs are quantized where the plan says so.
+        Tensors in ``deferred`` are quantized where they enter ``steps``, not where they are made.
+        """
+        hook = self.activation_hook() if quantize_activations else None
+        values = dict(values)
+        if deferred and hook is not None:
+            values = {name: hook(name, value) if name in deferred else value for name, value in values.items()}
+            hook = self.activation_hook(self.activations.keys() - set(deferred))
+        outputs: dict[str, Tensor] = {}
+        if steps is None and hook is not None:
+            values = {name: hook(name, value) for name, value in values.items()}
+        if steps is None and keep is None and hook is not None:
+            hook = _noting(hook, self.float_outputs, outputs)
+        with torch.no_grad():
+            found = self.network.run(values, steps, keep=keep, activation=hook, weight=self.weight_hook())
+        # Hooks see whole batches; what comes of images that were put in to fill one is cut off behind them.
+        return found | {name: x[: len(found[name])] if x.dim() else x for name, x in outputs.items()}
+
+
+def _noting(hook: ActivationHook, names: Collection[str], values: dict[str, Tensor]) -> ActivationHook:
+    """``hook``, writing the values of ``names`` into ``values`` as they are before it."""
+
+    def noting(name: str, value: Tensor) -> Tensor:
+        if name in names:
+            values[name] = value
+        return hook(name, value)
+
+    return noting
+
+
+def forward_batches(
+    data: Mapping[str, Tensor] | Dataset, size: int, device: torch.device, limit: int | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """Slices of ``data`` (tensors of shape [N, ...]) of ``size`` samples on ``device``.
+
+    Of tensors these are the first ``limit`` samples; a data set is read slice by slice, ``limit`` samples spread over it.
+    """
+    if isinstance(data, Dataset):
+        for arrays in data.spread(size, limit):
+            yield {name: dense(torch.from_numpy(x).to(device)) for name, x in arrays.items()}
+        return
+    count = min(len(next(iter(data.values()))), limit or 10**12)
+    for start in range(0, count, size):
+        yield {name: dense(x[start : min(start + size, count)].to(device)) for name, x in data.items()}
+
+
+def whole_batches(
+    data: Mapping[str, Tensor], size: int, network: Network, limit: int | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """The same where the network is run in parts: at a batch of its own, each slice is of whole batches.
+
+    What is between two parts may belong to a whole batch, and does not say that the last one lacks images. The last image is
+    repeated there.
+    """
+    batch = network.batch or 1
+    count = min(len(next(iter(data.values()))), limit or 10**12)
+    filled = -(-count // batch) * batch
+    index = torch.arange(filled).clamp(max=count - 1)
+    whole = {name: x[index.to(x.device)] if filled > count else x for name, x in data.items()}
+    yield from forward_batches(whole, -(-size // batch) * batch, network.device, filled)
+
+
+def forward_size(largest: int, device: torch.device) -> int:
+    """Samples to run forward at a time on ``device`` where a sample's largest tensor has ``largest`` elements."""
+    elements = FORWARD_ELEMENTS_CUDA if device.type == "cuda" else FORWARD_ELEMENTS
+    return max(1, min(256, elements // max(1, largest)))
+
+
+def dense(x: Tensor) -> Tensor:
+    """``x`` in one piece, images in the layout that suits its device (:func:`mrecg_onnx.machine.cache.channels_last`)."""
+    last = x.dim() == 4 and channels_last(x.device)
+    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

@@ -1,0 +1,4 @@
+"""The runtimes that open files: ONNX Runtime in all its settings, and others where they are installed.
+
+The one place that opens sessions, feeds them batch by batch, counts the kernels they run and times them.
+"""

@@ -1,0 +1,184 @@
+"""Where a quantized file is meant to run: each target is a file of rules that can be read, copied and passed by its path.
+
+The files lie in ``mrecg_onnx/targets/rules/``; docs/deployment.md says where each rule comes from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mrecg_onnx.converters.errors import SettingsError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["CONTAINER_NAMES", "TARGET_NAMES", "Target", "load_target"]
+
+#: Rows of :data:`mrecg_onnx.writing.containers.CONTAINERS`; here, because help pages do not wait for onnx.
+CONTAINER_NAMES = ("int8", "packed", "typed")
+#: The targets that come with the package.
+TARGET_NAMES = ("ort", "openvino", "tensorrt", "qnn", "portable")
+#: The opset that brought 4-bit types and 16-bit codes.
+LOW_BIT_OPSET = 21
+_FOLDER = Path(__file__).parent / "rules"
+_CHOICES = {
+    "activation": ("uint8", "int8"),
+    "zero_point": ("any", "zero"),
+    "bounds": ("codes", "float"),
+    "bias": ("int32", "float"),
+    "float_layers": ("channel-scales", "one-scale"),
+    "branches": ("leaky-relu", "plain"),
+    "add_operands": ("plain", "pooled", "residual"),
+    "layer_outputs": ("quantized", "float"),
+    "runtime": ("onnxruntime", "openvino", "none"),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """The rules of one target.
+
+    Attributes:
+        name: how it was asked for.
+        summary: what it is.
+        opset: lowest and highest opset; a float model above is stamped down where no node in it is new, else refused when it is
+            loaded; one below is raised.
+        containers: how codes may be stored, rows of :data:`mrecg_onnx.writing.containers.CONTAINERS`.
+        integer_ops: ops besides weighted layers whose inputs are quantized.
+        activation: type of activation codes, "uint8" or "int8".
+        zero_point: "any", or "zero": activation codes are symmetric. Widths up to 7 bits then lie around 0 as they are; 8-bit
+            grids are calibrated for it.
+        bounds: how the range of codes narrower than 8 bits is written: "codes", an integer Clip behind QuantizeLinear, or
+            "float", a Clip of the values in front of it.
+        bias: "int32" behind a DequantizeLinear, or "float".
+        float_layers: what a layer with a float weight or bias reads: "channel-scales" keeps ONNX Runtime from quantizing it on
+            its own, "one-scale" is the plain form.
+        branches: how a tensor with two quantizers reaches the second: "leaky-relu", through LeakyRelu with slope 1, which returns
+            its input and has an integer kernel in ONNX Runtime, or "plain".
+        add_operands: what an Add alone reads of a convolution: "plain", or "pooled", codes behind a MaxPool of one code,
+            which keeps OpenVINO from fusing the two and leaving the rounding in between out. "residual": the operand that comes
+            straight from a weighted layer is not quantized, so that TensorRT computes the sum in the layer's kernel; of two such
+            operands it is the one with more layers in front of it, the other being the shortcut.
+        layer_outputs: what a weighted layer writes that only float ops read: "quantized", without which ONNX Runtime runs the
+            layer in float, or "float".
+        wbits: narrowest and widest weights.
+        abits: narrowest and widest activations whose codes lie in 8-bit tensors.
+        wide_abits: further widths of activations: [16] for uint16, which needs opset 21 and bounds "float", or [].
+        runtime: what opens the file after the export: "onnxruntime", "openvino" or "none", where nothing runs it on a CPU.
+    """
+
+    name: str
+    summary: str
+    opset: tuple[int, int]
+    containers: tuple[str, ...]
+    integer_ops: tuple[str, ...]
+    activation: str
+    zero_point: str
+    bounds: str
+    bias: str
+    float_layers: str
+    branches: str
+    add_operands: str
+    layer_outputs: str
+    wbits: tuple[int, int]
+    abits: tuple[int, int]
+    wide_abits: tuple[int, ...]
+    runtime: str
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether 8-bit activations have to be calibrated symmetric."""
+        return self.zero_point == "zero"
+
+    def check_widths(self, wbits: int, abits: int, where: str) -> None:
+        """Refuse widths outside the rules; 32 is float and always allowed.
+
+        Raises:
+            SettingsError: they are.
+        """
+        for kind, width, (low, high), further in (
+            ("weights", wbits, self.wbits, ()),
+            ("activations", abits, self.abits, self.wide_abits),
+        ):
+            if width != 32 and not low <= width <= high and width not in further:
+                allowed = "".join((f"{low} to {high}", *(f" and {wide}" for wide in further)))
+                raise SettingsError(
+                    f"target {self.name}: {where} asks for {width}-bit {kind}; its rules allow {allowed}"
+                    f"{_elsewhere(width) if kind == 'activations' else ''}"
+                )
+
+
+def _elsewhere(abits: int) -> str:
+    """The targets that have activations of ``abits`` bits beyond a byte."""
+    names = [name for name in TARGET_NAMES if abits in load_target(name).wide_abits]
+    return f"; target {' or '.join(names)} has {abits}" if names else ""
+
+
+def load_target(name: str) -> Target:
+    """The target called ``name``, or the rules in the file of that path.
+
+    Raises:
+        SettingsError: there is no such target or file, or the file breaks the form of the rules.
+    """
+    path = _FOLDER / f"{name}.toml" if name in TARGET_NAMES else Path(name)
+    if not path.is_file():
+        raise SettingsError(f"target '{name}' is neither {', '.join(TARGET_NAMES)} nor an existing file of rules")
+    try:
+        rules: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"target {path}: cannot be read as TOML: {error}") from error
+    return _checked(path.stem, path, rules)
+
+
+def _checked(name: str, path: Path, rules: dict[str, Any]) -> Target:
+    expected = {field.name for field in dataclasses.fields(Target)} - {"name"}
+    for what, names in (("lacks", expected - set(rules)), ("has the unknown rule", set(rules) - expected)):
+        if names:
+            raise SettingsError(
+                f"target {path}: {what} {', '.join(sorted(names))}; mrecg_onnx/targets/rules/ort.toml shows the form"
+            )
+    for rule, allowed in _CHOICES.items():
+        if rules[rule] not in allowed:
+            raise SettingsError(f"target {path}: {rule} is {rules[rule]!r}: choose one of {', '.join(allowed)}")
+    for rule, (least, most) in {"opset": (13, 25), "wbits": (2, 8), "abits": (2, 8)}.items():
+        pair = rules[rule]
+        fits = isinstance(pair, list) and len(pair) == 2 and all(type(n) is int for n in pair)
+        if not fits or not least <= pair[0] <= pair[1] <= most:
+            raise SettingsError(
+                f"target {path}: {rule} is {pair!r}: expected [lowest, highest] within {least} and {most}"
+            )
+    for rule, known in {"containers": CONTAINER_NAMES, "integer_ops": None}.items():
+        entries = rules[rule]
+        if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+            raise SettingsError(f"target {path}: {rule} is {entries!r}: expected a list of names")
+        wrong = [entry for entry in entries if known is not None and entry not in known]
+        if wrong:
+            raise SettingsError(
+                f"target {path}: {rule} has the unknown {wrong[0]!r}: choose of {', '.join(known or ())}"
+            )
+    if rules["opset"][1] < LOW_BIT_OPSET and set(rules["containers"]) != {"int8"}:
+        raise SettingsError(
+            f"target {path}: containers {rules['containers']!r} hold types of opset {LOW_BIT_OPSET}, opset is {rules['opset']!r}"
+        )
+    if not isinstance(rules["wide_abits"], list) or rules["wide_abits"] not in ([], [16]):
+        raise SettingsError(f"target {path}: wide_abits is {rules['wide_abits']!r}: expected [] or [16]")
+    if rules["wide_abits"] and (rules["activation"], rules["bounds"], rules["opset"][1] >= LOW_BIT_OPSET) != (
+        "uint8",
+        "float",
+        True,
+    ):
+        raise SettingsError(
+            f"target {path}: wide_abits [16] needs uint8 activations, bounds 'float' and opset 21 or later"
+        )
+    if rules["activation"] == "int8" and (rules["zero_point"], rules["bounds"]) != ("zero", "float"):
+        raise SettingsError(f"target {path}: int8 activations need zero_point 'zero' and bounds 'float'")
+    if rules["zero_point"] == "zero" and rules["activation"] != "int8":
+        raise SettingsError(f"target {path}: zero_point 'zero' needs int8 activations")
+    values: dict[str, Any] = {rule: tuple(value) if isinstance(value, list) else value for rule, value in rules.items()}
+    return Target(name=name, **values)

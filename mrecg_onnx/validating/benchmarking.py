@@ -1,0 +1,246 @@
+"""What files cost where they run: time, throughput, memory, size and kernels, all measured in turn on one machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import psutil
+
+from mrecg_onnx.converters.errors import ModelError, SettingsError
+from mrecg_onnx.data.images import InputSpec
+from mrecg_onnx.runtimes.loading import load, noise
+from mrecg_onnx.runtimes.runtime import (
+    PROVIDERS,
+    Kernel,
+    check_provider,
+    fixed_batch,
+    input_specs,
+    kernels,
+    latency,
+    open_session,
+)
+from mrecg_onnx.validating.validation import size_bytes
+
+__all__ = ["Benchmark", "FileReport", "Timing", "benchmark"]
+
+#: Fresh processes in which each file is opened, for load time and memory.
+LOADS = 3
+#: Runs of every file before those that are timed.
+WARMUP = 5
+#: (steps done, steps in all)
+Tell = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """What holds for a file whatever the batch.
+
+    Attributes:
+        name: its path.
+        size_bytes: bytes on disk, with external data.
+        load_s: seconds to open it in a fresh process, the median of :data:`LOADS`.
+        memory_bytes: resident memory that opening it and running the first batch took there, the median.
+        kernels: what ran, by provider, the costliest first, at the first batch and thread count.
+    """
+
+    name: str
+    size_bytes: int
+    load_s: float
+    memory_bytes: int
+    kernels: dict[str, tuple[Kernel, ...]]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One file at one batch, thread count and provider.
+
+    Attributes:
+        file: its path.
+        provider: a row of :data:`mrecg_onnx.runtimes.runtime.PROVIDERS`.
+        threads: threads inside an operator, None for ONNX Runtime's own choice.
+        batch: items a run.
+        runs: timed runs.
+        median_s: seconds a run, the median.
+        low_s: 10th percentile.
+        high_s: 90th percentile.
+        throughput: items a second at the median.
+        speedup: against the first file in the same place, by medians.
+    """
+
+    file: str
+    provider: str
+    threads: int | None
+    batch: int
+    runs: int
+    median_s: float
+    low_s: float
+    high_s: float
+    throughput: float
+    speedup: float
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Outcome of :func:`benchmark`; files and timings in the order they were asked for."""
+
+    files: tuple[FileReport, ...]
+    timings: tuple[Timing, ...]
+    environment: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary."""
+        return dataclasses.asdict(self)
+
+
+def benchmark(
+    files: Sequence[str | Path],
+    *,
+    batches: Sequence[int] | None = None,
+    threads: Sequence[int | None] = (None,),
+    providers: Sequence[str] = ("cpu",),
+    runs: int = 50,
+    report: Tell | None = None,
+) -> Benchmark:
+    """Measure models on ONNX Runtime, taking turns so that a busy machine slows all of them alike.
+
+    Args:
+        files: paths of models with the same inputs; the first is what the others are compared with.
+        batches: items a run; the batch that one of the files fixes, else 1, by default.
+        threads: threads inside an operator, None for ONNX Runtime's own choice.
+        providers: rows of :data:`mrecg_onnx.runtimes.runtime.PROVIDERS`.
+        runs: timed runs of each file in each place.
+        report: called as the work proceeds.
+
+    Returns:
+        All figures. Inputs are normal random numbers.
+
+    Raises:
+        ModelError: a file cannot be opened or run, or has inputs of other names or sizes than the first.
+        SettingsError: a number below 1, an unknown provider, one that is not there, or one that left all the work to another.
+    """
+    paths = [Path(file) for file in files]
+    _check(paths, (1,) if batches is None else batches, threads, providers, runs)
+    specs = _common_inputs(paths)
+    if batches is None:
+        batches = (next((spec.shape[0] for spec in specs if spec.shape and spec.shape[0] is not None), 1),)
+    steps = len(paths) * LOADS + len(providers) * (len(paths) + len(threads) * len(batches))
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if report is not None:
+            report(done, steps)
+
+    first = noise(specs, batches[0])
+    ran: dict[Path, dict[str, tuple[Kernel, ...]]] = {path: {} for path in paths}
+    timings: list[Timing] = []
+    for provider in providers:
+        for path in paths:
+            found = kernels(path, first, threads[0], provider)
+            check_provider(found, provider, str(path))
+            ran[path][provider] = tuple(found)
+            step()
+        for count in threads:
+            sessions = {str(path): open_session(path, threads=count, device=provider) for path in paths}
+            for batch in batches:
+                taken = latency(sessions, noise(specs, batch), runs, min(WARMUP, runs))
+                timings += _timings(taken, provider, count, batch)
+                step()
+    opened: dict[Path, list[dict[str, float]]] = {path: [] for path in paths}
+    for _ in range(LOADS):
+        for path in paths:
+            opened[path].append(load(path, specs, batches[0], threads[0], providers[0]))
+            step()
+    reports = [
+        FileReport(
+            str(path),
+            size_bytes(path),
+            statistics.median(one["load_s"] for one in opened[path]),
+            int(statistics.median(one["memory_bytes"] for one in opened[path])),
+            ran[path],
+        )
+        for path in paths
+    ]
+    return Benchmark(tuple(reports), tuple(timings), _environment())
+
+
+def _check(
+    paths: Sequence[Path],
+    batches: Sequence[int],
+    threads: Sequence[int | None],
+    providers: Sequence[str],
+    runs: int,
+) -> None:
+    if not paths:
+        raise SettingsError("no file to measure")
+    if len(set(paths)) < len(paths):
+        raise SettingsError("a file is given twice")
+    for name, values in (("batch", batches), ("threads", [n for n in threads if n is not None]), ("runs", [runs])):
+        for value in values:
+            if value < 1:
+                raise SettingsError(f"{name} is {value}: it must be 1 or more")
+    for provider in providers:
+        if provider not in PROVIDERS:
+            raise SettingsError(f"provider '{provider}' is unknown: choose of {', '.join(PROVIDERS)}")
+
+
+def _common_inputs(paths: Sequence[Path]) -> list[InputSpec]:
+    """What all files are fed; a batch that one of them fixes is fixed.
+
+    Raises:
+        ModelError: they differ, or a size that is not the batch is free.
+    """
+    kept: list[InputSpec] = []
+    for path in paths:
+        session = open_session(path)
+        specs = input_specs(session)
+        for spec in specs:
+            if any(size is None for size in spec.shape[1:]):
+                raise ModelError(f"{path}: input '{spec.name}' has free sizes {_sizes(spec)}: fix all but the batch")
+        if not kept:
+            kept = specs
+            continue
+        mine, first = ([(s.name, s.shape[1:], s.dtype) for s in group] for group in (specs, kept))
+        if mine != first:
+            raise ModelError(
+                f"{path}: its inputs ({', '.join(f'{s.name} {_sizes(s)}' for s in specs)}) are not those of {paths[0]} "
+                f"({', '.join(f'{s.name} {_sizes(s)}' for s in kept)})"
+            )
+        if fixed_batch(session) is not None:
+            kept = specs
+    return kept
+
+
+def _sizes(spec: InputSpec) -> str:
+    return "x".join("?" if size is None else str(size) for size in spec.shape)
+
+
+def _timings(taken: dict[str, list[float]], provider: str, threads: int | None, batch: int) -> list[Timing]:
+    middle = {name: statistics.median(seconds) for name, seconds in taken.items()}
+    base = next(iter(middle.values()))
+    found = []
+    for name, seconds in taken.items():
+        low, high = (float(np.percentile(seconds, share)) for share in (10, 90))
+        median = middle[name]
+        found.append(
+            Timing(name, provider, threads, batch, len(seconds), median, low, high, batch / median, base / median)
+        )
+    return found
+
+
+def _environment() -> dict[str, str]:
+    return {
+        "onnxruntime": onnxruntime.__version__,
+        "python": platform.python_version(),
+        "machine": platform.processor() or platform.machine(),
+        "cores": str(psutil.cpu_count(logical=False) or psutil.cpu_count()),
+    }

@@ -1,0 +1,92 @@
+"""The fewest bits that keep what a model may lose: a search over average widths, each tried in full.
+
+Losses do not add up exactly and learned rounding takes much of them back, so that nothing but the finished file tells what it
+lost. The loss falls with the average: bisection on a ladder of half bits finds the least that does in four trials at most.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mrecg_onnx.converters.errors import DataError, SettingsError
+from mrecg_onnx.validating.validation import ValidationResult
+
+__all__ = ["AVERAGES", "Trial", "measured_drop", "search", "tell_doubts"]
+
+logger = logging.getLogger(__name__)
+
+#: Averages tried, in bits a weight.
+AVERAGES = tuple(k / 2 for k in range(4, 17))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A file that was made and measured.
+
+    Attributes:
+        average: bits a weight that it was given.
+        drop: top-1 points lost, or without labels the share of predictions that changed in percent.
+        labelled: which of the two.
+        images: how many it was measured on.
+    """
+
+    average: float
+    drop: float
+    labelled: bool
+    images: int
+
+
+def measured_drop(found: ValidationResult) -> tuple[float, bool]:
+    """What was lost in points of top-1, and True; without labels predictions changed in percent, and False.
+
+    Raises:
+        DataError: the model gives no class scores.
+    """
+    if found.drop is not None:
+        return 100.0 * found.drop, True
+    if found.agreement is None:
+        raise DataError("--max-drop needs labels, or a model that gives class scores [N, classes]: use --avg-wbits")
+    return 100.0 * (1.0 - found.agreement), False
+
+
+def tell_doubts(found: ValidationResult) -> None:
+    """Log what makes a drop doubtful: widths are chosen by it, and the same holds for every trial."""
+    for warning in found.warnings:
+        logger.warning("--data: %s", warning)
+
+
+def search(bound: float, trial: Callable[[float], Trial], averages: Sequence[float] = AVERAGES) -> list[Trial]:
+    """Find the least of ``averages`` whose drop is within ``bound``.
+
+    Args:
+        bound: largest drop allowed, as :func:`measured_drop` counts it.
+        trial: makes and measures a file at an average.
+        averages: rising.
+
+    Returns:
+        All trials in the order they were made; the one wanted is the least average among those within the bound.
+
+    Raises:
+        SettingsError: not even the most bits keep the bound; it says the smallest drop that was reached.
+    """
+    made: list[Trial] = []
+    low, high = 0, len(averages) - 1
+    while low < high:
+        middle = (low + high) // 2
+        made.append(trial(averages[middle]))
+        if made[-1].drop <= bound:
+            high = middle
+        else:
+            low = middle + 1
+    if all(t.average != averages[high] for t in made):
+        made.append(trial(averages[high]))
+    if all(t.drop > bound for t in made):
+        best = min(made, key=lambda t: t.drop)
+        what = "points of top-1" if best.labelled else "% of the predictions"
+        raise SettingsError(
+            f"--max-drop {bound:g}: the smallest drop reached is {best.drop:.2f} {what}, with weights of {best.average:g} bits "
+            "on average: allow more, or raise --abits or --iters"
+        )
+    return made

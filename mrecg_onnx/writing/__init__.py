@@ -1,0 +1,5 @@
+"""From the simulation to a file.
+
+Q/DQ pairs written back into the user's own graph, brought to the form that a target's rules ask for, with codes in the container
+that was chosen.
+"""

@@ -1,0 +1,383 @@
+"""From the file for ONNX Runtime (:mod:`writing.export`) to the form that a target's rules ask for, and the rules' checker.
+
+Every step keeps what the graph computes, bit for bit, where it is run as written:
+
+* a Clip of values at ``(code - zero_point) * scale`` in front of QuantizeLinear gives the codes that a Clip of codes gives
+  behind it: quantization is monotone and these values are on the grid;
+* codes shifted by the zero point stand for the same values, and fit int8 around 0 for every width up to 7 bits;
+* a bias in float is its codes times its scale, which is what DequantizeLinear computes;
+* LeakyRelu with slope 1 and MaxPool of one element return their input.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
+from mrecg_onnx.converters.passes.opset import raise_opset
+from mrecg_onnx.converters.passes.structure import remove_unused
+from mrecg_onnx.converters.passes.values import add_initializer, unique_name
+from mrecg_onnx.planning.activations import CLAMPS, PRESERVING_OPS, WEIGHTED_OPS, readers
+from mrecg_onnx.targets.targets import Target
+from mrecg_onnx.writing.containers import along, array_of, container_of
+
+__all__ = ["TARGET_KEY", "broken_rules", "retarget", "target_of"]
+
+#: Entry of metadata_props: the target's name. Files without it are for ONNX Runtime.
+TARGET_KEY = "mrecg_onnx.target"
+#: Types of the container ``typed``, whose weights may need a zero point.
+_TYPED = frozenset({ir.DataType.UINT4, ir.DataType.INT4})
+_POOLS = frozenset({"AveragePool", "GlobalAveragePool"})
+_CODES = frozenset({ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.UINT16})
+
+
+def target_of(model: onnx.ModelProto) -> str:
+    """The target that a file of :func:`mrecg_onnx.quantize` was written for."""
+    return next((str(json.loads(e.value)["name"]) for e in model.metadata_props if e.key == TARGET_KEY), "ort")
+
+
+def retarget(model: onnx.ModelProto, target: Target, where: str = "the model") -> onnx.ModelProto:
+    """``model``, a file for ONNX Runtime in the ``int8`` container, as ``target`` wants it; ``model`` is not changed.
+
+    Raises:
+        SettingsError: it was quantized in a way that the rules exclude; the message names the tensor.
+        ModelError: it is in another form already, or its opset is above the target's.
+        ExportError: the rules do not hold in the end.
+    """
+    if target.name == "ort":
+        return model
+    if container_of(model, where) != "int8":
+        raise ModelError(f"{where}: targets are made from the int8 container; convert it first")
+    if target_of(model) != "ort":
+        raise ModelError(f"{where}: was written for {target_of(model)}; targets are made from a file for ort")
+    graph = ir.from_proto(model)
+    for rule, choice, step in _STEPS:
+        if getattr(target, rule) == choice:
+            step(graph, where, target)
+    low, high = target.opset
+    if graph.opset_imports[""] > high:
+        raise ModelError(
+            f"{where}: has opset {graph.opset_imports['']}, target {target.name} takes up to {high}: export the model with that"
+        )
+    raise_opset(graph, low)
+    graph.graph.sort()
+    remove_unused(graph)
+    graph.metadata_props[TARGET_KEY] = json.dumps({"name": target.name}, separators=(",", ":"))
+    proto = ir.to_proto(graph)
+    broken = broken_rules(proto, target)
+    if broken:
+        raise ExportError(
+            f"{where}: target {target.name}: {broken[0]}" + (f", and {len(broken) - 1} more" if broken[1:] else "")
+        )
+    return proto
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
+def _quantizer(codes: ir.Value | None) -> ir.Node | None:
+    """The QuantizeLinear that made ``codes``, through ops on codes; None for constants."""
+    maker = codes.producer() if codes is not None else None
+    while maker is not None and maker.op_type != "QuantizeLinear":
+        before = maker.inputs[0]
+        maker = before.producer() if before is not None else None
+    return maker
+
+
+def _dequantizers(model: ir.Model) -> Iterator[ir.Node]:
+    return (node for node in list(model.graph) if node.op_type == "DequantizeLinear")
+
+
+def _one_scale(model: ir.Model, _where: str, _target: Target) -> None:
+    """Activations have one scale, also in front of layers with float weights."""
+    for node in _dequantizers(model):
+        maker = _quantizer(node.inputs[0])
+        if maker is not None and array_of(node.inputs[1]).ndim:
+            for index in (1, 2):
+                node.replace_input_with(index, maker.inputs[index])
+            node.attributes.pop("axis", None)
+
+
+def _plain_branches(model: ir.Model, _where: str, _target: Target) -> None:
+    """A tensor's second quantizer reads what the first one made, not a copy of it."""
+    for node in [n for n in model.graph if n.op_type == "LeakyRelu" and n.attributes.get_float("alpha", 0.01) == 1.0]:
+        source, copy = node.inputs[0], node.outputs[0]
+        maker = source.producer() if source is not None else None
+        if source is None or copy.is_graph_output() or (maker is not None and maker.op_type in _POOLS):
+            continue  # behind a pool in float it keeps ONNX Runtime, which opens these files, too, from a wrong kernel
+        for user, index in list(copy.uses()):
+            user.replace_input_with(index, source)
+        model.graph.remove(node, safe=True)
+
+
+def _pooled_operands(model: ir.Model, _where: str, _target: Target) -> None:
+    """The codes that an Add alone reads of a convolution pass a MaxPool of one code."""
+    graph = model.graph
+    for node in _dequantizers(model):
+        codes, users = node.inputs[0], {reader.op_type for reader in readers(node.outputs[0])}
+        maker = _quantizer(codes)
+        if codes is None or maker is None or len(readers(codes)) > 1 or users != {"Add"}:
+            continue
+        axes = _image_axes(maker.inputs[0])
+        if not axes:
+            continue
+        pool = ir.node("MaxPool", [codes], {"kernel_shape": [1] * axes}, name=f"{node.name}_MaxPool")
+        pool.outputs[0].name = unique_name(graph, f"{codes.name}_pooled")
+        graph.insert_before(node, pool)
+        node.replace_input_with(0, pool.outputs[0])
+
+
+def _image_axes(value: ir.Value | None) -> int:
+    """How many axes behind the channels ``value`` has where a convolution made it, through a Relu or Clip, too; else 0."""
+    maker = value.producer() if value is not None else None
+    while maker is not None and maker.op_type in {"Relu", "Clip"}:
+        maker = maker.inputs[0].producer() if maker.inputs[0] is not None else None
+    if maker is None or maker.op_type not in {"Conv", "ConvTranspose"}:
+        return 0
+    weight = maker.inputs[1]
+    held = weight.producer() if weight is not None else None
+    stored = held.inputs[0] if held is not None else weight
+    return len(array_of(stored).shape) - 2 if stored is not None and stored.const_value is not None else 0
+
+
+def _float_bias(model: ir.Model, _where: str, _target: Target) -> None:
+    graph = model.graph
+    for node in _dequantizers(model):
+        codes = node.inputs[0]
+        if codes is None or codes.const_value is None or codes.dtype != ir.DataType.INT32:
+            continue
+        values = array_of(codes)
+        scale = along(array_of(node.inputs[1]), node.attributes.get_int("axis", 1), values.ndim)
+        bias = add_initializer(graph, (codes.name or "").removesuffix("_quantized"), values.astype(np.float32) * scale)
+        for user, index in list(node.outputs[0].uses()):
+            user.replace_input_with(index, bias)
+        graph.remove(node, safe=True)
+
+
+def _float_pads(model: ir.Model, _where: str, _target: Target) -> None:
+    """A Pad of codes becomes a Pad of values between DequantizeLinear and QuantizeLinear."""
+    graph = model.graph
+    for pad in [n for n in graph if n.op_type == "Pad" and n.outputs[0].dtype == ir.DataType.UINT8]:
+        codes, padded = pad.inputs[0], pad.outputs[0]
+        maker = _quantizer(codes)
+        assert codes is not None
+        assert maker is not None
+        name, scale, zero = padded.name or "", maker.inputs[1], maker.inputs[2]
+        users = list(padded.uses())
+        before = ir.node("DequantizeLinear", [codes, scale, zero], name=f"{pad.name}_DequantizeLinear")
+        behind = ir.node("QuantizeLinear", [padded, scale, zero], name=f"{pad.name}_QuantizeLinear")
+        before.outputs[0].name = unique_name(graph, f"{codes.name}_dequantized")
+        behind.outputs[0].name = unique_name(graph, f"{name}_quantized")
+        graph.insert_before(pad, before)
+        graph.insert_after(pad, behind)
+        pad.replace_input_with(0, before.outputs[0])
+        if len(pad.inputs) > 2 and pad.inputs[2] is not None:
+            pad.replace_input_with(2, add_initializer(graph, f"{pad.name}_value", np.array(0.0, np.float32)))
+        padded.dtype = ir.DataType.FLOAT
+        for user, index in users:
+            user.replace_input_with(index, behind.outputs[0])
+
+
+def _float_bounds(model: ir.Model, where: str, target: Target) -> None:
+    """A Clip of codes becomes a Clip of values in front of QuantizeLinear."""
+    _float_pads(model, where, target)
+    graph = model.graph
+    for quantize in [n for n in graph if n.op_type == "QuantizeLinear"]:
+        scale, zero = array_of(quantize.inputs[1]), int(array_of(quantize.inputs[2]))
+        for node in readers(quantize.outputs[0]):
+            if node.op_type == "Min":
+                raise _no_channels(where, target, quantize)
+            if node.op_type != "Clip":
+                continue
+            if any(reader.op_type == "Min" for reader in readers(node.outputs[0])):
+                raise _no_channels(where, target, quantize)
+            ends = [np.float32(int(array_of(bound)) - zero) * scale for bound in node.inputs[1:3]]
+            for user, index in list(node.outputs[0].uses()):
+                user.replace_input_with(index, quantize.outputs[0])
+            for index, end in enumerate(ends, 1):
+                name = (node.inputs[index].name or "") if node.inputs[index] is not None else ""  # type: ignore[union-attr]
+                node.replace_input_with(index, add_initializer(graph, f"{name}_value", end.astype(np.float32)))
+            node.replace_input_with(0, quantize.inputs[0])
+            graph.remove(node)
+            graph.insert_before(quantize, node)
+            quantize.replace_input_with(0, node.outputs[0])
+
+
+def _no_channels(where: str, target: Target, node: ir.Node) -> SettingsError:
+    return SettingsError(
+        f"{where}: '{node.inputs[0].name}' has widths a channel, which target {target.name} cannot hold; "  # type: ignore[union-attr]
+        "quantize with --channel-bits weights or off"
+    )
+
+
+def _zero_point_zero(model: ir.Model, where: str, target: Target) -> None:
+    """Codes around zero point 0 in int8."""
+    graph = model.graph
+    quantizers = [n for n in graph if n.op_type == "QuantizeLinear"]
+    zeros = list(dict.fromkeys(n.inputs[2] for n in quantizers))
+    for zero in zeros:
+        shift = int(array_of(zero))
+        low, high = 0, 255
+        for node in (n for n in quantizers if n.inputs[2] is zero):
+            maker = node.inputs[0].producer() if node.inputs[0] is not None else None
+            if (
+                maker is not None
+                and maker.op_type == "Clip"
+                and len(maker.inputs) > 2
+                and all(map(_known, maker.inputs[1:3]))
+            ):
+                scale = float(array_of(node.inputs[1]))
+                ends = [float(array_of(end)) / scale + shift for end in maker.inputs[1:3]]
+                low, high = max(low, round(ends[0])), min(high, round(ends[1]))
+        if low - shift < -128 or high - shift > 127:
+            name = next(n.inputs[0].name for n in quantizers if n.inputs[2] is zero and n.inputs[0] is not None)
+            raise SettingsError(
+                f"{where}: '{name}' has asymmetric codes of 8 bits (zero point {shift}), target {target.name} is symmetric: "
+                f"quantize with --target {target.name}"
+            )
+        assert zero is not None
+        plain = add_initializer(graph, f"{zero.name}_int8", np.array(0, np.int8))
+        for user, index in list(zero.uses()):
+            user.replace_input_with(index, plain)
+
+
+def _no_fused_operands(model: ir.Model, where: str, target: Target) -> None:
+    """Refuse quantizers that would part an Add from the layer in front: without them something else is computed."""
+    for quantize in [n for n in model.graph if n.op_type == "QuantizeLinear"]:
+        if _parts_an_add(quantize):
+            raise SettingsError(
+                f"{where}: '{_source(quantize).name}' is quantized between a layer and an Add, which target {target.name} wants "  # type: ignore[union-attr]
+                f"in one kernel: quantize with --target {target.name}"
+            )
+
+
+def _source(quantize: ir.Node) -> ir.Value | None:
+    """What is quantized, before a Clip to the ends of codes around 0; that of a Relu or Relu6 counts as an op of its own."""
+    source = quantize.inputs[0]
+    maker = source.producer() if source is not None else None
+    if maker is not None and maker.op_type == "Clip" and len(maker.inputs) > 1 and _known(maker.inputs[1]):
+        return maker.inputs[0] if array_of(maker.inputs[1]) < 0 else source
+    return source
+
+
+def _known(bound: ir.Value | None) -> bool:
+    """True for a bound that is a constant, as all that the exporter writes are; those of the user's may be computed."""
+    return bound is not None and bound.const_value is not None
+
+
+def _from_layer(value: ir.Value | None) -> bool:
+    """True for what a weighted layer makes for a single use; the Add of its bias belongs to it."""
+    maker = value.producer() if value is not None else None
+    if maker is None or len(list(value.uses())) != 1 or value.is_graph_output():  # type: ignore[union-attr]
+        return False
+    if maker.op_type == "Add":
+        return any(v is not None and v.const_value is not None for v in maker.inputs) and any(
+            map(_from_layer, maker.inputs)
+        )
+    if maker.op_type not in WEIGHTED_OPS:
+        return False
+    held = [v.producer() if v is not None else None for v in maker.inputs]
+    stored = [node.inputs[0] if node is not None and node.op_type == "DequantizeLinear" else None for node in held]
+    return any(v is not None and v.const_value is not None for v in (*maker.inputs, *stored))
+
+
+def _parts_an_add(quantize: ir.Node) -> bool:
+    """True if what a layer makes for one Add is quantized on the way, and nothing comes to that Add straight from a layer."""
+    codes = quantize.outputs[0]
+    if not _from_layer(_source(quantize)) or len(list(codes.uses())) != 1:
+        return False
+    values = readers(codes)[0].outputs[0]
+    adds = readers(values)
+    if len(list(values.uses())) != 1 or adds[0].op_type != "Add":
+        return False
+    operands = adds[0].inputs
+    return not any(v is None or v.const_value is not None or _from_layer(v) for v in operands)
+
+
+_STEPS: tuple[tuple[str, str, Callable[[ir.Model, str, Target], None]], ...] = (
+    ("float_layers", "one-scale", _one_scale),
+    ("branches", "plain", _plain_branches),
+    ("bias", "float", _float_bias),
+    ("bounds", "float", _float_bounds),
+    ("zero_point", "zero", _zero_point_zero),
+    ("add_operands", "pooled", _pooled_operands),
+    ("add_operands", "residual", _no_fused_operands),
+)
+"""Rule, choice, and the step that brings it about; in this order."""
+
+
+# --- the checker ------------------------------------------------------------------------------------------------------
+
+
+def broken_rules(model: onnx.ModelProto, target: Target) -> list[str]:
+    """What in ``model`` breaks the rules of ``target``, one line each; empty where all hold. For files of any origin."""
+    graph = ir.from_proto(model)
+    opset = graph.opset_imports.get("", 0)
+    low, high = target.opset
+    found = [] if low <= opset <= high else [f"opset {opset} is not in {low}..{high}"]
+    for node in graph.graph:
+        if node.op_type in _CHECKS:
+            found += _CHECKS[node.op_type](node, target)
+    return found
+
+
+def _check_quantize(node: ir.Node, target: Target) -> list[str]:
+    zero = array_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.array(0, np.uint8)
+    found = []
+    kinds = (target.activation, *(f"uint{bits}" for bits in target.wide_abits))
+    if zero.dtype.name not in kinds:
+        found.append(f"'{node.name}' writes {zero.dtype.name}, not {' or '.join(kinds)}")
+    if target.zero_point == "zero" and zero.any():
+        found.append(f"'{node.name}' has the zero point {int(zero.reshape(-1)[0])}, not 0")
+    if target.add_operands == "residual" and _parts_an_add(node):
+        found.append(f"'{node.name}' parts an Add from the layer in front of it")
+    users = {user.op_type for reader in readers(node.outputs[0]) for v in reader.outputs for user in readers(v)}
+    if target.layer_outputs == "float" and users and not users & _integer_readers(target):
+        found.append(f"'{node.name}' quantizes for float ops alone ({', '.join(sorted(users))})")
+    return found
+
+
+def _integer_readers(target: Target) -> frozenset[str]:
+    """Ops that read quantized values, or pass them on to such."""
+    return (
+        WEIGHTED_OPS | PRESERVING_OPS | CLAMPS | frozenset(target.integer_ops) | {"QuantizeLinear", "DequantizeLinear"}
+    )
+
+
+def _check_dequantize(node: ir.Node, target: Target) -> list[str]:
+    codes = node.inputs[0]
+    zero = array_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros((), np.int8)
+    constant = _quantizer(codes) is None  # stored, or unpacked from what is
+    kind = codes.dtype if codes is not None else None
+    found = []
+    if constant and kind == ir.DataType.INT32 and target.bias == "float":
+        found.append(f"'{node.name}' is an int32 bias, it should be float")
+    if constant and kind not in _TYPED and zero.any():
+        found.append(f"'{node.name}' has weights with a zero point that is not 0")
+    if not constant and array_of(node.inputs[1]).ndim and target.float_layers == "one-scale":
+        found.append(f"'{node.name}' has activations with a scale a channel")
+    if not constant and target.zero_point == "zero" and zero.any():
+        found.append(f"'{node.name}' has the zero point {int(zero.reshape(-1)[0])}, not 0")
+    return found
+
+
+def _check_codes(node: ir.Node, target: Target) -> list[str]:
+    source = node.inputs[0]
+    made = source.producer() if source is not None else None
+    by_quantizer = made is not None and made.op_type == "QuantizeLinear"
+    on_codes = by_quantizer or (source is not None and source.dtype is not None and source.dtype in _CODES)
+    return [f"'{node.name}' is a {node.op_type} of codes"] if on_codes and target.bounds == "float" else []
+
+
+_CHECKS: dict[str, Callable[[ir.Node, Target], list[str]]] = {
+    "QuantizeLinear": _check_quantize,
+    "DequantizeLinear": _check_dequantize,
+    "Clip": _check_codes,
+    "Min": _check_codes,
+    "Pad": _check_codes,
+}
