@@ -95,7 +95,7 @@ def openvino_times(files: dict[str, Path], threads: int, runs: int) -> list[dict
 def fused_rules() -> Path:
     """OpenVINO's rules without what keeps it from fusing an Add with the convolution in front."""
     out = BUILD / "fused.toml"
-    rules = (Path(mrecg_onnx.__file__).parent / "rules" / "openvino.toml").read_text()
+    rules = (Path(mrecg_onnx.__file__).parent / "targets" / "rules" / "openvino.toml").read_text()
     out.write_text(rules.replace('add_operands = "pooled"', 'add_operands = "plain"'))
     return out
 

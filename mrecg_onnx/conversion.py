@@ -9,15 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from mrecg_onnx.checking.verification import verify_container
+from mrecg_onnx.checking import verify_container
 from mrecg_onnx.converters import check_writable, load_model, save_model
 from mrecg_onnx.converters.errors import ModelError, SettingsError
-from mrecg_onnx.runtimes.loading import noise
-from mrecg_onnx.runtimes.others import Opened, open_with
-from mrecg_onnx.runtimes.runtime import describe, fixed_batch, input_specs, open_session
-from mrecg_onnx.targets.targets import TARGET_NAMES, Target, load_target
-from mrecg_onnx.writing.containers import contained, container_of
-from mrecg_onnx.writing.retargeting import retarget, target_of
+from mrecg_onnx.runtimes import Opened, describe, fixed_batch, input_specs, noise, open_session, open_with
+from mrecg_onnx.targets import TARGET_NAMES, Target, load_target
+from mrecg_onnx.writing import contained, container_of, retarget, target_of
 
 __all__ = ["Conversion", "convert"]
 

@@ -15,36 +15,51 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from mrecg_onnx.calibrating.calibration import activation_grids, nearest_weights
-from mrecg_onnx.calibrating.zeroq import IMAGES, make_images
+from mrecg_onnx.calibrating import IMAGES, activation_grids, make_images, nearest_weights
 from mrecg_onnx.converters import load_model, normalize
 from mrecg_onnx.converters.errors import ConversionError, DataError, ModelError, SettingsError
 from mrecg_onnx.converters.normalize import in_float32
 from mrecg_onnx.converters.passes.opset import lower_opset, raise_opset, require_raisable
 from mrecg_onnx.converters.versions import require_known_versions, runtime_versions
-from mrecg_onnx.data.images import ZEROQ, Dataset, InputSpec, holds_images, open_calibration
-from mrecg_onnx.data.profiles import for_images, require_numbers
-from mrecg_onnx.machine.parallel import ALONE, Workers
+from mrecg_onnx.data import ZEROQ, Dataset, InputSpec, for_images, holds_images, open_calibration, require_numbers
+from mrecg_onnx.machine import ALONE, Workers
 from mrecg_onnx.methods import METHODS
-from mrecg_onnx.network.bridging import bridged, rebridged
-from mrecg_onnx.network.network import Network
-from mrecg_onnx.network.simulation import Simulation
-from mrecg_onnx.planning.branches import branch_narrow_reads
-from mrecg_onnx.planning.fallbacks import mark_fallbacks
-from mrecg_onnx.planning.granularity import default_merges, groups_from_mask, read_scheme, select_eq4, select_peaks
-from mrecg_onnx.planning.placement import place, plan_layers
-from mrecg_onnx.planning.plan import BYSTANDER_BITS, WIDE_BITS, Plan
-from mrecg_onnx.planning.units import WHOLE_BATCH, join_units, plan_layer_units, plan_units
+from mrecg_onnx.network import Network, Simulation, bridged, rebridged
+from mrecg_onnx.planning import (
+    BYSTANDER_BITS,
+    WHOLE_BATCH,
+    WIDE_BITS,
+    Plan,
+    branch_narrow_reads,
+    default_merges,
+    groups_from_mask,
+    join_units,
+    mark_fallbacks,
+    place,
+    plan_layer_units,
+    plan_layers,
+    plan_units,
+    read_scheme,
+    select_eq4,
+    select_peaks,
+)
 from mrecg_onnx.progress import Clock
-from mrecg_onnx.quantizers.grids import Grid, symmetric_eight
-from mrecg_onnx.quantizers.ranges import chosen_ranges
-from mrecg_onnx.rewriting.absorption import Absorbed, apply_absorption, choose_absorptions
-from mrecg_onnx.rewriting.channel_bits import allocate_activations, allocate_weights
-from mrecg_onnx.rewriting.equalization import Equalized, apply_scale, bound_channels, choose_scales, find_streams
+from mrecg_onnx.quantizers import Grid, chosen_ranges, symmetric_eight
+from mrecg_onnx.rewriting import (
+    Absorbed,
+    Equalized,
+    allocate_activations,
+    allocate_weights,
+    apply_absorption,
+    apply_scale,
+    bound_channels,
+    choose_absorptions,
+    choose_scales,
+    find_streams,
+)
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.targets.targets import load_target
-from mrecg_onnx.writing.containers import FOUR_BITS
-from mrecg_onnx.writing.export import WIDE_OPSET
+from mrecg_onnx.targets import load_target
+from mrecg_onnx.writing import FOUR_BITS, WIDE_OPSET
 
 __all__ = [
     "Prepared", "calibrate", "editable_graph", "load_planned", "make_plan", "merge_by", "pick_device", "prepare", "search_grids",

@@ -7,9 +7,37 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from mrecg_onnx.learning.reconstruction import UnitResult
+__all__ = ["Clock", "Progress", "Report", "UnitResult"]
 
-__all__ = ["Clock", "Progress", "Report"]
+
+@dataclass(frozen=True)
+class UnitResult:
+    """Outcome of one unit.
+
+    Attributes:
+        name: the unit.
+        layers: its weighted layers.
+        iters: iterations made.
+        loss_nearest: loss with nearest rounding, on the samples that decided.
+        loss: loss with learned rounding after the hard decision, on the same samples.
+        kept: "learned" or "nearest".
+        unsettled: share of rounding variables between 0.05 and 0.95 at the end.
+        seconds: wall time.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    iters: int
+    loss_nearest: float
+    loss: float
+    kept: str
+    unsettled: float
+    seconds: float
+
+    @property
+    def final_loss(self) -> float:
+        """Loss of what was kept."""
+        return self.loss if self.kept == "learned" else self.loss_nearest
 
 
 @dataclass(frozen=True)

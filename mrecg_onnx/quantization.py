@@ -19,27 +19,29 @@ import torch
 from torch import Tensor
 
 from mrecg_onnx import __version__
-from mrecg_onnx.calibrating.sensitivity import Sensitivity, measure_sensitivity
-from mrecg_onnx.calibrating.zeroq import CALIBRATION_KEY
-from mrecg_onnx.checking.verification import Verification, verify
+from mrecg_onnx.calibrating import CALIBRATION_KEY, Sensitivity, measure_sensitivity
+from mrecg_onnx.checking import Verification, verify
 from mrecg_onnx.converters import check_writable, save_model
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.save import digest
-from mrecg_onnx.data.images import Dataset, check_lost, holds_images
-from mrecg_onnx.learning.bias_correction import correct_biases
-from mrecg_onnx.learning.bitsplit import split_unit
-from mrecg_onnx.learning.checkpoint import Checkpoint
-from mrecg_onnx.learning.lapq import Lapq, minimise_steps
-from mrecg_onnx.learning.prefix import Inputs, Prefix
-from mrecg_onnx.learning.reconstruction import LearningRates, UnitResult, default_rates, reconstruct_unit
-from mrecg_onnx.machine.cache import Pool, default_memory, give_back
-from mrecg_onnx.machine.parallel import Workers, joined, local_size
-from mrecg_onnx.measures.metrics import OutputSums, add_sums, combined_error
-from mrecg_onnx.measures.output_errors import output_sums
+from mrecg_onnx.data import Dataset, check_lost, holds_images
+from mrecg_onnx.learning import (
+    Checkpoint,
+    Inputs,
+    Lapq,
+    LearningRates,
+    Prefix,
+    correct_biases,
+    default_rates,
+    minimise_steps,
+    reconstruct_unit,
+    split_unit,
+)
+from mrecg_onnx.machine import Pool, Workers, default_memory, give_back, joined, local_size
+from mrecg_onnx.measures import OutputSums, add_sums, combined_error, output_sums
 from mrecg_onnx.methods import METHODS, Method, Phase
-from mrecg_onnx.network.simulation import Simulation, State, forward_batches
-from mrecg_onnx.planning.placement import place
-from mrecg_onnx.planning.plan import BYSTANDER_BITS, Plan, UnitPlan
+from mrecg_onnx.network import Simulation, State, forward_batches
+from mrecg_onnx.planning import BYSTANDER_BITS, Plan, UnitPlan, place
 from mrecg_onnx.preparation import (
     Prepared,
     calibrate,
@@ -50,21 +52,38 @@ from mrecg_onnx.preparation import (
     prepare,
     search_grids,
 )
-from mrecg_onnx.progress import Clock, Progress, Report
-from mrecg_onnx.quantizers.grids import compile_kernels
-from mrecg_onnx.rewriting.absorption import Absorbed
-from mrecg_onnx.rewriting.equalization import Equalized
+from mrecg_onnx.progress import Clock, Progress, Report, UnitResult
+from mrecg_onnx.quantizers import compile_kernels
+from mrecg_onnx.rewriting import Absorbed, Equalized
 from mrecg_onnx.settings import BitRule, Settings
-from mrecg_onnx.targets.targets import load_target
-from mrecg_onnx.validating.input_ranges import INPUT_RANGES_KEY, ranges_entry
-from mrecg_onnx.validating.validation import PREPROCESS_KEY, SOURCE_KEY, VERSION_KEY, source_sha256, validate
-from mrecg_onnx.widths.allocation import Allocation, Budget, allocate, average_budget, budgets_of, with_rules
-from mrecg_onnx.widths.costs import Costs, cost_images, measure_costs
-from mrecg_onnx.widths.drop_search import AVERAGES, Trial, measured_drop, search, tell_doubts
-from mrecg_onnx.widths.packed_size import PackedSize
-from mrecg_onnx.writing.containers import Contained, contained
-from mrecg_onnx.writing.export import Exported, export
-from mrecg_onnx.writing.retargeting import retarget
+from mrecg_onnx.targets import load_target
+from mrecg_onnx.validating import (
+    INPUT_RANGES_KEY,
+    PREPROCESS_KEY,
+    SOURCE_KEY,
+    VERSION_KEY,
+    ranges_entry,
+    source_sha256,
+    validate,
+)
+from mrecg_onnx.widths import (
+    AVERAGES,
+    Allocation,
+    Budget,
+    Costs,
+    PackedSize,
+    Trial,
+    allocate,
+    average_budget,
+    budgets_of,
+    cost_images,
+    measure_costs,
+    measured_drop,
+    search,
+    tell_doubts,
+    with_rules,
+)
+from mrecg_onnx.writing import Contained, Exported, contained, export, retarget
 
 __all__ = ["Progress", "QuantizationResult", "Report", "quantize"]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.data.profiles import PreprocessField
+from mrecg_onnx.data import PreprocessField
 from mrecg_onnx.methods import METHODS, RANGE_NAMES
-from mrecg_onnx.planning.plan import FLOAT_BITS, WIDE_BITS
-from mrecg_onnx.targets.targets import CONTAINER_NAMES, load_target
+from mrecg_onnx.planning import FLOAT_BITS, WIDE_BITS
+from mrecg_onnx.targets import CONTAINER_NAMES, load_target
 
 __all__ = ["BitRule", "Settings"]
 

@@ -32,7 +32,7 @@ from mrecg_onnx.rewriting.channel_bits import (
 from mrecg_onnx.rewriting.equalization import apply_scale, find_streams
 from mrecg_onnx.runtimes.runtime import open_session
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.writing.export import export
+from mrecg_onnx.writing.qdq import export
 
 SIGMAS = st.lists(st.one_of(st.just(0.0), st.floats(1e-30, 1e30)), min_size=1, max_size=40)
 

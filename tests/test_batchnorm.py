@@ -23,7 +23,7 @@ from mrecg_onnx.quantization import quantize
 from mrecg_onnx.rewriting.equalization import apply_scale, find_streams
 from mrecg_onnx.runtimes.runtime import fused_op_counts, open_session
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.writing.export import export
+from mrecg_onnx.writing.qdq import export
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,10 +15,10 @@ from PIL import Image
 from stages import feeds, simulated
 
 from mrecg_onnx.converters.errors import ModelError, SettingsError
-from mrecg_onnx.runtimes.others import runtime
+from mrecg_onnx.runtimes import runtime
 from mrecg_onnx.runtimes.runtime import Kernel, check_provider, elsewhere, kernels
 from mrecg_onnx.validating.benchmarking import benchmark
-from mrecg_onnx.writing.export import export
+from mrecg_onnx.writing.qdq import export
 
 
 @pytest.fixture

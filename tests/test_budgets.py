@@ -17,7 +17,7 @@ from stages import feeds, simulated, tensors
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.settings import BitRule, Settings
-from mrecg_onnx.targets.targets import targets
+from mrecg_onnx.targets import targets
 from mrecg_onnx.validating.validation import validate
 from mrecg_onnx.widths.costs import WIDTHS, measure_costs
 from mrecg_onnx.widths.drop_search import AVERAGES, Trial, search

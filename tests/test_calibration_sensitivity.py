@@ -23,7 +23,7 @@ from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.quantizers.grids import Grid, quantize_codes, search_range
 from mrecg_onnx.quantizers.ranges import RANGES
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.writing.export import export
+from mrecg_onnx.writing.qdq import export
 
 if TYPE_CHECKING:
     from pathlib import Path

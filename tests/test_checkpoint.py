@@ -20,8 +20,8 @@ from mrecg_onnx import quantization
 from mrecg_onnx.commands import main
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.learning.checkpoint import Checkpoint
-from mrecg_onnx.learning.reconstruction import UnitResult
 from mrecg_onnx.network.simulation import QuantizedWeight, State
+from mrecg_onnx.progress import UnitResult
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.quantizers.grids import Grid
 from mrecg_onnx.settings import Settings

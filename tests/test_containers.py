@@ -27,7 +27,7 @@ from mrecg_onnx.runtimes.runtime import fused_op_counts, open_session
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets.targets import load_target
 from mrecg_onnx.writing.containers import CONTAINER_KEY, CONTAINERS, contained, container_of
-from mrecg_onnx.writing.export import export
+from mrecg_onnx.writing.qdq import export
 from mrecg_onnx.writing.retargeting import retarget
 
 VERSION = {"mrecg_onnx.version": "test"}

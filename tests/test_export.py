@@ -30,14 +30,14 @@ from mrecg_onnx.quantizers.grids import Grid, fake_quantize, quantize_codes, sea
 from mrecg_onnx.runtimes.runtime import fused_op_counts, open_session, run_padded
 from mrecg_onnx.settings import BitRule, Settings
 from mrecg_onnx.targets.targets import load_target
-from mrecg_onnx.writing.export import code_bounds, export
+from mrecg_onnx.writing.qdq import code_bounds, export
 from mrecg_onnx.writing.retargeting import retarget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from mrecg_onnx.writing.export import Exported
+    from mrecg_onnx.writing.qdq import Exported
 
 WIDTHS = [(4, 4), (2, 4), (8, 8), (4, 32)]
 

@@ -15,7 +15,7 @@ from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.learning import lapq
 from mrecg_onnx.learning.lapq import P_VALUES, minimise_steps, vertex
 from mrecg_onnx.measures.output_errors import OutputScales, output_sums
-from mrecg_onnx.measures.task_loss import task_loss
+from mrecg_onnx.measures.task import task_loss
 from mrecg_onnx.progress import Progress
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.settings import Settings

@@ -15,7 +15,7 @@ from mrecg_onnx.learning.bias_correction import _clamp_behind, correct_biases
 from mrecg_onnx.learning.prefix import Inputs, Prefix
 from mrecg_onnx.learning.reconstruction import reconstruction_loss
 from mrecg_onnx.machine.cache import Pool, Store
-from mrecg_onnx.measures.task_loss import task_loss
+from mrecg_onnx.measures.task import task_loss
 from mrecg_onnx.methods import METHODS, Method, Phase
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.settings import Settings

@@ -34,10 +34,10 @@ from mrecg_onnx.settings import BitRule, Settings
 from mrecg_onnx.targets.targets import CONTAINER_NAMES, TARGET_NAMES, load_target
 from mrecg_onnx.validating.validation import stored_preprocess
 from mrecg_onnx.writing.containers import contained, container_of
-from mrecg_onnx.writing.export import export
+from mrecg_onnx.writing.qdq import export
 from mrecg_onnx.writing.retargeting import broken_rules, retarget, target_of
 
-RULES = Path(mrecg_onnx.__file__).parent / "rules"
+RULES = Path(mrecg_onnx.__file__).parent / "targets" / "rules"
 SAMPLES = Path(__file__).parents[1] / "samples"
 OTHERS = [name for name in TARGET_NAMES if name != "ort"]
 

@@ -18,7 +18,7 @@ from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
 from mrecg_onnx.data.images import InputSpec, Preprocess, open_validation
 from mrecg_onnx.data.preprocess import IMAGENET_MEAN
 from mrecg_onnx.measures.metrics import mcnemar_p, sqnr_db, wilson_interval
-from mrecg_onnx.runtimes.others import runtime
+from mrecg_onnx.runtimes import runtime
 from mrecg_onnx.runtimes.runtime import (
     Kernel,
     fixed_batch,

@@ -20,7 +20,7 @@ from mrecg_onnx.runtimes.runtime import fused_op_counts, open_session, run_padde
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets.targets import load_target
 from mrecg_onnx.writing.containers import Contained
-from mrecg_onnx.writing.export import Exported, export
+from mrecg_onnx.writing.qdq import Exported, export
 
 
 def pooled() -> onnx.ModelProto:

@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from mrecg_onnx.converters.errors import DataError
-from mrecg_onnx.data.images import Dataset
-from mrecg_onnx.measures.output_errors import output_error, with_float_outputs
-from mrecg_onnx.network.network import Network
-from mrecg_onnx.network.simulation import QuantizedWeight, forward_batches, whole_batches
-from mrecg_onnx.planning.plan import BYSTANDER_BITS, ActivationPlan, LayerPlan
-from mrecg_onnx.quantizers.grids import P_NORM, Grid, fake_quantize, quantize_codes, search_range
-from mrecg_onnx.quantizers.ranges import Estimator, min_max, mse
+from mrecg_onnx.data import Dataset
+from mrecg_onnx.measures import output_error, with_float_outputs
+from mrecg_onnx.network import Network, QuantizedWeight, forward_batches, whole_batches
+from mrecg_onnx.planning import BYSTANDER_BITS, ActivationPlan, LayerPlan
+from mrecg_onnx.quantizers import P_NORM, Estimator, Grid, fake_quantize, min_max, mse, quantize_codes, search_range
 
 __all__ = [
     "SYMMETRIC_FROM",

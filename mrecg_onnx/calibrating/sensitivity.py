@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mrecg_onnx.measures.output_errors import output_error, with_float_outputs
-from mrecg_onnx.network.simulation import Simulation, forward_batches
+from mrecg_onnx.measures import output_error, with_float_outputs
+from mrecg_onnx.network import Simulation, forward_batches
 
 __all__ = ["Sensitivity", "measure_sensitivity"]
 

@@ -29,11 +29,9 @@ from mrecg_onnx.converters import normalize, to_torch
 from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.converters.files import require_regular
 from mrecg_onnx.converters.save import digest
-from mrecg_onnx.data.images import ZEROQ, Dataset, InputSpec, Preprocess
-from mrecg_onnx.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from mrecg_onnx.machine.parallel import ALONE, Workers
-from mrecg_onnx.network.bridging import bridged, own_batch
-from mrecg_onnx.network.network import Network
+from mrecg_onnx.data import IMAGENET_MEAN, IMAGENET_STD, ZEROQ, Dataset, InputSpec, Preprocess
+from mrecg_onnx.machine import ALONE, Workers
+from mrecg_onnx.network import Network, bridged, own_batch
 from mrecg_onnx.progress import Progress, Report
 
 if TYPE_CHECKING:

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from mrecg_onnx.converters.passes.values import claim
-from mrecg_onnx.measures.metrics import OutputSums, sqnr_db
-from mrecg_onnx.measures.output_errors import output_sums, with_float_outputs
-from mrecg_onnx.network.simulation import Simulation
-from mrecg_onnx.quantizers.grids import Grid, fake_quantize
+from mrecg_onnx.measures import OutputSums, output_sums, sqnr_db, with_float_outputs
+from mrecg_onnx.network import Simulation
+from mrecg_onnx.quantizers import Grid, fake_quantize
 
 __all__ = ["Departure", "Trace", "bisect", "follow", "kept_float", "probed"]
 
@@ -115,7 +114,7 @@ def follow(
 
     Args:
         model: the file.
-        codes: names of the codes by quantizer (:attr:`mrecg_onnx.writing.export.Exported.codes`).
+        codes: names of the codes by quantizer (:attr:`mrecg_onnx.writing.qdq.Exported.codes`).
         simulation: what was learned.
         data: inputs, [N, ...] by name, on the CPU.
         run: the runtime.

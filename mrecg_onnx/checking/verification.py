@@ -19,15 +19,11 @@ from torch import Tensor
 from mrecg_onnx.checking.tracing import Run, Trace, bisect, follow
 from mrecg_onnx.converters.errors import ExportError, ModelError, first_line
 from mrecg_onnx.converters.save import openable
-from mrecg_onnx.measures.metrics import OutputSums, agreement
-from mrecg_onnx.measures.predictions import Heads, prediction_output
-from mrecg_onnx.network.network import Network
-from mrecg_onnx.network.simulation import Simulation, forward_batches
-from mrecg_onnx.runtimes.others import open_with
-from mrecg_onnx.runtimes.runtime import Level, fused_op_counts, open_session, run_padded
-from mrecg_onnx.targets.targets import Target
-from mrecg_onnx.writing.containers import Contained
-from mrecg_onnx.writing.export import FLOAT_MATMUL, Exported
+from mrecg_onnx.measures import Heads, OutputSums, agreement, prediction_output
+from mrecg_onnx.network import Network, Simulation, forward_batches
+from mrecg_onnx.runtimes import Level, fused_op_counts, open_session, open_with, run_padded
+from mrecg_onnx.targets import Target
+from mrecg_onnx.writing import FLOAT_MATMUL, Contained, Exported
 
 __all__ = ["OutputCheck", "Verification", "verify", "verify_container"]
 
@@ -202,7 +198,7 @@ def verify(
     """Check what is written against ``simulation`` on ``data`` (tensors [N, ...] by input name, on the CPU).
 
     Args:
-        exported: the graph as :func:`mrecg_onnx.writing.export.export` made it.
+        exported: the graph as :func:`mrecg_onnx.writing.qdq.export` made it.
         simulation: what was learned.
         data: inputs.
         held: the file for its target and in its container, where that is another form.

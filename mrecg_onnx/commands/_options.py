@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.data.images import ZEROQ, Preprocess
-from mrecg_onnx.data.labels import NO_LABELS
-from mrecg_onnx.data.preprocess import COLORS, INTERPOLATIONS, LAYOUTS, NO_RESIZE
-from mrecg_onnx.data.profiles import profile
+from mrecg_onnx.data import COLORS, INTERPOLATIONS, LAYOUTS, NO_LABELS, NO_RESIZE, ZEROQ, Preprocess, profile
 from mrecg_onnx.methods import METHODS, RANGE_NAMES
 from mrecg_onnx.settings import BitRule, Settings
-from mrecg_onnx.targets.targets import CONTAINER_NAMES
+from mrecg_onnx.targets import CONTAINER_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mrecg_onnx.commands._console import say, standard_error
 from mrecg_onnx.converters.text import printable
-from mrecg_onnx.machine.parallel import is_first
+from mrecg_onnx.machine import is_first
 from mrecg_onnx.methods import METHODS
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bar
 
-    from mrecg_onnx.comparing.comparison import Cell, ComparisonProgress
+    from mrecg_onnx.comparing import Cell, ComparisonProgress
     from mrecg_onnx.progress import Progress
 
 __all__ = ["TimeLeft", "cells", "counter", "duration", "progress"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from mrecg_onnx.validating.benchmarking import Benchmark, FileReport
+    from mrecg_onnx.validating import Benchmark, FileReport
 
 __all__ = ["benchmark_command"]
 
@@ -62,8 +62,8 @@ def benchmark_command(
         counts = _numbers("--threads", threads) if threads else (None,)
         check_writes({"--json": json_file, "--plot": plot_file}, files)
 
-        from mrecg_onnx.comparing.plots import draw_timings, have_matplotlib
-        from mrecg_onnx.validating.benchmarking import benchmark
+        from mrecg_onnx.comparing import draw_timings, have_matplotlib
+        from mrecg_onnx.validating import benchmark
 
         if plot_file is not None and not have_matplotlib():
             raise SettingsError("--plot needs matplotlib: pip install 'mrecg-onnx[plot]'")
@@ -118,7 +118,7 @@ def _timings(found: Benchmark) -> RenderableType:
 
 
 def _kernels(files: Sequence[FileReport]) -> RenderableType:
-    from mrecg_onnx.runtimes.runtime import elsewhere
+    from mrecg_onnx.runtimes import elsewhere
 
     pairs = {}
     for file in files:

@@ -27,7 +27,7 @@ from mrecg_onnx.commands._progress import cells
 from mrecg_onnx.converters.errors import SettingsError
 
 if TYPE_CHECKING:
-    from mrecg_onnx.comparing.comparison import Comparison
+    from mrecg_onnx.comparing import Comparison
 
 __all__ = ["compare_command"]
 
@@ -132,7 +132,7 @@ def compare_command(
         settings = settings_from(options)
         names, bits = _names("--methods", methods), _names("--bits", widths)
 
-        from mrecg_onnx.comparing.comparison import compare
+        from mrecg_onnx.comparing import compare
 
         with cells(settings.iters) as report:
             try:
@@ -180,7 +180,7 @@ def _kept(finished: int, folder: Path) -> str:
 
 
 def _summary(result: Comparison) -> None:
-    from mrecg_onnx.comparing.tables import table
+    from mrecg_onnx.comparing import table
 
     headings, content = table(result)
     for warning in result.warnings:

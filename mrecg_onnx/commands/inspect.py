@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from mrecg_onnx.inspecting.inspection import Inspection, Measured, TensorInfo
-    from mrecg_onnx.planning.plan import LayerPlan, Plan
+    from mrecg_onnx.inspecting import Inspection, Measured, TensorInfo
+    from mrecg_onnx.planning import LayerPlan, Plan
 
 __all__ = ["inspect_command"]
 
@@ -61,7 +61,7 @@ def inspect_command(
     """  # noqa: D301 - click wants the character, not backslash and b
     with guarded(debug=debug, writes=[json_file] if json_file else []):
         settings = settings_from(options)
-        from mrecg_onnx.inspecting.inspection import inspect
+        from mrecg_onnx.inspecting import inspect
 
         check_writes({"--json": json_file}, [model], "the model itself")
         with progress(settings.iters) as report:

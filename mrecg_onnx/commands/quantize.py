@@ -27,13 +27,13 @@ from mrecg_onnx.commands._options import (
 )
 from mrecg_onnx.commands._progress import duration, progress
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.machine.parallel import is_first
+from mrecg_onnx.machine import is_first
 from mrecg_onnx.methods import METHODS
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mrecg_onnx.planning.plan import Plan
+    from mrecg_onnx.planning import Plan
     from mrecg_onnx.quantization import QuantizationResult
     from mrecg_onnx.settings import Settings
 
@@ -122,7 +122,7 @@ def _check_paths(model: Path, out: Path, json_file: Path | None) -> None:
 
 def _used_images(result: QuantizationResult) -> bool:
     """Whether the calibration data were images: arrays leave no preprocessing in the metadata."""
-    from mrecg_onnx.validating.validation import PREPROCESS_KEY
+    from mrecg_onnx.validating import PREPROCESS_KEY
 
     return any(entry.key == PREPROCESS_KEY for entry in result.model.metadata_props)
 
@@ -162,7 +162,7 @@ def _summary(result: QuantizationResult, model: Path, *, images_ignored: bool) -
 
 
 def _file(result: QuantizationResult, model: Path) -> str:
-    from mrecg_onnx.validating.validation import size_bytes
+    from mrecg_onnx.validating import size_bytes
 
     assert result.output is not None
     before, after = size_bytes(model), size_bytes(result.output)
@@ -185,7 +185,7 @@ def _bits(plan: Plan, settings: Settings) -> str:
 
 
 def _budgets(result: QuantizationResult) -> list[str]:
-    from mrecg_onnx.writing.containers import contained
+    from mrecg_onnx.writing import contained
 
     if result.allocation is None:
         return []

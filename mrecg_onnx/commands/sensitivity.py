@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from mrecg_onnx.inspecting.ranking import Quality, Ranking
+    from mrecg_onnx.inspecting import Quality, Ranking
 
 __all__ = ["sensitivity_command"]
 
@@ -85,7 +85,7 @@ def sensitivity_command(
     """  # noqa: D301 - click wants the character, not backslash and b
     with guarded(debug=debug, writes=[json_file] if json_file else []):
         settings = settings_from(options)
-        from mrecg_onnx.inspecting.ranking import rank
+        from mrecg_onnx.inspecting import rank
 
         if labels is not None and data is None:
             raise SettingsError("--labels are for --data: give the images, too")

@@ -18,15 +18,15 @@ from mrecg_onnx.commands._options import (
     preprocess_from,
 )
 from mrecg_onnx.commands._progress import counter
-from mrecg_onnx.machine.parallel import is_first
+from mrecg_onnx.machine import is_first
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.console import RenderableType
 
-    from mrecg_onnx.data.images import Preprocess
-    from mrecg_onnx.validating.validation import Accuracy, ModelReport, ValidationResult
+    from mrecg_onnx.data import Preprocess
+    from mrecg_onnx.validating import Accuracy, ModelReport, ValidationResult
 
 __all__ = ["validate_command"]
 
@@ -81,7 +81,7 @@ def validate_command(
     mrecg-onnx validate model.onnx model_w4a4.onnx --data labelled_images/
     """  # noqa: D301 - click wants the character, not backslash and b
     with guarded(debug=debug, writes=[json_file] if json_file else []):
-        from mrecg_onnx.validating.validation import validate
+        from mrecg_onnx.validating import validate
 
         check_writes({"--json": json_file}, [fp32, quantized])
         plain = ("labels", "limit", "batch_size", "latency_batch", "repeats", "threads", "device")
@@ -104,10 +104,9 @@ def validate_command(
 
 def _stored(fp32: Path, quantized: Path) -> Preprocess:
     """What options replace single values of: what is stored in QUANT, or lies beside FP32."""
-    from mrecg_onnx.data.images import Preprocess
-    from mrecg_onnx.data.profiles import beside
-    from mrecg_onnx.runtimes.runtime import open_session
-    from mrecg_onnx.validating.validation import stored_preprocess
+    from mrecg_onnx.data import Preprocess, beside
+    from mrecg_onnx.runtimes import open_session
+    from mrecg_onnx.validating import stored_preprocess
 
     return stored_preprocess(open_session(quantized), str(quantized)) or beside(fp32) or Preprocess()
 

@@ -248,7 +248,7 @@ def _quantize(job: Job, channel: _Channel) -> dict[str, Any]:
     import torch  # noqa: PLC0415 - the parent does without
 
     from mrecg_onnx.quantization import quantize  # noqa: PLC0415
-    from mrecg_onnx.validating.validation import size_bytes, source_sha256  # noqa: PLC0415
+    from mrecg_onnx.validating import size_bytes, source_sha256  # noqa: PLC0415
 
     start = time.perf_counter()
     result = quantize(
@@ -272,7 +272,7 @@ def _quantize(job: Job, channel: _Channel) -> dict[str, Any]:
 
 
 def _validate(job: Job, _: _Channel) -> dict[str, Any]:
-    from mrecg_onnx.validating.validation import gain_warnings, validate  # noqa: PLC0415 - the parent does without where all is done
+    from mrecg_onnx.validating import gain_warnings, validate  # noqa: PLC0415 - the parent does without where all is done
 
     found = validate(
         job.model,
@@ -309,8 +309,8 @@ def _validate(job: Job, _: _Channel) -> dict[str, Any]:
 
 
 def _latency(job: Job, _: _Channel) -> dict[str, Any]:
-    from mrecg_onnx.data.images import open_validation  # noqa: PLC0415
-    from mrecg_onnx.runtimes.runtime import fixed_batch, input_specs, latency, medians, open_session  # noqa: PLC0415
+    from mrecg_onnx.data import open_validation  # noqa: PLC0415
+    from mrecg_onnx.runtimes import fixed_batch, input_specs, latency, medians, open_session  # noqa: PLC0415
 
     assert job.latency is not None
     sessions = {

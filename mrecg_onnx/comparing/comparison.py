@@ -27,19 +27,18 @@ from mrecg_onnx.comparing.plots import draw_cells, have_matplotlib
 from mrecg_onnx.comparing.tables import csv_text, markdown, write_whole
 from mrecg_onnx.converters.errors import ExportError, MrecgError, SettingsError
 from mrecg_onnx.converters.files import require_regular
-from mrecg_onnx.data.images import ZEROQ, holds_images, open_calibration, open_validation
-from mrecg_onnx.data.profiles import for_images, require_numbers
-from mrecg_onnx.machine.parallel import world_size
-from mrecg_onnx.measures.metrics import mcnemar_p
+from mrecg_onnx.data import ZEROQ, for_images, holds_images, open_calibration, open_validation, require_numbers
+from mrecg_onnx.machine import world_size
+from mrecg_onnx.measures import mcnemar_p
 from mrecg_onnx.methods import METHODS
-from mrecg_onnx.runtimes.runtime import input_specs, open_session
+from mrecg_onnx.runtimes import input_specs, open_session
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.validating.validation import Accuracy, chosen_outputs, size_bytes, source_sha256
+from mrecg_onnx.validating import Accuracy, chosen_outputs, size_bytes, source_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mrecg_onnx.data.images import InputSpec
+    from mrecg_onnx.data import InputSpec
     from mrecg_onnx.progress import Progress
 
 __all__ = ["Cell", "Comparison", "ComparisonProgress", "Widths", "compare"]

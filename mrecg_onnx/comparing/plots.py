@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from mrecg_onnx.comparing.comparison import Cell, Comparison
-    from mrecg_onnx.validating.benchmarking import Benchmark
+    from mrecg_onnx.validating import Benchmark
 
 __all__ = ["draw_cells", "draw_timings", "have_matplotlib"]
 

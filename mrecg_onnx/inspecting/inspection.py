@@ -7,16 +7,16 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mrecg_onnx.calibrating.sensitivity import Sensitivity, measure_sensitivity
+from mrecg_onnx.calibrating import Sensitivity, measure_sensitivity
 from mrecg_onnx.converters.load import standard_opset
-from mrecg_onnx.data.images import Dataset, Preprocess
-from mrecg_onnx.planning.fallbacks import fallbacks
+from mrecg_onnx.data import Dataset, Preprocess
+from mrecg_onnx.planning import fallbacks
 from mrecg_onnx.preparation import calibrate, full_precision, load_planned, prepare
 from mrecg_onnx.progress import Clock, Progress
-from mrecg_onnx.rewriting.equalization import Equalized
-from mrecg_onnx.runtimes.runtime import describe
+from mrecg_onnx.rewriting import Equalized
+from mrecg_onnx.runtimes import describe
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.validating.validation import size_bytes
+from mrecg_onnx.validating import size_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-    from mrecg_onnx.planning.plan import Plan
+    from mrecg_onnx.planning import Plan
     from mrecg_onnx.progress import Report
 
 __all__ = ["Inspection", "Measured", "SourceInfo", "TensorInfo", "inspect"]

@@ -15,18 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mrecg_onnx.calibrating.calibration import nearest_weights
+from mrecg_onnx.calibrating import nearest_weights
 from mrecg_onnx.converters.errors import DataError, SettingsError
-from mrecg_onnx.data.images import Dataset, open_validation
-from mrecg_onnx.data.labels import check_classes
-from mrecg_onnx.measures.output_errors import output_error
-from mrecg_onnx.measures.predictions import Heads, prediction_output, two_axes
-from mrecg_onnx.network.simulation import Simulation, forward_batches
-from mrecg_onnx.planning.plan import Plan
+from mrecg_onnx.data import Dataset, check_classes, open_validation
+from mrecg_onnx.measures import Heads, output_error, prediction_output, two_axes
+from mrecg_onnx.network import Simulation, forward_batches
+from mrecg_onnx.planning import Plan
 from mrecg_onnx.preparation import Prepared, calibrate, full_precision, make_plan, prepare, search_grids
 from mrecg_onnx.progress import Clock, Progress
 from mrecg_onnx.settings import BitRule, Settings
-from mrecg_onnx.widths.costs import IMAGES, WIDTHS, cost_images, measure_costs
+from mrecg_onnx.widths import IMAGES, WIDTHS, cost_images, measure_costs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +50,7 @@ class Ranked:
         kind: "weights" or "activations".
         bits: width under the settings.
         layers: the layer, or those that read the tensor.
-        losses: task loss (:mod:`mrecg_onnx.measures.task_loss`) by width with this one alone quantized.
+        losses: task loss (:mod:`mrecg_onnx.measures.task`) by width with this one alone quantized.
     """
 
     name: str

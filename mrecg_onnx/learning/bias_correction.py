@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from mrecg_onnx.learning.prefix import Prefix
-from mrecg_onnx.machine.parallel import ALONE, Workers
-from mrecg_onnx.network.network import Step
-from mrecg_onnx.planning.plan import UnitPlan
+from mrecg_onnx.machine import ALONE, Workers
+from mrecg_onnx.network import Step
+from mrecg_onnx.planning import UnitPlan
 
 __all__ = ["correct_biases"]
 

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from mrecg_onnx.learning.prefix import UnitData
-from mrecg_onnx.learning.reconstruction import UnitResult, evaluate_unit, output_weights
+from mrecg_onnx.learning.reconstruction import evaluate_unit, output_weights
 from mrecg_onnx.learning.responses import Layout, NormalEquations, layout_of, normal_equations
-from mrecg_onnx.machine.parallel import ALONE, Workers
-from mrecg_onnx.network.network import Step
-from mrecg_onnx.network.simulation import QuantizedWeight, Simulation, forward_size
-from mrecg_onnx.planning.plan import LayerPlan, UnitPlan
-from mrecg_onnx.quantizers.grids import EPSILON, Grid, quantize_codes, search_range
+from mrecg_onnx.machine import ALONE, Workers
+from mrecg_onnx.network import QuantizedWeight, Simulation, Step, forward_size
+from mrecg_onnx.planning import LayerPlan, UnitPlan
+from mrecg_onnx.progress import UnitResult
+from mrecg_onnx.quantizers import EPSILON, Grid, quantize_codes, search_range
 
 __all__ = ["Objective", "Planes", "alternate", "split_responses", "split_unit", "split_weight"]
 

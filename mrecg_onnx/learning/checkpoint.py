@@ -14,9 +14,9 @@ from torch import Tensor
 
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.files import require_regular
-from mrecg_onnx.learning.reconstruction import UnitResult
-from mrecg_onnx.network.simulation import QuantizedWeight, State
-from mrecg_onnx.quantizers.grids import Grid
+from mrecg_onnx.network import QuantizedWeight, State
+from mrecg_onnx.progress import UnitResult
+from mrecg_onnx.quantizers import Grid
 
 __all__ = ["Checkpoint"]
 

@@ -5,7 +5,7 @@
    steps: one for each weight tensor, which multiplies the scales of its channels, and one for each activation. Zero points
    stay.
 
-The loss is the task's without labels (:mod:`measures.task_loss`). Powell's line search asks for one step at a time, in the
+The loss is the task's without labels (:mod:`measures.task`). Powell's line search asks for one step at a time, in the
 order of the network: what lies before the first tensor that moved is kept from one evaluation to the next, and so are the
 weights that did not move.
 """
@@ -27,15 +27,12 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from mrecg_onnx.calibrating.calibration import activation_grids, nearest_weights
-from mrecg_onnx.data.images import Dataset
-from mrecg_onnx.measures.output_errors import OutputScales, output_sums
-from mrecg_onnx.measures.task_loss import task_loss
-from mrecg_onnx.network.network import ActivationHook, Network
-from mrecg_onnx.network.simulation import QuantizedWeight, Simulation, State, whole_batches
-from mrecg_onnx.planning.plan import BYSTANDER_BITS
-from mrecg_onnx.quantizers.grids import EPSILON, Grid, quantize_codes
-from mrecg_onnx.quantizers.ranges import mse
+from mrecg_onnx.calibrating import activation_grids, nearest_weights
+from mrecg_onnx.data import Dataset
+from mrecg_onnx.measures import OutputScales, output_sums, task_loss
+from mrecg_onnx.network import ActivationHook, Network, QuantizedWeight, Simulation, State, whole_batches
+from mrecg_onnx.planning import BYSTANDER_BITS
+from mrecg_onnx.quantizers import EPSILON, Grid, mse, quantize_codes
 
 __all__ = ["Lapq", "minimise_steps", "vertex"]
 

@@ -11,17 +11,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mrecg_onnx.calibrating.calibration import require_finite
+from mrecg_onnx.calibrating import require_finite
 from mrecg_onnx.converters.errors import ModelError, SettingsError
-from mrecg_onnx.data.images import Dataset
-from mrecg_onnx.machine.cache import Pool, Store
-from mrecg_onnx.measures.metrics import OutputSums, add_sums
-from mrecg_onnx.measures.output_errors import OutputScales, output_sums
-from mrecg_onnx.measures.task_loss import task_loss
-from mrecg_onnx.network.network import Step
-from mrecg_onnx.network.simulation import Simulation, forward_size
-from mrecg_onnx.planning.plan import UnitPlan
-from mrecg_onnx.quantizers.grids import Grid
+from mrecg_onnx.data import Dataset
+from mrecg_onnx.machine import Pool, Store
+from mrecg_onnx.measures import OutputScales, OutputSums, add_sums, output_sums, task_loss
+from mrecg_onnx.network import Simulation, Step, forward_size
+from mrecg_onnx.planning import UnitPlan
+from mrecg_onnx.quantizers import Grid
 
 __all__ = ["Inputs", "Prefix", "UnitData"]
 

@@ -17,15 +17,12 @@ from torch.nn import functional
 
 from mrecg_onnx.learning.prefix import UnitData
 from mrecg_onnx.learning.windows import Window, WindowPlan, plan_windows
-from mrecg_onnx.machine.cache import Store
-from mrecg_onnx.machine.parallel import ALONE, Workers
-from mrecg_onnx.machine.recording import Batch, Iterations
-from mrecg_onnx.measures.metrics import OutputSums
-from mrecg_onnx.network.network import Step
-from mrecg_onnx.network.simulation import QuantizedWeight, Simulation, bias_scale, forward_size
-from mrecg_onnx.planning.plan import UnitPlan
-from mrecg_onnx.quantizers.grids import Grid, fake_quantize, learnable_fake_quantize
-from mrecg_onnx.quantizers.rounding import ROUNDINGS, BetaSchedule, LearnedRounding
+from mrecg_onnx.machine import ALONE, Batch, Iterations, Store, Workers
+from mrecg_onnx.measures import OutputSums
+from mrecg_onnx.network import QuantizedWeight, Simulation, Step, bias_scale, forward_size
+from mrecg_onnx.planning import UnitPlan
+from mrecg_onnx.progress import UnitResult
+from mrecg_onnx.quantizers import ROUNDINGS, BetaSchedule, Grid, LearnedRounding, fake_quantize, learnable_fake_quantize
 
 __all__ = ["LearningRates", "UnitResult", "default_rates", "reconstruct_unit", "reconstruction_loss"]
 
@@ -56,36 +53,6 @@ def default_rates(iters: int) -> LearningRates:
     """Rates for ``iters`` iterations: the published ones at 20,000, larger in shorter runs (measured, see docs)."""
     factor = max(1.0, PAPER_ITERS / max(iters, SHORTEST)) ** EXPONENT
     return LearningRates(PAPER_LR_ROUNDING * factor, LR_SCALE * factor)
-
-
-@dataclass(frozen=True)
-class UnitResult:
-    """Outcome of one unit.
-
-    Attributes:
-        name: the unit.
-        layers: its weighted layers.
-        iters: iterations made.
-        loss_nearest: loss with nearest rounding, on the samples that decided.
-        loss: loss with learned rounding after the hard decision, on the same samples.
-        kept: "learned" or "nearest".
-        unsettled: share of rounding variables between 0.05 and 0.95 at the end.
-        seconds: wall time.
-    """
-
-    name: str
-    layers: tuple[str, ...]
-    iters: int
-    loss_nearest: float
-    loss: float
-    kept: str
-    unsettled: float
-    seconds: float
-
-    @property
-    def final_loss(self) -> float:
-        """Loss of what was kept."""
-        return self.loss if self.kept == "learned" else self.loss_nearest
 
 
 def reconstruction_loss(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mrecg_onnx.converters.ops.weighted import OnnxConv, OnnxConvTranspose, OnnxGemm, OnnxMatMulConst
-from mrecg_onnx.machine.parallel import ALONE, Workers
+from mrecg_onnx.machine import ALONE, Workers
 
 __all__ = ["Layout", "NormalEquations", "layout_of", "normal_equations"]
 

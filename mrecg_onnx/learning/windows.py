@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrecg_onnx.machine.cache import Region
-from mrecg_onnx.network.network import Step
+from mrecg_onnx.machine import Region
+from mrecg_onnx.network import Step
 
 __all__ = ["Window", "WindowPlan", "plan_windows"]
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mrecg_onnx.converters.errors import DataError
-from mrecg_onnx.quantizers.grids import Grid, quantize_codes
+from mrecg_onnx.quantizers import Grid, quantize_codes
 
 __all__ = ["Pool", "Region", "Store", "default_memory", "gigabytes", "give_back"]
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import onnx
 
 if TYPE_CHECKING:  # torch takes seconds to load
-    from mrecg_onnx.network.network import Network
+    from mrecg_onnx.network import Network
 
 __all__ = ["Heads", "Scores", "prediction_output", "scores_of", "two_axes"]
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from mrecg_onnx.data.images import Dataset
-from mrecg_onnx.machine.cache import channels_last
+from mrecg_onnx.data import Dataset
+from mrecg_onnx.machine import channels_last
 from mrecg_onnx.network.network import ActivationHook, Network, Step, WeightHook
-from mrecg_onnx.planning.plan import ActivationPlan, LayerPlan, Plan, UnitPlan
-from mrecg_onnx.quantizers.grids import Grid, fake_quantize, fake_quantize_weight, whole_reciprocal
+from mrecg_onnx.planning import ActivationPlan, LayerPlan, Plan, UnitPlan
+from mrecg_onnx.quantizers import Grid, fake_quantize, fake_quantize_weight, whole_reciprocal
 
 __all__ = [
     "QuantizedWeight",

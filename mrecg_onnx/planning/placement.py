@@ -57,7 +57,7 @@ from mrecg_onnx.planning.activations import (
 )
 from mrecg_onnx.planning.plan import BYSTANDER_BITS, FLOAT_BITS, WIDE_BITS, ActivationPlan, LayerPlan
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.targets.targets import Target, load_target
+from mrecg_onnx.targets import Target, load_target
 
 __all__ = ["place", "plan_layers"]
 

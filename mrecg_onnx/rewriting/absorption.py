@@ -19,13 +19,11 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from mrecg_onnx.calibrating.calibration import SAMPLED_VALUES
-from mrecg_onnx.measures.output_errors import output_error
-from mrecg_onnx.network.network import Network
-from mrecg_onnx.network.simulation import forward_batches
-from mrecg_onnx.planning.activations import channel_ceilings, clamp_bounds, constant, is_clamp, is_weighted, readers
-from mrecg_onnx.planning.plan import ActivationPlan
-from mrecg_onnx.quantizers.grids import fake_quantize, search_range
+from mrecg_onnx.calibrating import SAMPLED_VALUES
+from mrecg_onnx.measures import output_error
+from mrecg_onnx.network import Network, forward_batches
+from mrecg_onnx.planning import ActivationPlan, channel_ceilings, clamp_bounds, constant, is_clamp, is_weighted, readers
+from mrecg_onnx.quantizers import fake_quantize, search_range
 from mrecg_onnx.rewriting.equalization import replace_constant, usable_weight
 
 __all__ = ["Absorbed", "apply_absorption", "choose_absorptions"]

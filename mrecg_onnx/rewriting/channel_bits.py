@@ -22,13 +22,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mrecg_onnx.calibrating.calibration import SYMMETRIC_FROM
-from mrecg_onnx.data.images import Dataset
-from mrecg_onnx.network.network import Network, Step
-from mrecg_onnx.network.simulation import QuantizedWeight, State, forward_batches
-from mrecg_onnx.planning.plan import ActivationPlan, LayerPlan
-from mrecg_onnx.quantizers.grids import EPSILON, Grid, quantize_codes, search_range
-from mrecg_onnx.quantizers.ranges import gauss_clip, is_laplace, laplace_clip
+from mrecg_onnx.calibrating import SYMMETRIC_FROM
+from mrecg_onnx.data import Dataset
+from mrecg_onnx.network import Network, QuantizedWeight, State, Step, forward_batches
+from mrecg_onnx.planning import ActivationPlan, LayerPlan
+from mrecg_onnx.quantizers import EPSILON, Grid, gauss_clip, is_laplace, laplace_clip, quantize_codes, search_range
 from mrecg_onnx.rewriting.equalization import Stream
 
 __all__ = [

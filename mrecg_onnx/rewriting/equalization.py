@@ -27,12 +27,13 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from mrecg_onnx.calibrating.calibration import SAMPLED_VALUES, nearest_weights
+from mrecg_onnx.calibrating import SAMPLED_VALUES, nearest_weights
 from mrecg_onnx.converters.passes.values import claim, unique_name
-from mrecg_onnx.measures.output_errors import output_error
-from mrecg_onnx.network.network import Network, Step, WeightHook
-from mrecg_onnx.network.simulation import forward_batches, whole_batches
-from mrecg_onnx.planning.activations import (
+from mrecg_onnx.measures import output_error
+from mrecg_onnx.network import Network, Step, WeightHook, forward_batches, whole_batches
+from mrecg_onnx.planning import (
+    ActivationPlan,
+    LayerPlan,
     activation_inputs,
     activation_outputs,
     clamp_bounds,
@@ -42,8 +43,7 @@ from mrecg_onnx.planning.activations import (
     is_weighted,
     weight_index,
 )
-from mrecg_onnx.planning.plan import ActivationPlan, LayerPlan
-from mrecg_onnx.quantizers.grids import fake_quantize, search_range
+from mrecg_onnx.quantizers import fake_quantize, search_range
 
 __all__ = [
     "Equalized",

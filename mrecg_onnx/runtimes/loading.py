@@ -16,7 +16,7 @@ import psutil
 
 import mrecg_onnx
 from mrecg_onnx.converters.errors import ModelError, MrecgError
-from mrecg_onnx.data.images import InputSpec
+from mrecg_onnx.data import InputSpec
 from mrecg_onnx.runtimes.runtime import open_session
 
 __all__ = ["load", "noise"]

@@ -12,10 +12,9 @@ import numpy.typing as npt
 import onnx
 
 from mrecg_onnx.converters.errors import ExportError, ModelError
-from mrecg_onnx.measures.metrics import agreement, sqnr_db
-from mrecg_onnx.measures.predictions import Heads, prediction_output
+from mrecg_onnx.measures import Heads, agreement, prediction_output, sqnr_db
 from mrecg_onnx.runtimes.runtime import fixed_batch, fused_op_counts, open_session, run_padded
-from mrecg_onnx.targets.targets import Target
+from mrecg_onnx.targets import Target
 
 __all__ = ["MIN_AGREEMENT", "Opened", "open_with", "openvino_kernels"]
 

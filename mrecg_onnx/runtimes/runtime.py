@@ -24,8 +24,8 @@ from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError, f
 from mrecg_onnx.converters.files import irregular
 from mrecg_onnx.converters.names import unique_nodes
 from mrecg_onnx.converters.versions import restamped
-from mrecg_onnx.data.images import InputSpec, pad_batch
-from mrecg_onnx.machine.parallel import local_rank
+from mrecg_onnx.data import InputSpec, pad_batch
+from mrecg_onnx.machine import local_rank
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

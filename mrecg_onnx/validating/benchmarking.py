@@ -15,9 +15,8 @@ import onnxruntime
 import psutil
 
 from mrecg_onnx.converters.errors import ModelError, SettingsError
-from mrecg_onnx.data.images import InputSpec
-from mrecg_onnx.runtimes.loading import load, noise
-from mrecg_onnx.runtimes.runtime import (
+from mrecg_onnx.data import InputSpec
+from mrecg_onnx.runtimes import (
     PROVIDERS,
     Kernel,
     check_provider,
@@ -25,6 +24,8 @@ from mrecg_onnx.runtimes.runtime import (
     input_specs,
     kernels,
     latency,
+    load,
+    noise,
     open_session,
 )
 from mrecg_onnx.validating.validation import size_bytes

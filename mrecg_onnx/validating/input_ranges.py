@@ -21,8 +21,8 @@ from mrecg_onnx.converters.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from mrecg_onnx.machine.parallel import Workers
-    from mrecg_onnx.runtimes.runtime import Model
+    from mrecg_onnx.machine import Workers
+    from mrecg_onnx.runtimes import Model
 
 __all__ = ["INPUT_RANGES_KEY", "Range", "Watch", "calibrated_ranges", "ranges_entry"]
 

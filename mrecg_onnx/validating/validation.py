@@ -17,13 +17,30 @@ import onnx
 import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
-from mrecg_onnx.data.images import Dataset, Preprocess, check_lost, holds_images, open_validation
-from mrecg_onnx.data.labels import check_classes
-from mrecg_onnx.data.profiles import beside, profile, require_numbers
-from mrecg_onnx.machine.parallel import Workers, joined
-from mrecg_onnx.measures.metrics import OutputSums, add_sums, mcnemar_p, topk_correct, wilson_interval
-from mrecg_onnx.measures.predictions import Heads, Scores, scores_of, two_axes
-from mrecg_onnx.runtimes.runtime import (
+from mrecg_onnx.data import (
+    Dataset,
+    Preprocess,
+    beside,
+    check_classes,
+    check_lost,
+    holds_images,
+    open_validation,
+    profile,
+    require_numbers,
+)
+from mrecg_onnx.machine import Workers, joined
+from mrecg_onnx.measures import (
+    Heads,
+    OutputSums,
+    Scores,
+    add_sums,
+    mcnemar_p,
+    scores_of,
+    topk_correct,
+    two_axes,
+    wilson_interval,
+)
+from mrecg_onnx.runtimes import (
     check_provider,
     describe,
     elsewhere,
@@ -43,8 +60,8 @@ if TYPE_CHECKING:
 
     import onnxruntime as ort
 
-    from mrecg_onnx.data.images import InputSpec
-    from mrecg_onnx.runtimes.runtime import Model
+    from mrecg_onnx.data import InputSpec
+    from mrecg_onnx.runtimes import Model
 
 __all__ = [
     "PREPROCESS_KEY",

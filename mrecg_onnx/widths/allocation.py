@@ -29,12 +29,12 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.methods import METHODS
-from mrecg_onnx.planning.plan import LayerPlan, Plan
+from mrecg_onnx.planning import LayerPlan, Plan
 from mrecg_onnx.settings import BitRule, Settings
-from mrecg_onnx.targets.targets import load_target
+from mrecg_onnx.targets import load_target
 from mrecg_onnx.widths.costs import WIDTHS, Costs
 from mrecg_onnx.widths.packed_size import STORED, PackedSize
-from mrecg_onnx.writing.containers import TWO_BITS
+from mrecg_onnx.writing import TWO_BITS
 
 __all__ = [
     "Allocation",

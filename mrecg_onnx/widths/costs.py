@@ -14,19 +14,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from mrecg_onnx.calibrating.calibration import nearest_weights, proposed_grids, sample_activations
-from mrecg_onnx.data.images import Dataset
-from mrecg_onnx.learning.prefix import UnitData
-from mrecg_onnx.learning.reconstruction import default_rates, reconstruct_unit
-from mrecg_onnx.machine.cache import Store
-from mrecg_onnx.measures.output_errors import OutputScales, output_sums, with_float_outputs
-from mrecg_onnx.measures.task_loss import task_loss
+from mrecg_onnx.calibrating import nearest_weights, proposed_grids, sample_activations
+from mrecg_onnx.data import Dataset
+from mrecg_onnx.learning import UnitData, default_rates, reconstruct_unit
+from mrecg_onnx.machine import Store
+from mrecg_onnx.measures import OutputScales, output_sums, task_loss, with_float_outputs
 from mrecg_onnx.methods import METHODS
-from mrecg_onnx.network.network import Network, Step, WeightHook
-from mrecg_onnx.network.simulation import Simulation, whole_batches
-from mrecg_onnx.planning.plan import LayerPlan, Plan, UnitPlan
-from mrecg_onnx.quantizers.grids import fake_quantize
-from mrecg_onnx.quantizers.ranges import chosen_ranges
+from mrecg_onnx.network import Network, Simulation, Step, WeightHook, whole_batches
+from mrecg_onnx.planning import LayerPlan, Plan, UnitPlan
+from mrecg_onnx.quantizers import chosen_ranges, fake_quantize
 from mrecg_onnx.settings import Settings
 
 __all__ = ["WIDTHS", "Costs", "cost_images", "measure_costs"]

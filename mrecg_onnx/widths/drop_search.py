@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mrecg_onnx.converters.errors import DataError, SettingsError
-from mrecg_onnx.validating.validation import ValidationResult
+from mrecg_onnx.validating import ValidationResult
 
 __all__ = ["AVERAGES", "Trial", "measured_drop", "search", "tell_doubts"]
 

@@ -16,12 +16,10 @@ import onnx_ir as ir
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from mrecg_onnx.network.network import Network
-from mrecg_onnx.network.simulation import QuantizedWeight, Simulation
-from mrecg_onnx.planning.plan import LayerPlan, Plan
-from mrecg_onnx.quantizers.grids import Grid
-from mrecg_onnx.writing.containers import contained
-from mrecg_onnx.writing.export import export
+from mrecg_onnx.network import Network, QuantizedWeight, Simulation
+from mrecg_onnx.planning import LayerPlan, Plan
+from mrecg_onnx.quantizers import Grid
+from mrecg_onnx.writing import contained, export
 
 __all__ = ["STORED", "PackedSize", "stored_bits"]
 

@@ -1,6 +1,6 @@
 """How the codes of a quantized file are stored: three forms of one graph, each made from ``int8`` and brought back to it.
 
-``int8`` is what :mod:`mrecg_onnx.writing.export` writes: every code in an 8-bit tensor. The others start from it.
+``int8`` is what :mod:`mrecg_onnx.writing.qdq` writes: every code in an 8-bit tensor. The others start from it.
 
 ``packed`` stores weights as UINT4 or UINT2 initializers, the smallest that holds a layer's codes, behind ``Cast(INT8)`` and
 ``Sub`` of one offset a channel. Both are constants to ONNX Runtime, which folds them when it loads the file and runs the same
@@ -30,8 +30,8 @@ import onnx_ir as ir
 from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
 from mrecg_onnx.converters.passes.opset import raise_opset, require_raisable
 from mrecg_onnx.converters.passes.values import claim
-from mrecg_onnx.planning.activations import readers
-from mrecg_onnx.targets.targets import CONTAINER_NAMES
+from mrecg_onnx.planning import readers
+from mrecg_onnx.targets import CONTAINER_NAMES
 
 __all__ = [
     "CONTAINERS", "CONTAINER_KEY", "Array", "Contained", "Container", "along", "array_of", "contained", "container_of",

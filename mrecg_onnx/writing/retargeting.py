@@ -1,4 +1,4 @@
-"""From the file for ONNX Runtime (:mod:`writing.export`) to the form that a target's rules ask for, and the rules' checker.
+"""From the file for ONNX Runtime (:mod:`writing.qdq`) to the form that a target's rules ask for, and the rules' checker.
 
 Every step keeps what the graph computes, bit for bit, where it is run as written:
 
@@ -22,8 +22,8 @@ from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
 from mrecg_onnx.converters.passes.opset import raise_opset
 from mrecg_onnx.converters.passes.structure import remove_unused
 from mrecg_onnx.converters.passes.values import add_initializer, unique_name
-from mrecg_onnx.planning.activations import CLAMPS, PRESERVING_OPS, WEIGHTED_OPS, readers
-from mrecg_onnx.targets.targets import Target
+from mrecg_onnx.planning import CLAMPS, PRESERVING_OPS, WEIGHTED_OPS, readers
+from mrecg_onnx.targets import Target
 from mrecg_onnx.writing.containers import along, array_of, container_of
 
 __all__ = ["TARGET_KEY", "broken_rules", "retarget", "target_of"]

@@ -21,7 +21,7 @@ from mrecg_onnx.converters import to_torch
 from mrecg_onnx.planning.activations import is_weighted
 from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.writing.export import export
+from mrecg_onnx.writing.qdq import export
 
 #: What plain pytest takes, by exporter and whether the batch is dynamic.
 FAST = {

@@ -38,19 +38,21 @@ from mrecg_onnx.converters.passes.gemm import split_matmul_bias
 from mrecg_onnx.converters.passes.opset import raise_opset
 from mrecg_onnx.converters.passes.structure import remove_unused
 from mrecg_onnx.converters.passes.values import claim
-from mrecg_onnx.network.simulation import QuantizedWeight, Simulation
-from mrecg_onnx.planning.activations import (
+from mrecg_onnx.network import QuantizedWeight, Simulation
+from mrecg_onnx.planning import (
+    BYSTANDER_BITS,
     FLOAT_ONLY,
     FLOAT_RESULT,
     WEIGHTED_OPS,
+    ActivationPlan,
+    LayerPlan,
     constant,
     is_preserving,
     lacks_kernel,
     readers,
     weight_index,
 )
-from mrecg_onnx.planning.plan import BYSTANDER_BITS, ActivationPlan, LayerPlan
-from mrecg_onnx.quantizers.grids import Grid
+from mrecg_onnx.quantizers import Grid
 
 __all__ = ["FLOAT_MATMUL", "Exported", "export"]
 

@@ -1,0 +1,31 @@
+from .comparing import Comparison, compare
+from .conversion import Conversion, convert
+from .converters.errors import MrecgError
+from .data import Preprocess
+from .inspecting import Inspection, Ranking, inspect, rank
+from .quantization import QuantizationResult, quantize
+from .settings import BitRule, Settings
+from .validating import Benchmark, ValidationResult, benchmark, validate
+
+__all__ = [
+    "Benchmark",
+    "BitRule",
+    "Comparison",
+    "Conversion",
+    "Inspection",
+    "MrecgError",
+    "Preprocess",
+    "QuantizationResult",
+    "Ranking",
+    "Settings",
+    "ValidationResult",
+    "benchmark",
+    "compare",
+    "convert",
+    "inspect",
+    "quantize",
+    "rank",
+    "validate",
+]
+
+__version__: str

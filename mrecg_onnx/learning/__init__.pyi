@@ -1,0 +1,20 @@
+from .bias_correction import correct_biases
+from .bitsplit import split_unit
+from .checkpoint import Checkpoint
+from .lapq import Lapq, minimise_steps
+from .prefix import Inputs, Prefix, UnitData
+from .reconstruction import LearningRates, default_rates, reconstruct_unit
+
+__all__ = [
+    "Checkpoint",
+    "Inputs",
+    "Lapq",
+    "LearningRates",
+    "Prefix",
+    "UnitData",
+    "correct_biases",
+    "default_rates",
+    "minimise_steps",
+    "reconstruct_unit",
+    "split_unit",
+]

@@ -1,0 +1,39 @@
+from .grids import (
+    EPSILON,
+    P_NORM,
+    Grid,
+    compile_kernels,
+    fake_quantize,
+    fake_quantize_weight,
+    learnable_fake_quantize,
+    quantize_codes,
+    search_range,
+    symmetric_eight,
+    whole_reciprocal,
+)
+from .ranges import Estimator, chosen_ranges, gauss_clip, is_laplace, laplace_clip, min_max, mse
+from .rounding import ROUNDINGS, BetaSchedule, LearnedRounding
+
+__all__ = [
+    "EPSILON",
+    "P_NORM",
+    "ROUNDINGS",
+    "BetaSchedule",
+    "Estimator",
+    "Grid",
+    "LearnedRounding",
+    "chosen_ranges",
+    "compile_kernels",
+    "fake_quantize",
+    "fake_quantize_weight",
+    "gauss_clip",
+    "is_laplace",
+    "laplace_clip",
+    "learnable_fake_quantize",
+    "min_max",
+    "mse",
+    "quantize_codes",
+    "search_range",
+    "symmetric_eight",
+    "whole_reciprocal",
+]

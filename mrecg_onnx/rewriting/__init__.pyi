@@ -1,0 +1,16 @@
+from .absorption import Absorbed, apply_absorption, choose_absorptions
+from .channel_bits import allocate_activations, allocate_weights
+from .equalization import Equalized, apply_scale, bound_channels, choose_scales, find_streams
+
+__all__ = [
+    "Absorbed",
+    "Equalized",
+    "allocate_activations",
+    "allocate_weights",
+    "apply_absorption",
+    "apply_scale",
+    "bound_channels",
+    "choose_absorptions",
+    "choose_scales",
+    "find_streams",
+]

@@ -1,0 +1,41 @@
+from .loading import load, noise
+from .others import Opened, open_with
+from .runtime import (
+    PROVIDERS,
+    Kernel,
+    Level,
+    Model,
+    check_provider,
+    describe,
+    elsewhere,
+    fixed_batch,
+    fused_op_counts,
+    input_specs,
+    kernels,
+    latency,
+    medians,
+    open_session,
+    run_padded,
+)
+
+__all__ = [
+    "PROVIDERS",
+    "Kernel",
+    "Level",
+    "Model",
+    "Opened",
+    "check_provider",
+    "describe",
+    "elsewhere",
+    "fixed_batch",
+    "fused_op_counts",
+    "input_specs",
+    "kernels",
+    "latency",
+    "load",
+    "medians",
+    "noise",
+    "open_session",
+    "open_with",
+    "run_padded",
+]
