@@ -4,7 +4,7 @@ usage: python benchmarks/silu.py [--data ../shared] [--before PYTHON] [--only RE
 
 Trains one small network each with SiLU, Hardswish and GELU on the 1,020 calibration images of CIFAR-10 (the labels are in
 the file names; flips and crops; seeded, one thread, under a minute of CPU time each) and quantizes it, those of the zoo
-(tests/zoo, random weights, noise) and the real networks. ``--before`` is the interpreter of an environment with an earlier
+(of the tests, random weights, noise) and the real networks. ``--before`` is the interpreter of an environment with an earlier
 build: its rows are called "before". Top-1 and SQNR by the referee, those of the zoo by ONNX Runtime here. Rows are merged by
 key into benchmarks/results/silu.json (.csv); silu.md is written from them.
 """
@@ -103,9 +103,9 @@ def zoo(name: str) -> tuple[Path, Path]:
     import numpy as np  # noqa: PLC0415
     import onnx  # noqa: PLC0415
 
-    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "zoo")]
-    from networks import Case  # noqa: PLC0415 - of the tests
-    from stages import feeds  # noqa: PLC0415
+    sys.path[:0] = [str(ROOT / "tests")]
+    from helpers.networks import Case  # noqa: PLC0415 - of the tests
+    from helpers.stages import feeds  # noqa: PLC0415
 
     path, noise = BUILD / f"silu-{name}.onnx", BUILD / f"silu-{name}.npz"
     if not path.exists():
@@ -121,7 +121,7 @@ def sqnr(path: Path, out: Path) -> float:
     import numpy as np  # noqa: PLC0415
     import onnx  # noqa: PLC0415
     import onnxruntime as ort  # noqa: PLC0415
-    from stages import feeds  # noqa: PLC0415 - of the tests
+    from helpers.stages import feeds  # noqa: PLC0415 - of the tests
 
     data = {n: x[64:] for n, x in feeds(onnx.load(path), count=96).items()}
     sessions = [ort.InferenceSession(str(p), providers=["CPUExecutionProvider"]) for p in (path, out)]

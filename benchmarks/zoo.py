@@ -1,4 +1,4 @@
-"""The zoo of tests/zoo: every network by every exporter through the whole pipeline at W4A4.
+"""The zoo of tests/helpers/networks.py: every network by every exporter through the whole pipeline at W4A4.
 
 usage: python benchmarks/zoo.py [--iters 20] [--samples 16] [--only REGEX]
 
@@ -33,7 +33,7 @@ COLUMNS = ("network", "exporter", "opset", "nodes", "layers", "units", "fallback
 
 def measured(case: Any, iters: int, samples: int) -> dict[str, Any]:
     """One row."""
-    from stages import feeds  # noqa: PLC0415 - of the tests
+    from helpers.stages import feeds  # noqa: PLC0415 - of the tests
 
     model = case.model()
     plan = mrecg_onnx.inspect(model)
@@ -88,8 +88,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--only", default="", help="networks whose names match; their rows are printed and not kept")
     args = parser.parse_args()
-    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "zoo")]
-    from networks import CASES  # noqa: PLC0415 - of the tests
+    sys.path[:0] = [str(ROOT / "tests")]
+    from helpers.networks import CASES  # noqa: PLC0415 - of the tests
 
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")  # of torch's exporters

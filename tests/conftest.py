@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 
-pytest.register_assert_rewrite("command_line")
+pytest.register_assert_rewrite("helpers.command_line")
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def _one_thread():
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, empty but for ``model.onnx`` and ``images/``."""
-    from command_line import classifier, write_images
+    from helpers.command_line import classifier, write_images
 
     monkeypatch.chdir(tmp_path)
     onnx.save(classifier(), tmp_path / "model.onnx")

@@ -1,0 +1,74 @@
+"""A small network whose rounding the tests learn, and what they ask of the result."""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from helpers.architectures import Graph
+from helpers.stages import feeds
+from onnx import numpy_helper
+
+from mrecg_onnx.measures.metrics import sqnr_db
+from mrecg_onnx.quantization import QuantizationResult, quantize
+from mrecg_onnx.runtimes.runtime import open_session, run_padded
+from mrecg_onnx.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+__all__ = ["activation_scales", "codes", "distance", "results", "small"]
+
+
+@lru_cache
+def _small() -> bytes:
+    """Stem, a residual block, a strided layer and a classifier on 4 x 12 x 12."""
+    g = Graph(seed=5)
+    x = g.relu(g.conv(g.input(4, size=12), 4, 8, "stem"), "stem_relu")
+    y = g.relu(g.conv(x, 8, 12, "a1"), "a1_relu")
+    x = g.relu(g.op("Add", [g.conv(y, 12, 8, "a2"), x], "a_add"), "a_out")
+    x = g.relu(g.conv(x, 8, 16, "b1", stride=2), "b1_relu")
+    g.classifier(x, 16)
+    return g.model().SerializeToString()
+
+
+def small() -> onnx.ModelProto:
+    """The network."""
+    return onnx.load_from_string(_small())
+
+
+def results(folder: Path) -> Callable[..., QuantizationResult]:
+    """Results by settings, each made once; short runs at W2A4 unless told otherwise."""
+    np.savez(folder / "calib.npz", **feeds(small(), 64))
+
+    @cache
+    def result(method: str, **more: Any) -> QuantizationResult:
+        chosen = {"wbits": 2, "abits": 4, "iters": 80, "batch_size": 16, "equalize": "off"} | more
+        return quantize(small(), folder / "calib.npz", Settings(method=method, **chosen))
+
+    return result
+
+
+def distance(model: onnx.ModelProto) -> float:
+    """Output SQNR against the float network on images that were not seen, in dB."""
+    fed = feeds(small(), 64, seed=99)
+    return sqnr_db(*(run_padded(open_session(m, level="off"), fed)["output"] for m in (small(), model)))
+
+
+def _constants(result: QuantizationResult) -> dict[str, np.ndarray]:
+    return {t.name: numpy_helper.to_array(t) for t in result.model.graph.initializer}
+
+
+def codes(result: QuantizationResult) -> dict[str, np.ndarray]:
+    """Integer weights by layer."""
+    values = _constants(result)
+    return {layer.name: values[f"{layer.weight}_quantized"].astype(int) for layer in result.plan.layers}
+
+
+def activation_scales(result: QuantizationResult) -> dict[str, float]:
+    """Scale of every activation quantizer."""
+    values = _constants(result)
+    return {entry.name: float(values[f"{entry.name}_scale"]) for entry in result.plan.activations}

@@ -1,0 +1,471 @@
+"""Reconstruction: learned rounding beats rounding to nearest, runs repeat, and nothing worse is ever kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from helpers.architectures import Graph
+from helpers.stages import feeds, simulated, tensors
+from onnx import numpy_helper
+from PIL import Image
+
+from mrecg_onnx import quantization
+from mrecg_onnx.converters import normalize
+from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.data.images import InputSpec, Preprocess, open_calibration
+from mrecg_onnx.learning.prefix import Inputs, Prefix
+from mrecg_onnx.learning.reconstruction import (
+    LR_SCALE,
+    PAPER_ITERS,
+    PAPER_LR_ROUNDING,
+    SHORTEST,
+    _Masks,
+    default_rates,
+    reconstruction_loss,
+)
+from mrecg_onnx.machine.cache import Pool, Store
+from mrecg_onnx.measures.metrics import sqnr_db
+from mrecg_onnx.methods import METHODS
+from mrecg_onnx.preparation import make_plan
+from mrecg_onnx.progress import Progress
+from mrecg_onnx.quantization import QuantizationResult, method_of, quantize
+from mrecg_onnx.runtimes.runtime import open_session, run_padded
+from mrecg_onnx.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+ITERS = 80
+
+
+@lru_cache
+def _tiny() -> bytes:
+    """Stem, two residual blocks (the second strided, with a depthwise layer), classifier, on 4 x 16 x 16."""
+    g = Graph(seed=3)
+    x = g.relu(g.conv(g.input(4), 4, 8, "stem"), "stem_relu")
+    y = g.relu(g.conv(x, 8, 8, "a1"), "a1_relu")
+    x = g.relu(g.op("Add", [g.conv(y, 8, 8, "a2"), x], "a_add"), "a_out")
+    y = g.clip(g.conv(x, 8, 16, "b1", kernel=1), "b1_clip")
+    y = g.clip(g.conv(y, 16, 16, "b2", stride=2, groups=16), "b2_clip")
+    y = g.conv(y, 16, 8, "b3", kernel=1)
+    x = g.op("Add", [y, g.conv(x, 8, 8, "b_short", kernel=1, stride=2)], "b_add")
+    x = g.relu(g.conv(x, 8, 16, "c1", kernel=1), "c1_relu")
+    g.classifier(x, 16)
+    return g.model().SerializeToString()
+
+
+def tiny() -> onnx.ModelProto:
+    return onnx.load_from_string(_tiny())
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("reconstruction") / "calib.npz"
+    np.savez(path, **feeds(tiny(), 64))
+    return path
+
+
+@pytest.fixture(scope="module")
+def quantized(calibration) -> Callable[..., QuantizationResult]:
+    """Results by settings, each made once."""
+
+    @cache
+    def result(method: str, wbits: int = 2, abits: int = 4, **more) -> QuantizationResult:
+        chosen = {"iters": ITERS, "batch_size": 16, "equalize": "off"} | more
+        return quantize(tiny(), calibration, Settings(method=method, wbits=wbits, abits=abits, **chosen))
+
+    return result
+
+
+def codes(result: QuantizationResult) -> dict[str, np.ndarray]:
+    values = {t.name: numpy_helper.to_array(t) for t in result.model.graph.initializer}
+    return {layer.name: values[f"{layer.weight}_quantized"] for layer in result.plan.layers}
+
+
+def activation_scales(result: QuantizationResult) -> dict[str, float]:
+    values = {t.name: numpy_helper.to_array(t) for t in result.model.graph.initializer}
+    return {entry.name: float(values[f"{entry.name}_scale"]) for entry in result.plan.activations}
+
+
+def distance(model: onnx.ModelProto) -> float:
+    """Output SQNR against the float model on images that were not seen, in dB."""
+    fed = feeds(tiny(), 64, seed=99)
+    outputs = [run_padded(open_session(m, level="off"), fed)["output"] for m in (tiny(), model)]
+    return sqnr_db(*outputs)
+
+
+# --- parts -------------------------------------------------------------------------------------------------------
+
+
+def test_loss_is_the_channel_sum_and_the_mean_over_the_rest():
+    output, target = torch.zeros(2, 3, 4, 5), torch.full((2, 3, 4, 5), 2.0)
+    assert float(reconstruction_loss(output, target)) == pytest.approx(3 * 4.0)
+    output = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
+    expected = (output**2).sum(1).mean()
+    assert float(reconstruction_loss(output, torch.zeros(6, 10))) == pytest.approx(float(expected))
+
+
+def test_rates_grow_as_iterations_shrink_from_the_papers():
+    paper = default_rates(PAPER_ITERS)
+    assert (paper.rounding, paper.scale) == (PAPER_LR_ROUNDING, LR_SCALE)
+    assert default_rates(10 * PAPER_ITERS) == paper
+    found = [default_rates(iters) for iters in (SHORTEST, 500, 2000, PAPER_ITERS)]
+    assert all(a.rounding > b.rounding and a.scale > b.scale for a, b in zip(found, found[1:], strict=False))
+    assert default_rates(1) == default_rates(SHORTEST)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 0.5])
+def test_masks_keep_their_share_and_change_from_draw_to_draw(probability):
+    masks = _Masks(probability, torch.device("cpu"), torch.Generator().manual_seed(0))
+    like = torch.zeros(16, 8, 12, 12)
+    drawn = [masks.draw(like) for _ in range(20)]
+    assert all(mask.shape == like.shape for mask in drawn)
+    assert set(torch.stack(drawn).unique().tolist()) <= {0.0, 1.0}
+    assert float(torch.stack(drawn).float().mean()) == pytest.approx(probability, abs=0.02)
+    assert probability == 0 or not any(torch.equal(a, b) for a, b in zip(drawn, drawn[1:], strict=False))
+
+
+def test_without_drop_there_is_no_mask():
+    assert _Masks(1.0, torch.device("cpu"), torch.Generator()).draw(torch.zeros(3)) is None
+
+
+@pytest.mark.parametrize(
+    ("method", "base", "keep", "granularity"),
+    [
+        ("nearest", "qdrop", 1.0, "none"),
+        ("bit-split", "qdrop", 1.0, "layer"),
+        ("adaround", "qdrop", None, "layer"),
+        ("brecq", "qdrop", 1.0, "block"),
+        ("qdrop", "qdrop", 0.5, "block"),
+        ("mrecg", "qdrop", 0.5, "block"),
+        ("mrecg", "brecq", 1.0, "block"),
+    ],
+)
+def test_methods_are_rows_of_choices(method, base, keep, granularity):
+    row = method_of(Settings(method=method, base=base))
+    assert (row.keep_quantized, row.granularity, row.merge) == (keep, granularity, method == "mrecg")
+    assert row.learn_scales == (method in {"brecq", "qdrop", "mrecg"})
+    assert row.solver == ("bit-split" if method == "bit-split" else "gradient")
+    assert set(METHODS) >= {"nearest", "adaround", "brecq", "qdrop", "mrecg"}
+    dropped = method_of(Settings(method=method, base=base, drop=0.25))
+    assert dropped.keep_quantized == (None if keep is None else 0.25)
+
+
+# --- learning ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["adaround", "brecq", "qdrop", "mrecg"])
+def test_learning_beats_rounding_to_nearest(quantized, method):
+    nearest, learned = quantized("nearest"), quantized(method)
+    assert nearest.units == ()
+    assert learned.units
+    assert all(unit.final_loss <= unit.loss_nearest for unit in learned.units)
+    assert all(
+        unit.final_loss == (unit.loss if unit.kept == "learned" else unit.loss_nearest) for unit in learned.units
+    )
+    kept = [unit for unit in learned.units if unit.kept == "learned"]
+    assert len(kept) >= len(learned.units) / 2
+    assert sum(u.final_loss for u in learned.units) < 0.9 * sum(u.loss_nearest for u in learned.units)
+    assert distance(learned.model) > distance(nearest.model) + 1
+    assert [n for unit in learned.units for n in unit.layers] == [layer.name for layer in learned.plan.layers]
+
+
+@pytest.mark.parametrize("method", ["adaround", "brecq", "qdrop", "mrecg"])
+def test_file_computes_what_was_learned(quantized, method):
+    result = quantized(method)
+    assert result.verification.sqnr_db > 60
+    assert result.verification.warnings == ()
+
+
+def test_learned_codes_round_up_or_down(quantized):
+    nearest, learned = codes(quantized("nearest")), codes(quantized("brecq"))
+    moved = 0
+    for name in nearest:
+        difference = learned[name].astype(int) - nearest[name].astype(int)
+        assert set(np.unique(difference)) <= {-1, 0, 1}
+        moved += np.count_nonzero(difference)
+    assert moved > 0
+
+
+@pytest.mark.parametrize("method", ["qdrop", "mrecg"])
+def test_same_seed_same_file(quantized, calibration, method):
+    first = quantized(method)
+    again = quantize(tiny(), calibration, first.settings)
+    assert again.model.SerializeToString() == first.model.SerializeToString()
+    assert [u.loss for u in again.units] == [u.loss for u in first.units]
+
+
+def test_same_file_in_another_process(calibration, tmp_path):
+    """Sets are in another order there: nothing may hang on it."""
+    onnx.save(tiny(), tmp_path / "model.onnx")
+    script = (
+        "import hashlib, sys, torch; torch.set_num_threads(1); from mrecg_onnx import Settings, quantize; "
+        "model = quantize(sys.argv[1], sys.argv[2], Settings(iters=5, method='qdrop')).model; "
+        "print(hashlib.sha256(model.SerializeToString()).hexdigest())"
+    )
+    digests = set()
+    for seed in ("1", "2"):
+        command = [sys.executable, "-c", script, str(tmp_path / "model.onnx"), str(calibration)]
+        environment = os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
+        digests.add(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+    assert len(digests) == 1
+
+
+def test_other_seed_other_codes(quantized):
+    first, other = codes(quantized("qdrop")), codes(quantized("qdrop", seed=1))
+    assert any(not np.array_equal(first[name], other[name]) for name in first)
+
+
+def test_adaround_leaves_activation_ranges_alone_and_the_others_learn_them(quantized):
+    searched = activation_scales(quantized("nearest"))
+    assert activation_scales(quantized("adaround")) == searched
+    learned = activation_scales(quantized("brecq"))
+    assert learned.keys() == searched.keys()
+    assert learned["input"] == searched["input"]
+    assert sum(learned[name] != searched[name] for name in searched) > len(searched) / 2
+    assert all(0.3 < learned[name] / searched[name] < 3 for name in searched)
+
+
+def test_adaround_goes_layer_by_layer_and_the_others_block_by_block(quantized):
+    assert [u.layers for u in quantized("adaround").units] == [(x.name,) for x in quantized("adaround").plan.layers]
+    assert [u.layers for u in quantized("qdrop").units] == [
+        ("stem",),
+        ("a1", "a2"),
+        ("b1", "b2", "b3", "b_short"),
+        ("c1", "fc"),
+    ]
+
+
+def test_float_activations_are_learned_beside(quantized):
+    nearest, learned = quantized("nearest", 2, 32), quantized("qdrop", 2, 32)
+    assert distance(learned.model) > distance(nearest.model) + 1
+    assert activation_scales(learned) == {}
+
+
+def test_learned_bias_is_written(quantized):
+    plain, learned = quantized("brecq", learn_bias=False), quantized("brecq", learn_bias=True)
+    assert learned.verification.sqnr_db > 60
+    assert learned.verification.warnings == ()
+    biases = []
+    for result in (plain, learned):
+        values = {t.name: numpy_helper.to_array(t) for t in result.model.graph.initializer}
+        (name,) = [n for n in values if n.startswith("fc.bias") and n.endswith("_quantized")]
+        biases.append(values[name] * values[name.replace("_quantized", "_scale")].astype(np.float64))
+    assert np.abs(biases[0] - biases[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("window", [0, 8])
+def test_windows_learn_as_well_as_whole_maps(quantized, window):
+    result = quantized("brecq", window=window)
+    assert sum(u.final_loss for u in result.units) < 0.9 * sum(u.loss_nearest for u in result.units)
+
+
+# --- what is kept ------------------------------------------------------------------------------------------------
+
+
+def test_diverging_unit_keeps_nearest_rounding(quantized):
+    nearest, wild = (
+        quantized("nearest", 4, 4),
+        quantized("qdrop", 4, 4, lr_rounding=1e4, lr_scale=3.0, learn_bias=False),
+    )
+    assert all(unit.kept == "nearest" for unit in wild.units)
+    assert all(unit.final_loss == unit.loss_nearest < unit.loss for unit in wild.units)
+    first, second = codes(nearest), codes(wild)
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert activation_scales(wild) == activation_scales(nearest)
+
+
+def test_held_out_images_are_not_trained_on(calibration, monkeypatch):
+    seen = []
+    original = quantization.reconstruct_unit
+
+    def spy(unit, simulation, data, **options):
+        seen.append((set(data.training.tolist()), set(data.held_out.tolist())))
+        return original(unit, simulation, data, **options)
+
+    monkeypatch.setattr(quantization, "reconstruct_unit", spy)
+    settings = {"method": "qdrop", "iters": 2, "equalize": "off"}
+    quantize(tiny(), calibration, Settings(held_out=0.25, **settings))
+    assert len(seen) == 4
+    for training, held_out in seen:
+        assert len(held_out) == 16
+        assert training | held_out == set(range(64))
+        assert not training & held_out
+    seen.clear()
+    quantize(tiny(), calibration, Settings(held_out=0.0, **settings))
+    assert all((len(training), len(held_out)) == (64, 0) for training, held_out in seen)
+
+
+def test_mirror_images_stay_on_the_side_of_their_originals(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{number:02d}.png")
+    g = Graph()
+    g.classifier(g.relu(g.conv(g.input(3), 3, 8)), 8)
+    seen = []
+    original = quantization.reconstruct_unit
+
+    def spy(unit, simulation, data, **options):
+        images = next(iter(data.floating.values())).read(0, 40)
+        seen.append((images, data.training.tolist(), data.held_out.tolist()))
+        return original(unit, simulation, data, **options)
+
+    monkeypatch.setattr(quantization, "reconstruct_unit", spy)
+    settings = Settings(method="qdrop", iters=2, augment="flip", held_out=0.25, equalize="off")
+    result = quantize(g.model(), tmp_path, settings)
+    images, training, held_out = seen[0]
+    assert result.images == 20
+    assert torch.equal(images[0::2].flip(-1), images[1::2])
+    assert sorted(training + held_out) == list(range(40))
+    assert len(held_out) == 10
+    assert {index ^ 1 for index in held_out} == set(held_out)
+
+
+def test_mirror_images_of_arrays_are_refused(calibration):
+    with pytest.raises(SettingsError, match="--augment flip needs a folder of images"):
+        quantize(tiny(), calibration, Settings(method="qdrop", iters=2, augment="flip"))
+
+
+def test_units_between_which_an_image_has_many_rows(tmp_path):
+    g = Graph()
+    x = g.op("Transpose", [g.relu(g.conv(g.input(3, size=4), 3, 8))], "last", perm=[0, 2, 3, 1])
+    x = g.op("Reshape", [x, g.constant("rows", np.array([-1, 8]))], "fold")
+    for name in ("hidden1", "hidden2", "hidden3"):
+        x = g.relu(g.gemm(x, 8, 8, name), f"{name}_relu")
+    g.op("Reshape", [g.gemm(x, 8, 4), g.constant("images", np.array([-1, 64]))], "unfold", output="output")
+    np.save(tmp_path / "calib.npy", feeds(g.model(), 32)["input"])
+    settings = Settings(method="qdrop", iters=50, equalize="off")
+    result = quantize(g.model(), tmp_path / "calib.npy", settings)
+    assert len(result.units) == 2
+    assert all(unit.loss < unit.loss_nearest for unit in result.units)
+    assert result.verification.exact == 1.0
+
+
+@pytest.mark.parametrize("quantize_activations", [True, False])
+def test_prefix_is_the_whole_network_run_to_there(quantize_activations):
+    stage = simulated(tiny(), tensors(tiny(), 20), wbits=2, abits=4)
+    units = stage.plan.units
+    pool = Pool()
+    grids = stage.simulation.activations if quantize_activations else {}
+    inputs = Inputs(
+        {n: Store.of(x) for n, x in stage.data.items()},
+        {n: Store.of(x, grids.get(n)) for n, x in stage.data.items()},
+        20,
+    )
+    prefix = Prefix(stage.simulation, units, inputs, pool, quantize_activations=quantize_activations)
+    wanted = [n for unit in units[1:] for n in unit.inputs]
+    floating = stage.network.run(stage.data, keep=wanted)
+    whole = stage.simulation.run(stage.data, keep=wanted, quantize_activations=quantize_activations)
+    final = stage.simulation.run(stage.data, quantize_activations=quantize_activations)["output"]
+    for unit in units:
+        for name in unit.inputs:
+            if name in whole:
+                exact = quantize_activations and name in grids
+                # Codes are kept without loss, floats with eleven bits.
+                assert sqnr_db(whole[name].numpy(), prefix.quantized[name].read(0, 20).numpy()) > (110 if exact else 60)
+                assert sqnr_db(floating[name].numpy(), prefix.floating[name].read(0, 20).numpy()) > 60
+        targets = prefix.targets(unit)
+        if unit is units[-1]:
+            wanted_output = stage.network.run(stage.data)["output"].numpy()
+            assert sqnr_db(wanted_output, targets["output"].read(0, 20).numpy()) > 60
+            made = stage.simulation.run(
+                {n: prefix.quantized[n].read(0, 20) for n in unit.inputs},
+                stage.network.part(unit.nodes),
+                keep=unit.outputs,
+                quantize_activations=quantize_activations,
+            )
+            assert sqnr_db(final.numpy(), made["output"].numpy()) > (90 if quantize_activations else 60)
+        prefix.advance(unit, targets)
+        # What no later unit reads is forgotten.
+        later = {n for u in units[units.index(unit) + 1 :] for n in u.inputs}
+        assert set(prefix.quantized) == set(prefix.floating) <= later
+
+
+# --- merging -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["modcap", "none", "loss"])
+def test_merging_leaves_fewer_units(quantized, scheme):
+    result = quantized("mrecg", scheme=scheme, merges=1, selection="eq4")
+    merges = 0 if scheme == "none" else 1
+    assert len(result.units) == len(result.plan.units) - merges
+    assert result.plan.scheme == scheme
+    assert len(result.probe) == (len(result.plan.units) if scheme == "loss" else 0)
+    if scheme == "loss":
+        assert result.plan.losses == tuple(unit.final_loss for unit in result.probe)
+    metadata = {p.key: p.value for p in result.model.metadata_props}
+    assert json.loads(metadata["mrecg_onnx.units"]) == [list(unit.layers) for unit in result.units]
+
+
+@pytest.mark.parametrize(("joint_iters", "factor"), [("sum", 2), ("same", 1)])
+def test_joined_units_have_the_iterations_of_their_members(quantized, joint_iters, factor):
+    result = quantized("mrecg", scheme="modcap", merges=1, selection="eq4", joint_iters=joint_iters)
+    wanted = [ITERS * factor if unit.members == 2 else ITERS for unit in result.plan.merged_units()]
+    assert max(wanted) == ITERS * factor
+    assert [unit.iters for unit in result.units] == wanted
+
+
+def test_probing_run_leaves_no_trace(quantized):
+    # Without merges the second run is the base method's own.
+    probed, plain = quantized("mrecg", scheme="loss", merges=0), quantized("brecq")
+    assert all(len(group) == 1 for group in probed.plan.merges)
+    assert codes(probed).keys() == codes(plain).keys()
+    assert all(np.array_equal(codes(probed)[name], codes(plain)[name]) for name in codes(plain))
+    assert all(unit.iters < ITERS for unit in probed.probe)
+
+
+def test_scheme_file_states_the_units(quantized, tmp_path):
+    path = tmp_path / "scheme.json"
+    units = [["stem"], ["a1", "a2", "b1", "b2", "b3", "b_short"], ["c1", "fc"]]
+    path.write_text(json.dumps({"units": units}), encoding="utf-8")
+    result = quantized("mrecg", scheme=str(path))
+    assert [list(unit.layers) for unit in result.units] == units
+
+
+def test_planning_needs_no_data():
+    plan = make_plan(normalize(tiny()), Settings(scheme="modcap"))
+    assert sum(len(group) for group in plan.merges) == len(plan.units)
+
+
+# --- reports -----------------------------------------------------------------------------------------------------
+
+
+def test_progress_tells_stages_units_and_losses(calibration):
+    told: list[Progress] = []
+    chosen = Settings(method="mrecg", iters=20, scheme="loss", protect=1)
+    result = quantize(tiny(), calibration, chosen, report=told.append)
+    stages = list(dict.fromkeys(p.stage for p in told))
+    assert stages == [
+        "load",
+        "equalize",
+        "calibrate",
+        "sensitivity",
+        "read",
+        "probe",
+        "reconstruct",
+        "export",
+        "verify",
+    ]
+    assert set(result.seconds) == set(stages)
+    work = [p for p in told if p.stage == "reconstruct" and p.total]
+    assert all(p.total == len(result.units) and 0 <= p.done <= p.total and p.iteration <= p.iters for p in work)
+    assert {p.unit: p.iters for p in work} == {u.name: 20 * u.members for u in result.plan.merged_units()}
+    assert [p.result for p in work if p.result is not None] == list(result.units)
+    assert [p.done for p in work if p.result is not None] == list(range(1, len(result.units) + 1))
+    assert all(p.loss is not None for p in work)
+
+
+def test_open_data_set_is_taken_as_it_is(calibration):
+    data = open_calibration(calibration, [InputSpec("input", (None, 4, 16, 16), np.dtype(np.float32))], Preprocess())
+    result = quantize(tiny(), data, Settings(method="nearest"))
+    assert result.images == 64

@@ -1,0 +1,411 @@
+"""Several processes at one model: the result of one, written once, and a clear end where one of them is gone.
+
+Everything here runs on the CPU through gloo; torchrun is started as a user would, and seldom: it takes seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from helpers.architectures import Graph
+from helpers.stages import feeds
+from PIL import Image
+
+from mrecg_onnx import preparation
+from mrecg_onnx.converters.errors import DataError, WorkerError
+from mrecg_onnx.data.images import Dataset, InputSpec, Preprocess, check_lost, open_calibration, open_validation
+from mrecg_onnx.machine.parallel import ALONE, Workers, is_first, joined, local_size
+from mrecg_onnx.measures.metrics import sqnr_db
+from mrecg_onnx.quantization import quantize
+from mrecg_onnx.runtimes.runtime import open_session, run_padded
+from mrecg_onnx.settings import Settings
+from mrecg_onnx.validating.validation import validate
+
+if TYPE_CHECKING:
+    from mrecg_onnx.validating.validation import ValidationResult
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS: dict[str, Any] = {"method": "qdrop", "wbits": 2, "iters": 20, "batch_size": 16, "equalize": "off"}
+#: Enough of everything for the learning to differ little from seed to seed (standard deviation 0.5 to 1.4 dB).
+STEADY: dict[str, Any] = {**SETTINGS, "wbits": 3, "iters": 200, "ranges": "mse", "range_samples": 8}
+UNITS = 3
+
+
+def small() -> onnx.ModelProto:
+    """Stem, a residual block and a classifier on images of 3 x 16 x 16: three units."""
+    g = Graph(seed=5)
+    x = g.relu(g.conv(g.input(3), 3, 8, "stem"), "stem_relu")
+    y = g.relu(g.conv(x, 8, 8, "conv1"), "relu1")
+    x = g.relu(g.op("Add", [g.conv(y, 8, 8, "conv2"), x], "add"), "add_relu")
+    g.classifier(x, 8)
+    return g.model()
+
+
+# --- two processes -----------------------------------------------------------------------------------------------
+
+#: What each of two processes does, one after the other, and what it saw.
+TOGETHER = """
+import json, os, sys
+import numpy as np
+import torch
+from mrecg_onnx import Settings, quantize, validate
+from mrecg_onnx.commands import main
+from mrecg_onnx.converters.errors import DataError, MrecgError
+from mrecg_onnx.machine.parallel import is_first, joined, local_size
+
+torch.set_num_threads(1)
+rank = int(os.environ["RANK"])
+seen = {}
+
+def failure(call):
+    try:
+        call()
+    except (MrecgError, SystemExit) as error:
+        return [type(error).__name__, str(error)]
+    return None
+
+def refuses():
+    raise DataError("no such image")
+
+with joined("cpu") as workers:
+    seen["who"] = [workers.rank, workers.size, workers.first, is_first(), local_size()]
+    a, b, empty = torch.tensor([[1.0, 2.0]]) * (rank + 1), torch.tensor(10.0 * rank), torch.empty(0)
+    workers.mean_([a, b, empty])
+    workers.mean_([])
+    seen["mean"] = [a.tolist(), b.tolist()]
+    seen["total"] = workers.total([rank + 1, 0.5])
+    seen["gather"] = workers.gather({"rank": rank})
+    seen["once"] = workers.once(lambda: {"rank": rank, "codes": torch.full((2,), float(rank))})["codes"].tolist()
+    seen["failure"] = failure(lambda: workers.once(refuses))
+    seen["after"] = workers.total([1])
+
+told = []
+settings = Settings(**json.loads(sys.argv[1]))
+result = quantize("model.onnx", "calib.npz", settings, output="two.onnx", report=told.append)
+seen["told"] = len(told)
+seen["images"] = result.images
+quantize("model.onnx", "calib.npz", Settings(**json.loads(sys.argv[2])), output="steady.onnx")
+seen["losses"] = [[unit.loss, unit.loss_nearest, unit.kept] for unit in result.units]
+
+np.save("few.npy", np.load("calib.npz")["input"][:3]) if rank == 0 else None
+with joined("cpu") as workers:
+    workers.total([0])
+seen["few"] = failure(lambda: quantize("model.onnx", "few.npy", settings, output="never.onnx"))
+seen["usage"] = failure(lambda: main(["quantize", "model.onnx", "--calib", "calib.npz", "--batch-size", "3"]))
+seen["unwritable"] = failure(lambda: quantize("model.onnx", "calib.npz", settings, output="no/such/folder.onnx"))
+
+for name, options in {"whole": {}, "one": {"limit": 1}}.items():
+    told.clear()
+    report = lambda *progress: told.append(progress)
+    options |= {"preprocess": "imagenet", "repeats": 0, "report": report, "batch_size": 4}
+    found = validate("model.onnx", "two.onnx", "labelled", **options)
+    seen[name] = found.to_json()
+    seen[name + "_told"] = told[-1:]
+
+with open(f"rank{rank}.json", "w") as file:
+    json.dump(seen, file)
+"""
+
+#: The command line in processes of which the second dies in its second unit.
+DYING = """
+import os, sys
+from mrecg_onnx import quantization
+from mrecg_onnx.commands import main
+
+original, units = quantization.reconstruct_unit, []
+
+def dies(*arguments, **options):
+    units.append(arguments[0])
+    if os.environ["RANK"] == "1" and len(units) == 2:
+        os._exit(1)
+    return original(*arguments, **options)
+
+quantization.reconstruct_unit = dies
+main(sys.argv[1:])
+"""
+
+
+def torchrun(folder: Path, *command: str, interval: float = 0.1) -> subprocess.CompletedProcess[str]:
+    """Run ``command`` (a script and its arguments) in two processes, which torchrun looks after every ``interval`` s."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE"}} | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*launcher, "--monitor-interval", str(interval), *command],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def quantize_command(output: str) -> list[str]:
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
+    return ["quantize", "model.onnx", "--calib", "calib.npz", *options, "-o", output]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory) -> Path:
+    """Model, calibration arrays, labelled images."""
+    folder = tmp_path_factory.mktemp("parallel")
+    onnx.save(small(), folder / "model.onnx")
+    np.savez(folder / "calib.npz", **feeds(small(), 192))
+    random = np.random.default_rng(0)
+    for number in range(23):
+        path = folder / "labelled" / str(number % 10) / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def together(here) -> list[dict[str, Any]]:
+    """What each of two processes saw."""
+    (here / "together.py").write_text(TOGETHER, encoding="utf-8")
+    done = torchrun(here, "together.py", json.dumps(SETTINGS), json.dumps(STEADY))
+    assert done.returncode == 0, done.stderr
+    return [json.loads((here / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_workers_exchange(together):
+    assert [seen["who"] for seen in together] == [[0, 2, True, True, 2], [1, 2, False, False, 2]]
+    for seen in together:
+        assert seen["mean"] == [[[1.5, 3.0]], 5.0]
+        assert seen["total"] == [3.0, 1.0]
+        assert seen["gather"] == [{"rank": 0}, {"rank": 1}]
+        assert seen["once"] == [0.0, 0.0]
+
+
+def test_what_the_first_process_raises_all_raise_and_go_on(together):
+    for seen in together:
+        assert seen["failure"] == ["DataError", "no such image"]
+        assert seen["after"] == [2.0]
+        assert seen["unwritable"][0] == "ExportError"
+        assert seen["unwritable"][1].startswith("no/such/folder.onnx: ")
+
+
+def test_both_return_the_result_and_one_reports(together):
+    first, second = together
+    assert first["losses"] == second["losses"]
+    assert len(first["losses"]) == UNITS
+    assert first["images"] == second["images"] == 192
+    assert first["told"] > 0
+    assert second["told"] == 0
+
+
+def distance(here: Path, path: Path) -> float:
+    """Output SQNR of a file against the float model on inputs that were not seen, in dB."""
+    fed = feeds(small(), 128, seed=99)
+    return sqnr_db(*(run_padded(open_session(p, level="off"), fed)["output"] for p in (here / "model.onnx", path)))
+
+
+def test_two_processes_learn_what_one_does(here, together, tmp_path):
+    found = {"two": distance(here, here / "steady.onnx")}
+    for name, method in (("one", "qdrop"), ("nearest", "nearest")):
+        settings = Settings(**STEADY | {"method": method})
+        quantize(here / "model.onnx", here / "calib.npz", settings, output=tmp_path / "out.onnx")
+        found[name] = distance(here, tmp_path / "out.onnx")
+    assert found["two"] == pytest.approx(found["one"], abs=4.0)
+    assert min(found["two"], found["one"]) > found["nearest"] + 6, found
+
+
+def test_batch_that_cannot_be_divided_is_a_usage_error(here, together):
+    assert all(seen["usage"] == ["SystemExit", "2"] for seen in together)
+    assert not (here / "model_w4a4.onnx").exists()
+
+
+def test_too_few_images_for_all_are_refused(here, together):
+    for seen in together:
+        assert seen["few"] == ["DataError", "3 calibration images are too few for 2 processes: each needs two"]
+    assert not (here / "never.onnx").exists()
+
+
+def alone(here: Path, **options: Any) -> ValidationResult:
+    return validate(
+        here / "model.onnx", here / "two.onnx", here / "labelled", preprocess="imagenet", repeats=0, **options
+    )
+
+
+@pytest.mark.parametrize(("name", "options"), [("whole", {}), ("one", {"limit": 1})])
+def test_shared_validation_counts_what_one_process_counts(here, together, name, options):
+    """A process may have no image at all."""
+    expected = alone(here, **options).to_json()
+    assert expected["images"] == (1 if options else 23)
+    for seen in together:
+        found = seen[name]
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            if key in {"fp32", "quantized"}:
+                assert (found[key]["top1"], found[key]["top5"]) == (value["top1"], value["top5"])
+            elif key.startswith("sqnr"):
+                assert found[key] == pytest.approx(value, abs=1e-3)  # summed in another order
+            else:
+                assert found[key] == value, key
+    assert together[0][f"{name}_told"]
+    assert not together[1][f"{name}_told"]
+
+
+@pytest.fixture(scope="module")
+def died(here) -> subprocess.CompletedProcess[str]:
+    (here / "dying.py").write_text(DYING, encoding="utf-8")
+    # The interval gives the process that is left the time to say what it saw before torchrun ends it.
+    return torchrun(here, "dying.py", *quantize_command("again.onnx"), "--checkpoint", "kept", interval=3)
+
+
+def test_lost_process_ends_the_job_in_one_line(here, died):
+    assert died.returncode != 0
+    said = [line for line in died.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(said) == 1
+    assert said[0].startswith("Error: another process of this job ended or cannot be reached")
+    assert "--checkpoint" in said[0]
+    assert not died.stdout
+    assert not (here / "again.onnx").exists()
+    assert sorted(path.name for path in (here / "kept").iterdir()) == ["reconstruct-0000.pt", "run.json"]
+
+
+def test_same_command_goes_on_after_a_lost_process(here, together, died):
+    """From the checkout's door; the file is the one of two processes that were never disturbed."""
+    kept = (here / "kept" / "reconstruct-0000.pt").stat().st_mtime_ns
+    before = {path.name for path in here.iterdir()}
+    done = torchrun(here, str(ROOT / "cli.py"), *quantize_command("again.onnx"), "--checkpoint", "kept")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in here.iterdir()} - before == {"again.onnx"}
+    assert (here / "kept" / "reconstruct-0000.pt").stat().st_mtime_ns == kept
+    assert (here / "again.onnx").read_bytes() == (here / "two.onnx").read_bytes()
+    assert done.stdout.count("output   ") == 1
+    assert done.stdout.count("Next: ") == 1
+    assert done.stderr.count("reconstruct 1/3 ") == done.stderr.count("reconstruct 3/3 ") == 1
+
+
+# --- one process -------------------------------------------------------------------------------------------------
+
+
+def test_alone_nothing_is_exchanged():
+    assert (ALONE.rank, ALONE.size, ALONE.first) == (0, 1, True)
+    x = torch.tensor([1.0, 2.0])
+    ALONE.mean_([x])
+    assert x.tolist() == [1.0, 2.0]
+    assert ALONE.total([1.5, 2]) == [1.5, 2]
+    value = object()
+    assert ALONE.gather(value) == [value]
+    assert ALONE.once(lambda: value) is value
+    with pytest.raises(DataError, match="why"):
+        ALONE.once(lambda: (_ for _ in ()).throw(DataError("why")))
+
+
+@pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": "4"}, {"RANK": "0", "WORLD_SIZE": "1"}], ids=str)
+def test_without_torchrun_there_is_one_process(monkeypatch, environment):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with joined("cpu") as workers:
+        assert workers is ALONE
+    assert is_first()
+    assert local_size() == 1
+    assert not torch.distributed.is_initialized()
+
+
+def test_unreachable_others_are_said(monkeypatch):
+    monkeypatch.setattr("mrecg_onnx.machine.parallel.PATIENCE", timedelta(seconds=1))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    settings = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(WorkerError, match="cannot be reached") as raised, joined("cpu"):
+        pass
+    assert "\n" not in str(raised.value)
+    assert not is_first()
+
+
+def test_only_the_first_is_first():
+    assert [Workers(rank, 3).first for rank in range(3)] == [True, False, False]
+
+
+# --- shares ------------------------------------------------------------------------------------------------------
+
+
+SPEC = InputSpec("input", (None, 3, 16, 16), np.dtype(np.float32))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 30])
+def test_shares_of_images_are_disjoint_and_whole(here, size):
+    whole = open_validation(here / "labelled", [SPEC], Preprocess())
+    shares = [whole.shard(rank, size) for rank in range(size)]
+    assert whole.files is not None
+    assert sorted(path for share in shares for path in share.files or []) == sorted(whole.files)
+    assert sum(len(share) for share in shares) == len(whole) == 23
+    for share in shares:
+        assert share.labels is not None
+        assert share.files is not None
+        assert share.labels.tolist() == [int(path.parent.name) for path in share.files]
+    images = whole.load()["input"]
+    if size == 3:
+        assert np.array_equal(shares[1].load()["input"], images[1::3])
+
+
+@pytest.mark.parametrize("samples", [None, 20])
+def test_shares_of_arrays_are_disjoint_and_whole(here, samples):
+    whole = open_calibration(here / "calib.npz", [SPEC], Preprocess(), samples=samples)
+    images = whole.load()["input"]
+    shares = [whole.shard(rank, 3).load()["input"] for rank in range(3)]
+    assert all(np.array_equal(share, images[rank::3]) for rank, share in enumerate(shares))
+    assert sum(map(len, shares)) == (samples or 192)
+
+
+def test_unreadable_images_count_against_the_whole_set(tmp_path):
+    """One of forty is no matter, though it is a tenth of its share; three of forty are too many, one a share."""
+    for number in range(40):
+        Image.fromarray(np.full((16, 16, 3), 6 * number, np.uint8)).save(tmp_path / f"{number:02d}.png")
+
+    def shares() -> list[Dataset]:
+        whole = open_calibration(tmp_path, [SPEC], Preprocess())
+        found = [whole.shard(rank, 4) for rank in range(4)]
+        for share in found:
+            share.load()
+        return found
+
+    (tmp_path / "01.png").write_bytes(b"not an image")
+    assert [len(share.skipped) for share in shares()] == [0, 1, 0, 0]
+    for number in (2, 3):
+        (tmp_path / f"{number:02d}.png").write_bytes(b"not an image")
+    lost = [f"{path} ({reason})" for share in shares() for path, reason in share.skipped]
+    assert len(lost) == 3
+    check_lost(lost[:2], 40)
+    with pytest.raises(DataError, match=r"more than 5% of 40 images cannot be read \(3 so far\): .*01\.png"):
+        check_lost(lost, 40)
+
+
+def test_fingerprint_tells_data_apart(here):
+    def of(path: str, **options: Any) -> str:
+        return open_calibration(here / path, [SPEC], options.pop("preprocess", Preprocess()), **options).fingerprint()
+
+    found = [
+        of("calib.npz"), of("calib.npz", samples=20), of("calib.npz", samples=20, seed=1),
+        of("labelled"), of("labelled", samples=20), of("labelled", preprocess=Preprocess(scale=1.0)),
+    ]  # fmt: skip
+    assert len(set(found)) == len(found)
+    assert [of("calib.npz"), of("labelled")] == [found[0], found[3]]
+
+
+def test_unreadable_images_of_a_share_are_reported(here, tmp_path, monkeypatch):
+    """Also those that only the learning comes across."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(40):
+        Image.fromarray(np.full((16, 16, 3), 6 * number, np.uint8)).save(images / f"{number:02d}.png")
+    (images / "01.png").write_bytes(b"not an image")
+    monkeypatch.setattr(preparation, "HEAD", 4)
+    chosen = Settings(**{**SETTINGS, "iters": 1, "range_samples": 4})
+    result = quantize(here / "model.onnx", images, chosen)
+    assert result.images == 39
+    assert [Path(entry.split(" (")[0]).name for entry in result.skipped] == ["01.png"]

@@ -1,0 +1,130 @@
+"""Measuring deployment: every figure is there and makes sense, and what cannot be measured is said in one line."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from helpers.architectures import conv_relu, residual
+from helpers.command_line import fails, works
+from helpers.stages import feeds, simulated
+from PIL import Image
+
+from mrecg_onnx.converters.errors import ModelError, SettingsError
+from mrecg_onnx.runtimes import runtime
+from mrecg_onnx.runtimes.runtime import Kernel, check_provider, elsewhere, kernels
+from mrecg_onnx.validating.benchmarking import benchmark
+from mrecg_onnx.writing.qdq import export
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder with a float model and its quantized file."""
+    monkeypatch.chdir(tmp_path)
+    stage = simulated(residual())
+    onnx.save(residual(), "fp32.onnx")
+    onnx.save(export(stage.graph, stage.simulation, {}).model, "w4a4.onnx")
+    return tmp_path
+
+
+def test_every_file_is_measured_in_every_place(here: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    found = benchmark(
+        ["fp32.onnx", "w4a4.onnx"],
+        batches=[1, 3],
+        threads=[1, 2],
+        runs=4,
+        report=lambda done, total: steps.append((done, total)),
+    )
+    places = [(one.threads, one.batch, one.file) for one in found.timings]
+    assert places == [(n, b, f) for n in (1, 2) for b in (1, 3) for f in ("fp32.onnx", "w4a4.onnx")]
+    for one in found.timings:
+        assert 0 < one.low_s <= one.median_s <= one.high_s
+        assert one.throughput == pytest.approx(one.batch / one.median_s)
+        assert one.runs == 4
+        base = next(o for o in found.timings if (o.threads, o.batch) == (one.threads, one.batch))
+        assert one.speedup == pytest.approx(base.median_s / one.median_s)
+    for file in found.files:
+        assert file.size_bytes == Path(file.name).stat().st_size
+        assert file.load_s > 0
+        assert file.memory_bytes > 0
+    ran = {kernel.op: kernel.count for kernel in found.files[1].kernels["cpu"]}
+    assert ran["QLinearConv"] == 6
+    assert all(kernel.provider == "CPUExecutionProvider" for kernel in found.files[1].kernels["cpu"])
+    assert steps == [(i + 1, len(steps)) for i in range(len(steps))]
+    json.dumps(found.to_json())
+
+
+def test_kernels_are_those_of_the_optimized_graph(here: Path) -> None:
+    model = onnx.load("w4a4.onnx")
+    found = kernels(model, feeds(model, 2), threads=1)
+    assert {k.op: k.count for k in found} == dict(runtime.fused_op_counts(model))
+    assert all(math.isfinite(k.seconds) and k.seconds >= 0 for k in found)
+    assert [k.seconds for k in found] == sorted((k.seconds for k in found), reverse=True)
+
+
+def test_a_provider_that_left_all_the_work_to_another_is_an_error() -> None:
+    cpu, cuda = (Kernel("Conv", f"{name}ExecutionProvider", 1, 0.1) for name in ("CPU", "CUDA"))
+    check_provider([cpu, cuda], "cuda", "m.onnx")
+    with pytest.raises(SettingsError, match=r"m\.onnx: 'cuda' ran none of its nodes, CPUExecutionProvider ran all"):
+        check_provider([cpu], "cuda", "m.onnx")
+
+
+def test_what_a_provider_leaves_to_another_is_said() -> None:
+    cpu, cuda = (Kernel("Conv", f"{name}ExecutionProvider", n, 0.1) for name, n in (("CPU", 2), ("CUDA", 3)))
+    assert elsewhere([cpu, cuda], "cuda") == "2 of 5 nodes on CPUExecutionProvider"
+    assert not elsewhere([cuda], "cuda")
+
+
+def test_the_command_does_not_take_the_cpu_for_another_provider(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime registers the provider and gives it no node."""
+    on_cpu = runtime._open_on
+    monkeypatch.setattr(runtime, "_open_on", lambda model, options, _device: on_cpu(model, options, "cpu"))
+    fails("benchmark", "fp32.onnx", "--provider", "cuda", "--runs", "1", code=2, says=("'cuda' ran none of its nodes",))
+
+
+def test_models_with_other_inputs_are_refused(here: Path) -> None:
+    onnx.save(onnx.compose.add_prefix(conv_relu(), "other_"), "other.onnx")
+    with pytest.raises(ModelError, match=r"other\.onnx: its inputs \(other_input .*are not those of fp32\.onnx"):
+        benchmark(["fp32.onnx", "other.onnx"], runs=1)
+    model = onnx.load("fp32.onnx")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    onnx.save(model, "two.onnx")
+    with pytest.raises(ModelError, match="fixed batch 2"):
+        benchmark(["fp32.onnx", "two.onnx"], batches=[1], runs=1)
+    assert [one.batch for one in benchmark(["two.onnx"], runs=1).timings] == [2]
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+    onnx.save(model, "free.onnx")
+    with pytest.raises(ModelError, match=r"free\.onnx: input 'input' has free sizes"):
+        benchmark(["free.onnx"], runs=1)
+
+
+def test_the_command_shows_tables_and_writes_json_and_a_plot(here: Path) -> None:
+    pytest.importorskip("matplotlib")
+    result = works(
+        "benchmark", "fp32.onnx", "w4a4.onnx", "--batch", "1,2", "--threads", "1", "--runs", "2", "--json", "b.json",
+        "--plot", "b.png",
+    )  # fmt: skip
+    for text in ("size", "load", "memory", "median", "items/s", "against the first", "QLinearConv 6"):
+        assert text in result.stdout
+    found = json.loads(Path("b.json").read_text())
+    assert len(found["timings"]) == 4
+    assert np.asarray(Image.open("b.png")).std() > 0
+
+
+def test_the_command_refuses_in_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails("benchmark", "fp32.onnx", "--provider", "abacus", code=2, says=("abacus", "cpu, cuda"))
+    fails("benchmark", "fp32.onnx", "--batch", "1,many", code=2, says=("--batch '1,many'",))
+    fails("benchmark", "fp32.onnx", "--batch", "0", code=2, says=("batch is 0",))
+    fails("benchmark", "fp32.onnx", "--runs", "0", code=2, says=("runs is 0",))
+    fails("benchmark", "fp32.onnx", "fp32.onnx", code=2, says=("twice",))
+    fails("benchmark", "fp32.onnx", "--json", "fp32.onnx", code=2, says=("is one of the models",))
+    fails("benchmark", "nothing.onnx", says=("nothing.onnx",))
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    fails(
+        "benchmark", "fp32.onnx", "--provider", "qnn", code=2, says=("'qnn'", "has no QNNExecutionProvider", "install")
+    )
