@@ -27,11 +27,11 @@ from latency import BUILD, peer
 import mrecg_onnx
 from mrecg_onnx.comparing.plots import draw_timings
 from mrecg_onnx.conversion import convert
-from mrecg_onnx.data.images import open_validation
+from mrecg_onnx.data import open_validation
+from mrecg_onnx.runtimes import input_specs, open_session, run_padded
 from mrecg_onnx.runtimes.others import openvino_kernels
-from mrecg_onnx.runtimes.runtime import input_specs, open_session, run_padded
+from mrecg_onnx.validating import stored_preprocess
 from mrecg_onnx.validating.benchmarking import Benchmark, benchmark
-from mrecg_onnx.validating.validation import stored_preprocess
 
 RESULTS = Path(__file__).parent / "results"
 BATCHES = (1, 8)

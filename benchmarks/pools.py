@@ -21,8 +21,8 @@ from _record import header
 from torch import nn
 
 import mrecg_onnx
-from mrecg_onnx.measures.metrics import sqnr_db
-from mrecg_onnx.runtimes.runtime import fused_op_counts, open_session, run_padded
+from mrecg_onnx.measures import sqnr_db
+from mrecg_onnx.runtimes import fused_op_counts, open_session, run_padded
 
 RESULTS = Path(__file__).parent / "results"
 SIDE = 36

@@ -20,14 +20,14 @@ from mrecg_onnx.calibrating.zeroq import CALIBRATION_KEY, SyntheticDataset, _bat
 from mrecg_onnx.commands import main
 from mrecg_onnx.converters import normalize, to_torch
 from mrecg_onnx.converters.errors import DataError
-from mrecg_onnx.data.images import Preprocess
+from mrecg_onnx.data import Preprocess
 from mrecg_onnx.machine import parallel
-from mrecg_onnx.measures.metrics import sqnr_db
+from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.network.network import Network
 from mrecg_onnx.preparation import graph_inputs
 from mrecg_onnx.progress import Progress
 from mrecg_onnx.quantization import QuantizationResult, quantize
-from mrecg_onnx.runtimes.runtime import open_session, run_padded
+from mrecg_onnx.runtimes import open_session, run_padded
 from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from onnx import helper, numpy_helper
 
 from mrecg_onnx.checking.tracing import bisect, follow, kept_float, probed
 from mrecg_onnx.checking.verification import verify
-from mrecg_onnx.measures.metrics import sqnr_db
+from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.runtimes.runtime import fused_op_counts, open_session, run_padded
+from mrecg_onnx.runtimes import fused_op_counts, open_session, run_padded
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets.targets import load_target
 from mrecg_onnx.writing.containers import Contained

@@ -33,8 +33,8 @@ from mrecg_onnx.comparing.cells import CellError, CellProcess, Job, pack, unpack
 from mrecg_onnx.comparing.comparison import Comparison, ComparisonProgress, Widths, compare
 from mrecg_onnx.comparing.tables import table
 from mrecg_onnx.converters.errors import ExportError, MrecgError, SettingsError
-from mrecg_onnx.measures.metrics import mcnemar_p
-from mrecg_onnx.validating.validation import validate
+from mrecg_onnx.measures import mcnemar_p
+from mrecg_onnx.validating import validate
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,10 +19,10 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 
 from mrecg_onnx.converters import normalize
 from mrecg_onnx.converters.passes.pooling import miscounts
-from mrecg_onnx.measures.metrics import sqnr_db
+from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.rewriting.equalization import find_streams
-from mrecg_onnx.runtimes.runtime import fused_op_counts, open_session
+from mrecg_onnx.runtimes import fused_op_counts, open_session
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets.targets import load_target
 from mrecg_onnx.writing.containers import CONTAINERS

@@ -14,23 +14,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mrecg_onnx.converters.errors import DataError, MrecgError, SettingsError
-from mrecg_onnx.data.images import (
-    IMAGE_SUFFIXES,
-    InputSpec,
-    Preprocess,
-    _pick,
-    labels_for,
-    open_calibration,
-    open_validation,
-    pad_batch,
-)
+from mrecg_onnx.data import InputSpec, Preprocess, open_calibration, open_validation, pad_batch
+from mrecg_onnx.data.images import IMAGE_SUFFIXES, _pick, labels_for
 from mrecg_onnx.data.preprocess import INTERPOLATIONS, cover
 from mrecg_onnx.data.profiles import PROFILES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mrecg_onnx.data.images import Dataset
+    from mrecg_onnx.data import Dataset
 
 RAW = Preprocess(mean=(0.0,), std=(1.0,), scale=1.0)  # what comes out are the pixels
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

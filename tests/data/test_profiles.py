@@ -17,7 +17,7 @@ from PIL import Image
 import mrecg_onnx
 from mrecg_onnx import Preprocess, Settings
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.data.images import InputSpec, open_calibration
+from mrecg_onnx.data import InputSpec, open_calibration
 from mrecg_onnx.data.profiles import MAX_BYTES, PROFILES, _convert, _Entries, beside, for_images, profile
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from helpers.architectures import Graph
 from helpers.stages import feeds
 from onnx import numpy_helper
 
-from mrecg_onnx.measures.metrics import sqnr_db
+from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.quantization import QuantizationResult, quantize
-from mrecg_onnx.runtimes.runtime import open_session, run_padded
+from mrecg_onnx.runtimes import open_session, run_padded
 from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.inspecting.ranking import rank
 from mrecg_onnx.preparation import make_plan
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.runtimes.runtime import open_session
+from mrecg_onnx.runtimes import open_session
 from mrecg_onnx.settings import BitRule, Settings
-from mrecg_onnx.validating.validation import validate
+from mrecg_onnx.validating import validate
 from mrecg_onnx.widths.costs import WIDTHS
 
 SETTINGS = Settings(method="nearest", wbits=2, abits=4, equalize="off")

@@ -11,7 +11,7 @@ from helpers.stages import feeds, simulated, tensors
 from mrecg_onnx import quantization
 from mrecg_onnx.learning.prefix import Inputs, Prefix
 from mrecg_onnx.machine.cache import Pool, Store
-from mrecg_onnx.measures.metrics import sqnr_db
+from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.quantizers.grids import search_range

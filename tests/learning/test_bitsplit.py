@@ -21,10 +21,10 @@ from mrecg_onnx.converters.ops.weighted import OnnxConv, OnnxConvTranspose, Onnx
 from mrecg_onnx.learning.bitsplit import Objective, Planes, alternate, split_responses, split_weight
 from mrecg_onnx.learning.responses import ROWS, NormalEquations, layout_of, normal_equations
 from mrecg_onnx.machine.parallel import Workers
-from mrecg_onnx.measures.metrics import sqnr_db
+from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.quantizers.grids import quantize_codes, search_range
-from mrecg_onnx.runtimes.runtime import open_session, run_padded
+from mrecg_onnx.runtimes import open_session, run_padded
 from mrecg_onnx.settings import BitRule, Settings
 
 if TYPE_CHECKING:

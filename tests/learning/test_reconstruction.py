@@ -21,7 +21,7 @@ from PIL import Image
 from mrecg_onnx import quantization
 from mrecg_onnx.converters import normalize
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.data.images import InputSpec, Preprocess, open_calibration
+from mrecg_onnx.data import InputSpec, Preprocess, open_calibration
 from mrecg_onnx.learning.prefix import Inputs, Prefix
 from mrecg_onnx.learning.reconstruction import (
     LR_SCALE,
@@ -33,12 +33,12 @@ from mrecg_onnx.learning.reconstruction import (
     reconstruction_loss,
 )
 from mrecg_onnx.machine.cache import Pool, Store
-from mrecg_onnx.measures.metrics import sqnr_db
+from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.preparation import make_plan
 from mrecg_onnx.progress import Progress
 from mrecg_onnx.quantization import QuantizationResult, method_of, quantize
-from mrecg_onnx.runtimes.runtime import open_session, run_padded
+from mrecg_onnx.runtimes import open_session, run_padded
 from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:

@@ -24,16 +24,16 @@ from PIL import Image
 
 from mrecg_onnx import preparation
 from mrecg_onnx.converters.errors import DataError, WorkerError
-from mrecg_onnx.data.images import Dataset, InputSpec, Preprocess, check_lost, open_calibration, open_validation
+from mrecg_onnx.data import Dataset, InputSpec, Preprocess, check_lost, open_calibration, open_validation
 from mrecg_onnx.machine.parallel import ALONE, Workers, is_first, joined, local_size
-from mrecg_onnx.measures.metrics import sqnr_db
+from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.runtimes.runtime import open_session, run_padded
+from mrecg_onnx.runtimes import open_session, run_padded
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.validating.validation import validate
+from mrecg_onnx.validating import validate
 
 if TYPE_CHECKING:
-    from mrecg_onnx.validating.validation import ValidationResult
+    from mrecg_onnx.validating import ValidationResult
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS: dict[str, Any] = {"method": "qdrop", "wbits": 2, "iters": 20, "batch_size": 16, "equalize": "off"}

@@ -7,16 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrecg_onnx.measures.metrics import (
-    OutputSums,
-    add_sums,
-    agreement,
-    decibels,
-    mcnemar_p,
-    sqnr_db,
-    topk_correct,
-    wilson_interval,
-)
+from mrecg_onnx.measures import OutputSums, add_sums, agreement, mcnemar_p, sqnr_db, topk_correct, wilson_interval
+from mrecg_onnx.measures.metrics import decibels
 
 seeds = st.integers(0, 2**32 - 1)
 

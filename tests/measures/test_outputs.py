@@ -19,11 +19,11 @@ from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.learning.reconstruction import output_weights
 from mrecg_onnx.machine.cache import Pool, Store
 from mrecg_onnx.machine.parallel import ALONE
-from mrecg_onnx.measures.metrics import sqnr_db
+from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.quantization import QuantizationResult, quantize
-from mrecg_onnx.runtimes.runtime import open_session, run_padded
+from mrecg_onnx.runtimes import open_session, run_padded
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.validating.validation import ValidationResult, validate
+from mrecg_onnx.validating import ValidationResult, validate
 from mrecg_onnx.widths.costs import measure_costs
 
 if TYPE_CHECKING:

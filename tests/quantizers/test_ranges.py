@@ -16,7 +16,7 @@ from scipy.stats import norm
 from mrecg_onnx.calibrating.calibration import activation_grids
 from mrecg_onnx.commands._options import unused_options
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.data.images import open_calibration
+from mrecg_onnx.data import open_calibration
 from mrecg_onnx.data.preprocess import InputSpec, Preprocess
 from mrecg_onnx.methods import METHODS, RANGE_NAMES
 from mrecg_onnx.preparation import calibrate

@@ -30,7 +30,7 @@ from mrecg_onnx.rewriting.channel_bits import (
     grid_of_widths,
 )
 from mrecg_onnx.rewriting.equalization import apply_scale, find_streams
-from mrecg_onnx.runtimes.runtime import open_session
+from mrecg_onnx.runtimes import open_session
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.writing.qdq import export
 

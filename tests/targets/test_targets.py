@@ -24,15 +24,14 @@ import mrecg_onnx
 from mrecg_onnx.converters import normalize
 from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
 from mrecg_onnx.converters.passes.opset import raise_opset
-from mrecg_onnx.data.images import open_validation
+from mrecg_onnx.data import open_validation
 from mrecg_onnx.machine.cache import Store
 from mrecg_onnx.planning.branches import branch_narrow_reads
 from mrecg_onnx.quantizers.grids import Grid, fake_quantize, symmetric_eight
-from mrecg_onnx.runtimes.others import open_with
-from mrecg_onnx.runtimes.runtime import input_specs, open_session, run_padded
+from mrecg_onnx.runtimes import input_specs, open_session, open_with, run_padded
 from mrecg_onnx.settings import BitRule, Settings
 from mrecg_onnx.targets.targets import CONTAINER_NAMES, TARGET_NAMES, load_target
-from mrecg_onnx.validating.validation import stored_preprocess
+from mrecg_onnx.validating import stored_preprocess
 from mrecg_onnx.writing.containers import contained, container_of
 from mrecg_onnx.writing.qdq import export
 from mrecg_onnx.writing.retargeting import broken_rules, retarget, target_of

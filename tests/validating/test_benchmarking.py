@@ -15,8 +15,7 @@ from helpers.stages import feeds, simulated
 from PIL import Image
 
 from mrecg_onnx.converters.errors import ModelError, SettingsError
-from mrecg_onnx.runtimes import runtime
-from mrecg_onnx.runtimes.runtime import Kernel, check_provider, elsewhere, kernels
+from mrecg_onnx.runtimes import Kernel, check_provider, elsewhere, kernels, runtime
 from mrecg_onnx.validating.benchmarking import benchmark
 from mrecg_onnx.writing.qdq import export
 

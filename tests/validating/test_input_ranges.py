@@ -17,8 +17,8 @@ from onnx import helper
 from mrecg_onnx import Preprocess, Settings, convert, quantize, validate
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.machine.parallel import ALONE
+from mrecg_onnx.validating import gain_warnings
 from mrecg_onnx.validating.input_ranges import INPUT_RANGES_KEY, Range, Watch, calibrated_ranges, ranges_entry
-from mrecg_onnx.validating.validation import gain_warnings
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,11 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
-from mrecg_onnx.data.images import InputSpec, Preprocess, open_validation
+from mrecg_onnx.data import InputSpec, Preprocess, open_validation
 from mrecg_onnx.data.preprocess import IMAGENET_MEAN
-from mrecg_onnx.measures.metrics import mcnemar_p, sqnr_db, wilson_interval
-from mrecg_onnx.runtimes import runtime
-from mrecg_onnx.runtimes.runtime import (
+from mrecg_onnx.measures import mcnemar_p, sqnr_db, wilson_interval
+from mrecg_onnx.runtimes import (
     Kernel,
     fixed_batch,
     fused_op_counts,
@@ -27,10 +26,11 @@ from mrecg_onnx.runtimes.runtime import (
     latency,
     medians,
     open_session,
-    run_batches,
     run_padded,
+    runtime,
 )
-from mrecg_onnx.validating.validation import PREPROCESS_KEY, SOURCE_KEY, VERSION_KEY, source_sha256, validate
+from mrecg_onnx.runtimes.runtime import run_batches
+from mrecg_onnx.validating import PREPROCESS_KEY, SOURCE_KEY, VERSION_KEY, source_sha256, validate
 
 CLASSES = 10
 RAW = Preprocess(mean=(0.0,), std=(1.0,), scale=1 / 128)

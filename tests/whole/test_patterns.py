@@ -19,12 +19,12 @@ from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.versions import runtime_versions
 from mrecg_onnx.inspecting.inspection import inspect
 from mrecg_onnx.inspecting.ranking import rank
-from mrecg_onnx.measures.metrics import sqnr_db
+from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.quantization import QuantizationResult, quantize
-from mrecg_onnx.runtimes.runtime import open_session, run_padded
+from mrecg_onnx.runtimes import open_session, run_padded
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets.targets import load_target
-from mrecg_onnx.validating.validation import validate
+from mrecg_onnx.validating import validate
 
 if TYPE_CHECKING:
     from pathlib import Path

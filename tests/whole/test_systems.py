@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import mrecg_onnx
-from mrecg_onnx.data.images import Preprocess, open_calibration
-from mrecg_onnx.measures.metrics import sqnr_db
+from mrecg_onnx.data import Preprocess, open_calibration
+from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.methods import METHODS
-from mrecg_onnx.runtimes.runtime import input_specs, open_session, run_padded
+from mrecg_onnx.runtimes import input_specs, open_session, run_padded
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 MODEL = SAMPLES / "digits.onnx"

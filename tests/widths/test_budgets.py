@@ -18,7 +18,7 @@ from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.settings import BitRule, Settings
 from mrecg_onnx.targets import targets
-from mrecg_onnx.validating.validation import validate
+from mrecg_onnx.validating import validate
 from mrecg_onnx.widths.costs import WIDTHS, measure_costs
 from mrecg_onnx.widths.drop_search import AVERAGES, Trial, search
 from mrecg_onnx.widths.packed_size import PackedSize, stored_bits

@@ -23,7 +23,7 @@ from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, conv
 from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.converters.passes.opset import raise_opset
 from mrecg_onnx.preparation import editable_graph
-from mrecg_onnx.runtimes.runtime import fused_op_counts, open_session
+from mrecg_onnx.runtimes import fused_op_counts, open_session
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets.targets import load_target
 from mrecg_onnx.writing.containers import CONTAINER_KEY, CONTAINERS, contained, container_of

@@ -21,13 +21,13 @@ from PIL import Image
 
 import mrecg_onnx
 from mrecg_onnx.checking.verification import verify
-from mrecg_onnx.measures.metrics import sqnr_db
+from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.network.simulation import QuantizedWeight
 from mrecg_onnx.planning.activations import WEIGHTED_OPS
 from mrecg_onnx.planning.plan import ActivationPlan
 from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.quantizers.grids import Grid, fake_quantize, quantize_codes, search_range
-from mrecg_onnx.runtimes.runtime import fused_op_counts, open_session, run_padded
+from mrecg_onnx.runtimes import fused_op_counts, open_session, run_padded
 from mrecg_onnx.settings import BitRule, Settings
 from mrecg_onnx.targets.targets import load_target
 from mrecg_onnx.writing.qdq import code_bounds, export
