@@ -114,7 +114,7 @@ def follow(
 
     Args:
         model: the file.
-        codes: names of the codes by quantizer (:attr:`mrecg_onnx.writing.qdq.Exported.codes`).
+        codes: names of the codes by quantizer (:attr:`mrecg_onnx.writing.exported.Exported.codes`).
         simulation: what was learned.
         data: inputs, [N, ...] by name, on the CPU.
         run: the runtime.

@@ -1,5 +1,8 @@
-from .containers import FOUR_BITS, TWO_BITS, Contained, contained, container_of
-from .qdq import FLOAT_MATMUL, WIDE_OPSET, Exported, export
+from .containers import Contained, contained, container_of
+from .exported import Exported
+from .integer_nodes import FLOAT_MATMUL
+from .opsets import FOUR_BITS, TWO_BITS, WIDE_OPSET
+from .qdq import export
 from .retargeting import retarget, target_of
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""From the file for ONNX Runtime (:mod:`writing.qdq`) to the form that a target's rules ask for, and the rules' checker.
+"""From the file for ONNX Runtime (:mod:`writing.qdq`) to the form that a target's rules ask for.
 
 Every step keeps what the graph computes, bit for bit, where it is run as written:
 
@@ -12,7 +12,7 @@ Every step keeps what the graph computes, bit for bit, where it is run as writte
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -22,18 +22,18 @@ from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
 from mrecg_onnx.converters.passes.opset import raise_opset
 from mrecg_onnx.converters.passes.structure import remove_unused
 from mrecg_onnx.converters.passes.values import add_initializer, unique_name
-from mrecg_onnx.planning import CLAMPS, PRESERVING_OPS, WEIGHTED_OPS, readers
+from mrecg_onnx.planning import readers
 from mrecg_onnx.targets import Target
-from mrecg_onnx.writing.containers import along, array_of, container_of
+from mrecg_onnx.writing.constants import along, array_of
+from mrecg_onnx.writing.containers import container_of
+from mrecg_onnx.writing.pairs import dequantizers, is_constant, parts_an_add, quantized_value, quantizer_of
+from mrecg_onnx.writing.rule_checks import broken_rules
 
-__all__ = ["TARGET_KEY", "broken_rules", "retarget", "target_of"]
+__all__ = ["TARGET_KEY", "retarget", "target_of"]
 
 #: Entry of metadata_props: the target's name. Files without it are for ONNX Runtime.
 TARGET_KEY = "mrecg_onnx.target"
-#: Types of the container ``typed``, whose weights may need a zero point.
-_TYPED = frozenset({ir.DataType.UINT4, ir.DataType.INT4})
 _POOLS = frozenset({"AveragePool", "GlobalAveragePool"})
-_CODES = frozenset({ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.UINT16})
 
 
 def target_of(model: onnx.ModelProto) -> str:
@@ -77,26 +77,10 @@ def retarget(model: onnx.ModelProto, target: Target, where: str = "the model") -
     return proto
 
 
-# --- steps ------------------------------------------------------------------------------------------------------------
-
-
-def _quantizer(codes: ir.Value | None) -> ir.Node | None:
-    """The QuantizeLinear that made ``codes``, through ops on codes; None for constants."""
-    maker = codes.producer() if codes is not None else None
-    while maker is not None and maker.op_type != "QuantizeLinear":
-        before = maker.inputs[0]
-        maker = before.producer() if before is not None else None
-    return maker
-
-
-def _dequantizers(model: ir.Model) -> Iterator[ir.Node]:
-    return (node for node in list(model.graph) if node.op_type == "DequantizeLinear")
-
-
 def _one_scale(model: ir.Model, _where: str, _target: Target) -> None:
     """Activations have one scale, also in front of layers with float weights."""
-    for node in _dequantizers(model):
-        maker = _quantizer(node.inputs[0])
+    for node, *_ in dequantizers(model):
+        maker = quantizer_of(node.inputs[0])
         if maker is not None and array_of(node.inputs[1]).ndim:
             for index in (1, 2):
                 node.replace_input_with(index, maker.inputs[index])
@@ -118,9 +102,9 @@ def _plain_branches(model: ir.Model, _where: str, _target: Target) -> None:
 def _pooled_operands(model: ir.Model, _where: str, _target: Target) -> None:
     """The codes that an Add alone reads of a convolution pass a MaxPool of one code."""
     graph = model.graph
-    for node in _dequantizers(model):
+    for node, *_ in dequantizers(model):
         codes, users = node.inputs[0], {reader.op_type for reader in readers(node.outputs[0])}
-        maker = _quantizer(codes)
+        maker = quantizer_of(codes)
         if codes is None or maker is None or len(readers(codes)) > 1 or users != {"Add"}:
             continue
         axes = _image_axes(maker.inputs[0])
@@ -147,7 +131,7 @@ def _image_axes(value: ir.Value | None) -> int:
 
 def _float_bias(model: ir.Model, _where: str, _target: Target) -> None:
     graph = model.graph
-    for node in _dequantizers(model):
+    for node, *_ in dequantizers(model):
         codes = node.inputs[0]
         if codes is None or codes.const_value is None or codes.dtype != ir.DataType.INT32:
             continue
@@ -164,7 +148,7 @@ def _float_pads(model: ir.Model, _where: str, _target: Target) -> None:
     graph = model.graph
     for pad in [n for n in graph if n.op_type == "Pad" and n.outputs[0].dtype == ir.DataType.UINT8]:
         codes, padded = pad.inputs[0], pad.outputs[0]
-        maker = _quantizer(codes)
+        maker = quantizer_of(codes)
         assert codes is not None
         assert maker is not None
         name, scale, zero = padded.name or "", maker.inputs[1], maker.inputs[2]
@@ -229,7 +213,7 @@ def _zero_point_zero(model: ir.Model, where: str, target: Target) -> None:
                 maker is not None
                 and maker.op_type == "Clip"
                 and len(maker.inputs) > 2
-                and all(map(_known, maker.inputs[1:3]))
+                and all(map(is_constant, maker.inputs[1:3]))
             ):
                 scale = float(array_of(node.inputs[1]))
                 ends = [float(array_of(end)) / scale + shift for end in maker.inputs[1:3]]
@@ -249,54 +233,13 @@ def _zero_point_zero(model: ir.Model, where: str, target: Target) -> None:
 def _no_fused_operands(model: ir.Model, where: str, target: Target) -> None:
     """Refuse quantizers that would part an Add from the layer in front: without them something else is computed."""
     for quantize in [n for n in model.graph if n.op_type == "QuantizeLinear"]:
-        if _parts_an_add(quantize):
+        if parts_an_add(quantize):
+            value = quantized_value(quantize)
+            assert value is not None
             raise SettingsError(
-                f"{where}: '{_source(quantize).name}' is quantized between a layer and an Add, which target {target.name} wants "  # type: ignore[union-attr]
+                f"{where}: '{value.name}' is quantized between a layer and an Add, which target {target.name} wants "
                 f"in one kernel: quantize with --target {target.name}"
             )
-
-
-def _source(quantize: ir.Node) -> ir.Value | None:
-    """What is quantized, before a Clip to the ends of codes around 0; that of a Relu or Relu6 counts as an op of its own."""
-    source = quantize.inputs[0]
-    maker = source.producer() if source is not None else None
-    if maker is not None and maker.op_type == "Clip" and len(maker.inputs) > 1 and _known(maker.inputs[1]):
-        return maker.inputs[0] if array_of(maker.inputs[1]) < 0 else source
-    return source
-
-
-def _known(bound: ir.Value | None) -> bool:
-    """True for a bound that is a constant, as all that the exporter writes are; those of the user's may be computed."""
-    return bound is not None and bound.const_value is not None
-
-
-def _from_layer(value: ir.Value | None) -> bool:
-    """True for what a weighted layer makes for a single use; the Add of its bias belongs to it."""
-    maker = value.producer() if value is not None else None
-    if maker is None or len(list(value.uses())) != 1 or value.is_graph_output():  # type: ignore[union-attr]
-        return False
-    if maker.op_type == "Add":
-        return any(v is not None and v.const_value is not None for v in maker.inputs) and any(
-            map(_from_layer, maker.inputs)
-        )
-    if maker.op_type not in WEIGHTED_OPS:
-        return False
-    held = [v.producer() if v is not None else None for v in maker.inputs]
-    stored = [node.inputs[0] if node is not None and node.op_type == "DequantizeLinear" else None for node in held]
-    return any(v is not None and v.const_value is not None for v in (*maker.inputs, *stored))
-
-
-def _parts_an_add(quantize: ir.Node) -> bool:
-    """True if what a layer makes for one Add is quantized on the way, and nothing comes to that Add straight from a layer."""
-    codes = quantize.outputs[0]
-    if not _from_layer(_source(quantize)) or len(list(codes.uses())) != 1:
-        return False
-    values = readers(codes)[0].outputs[0]
-    adds = readers(values)
-    if len(list(values.uses())) != 1 or adds[0].op_type != "Add":
-        return False
-    operands = adds[0].inputs
-    return not any(v is None or v.const_value is not None or _from_layer(v) for v in operands)
 
 
 _STEPS: tuple[tuple[str, str, Callable[[ir.Model, str, Target], None]], ...] = (
@@ -309,75 +252,3 @@ _STEPS: tuple[tuple[str, str, Callable[[ir.Model, str, Target], None]], ...] = (
     ("add_operands", "residual", _no_fused_operands),
 )
 """Rule, choice, and the step that brings it about; in this order."""
-
-
-# --- the checker ------------------------------------------------------------------------------------------------------
-
-
-def broken_rules(model: onnx.ModelProto, target: Target) -> list[str]:
-    """What in ``model`` breaks the rules of ``target``, one line each; empty where all hold. For files of any origin."""
-    graph = ir.from_proto(model)
-    opset = graph.opset_imports.get("", 0)
-    low, high = target.opset
-    found = [] if low <= opset <= high else [f"opset {opset} is not in {low}..{high}"]
-    for node in graph.graph:
-        if node.op_type in _CHECKS:
-            found += _CHECKS[node.op_type](node, target)
-    return found
-
-
-def _check_quantize(node: ir.Node, target: Target) -> list[str]:
-    zero = array_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.array(0, np.uint8)
-    found = []
-    kinds = (target.activation, *(f"uint{bits}" for bits in target.wide_abits))
-    if zero.dtype.name not in kinds:
-        found.append(f"'{node.name}' writes {zero.dtype.name}, not {' or '.join(kinds)}")
-    if target.zero_point == "zero" and zero.any():
-        found.append(f"'{node.name}' has the zero point {int(zero.reshape(-1)[0])}, not 0")
-    if target.add_operands == "residual" and _parts_an_add(node):
-        found.append(f"'{node.name}' parts an Add from the layer in front of it")
-    users = {user.op_type for reader in readers(node.outputs[0]) for v in reader.outputs for user in readers(v)}
-    if target.layer_outputs == "float" and users and not users & _integer_readers(target):
-        found.append(f"'{node.name}' quantizes for float ops alone ({', '.join(sorted(users))})")
-    return found
-
-
-def _integer_readers(target: Target) -> frozenset[str]:
-    """Ops that read quantized values, or pass them on to such."""
-    return (
-        WEIGHTED_OPS | PRESERVING_OPS | CLAMPS | frozenset(target.integer_ops) | {"QuantizeLinear", "DequantizeLinear"}
-    )
-
-
-def _check_dequantize(node: ir.Node, target: Target) -> list[str]:
-    codes = node.inputs[0]
-    zero = array_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros((), np.int8)
-    constant = _quantizer(codes) is None  # stored, or unpacked from what is
-    kind = codes.dtype if codes is not None else None
-    found = []
-    if constant and kind == ir.DataType.INT32 and target.bias == "float":
-        found.append(f"'{node.name}' is an int32 bias, it should be float")
-    if constant and kind not in _TYPED and zero.any():
-        found.append(f"'{node.name}' has weights with a zero point that is not 0")
-    if not constant and array_of(node.inputs[1]).ndim and target.float_layers == "one-scale":
-        found.append(f"'{node.name}' has activations with a scale a channel")
-    if not constant and target.zero_point == "zero" and zero.any():
-        found.append(f"'{node.name}' has the zero point {int(zero.reshape(-1)[0])}, not 0")
-    return found
-
-
-def _check_codes(node: ir.Node, target: Target) -> list[str]:
-    source = node.inputs[0]
-    made = source.producer() if source is not None else None
-    by_quantizer = made is not None and made.op_type == "QuantizeLinear"
-    on_codes = by_quantizer or (source is not None and source.dtype is not None and source.dtype in _CODES)
-    return [f"'{node.name}' is a {node.op_type} of codes"] if on_codes and target.bounds == "float" else []
-
-
-_CHECKS: dict[str, Callable[[ir.Node, Target], list[str]]] = {
-    "QuantizeLinear": _check_quantize,
-    "DequantizeLinear": _check_dequantize,
-    "Clip": _check_codes,
-    "Min": _check_codes,
-    "Pad": _check_codes,
-}

@@ -34,7 +34,8 @@ from mrecg_onnx.targets.targets import CONTAINER_NAMES, TARGET_NAMES, load_targe
 from mrecg_onnx.validating import stored_preprocess
 from mrecg_onnx.writing.containers import contained, container_of
 from mrecg_onnx.writing.qdq import export
-from mrecg_onnx.writing.retargeting import broken_rules, retarget, target_of
+from mrecg_onnx.writing.retargeting import retarget, target_of
+from mrecg_onnx.writing.rule_checks import broken_rules
 
 RULES = Path(mrecg_onnx.__file__).parent / "targets" / "rules"
 SAMPLES = Path(__file__).parents[2] / "samples"

@@ -30,14 +30,15 @@ from mrecg_onnx.quantizers.grids import Grid, fake_quantize, quantize_codes, sea
 from mrecg_onnx.runtimes import fused_op_counts, open_session, run_padded
 from mrecg_onnx.settings import BitRule, Settings
 from mrecg_onnx.targets.targets import load_target
-from mrecg_onnx.writing.qdq import code_bounds, export
+from mrecg_onnx.writing.activations import code_bounds
+from mrecg_onnx.writing.qdq import export
 from mrecg_onnx.writing.retargeting import retarget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from mrecg_onnx.writing.qdq import Exported
+    from mrecg_onnx.writing.exported import Exported
 
 WIDTHS = [(4, 4), (2, 4), (8, 8), (4, 32)]
 

@@ -1,0 +1,74 @@
+"""Q/DQ pairs of a written graph: what is dequantized, what made codes, and what of."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from mrecg_onnx.planning import WEIGHTED_OPS, readers
+from mrecg_onnx.writing.constants import array_of
+
+__all__ = ["dequantizers", "is_constant", "parts_an_add", "quantized_value", "quantizer_of"]
+
+
+def dequantizers(model: ir.Model) -> list[tuple[ir.Node, ir.Value, ir.Value, ir.Value | None]]:
+    """Every DequantizeLinear with its codes, scale and zero point."""
+    found = []
+    for node in model.graph:
+        if node.op_type == "DequantizeLinear":
+            codes, scale, zero = (*node.inputs, None)[:3]
+            assert codes is not None
+            assert scale is not None
+            found.append((node, codes, scale, zero))
+    return found
+
+
+def quantizer_of(codes: ir.Value | None) -> ir.Node | None:
+    """The QuantizeLinear that made ``codes``, through ops on codes; None for constants."""
+    maker = codes.producer() if codes is not None else None
+    while maker is not None and maker.op_type != "QuantizeLinear":
+        before = maker.inputs[0]
+        maker = before.producer() if before is not None else None
+    return maker
+
+
+def quantized_value(quantize: ir.Node) -> ir.Value | None:
+    """What is quantized, before a Clip to the ends of codes around 0; that of a Relu or Relu6 counts as an op of its own."""
+    source = quantize.inputs[0]
+    maker = source.producer() if source is not None else None
+    if maker is not None and maker.op_type == "Clip" and len(maker.inputs) > 1 and is_constant(maker.inputs[1]):
+        return maker.inputs[0] if array_of(maker.inputs[1]) < 0 else source
+    return source
+
+
+def is_constant(bound: ir.Value | None) -> bool:
+    """True for a bound that is a constant, as all that the exporter writes are; those of the user's may be computed."""
+    return bound is not None and bound.const_value is not None
+
+
+def _from_layer(value: ir.Value | None) -> bool:
+    """True for what a weighted layer makes for a single use; the Add of its bias belongs to it."""
+    maker = value.producer() if value is not None else None
+    if maker is None or len(list(value.uses())) != 1 or value.is_graph_output():  # type: ignore[union-attr]
+        return False
+    if maker.op_type == "Add":
+        return any(v is not None and v.const_value is not None for v in maker.inputs) and any(
+            map(_from_layer, maker.inputs)
+        )
+    if maker.op_type not in WEIGHTED_OPS:
+        return False
+    held = [v.producer() if v is not None else None for v in maker.inputs]
+    stored = [node.inputs[0] if node is not None and node.op_type == "DequantizeLinear" else None for node in held]
+    return any(v is not None and v.const_value is not None for v in (*maker.inputs, *stored))
+
+
+def parts_an_add(quantize: ir.Node) -> bool:
+    """True if what a layer makes for one Add is quantized on the way, and nothing comes to that Add straight from a layer."""
+    codes = quantize.outputs[0]
+    if not _from_layer(quantized_value(quantize)) or len(list(codes.uses())) != 1:
+        return False
+    values = readers(codes)[0].outputs[0]
+    adds = readers(values)
+    if len(list(values.uses())) != 1 or adds[0].op_type != "Add":
+        return False
+    operands = adds[0].inputs
+    return not any(v is None or v.const_value is not None or _from_layer(v) for v in operands)

@@ -1,0 +1,89 @@
+"""Whether a file keeps the rules of a target; for files of any origin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from mrecg_onnx.planning import CLAMPS, PRESERVING_OPS, WEIGHTED_OPS, readers
+from mrecg_onnx.targets import Target
+from mrecg_onnx.writing.constants import array_of
+from mrecg_onnx.writing.pairs import parts_an_add, quantizer_of
+
+__all__ = ["broken_rules"]
+
+#: Types of the container ``typed``, whose weights may need a zero point.
+_TYPED = frozenset({ir.DataType.UINT4, ir.DataType.INT4})
+_CODES = frozenset({ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.UINT16})
+
+
+def broken_rules(model: onnx.ModelProto, target: Target) -> list[str]:
+    """What in ``model`` breaks the rules of ``target``, one line each; empty where all hold. For files of any origin."""
+    graph = ir.from_proto(model)
+    opset = graph.opset_imports.get("", 0)
+    low, high = target.opset
+    found = [] if low <= opset <= high else [f"opset {opset} is not in {low}..{high}"]
+    for node in graph.graph:
+        if node.op_type in _CHECKS:
+            found += _CHECKS[node.op_type](node, target)
+    return found
+
+
+def _check_quantize(node: ir.Node, target: Target) -> list[str]:
+    zero = array_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.array(0, np.uint8)
+    found = []
+    kinds = (target.activation, *(f"uint{bits}" for bits in target.wide_abits))
+    if zero.dtype.name not in kinds:
+        found.append(f"'{node.name}' writes {zero.dtype.name}, not {' or '.join(kinds)}")
+    if target.zero_point == "zero" and zero.any():
+        found.append(f"'{node.name}' has the zero point {int(zero.reshape(-1)[0])}, not 0")
+    if target.add_operands == "residual" and parts_an_add(node):
+        found.append(f"'{node.name}' parts an Add from the layer in front of it")
+    users = {user.op_type for reader in readers(node.outputs[0]) for v in reader.outputs for user in readers(v)}
+    if target.layer_outputs == "float" and users and not users & _integer_readers(target):
+        found.append(f"'{node.name}' quantizes for float ops alone ({', '.join(sorted(users))})")
+    return found
+
+
+def _integer_readers(target: Target) -> frozenset[str]:
+    """Ops that read quantized values, or pass them on to such."""
+    return (
+        WEIGHTED_OPS | PRESERVING_OPS | CLAMPS | frozenset(target.integer_ops) | {"QuantizeLinear", "DequantizeLinear"}
+    )
+
+
+def _check_dequantize(node: ir.Node, target: Target) -> list[str]:
+    codes = node.inputs[0]
+    zero = array_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros((), np.int8)
+    constant = quantizer_of(codes) is None  # stored, or unpacked from what is
+    kind = codes.dtype if codes is not None else None
+    found = []
+    if constant and kind == ir.DataType.INT32 and target.bias == "float":
+        found.append(f"'{node.name}' is an int32 bias, it should be float")
+    if constant and kind not in _TYPED and zero.any():
+        found.append(f"'{node.name}' has weights with a zero point that is not 0")
+    if not constant and array_of(node.inputs[1]).ndim and target.float_layers == "one-scale":
+        found.append(f"'{node.name}' has activations with a scale a channel")
+    if not constant and target.zero_point == "zero" and zero.any():
+        found.append(f"'{node.name}' has the zero point {int(zero.reshape(-1)[0])}, not 0")
+    return found
+
+
+def _check_codes(node: ir.Node, target: Target) -> list[str]:
+    source = node.inputs[0]
+    made = source.producer() if source is not None else None
+    by_quantizer = made is not None and made.op_type == "QuantizeLinear"
+    on_codes = by_quantizer or (source is not None and source.dtype is not None and source.dtype in _CODES)
+    return [f"'{node.name}' is a {node.op_type} of codes"] if on_codes and target.bounds == "float" else []
+
+
+_CHECKS: dict[str, Callable[[ir.Node, Target], list[str]]] = {
+    "QuantizeLinear": _check_quantize,
+    "DequantizeLinear": _check_dequantize,
+    "Clip": _check_codes,
+    "Min": _check_codes,
+    "Pad": _check_codes,
+}
