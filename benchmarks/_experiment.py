@@ -191,7 +191,7 @@ def block_losses(run: Run, batch: int = 32) -> list[float]:
     """
     import torch  # noqa: PLC0415
 
-    from mrecg_onnx.learning.reconstruction import reconstruction_loss  # noqa: PLC0415
+    from mrecg_onnx.learning.losses import reconstruction_loss  # noqa: PLC0415
     from mrecg_onnx.network.simulation import forward_batches  # noqa: PLC0415
 
     simulation, network = run.simulation, run.simulation.network

@@ -36,14 +36,16 @@ from torch.nn import functional
 import mrecg_onnx
 from mrecg_onnx import quantization
 from mrecg_onnx.converters import load_model, normalize
+from mrecg_onnx.learning.judging import evaluate_unit
 from mrecg_onnx.learning.prefix import UnitData
-from mrecg_onnx.learning.reconstruction import LearningRates, evaluate_unit, reconstruct_unit
+from mrecg_onnx.learning.rates import LearningRates
+from mrecg_onnx.learning.reconstruction import reconstruct_unit
 from mrecg_onnx.network.network import Step
 from mrecg_onnx.network.simulation import QuantizedWeight, Simulation
 from mrecg_onnx.planning.plan import UnitPlan
 from mrecg_onnx.preparation import make_plan
 from mrecg_onnx.progress import UnitResult
-from mrecg_onnx.quantizers.grids import Grid
+from mrecg_onnx.quantizers import Grid
 from mrecg_onnx.quantizers.rounding import BetaSchedule
 
 RESULTS = Path(__file__).parent / "results"

@@ -55,7 +55,7 @@ def measure(
     name: str, model: str, iters: int, bits: tuple[int, int], seed: int, root: Path, threads: int
 ) -> dict[str, Any]:
     """One run of one variant."""
-    from mrecg_onnx.learning.reconstruction import default_rates  # noqa: PLC0415 - torch is heavy and --help does not need it
+    from mrecg_onnx.learning.rates import default_rates  # noqa: PLC0415 - torch is heavy and --help does not need it
 
     changes = dict(VARIANTS[name])
     rates = default_rates(iters)

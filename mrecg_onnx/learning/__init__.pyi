@@ -3,7 +3,8 @@ from .bitsplit import split_unit
 from .checkpoint import Checkpoint
 from .lapq import Lapq, minimise_steps
 from .prefix import Inputs, Prefix, UnitData
-from .reconstruction import LearningRates, default_rates, reconstruct_unit
+from .rates import LearningRates, default_rates
+from .reconstruction import reconstruct_unit
 
 __all__ = [
     "Checkpoint",

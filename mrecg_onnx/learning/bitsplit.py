@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mrecg_onnx.learning.judging import evaluate_unit
+from mrecg_onnx.learning.losses import output_weights
 from mrecg_onnx.learning.prefix import UnitData
-from mrecg_onnx.learning.reconstruction import evaluate_unit, output_weights
 from mrecg_onnx.learning.responses import Layout, NormalEquations, layout_of, normal_equations
 from mrecg_onnx.machine import ALONE, Workers
 from mrecg_onnx.network import QuantizedWeight, Simulation, Step, forward_size

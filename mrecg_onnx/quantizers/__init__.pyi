@@ -1,16 +1,12 @@
-from .grids import (
-    EPSILON,
-    P_NORM,
-    Grid,
+from .fake_quantization import (
     compile_kernels,
     fake_quantize,
     fake_quantize_weight,
     learnable_fake_quantize,
     quantize_codes,
-    search_range,
-    symmetric_eight,
-    whole_reciprocal,
 )
+from .grids import EPSILON, Grid, symmetric_eight, whole_reciprocal
+from .range_search import P_NORM, search_range
 from .ranges import Estimator, chosen_ranges, gauss_clip, is_laplace, laplace_clip, min_max, mse
 from .rounding import ROUNDINGS, BetaSchedule, LearnedRounding
 

@@ -16,7 +16,8 @@ from scipy.stats import norm
 from torch import Tensor
 
 from mrecg_onnx.methods import METHODS
-from mrecg_onnx.quantizers.grids import P_NORM, Grid, search_range
+from mrecg_onnx.quantizers.grids import Grid
+from mrecg_onnx.quantizers.range_search import P_NORM, search_range
 from mrecg_onnx.settings import Settings
 
 __all__ = [

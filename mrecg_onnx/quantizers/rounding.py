@@ -8,7 +8,7 @@ FlexRound (Lee et al. 2023, eq. 2), a learned division: W~ = s * (clip(round(W /
 
 Straight-through (AdaQuant, Hubara et al. 2021), any distance: W~ = s * (clip(round(W' / s) + z, n, p) - z), W' learned.
 
-The scale s is learned outside, for all of them alike (:mod:`mrecg_onnx.learning.reconstruction`).
+The scale s is learned outside, for all of them alike (:mod:`mrecg_onnx.learning.trainable`).
 """
 
 from __future__ import annotations

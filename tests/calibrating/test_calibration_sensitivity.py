@@ -20,7 +20,7 @@ from mrecg_onnx.checking.verification import verify
 from mrecg_onnx.converters.errors import DataError, ModelError, MrecgError
 from mrecg_onnx.measures.output_errors import output_error
 from mrecg_onnx.quantization import QuantizationResult, quantize
-from mrecg_onnx.quantizers.grids import Grid, quantize_codes, search_range
+from mrecg_onnx.quantizers import Grid, quantize_codes, search_range
 from mrecg_onnx.quantizers.ranges import RANGES
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.writing.qdq import export

@@ -14,7 +14,7 @@ from mrecg_onnx.machine.cache import Pool, Store
 from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.quantizers.grids import search_range
+from mrecg_onnx.quantizers import search_range
 from mrecg_onnx.quantizers.rounding import StraightRounding
 from mrecg_onnx.settings import Settings
 

@@ -23,7 +23,7 @@ from mrecg_onnx.learning.responses import ROWS, NormalEquations, layout_of, norm
 from mrecg_onnx.machine.parallel import Workers
 from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.quantization import QuantizationResult, quantize
-from mrecg_onnx.quantizers.grids import quantize_codes, search_range
+from mrecg_onnx.quantizers import quantize_codes, search_range
 from mrecg_onnx.runtimes import open_session, run_padded
 from mrecg_onnx.settings import BitRule, Settings
 

@@ -23,7 +23,7 @@ from mrecg_onnx.learning.checkpoint import Checkpoint
 from mrecg_onnx.network.simulation import QuantizedWeight, State
 from mrecg_onnx.progress import UnitResult
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.quantizers.grids import Grid
+from mrecg_onnx.quantizers import Grid
 from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from helpers.stages import feeds, simulated, tensors
 from mrecg_onnx import quantization
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.learning.bias_correction import _clamp_behind, correct_biases
+from mrecg_onnx.learning.losses import reconstruction_loss
 from mrecg_onnx.learning.prefix import Inputs, Prefix
-from mrecg_onnx.learning.reconstruction import reconstruction_loss
 from mrecg_onnx.machine.cache import Pool, Store
 from mrecg_onnx.measures.task import task_loss
 from mrecg_onnx.methods import METHODS, Method, Phase

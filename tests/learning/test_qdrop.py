@@ -10,9 +10,9 @@ import torch
 from helpers.learned import small
 from helpers.stages import feeds
 
-from mrecg_onnx.learning import reconstruction
+from mrecg_onnx.learning.loop import Loop
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.quantizers.grids import fake_quantize
+from mrecg_onnx.quantizers import fake_quantize
 from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def seen(tmp_path, monkeypatch) -> Callable[..., dict[str, list]]:
     """Inputs of all units and values behind all quantizers, as the first iteration of each unit has them."""
     found: dict[str, list] = {"inputs": [], "inside": []}
-    inputs, activation = reconstruction._Loop.inputs, reconstruction._Loop.activation
+    inputs, activation = Loop.inputs, Loop.activation
 
     def spy_inputs(loop, batch):
         made = inputs(loop, batch)
@@ -39,8 +39,8 @@ def seen(tmp_path, monkeypatch) -> Callable[..., dict[str, list]]:
             found["inside"].append((name, made.detach(), fake_quantize(value.detach(), grid), value.detach()))
         return made
 
-    monkeypatch.setattr(reconstruction._Loop, "inputs", spy_inputs)
-    monkeypatch.setattr(reconstruction._Loop, "activation", spy_activation)
+    monkeypatch.setattr(Loop, "inputs", spy_inputs)
+    monkeypatch.setattr(Loop, "activation", spy_activation)
     np.savez(tmp_path / "calib.npz", **feeds(small(), 32))
 
     def run(**more):

@@ -22,16 +22,10 @@ from mrecg_onnx import quantization
 from mrecg_onnx.converters import normalize
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.data import InputSpec, Preprocess, open_calibration
+from mrecg_onnx.learning.losses import reconstruction_loss
+from mrecg_onnx.learning.masks import Masks
 from mrecg_onnx.learning.prefix import Inputs, Prefix
-from mrecg_onnx.learning.reconstruction import (
-    LR_SCALE,
-    PAPER_ITERS,
-    PAPER_LR_ROUNDING,
-    SHORTEST,
-    _Masks,
-    default_rates,
-    reconstruction_loss,
-)
+from mrecg_onnx.learning.rates import LR_SCALE, PAPER_ITERS, PAPER_LR_ROUNDING, SHORTEST, default_rates
 from mrecg_onnx.machine.cache import Pool, Store
 from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.methods import METHODS
@@ -126,7 +120,7 @@ def test_rates_grow_as_iterations_shrink_from_the_papers():
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 0.5])
 def test_masks_keep_their_share_and_change_from_draw_to_draw(probability):
-    masks = _Masks(probability, torch.device("cpu"), torch.Generator().manual_seed(0))
+    masks = Masks(probability, torch.device("cpu"), torch.Generator().manual_seed(0))
     like = torch.zeros(16, 8, 12, 12)
     drawn = [masks.draw(like) for _ in range(20)]
     assert all(mask.shape == like.shape for mask in drawn)
@@ -136,7 +130,7 @@ def test_masks_keep_their_share_and_change_from_draw_to_draw(probability):
 
 
 def test_without_drop_there_is_no_mask():
-    assert _Masks(1.0, torch.device("cpu"), torch.Generator()).draw(torch.zeros(3)) is None
+    assert Masks(1.0, torch.device("cpu"), torch.Generator()).draw(torch.zeros(3)) is None
 
 
 @pytest.mark.parametrize(

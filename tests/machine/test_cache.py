@@ -24,7 +24,7 @@ from mrecg_onnx import quantization
 from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.machine.cache import Pool, Store, _free_in_group, default_memory, gigabytes
 from mrecg_onnx.quantization import QuantizationResult, quantize
-from mrecg_onnx.quantizers.grids import Grid, fake_quantize, quantize_codes
+from mrecg_onnx.quantizers import Grid, fake_quantize, quantize_codes
 from mrecg_onnx.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]

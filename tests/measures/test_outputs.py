@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mrecg_onnx.calibrating.sensitivity import measure_sensitivity
 from mrecg_onnx.commands import main
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.learning.reconstruction import output_weights
+from mrecg_onnx.learning.losses import output_weights
 from mrecg_onnx.machine.cache import Pool, Store
 from mrecg_onnx.machine.parallel import ALONE
 from mrecg_onnx.measures import sqnr_db

@@ -14,20 +14,15 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from mrecg_onnx.quantizers import grids
-from mrecg_onnx.quantizers.grids import (
-    EPSILON,
-    PER_CHANNEL_CANDIDATES,
-    PER_TENSOR_CANDIDATES,
-    Grid,
+from mrecg_onnx.quantizers import fake_quantization
+from mrecg_onnx.quantizers.fake_quantization import (
     fake_quantize,
     fake_quantize_weight,
-    grid_from_range,
     learnable_fake_quantize,
     quantize_codes,
-    search_range,
-    whole_reciprocal,
 )
+from mrecg_onnx.quantizers.grids import EPSILON, Grid, grid_from_range, whole_reciprocal
+from mrecg_onnx.quantizers.range_search import PER_CHANNEL_CANDIDATES, PER_TENSOR_CANDIDATES, search_range
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -320,9 +315,9 @@ def test_gradients_are_those_of_lsq_and_the_straight_through_estimator(bits, see
 
     def by_operations(x, s):
         """What a GPU runs, and what torch.compile makes one pass of."""
-        kernels = grids._forward_math, grids._backward_math
+        kernels = fake_quantization._forward_math, fake_quantization._backward_math
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(grids, "_kernels", kernels)
+            patch.setattr(fake_quantization, "_kernels", kernels)
             return learnable_fake_quantize(x, s, zero, qmax, keep)
 
     found = []
@@ -349,9 +344,9 @@ def test_kernels_that_cannot_be_compiled_change_nothing(monkeypatch, caplog):
 
     monkeypatch.setattr(torch, "compile", broken)
     with caplog.at_level("INFO"):
-        assert grids.compile_kernels(torch.device("cpu")) is False
+        assert fake_quantization.compile_kernels(torch.device("cpu")) is False
     assert "no C++ compiler" in caplog.text
-    assert grids._kernels is None
+    assert fake_quantization._kernels is None
 
 
 def test_compiled_kernels_compute_the_same(monkeypatch):
@@ -361,10 +356,10 @@ def test_compiled_kernels_compute_the_same(monkeypatch):
     x, scale, keep = values("normal", 0, (2, 3, 4, 5)), torch.tensor(0.3), torch.ones(2, 3, 4, 5)
     expected = learnable_fake_quantize(x, scale, 2.0, 15, keep)
     try:
-        assert grids.compile_kernels(torch.device("cpu"))
+        assert fake_quantization.compile_kernels(torch.device("cpu"))
         assert torch.allclose(learnable_fake_quantize(x, scale, 2.0, 15, keep), expected, atol=1e-6)
     finally:
-        assert grids.compile_kernels(torch.device("cpu"), on=False) is False
+        assert fake_quantization.compile_kernels(torch.device("cpu"), on=False) is False
 
 
 def test_learnable_quantization_gives_the_values_of_fake_quantization():

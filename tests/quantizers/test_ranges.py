@@ -21,7 +21,9 @@ from mrecg_onnx.data.preprocess import InputSpec, Preprocess
 from mrecg_onnx.methods import METHODS, RANGE_NAMES
 from mrecg_onnx.preparation import calibrate
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.quantizers.grids import EPSILON, Grid, fake_quantize, search_range
+from mrecg_onnx.quantizers.fake_quantization import fake_quantize
+from mrecg_onnx.quantizers.grids import EPSILON, Grid
+from mrecg_onnx.quantizers.range_search import search_range
 from mrecg_onnx.quantizers.ranges import (
     NORMS,
     RANGES,

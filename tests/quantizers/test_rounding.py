@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrecg_onnx.quantizers.grids import fake_quantize, fake_quantize_weight, quantize_codes, search_range
+from mrecg_onnx.quantizers.fake_quantization import fake_quantize, fake_quantize_weight, quantize_codes
+from mrecg_onnx.quantizers.range_search import search_range
 from mrecg_onnx.quantizers.rounding import GAMMA, ZETA, BetaSchedule, SoftRounding, h, regularizer
 
 NO_DEADLINE = settings(max_examples=40, deadline=None)

@@ -12,7 +12,8 @@ from mrecg_onnx.commands._options import unused_options
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.quantization import method_of
-from mrecg_onnx.quantizers.grids import fake_quantize_weight, quantize_codes, search_range
+from mrecg_onnx.quantizers.fake_quantization import fake_quantize_weight, quantize_codes
+from mrecg_onnx.quantizers.range_search import search_range
 from mrecg_onnx.quantizers.rounding import ANNEALS, ROUNDINGS, BetaSchedule, FlexRounding, StraightRounding
 from mrecg_onnx.settings import Settings
 

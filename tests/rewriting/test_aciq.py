@@ -20,7 +20,7 @@ from mrecg_onnx.converters import to_torch
 from mrecg_onnx.network.network import Network
 from mrecg_onnx.network.simulation import QuantizedWeight
 from mrecg_onnx.quantization import QuantizationResult, quantize
-from mrecg_onnx.quantizers.grids import Grid, fake_quantize, quantize_codes
+from mrecg_onnx.quantizers import Grid, fake_quantize, quantize_codes
 from mrecg_onnx.rewriting.channel_bits import (
     MOST_BITS,
     allocate_activations,

@@ -27,7 +27,7 @@ from mrecg_onnx.converters.passes.opset import raise_opset
 from mrecg_onnx.data import open_validation
 from mrecg_onnx.machine.cache import Store
 from mrecg_onnx.planning.branches import branch_narrow_reads
-from mrecg_onnx.quantizers.grids import Grid, fake_quantize, symmetric_eight
+from mrecg_onnx.quantizers import Grid, fake_quantize, symmetric_eight
 from mrecg_onnx.runtimes import input_specs, open_session, open_with, run_padded
 from mrecg_onnx.settings import BitRule, Settings
 from mrecg_onnx.targets.targets import CONTAINER_NAMES, TARGET_NAMES, load_target

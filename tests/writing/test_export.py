@@ -26,7 +26,7 @@ from mrecg_onnx.network.simulation import QuantizedWeight
 from mrecg_onnx.planning.activations import WEIGHTED_OPS
 from mrecg_onnx.planning.plan import ActivationPlan
 from mrecg_onnx.quantization import QuantizationResult, quantize
-from mrecg_onnx.quantizers.grids import Grid, fake_quantize, quantize_codes, search_range
+from mrecg_onnx.quantizers import Grid, fake_quantize, quantize_codes, search_range
 from mrecg_onnx.runtimes import fused_op_counts, open_session, run_padded
 from mrecg_onnx.settings import BitRule, Settings
 from mrecg_onnx.targets.targets import load_target
