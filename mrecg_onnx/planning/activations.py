@@ -11,9 +11,9 @@ from mrecg_onnx.converters.passes.pooling import miscounts
 
 __all__ = [
     "CAPTURES", "CLAMPS", "FALLBACK", "FLOATS", "FLOAT_ONLY", "FLOAT_RESULT", "INTEGER_OPS", "OWNER", "PRESERVING_OPS",
-    "WEIGHTED_OPS", "activation_inputs", "activation_outputs", "channel_ceilings", "clamp_bounds", "constant", "is_activation",
-    "is_bridge", "is_clamp", "is_fallback", "is_layer", "is_preserving", "is_weighted", "lacks_kernel", "readers",
-    "weight_index",
+    "WEIGHTED_OPS", "activation_inputs", "activation_outputs", "ahead_of_layers", "behind_layers", "channel_ceilings",
+    "clamp_bounds", "constant", "is_activation", "is_bridge", "is_clamp", "is_fallback", "is_layer", "is_preserving",
+    "is_weighted", "lacks_kernel", "readers", "weight_index",
 ]  # fmt: skip
 
 #: Ops that may carry weights.
@@ -207,3 +207,23 @@ def channel_ceilings(node: ir.Node) -> tuple[float, ...] | None:
 def is_clamp(node: ir.Node) -> bool:
     """True for an op that only clamps, and that a quantizer behind it absorbs: bounds of its own, or one a channel."""
     return clamp_bounds(node) is not None or channel_ceilings(node) is not None
+
+
+def ahead_of_layers(model: ir.Model) -> set[ir.Node]:
+    """Nodes from which a weighted layer can be reached (the layer itself not counted)."""
+    result: set[ir.Node] = set()
+    for node in reversed(list(model.graph)):
+        for output in node.outputs:
+            if any(reader in result or is_layer(reader) for reader in readers(output)):
+                result.add(node)
+    return result
+
+
+def behind_layers(model: ir.Model) -> set[ir.Node]:
+    """Nodes that a weighted layer reaches (the layer itself not counted)."""
+    result: set[ir.Node] = set()
+    for node in model.graph:
+        makers = [v.producer() for v in node.inputs if v is not None]
+        if any(maker is not None and (maker in result or is_layer(maker)) for maker in makers):
+            result.add(node)
+    return result

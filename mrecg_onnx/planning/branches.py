@@ -24,7 +24,7 @@ from mrecg_onnx.planning.activations import (
     is_weighted,
     readers,
 )
-from mrecg_onnx.planning.placement import plan_layers
+from mrecg_onnx.planning.layers import plan_layers
 from mrecg_onnx.planning.plan import BYSTANDER_BITS
 from mrecg_onnx.settings import Settings
 
@@ -42,7 +42,7 @@ def branch_narrow_reads(model: ir.Model, settings: Settings) -> int:
         Number of branches.
 
     Raises:
-        MrecgError: as :func:`mrecg_onnx.planning.placement.plan_layers`.
+        MrecgError: as :func:`mrecg_onnx.planning.layers.plan_layers`.
     """
     narrow = {layer.name for layer in plan_layers(model, settings) if layer.abits < BYSTANDER_BITS}
     graph, count = model.graph, 0

@@ -176,7 +176,7 @@ def plan_units(model: ir.Model, layers: tuple[LayerPlan, ...], alpha: float) -> 
 
     Args:
         model: normalized graph.
-        layers: from :func:`mrecg_onnx.planning.placement.plan_layers`.
+        layers: from :func:`mrecg_onnx.planning.layers.plan_layers`.
         alpha: stride correction of the module capacity (Eq. 3).
 
     Returns:

@@ -1,0 +1,135 @@
+"""The layers: all with constant weights, what they cost, and to how many bits they are quantized (rule 1 of placement)."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from mrecg_onnx.converters.errors import ModelError, SettingsError
+from mrecg_onnx.planning.activations import (
+    ahead_of_layers,
+    behind_layers,
+    constant,
+    is_bridge,
+    is_layer,
+    is_weighted,
+    weight_index,
+)
+from mrecg_onnx.planning.plan import BYSTANDER_BITS, FLOAT_BITS, WIDE_BITS, LayerPlan
+from mrecg_onnx.settings import Settings
+
+__all__ = ["matching", "plan_layers"]
+
+
+def matching(patterns: Iterable[str], names: list[str], option: str) -> dict[str, set[str]]:
+    """Names that each pattern finds.
+
+    Raises:
+        SettingsError: a pattern finds nothing; the nearest names are suggested.
+    """
+    found = {pattern: {name for name in names if re.search(pattern, name)} for pattern in patterns}
+    for pattern, hits in found.items():
+        if not hits:
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
+            raise SettingsError(f"{option} '{pattern}' matches no node; names look like {', '.join(near)}")
+    return found
+
+
+def _macs(node: ir.Node, weight_shape: tuple[int, ...], spatial_of: ir.Value) -> int | None:
+    """Multiply-accumulates an image: weights times the positions they are used at."""
+    shape = spatial_of.shape
+    if node.op_type == "Gemm":
+        return math.prod(weight_shape)
+    if shape is None:
+        return None
+    positions = list(shape)[2:] if node.op_type != "MatMul" else list(shape)[1:-1]
+    if not all(isinstance(d, int) for d in positions):
+        return None
+    return math.prod(weight_shape) * math.prod(int(d) for d in positions if isinstance(d, int))
+
+
+def plan_layers(model: ir.Model, settings: Settings) -> tuple[LayerPlan, ...]:
+    """Describe every weighted layer and give it its widths.
+
+    Raises:
+        ModelError: the graph has no weighted layer, or is quantized already.
+        SettingsError: an ``exclude`` or ``bits`` pattern matches nothing.
+    """
+    weighted = [node for node in model.graph if is_weighted(node)]
+    if not any(map(is_layer, weighted)):
+        if any(node.op_type in {"DequantizeLinear", "QLinearConv", "QLinearMatMul"} for node in model.graph):
+            raise ModelError("the model is quantized already: give the float model it was made from")
+        raise ModelError(
+            "the model has no Conv, ConvTranspose, Gemm or MatMul with constant weights: nothing to quantize"
+        )
+    names = [node.name or "" for node in model.graph]
+    excluded = set().union(*matching(settings.exclude, names, "--exclude").values()) if settings.exclude else set()
+    rules = matching([r.pattern for r in settings.bits], [n.name or "" for n in weighted], "--bits")
+    ahead, behind = ahead_of_layers(model), behind_layers(model)
+    layers = []
+    for node in weighted:
+        position = weight_index(node)
+        assert position is not None
+        weight, data = node.inputs[position], node.inputs[1 - position]
+        assert weight is not None
+        assert data is not None
+        tensor = constant(weight)
+        assert tensor is not None
+        shape = tuple(tensor.numpy().shape)
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        bridge = is_bridge(node)
+        first, last = not bridge and node not in behind, not bridge and node not in ahead
+        wbits, abits = settings.wbits, settings.abits
+        if bridge:
+            # A value a channel is exact, and takes no room, at any width; what it reads is a stream, not its own input.
+            wbits, abits = BYSTANDER_BITS, max(BYSTANDER_BITS, abits)
+        if first or last:
+            # The image keeps 8 bits whatever low width is asked for: pixels are 8-bit data.
+            wbits = settings.first_last_bits
+            if abits < WIDE_BITS:
+                abits = BYSTANDER_BITS if first else settings.first_last_bits
+        for rule in settings.bits:
+            if node.name in rules[rule.pattern]:
+                wbits = rule.wbits or wbits
+                abits = (rule.abits or abits) if abits != FLOAT_BITS else FLOAT_BITS
+        out = node.name in excluded
+        transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+        axis: int | None
+        if node.op_type == "Conv" or transposed:
+            axis = 0
+        elif node.op_type == "MatMul" and len(shape) > 2:
+            axis = None
+        elif node.op_type == "MatMul":
+            axis = len(shape) - 1 if position == 1 else len(shape) - 2
+        else:
+            axis = 1
+        layers.append(
+            LayerPlan(
+                name=node.name or "",
+                op=node.op_type,
+                weight=weight.name or "",
+                bias=bias.name if bias is not None else None,
+                shape=shape,
+                axis=axis,
+                stride=tuple(node.attributes.get_ints("strides", [1] * (len(shape) - 2)))
+                if "Conv" in node.op_type
+                else (),
+                groups=node.attributes.get_int("group", 1),
+                params=math.prod(shape),
+                macs=_macs(node, shape, data if node.op_type == "ConvTranspose" else node.outputs[0]),
+                wbits=FLOAT_BITS if out else wbits,
+                input=data.name or "",
+                output=node.outputs[0].name or "",
+                abits=FLOAT_BITS if out else abits,
+                first=first,
+                last=last,
+                excluded=out,
+            )
+        )
+    if all(layer.excluded for layer in layers):
+        raise SettingsError("--exclude leaves no layer to quantize")
+    return tuple(layers)
