@@ -17,6 +17,7 @@ import onnx
 import torch
 from torch import Tensor
 
+from mrecg_onnx.checking.outputs import Arrays
 from mrecg_onnx.converters.passes.values import claim
 from mrecg_onnx.measures import OutputSums, output_sums, sqnr_db, with_float_outputs
 from mrecg_onnx.network import Simulation
@@ -24,7 +25,6 @@ from mrecg_onnx.quantizers import Grid, fake_quantize
 
 __all__ = ["Departure", "Trace", "bisect", "follow", "kept_float", "probed"]
 
-Arrays = Mapping[str, npt.NDArray[np.generic]]
 #: Runs a model on inputs, by name.
 Run = Callable[[onnx.ModelProto, Arrays], Arrays]
 #: Distance from the edge between two steps, in steps, within which either code is right: float32 sums of codes up to 255.

@@ -1,0 +1,83 @@
+"""The executions that are compared: the float network, the simulation, the file as written and at its runtime's default level."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from torch import Tensor
+
+from mrecg_onnx.checking.outputs import Arrays
+from mrecg_onnx.checking.tracing import Run
+from mrecg_onnx.converters.save import openable
+from mrecg_onnx.network import Simulation, forward_batches
+from mrecg_onnx.runtimes import Level, open_session, open_with, run_padded
+from mrecg_onnx.targets import Target
+
+__all__ = ["has_own_runtime", "onnx_runtime", "own_runtime", "run_at_default", "run_file", "run_simulation"]
+
+#: Images that a runtime other than ONNX Runtime is given.
+RUNTIME_IMAGES = 64
+
+
+def run_simulation(simulation: Simulation, data: Mapping[str, Tensor], batch_size: int) -> tuple[Arrays, Arrays]:
+    """Outputs of the float network and of the simulation."""
+    parts: tuple[dict[str, list[npt.NDArray[np.generic]]], ...] = ({}, {})
+    for batch in forward_batches(data, batch_size, simulation.network.device):
+        with torch.no_grad():
+            made = simulation.network.run(batch), simulation.run(batch)
+        for part, outputs in zip(parts, made, strict=True):
+            for name, value in outputs.items():
+                part.setdefault(name, []).append(value.cpu().numpy())
+    floating, simulated = ({name: np.concatenate(rows) for name, rows in part.items()} for part in parts)
+    return floating, simulated
+
+
+def run_file(model: onnx.ModelProto, level: Level, data: Mapping[str, Tensor], batch_size: int) -> Arrays:
+    """Outputs of a file in ONNX Runtime at ``level``, ``batch_size`` images at a time."""
+    with openable(model) as source:
+        session = open_session(source, level=level)
+    parts: dict[str, list[npt.NDArray[np.generic]]] = {}
+    count = len(next(iter(data.values())))
+    for start in range(0, count, batch_size):
+        feeds = {name: x[start : start + batch_size].numpy() for name, x in data.items()}
+        for name, value in run_padded(session, feeds).items():
+            parts.setdefault(name, []).append(value)
+    return {name: np.concatenate(rows) for name, rows in parts.items()}
+
+
+def has_own_runtime(target: Target) -> bool:
+    """``target`` has a runtime of its own that is installed."""
+    return target.runtime == "openvino" and importlib.util.find_spec("openvino") is not None
+
+
+def run_at_default(
+    written: onnx.ModelProto, target: Target | None, data: Mapping[str, Tensor], batch_size: int
+) -> tuple[Arrays, str, list[str]]:
+    """Outputs of the file at the default level of its runtime, of ONNX Runtime where that is not installed; its name; a note."""
+    notes = []
+    if target is not None and target.runtime != "onnxruntime":
+        opened = open_with(target, written, {n: x[:RUNTIME_IMAGES].numpy() for n, x in data.items()})
+        notes.append(f"target {target.name}: {opened.line()}")
+        if opened.outputs:
+            return opened.outputs, opened.runtime, notes
+    return run_file(written, "all", data, batch_size), "ONNX Runtime", notes
+
+
+def onnx_runtime(level: Level) -> Run:
+    """ONNX Runtime, for one model after the other."""
+
+    def run(model: onnx.ModelProto, data: Arrays) -> Arrays:
+        with openable(model) as source:
+            return run_padded(open_session(source, level=level), data)
+
+    return run
+
+
+def own_runtime(target: Target) -> Run:
+    """The runtime of ``target``, for one model after the other."""
+    return lambda model, data: open_with(target, model, data).outputs
