@@ -1,6 +1,8 @@
 from .absorption import Absorbed, apply_absorption, choose_absorptions
 from .channel_bits import allocate_activations, allocate_weights
-from .equalization import Equalized, apply_scale, bound_channels, choose_scales, find_streams
+from .equalization import Equalized, choose_scales
+from .rescaling import apply_scale, bound_channels
+from .streams import find_streams
 
 __all__ = [
     "Absorbed",

@@ -24,7 +24,8 @@ from mrecg_onnx.measures import output_error
 from mrecg_onnx.network import Network, forward_batches
 from mrecg_onnx.planning import ActivationPlan, channel_ceilings, clamp_bounds, constant, is_clamp, is_weighted, readers
 from mrecg_onnx.quantizers import fake_quantize, search_range
-from mrecg_onnx.rewriting.equalization import replace_constant, usable_weight
+from mrecg_onnx.rewriting.rescaling import replace_constant
+from mrecg_onnx.rewriting.streams import usable_weight
 
 __all__ = ["Absorbed", "apply_absorption", "choose_absorptions"]
 

@@ -27,7 +27,7 @@ from mrecg_onnx.data import Dataset
 from mrecg_onnx.network import Network, QuantizedWeight, State, Step, forward_batches
 from mrecg_onnx.planning import ActivationPlan, LayerPlan
 from mrecg_onnx.quantizers import EPSILON, Grid, gauss_clip, is_laplace, laplace_clip, quantize_codes, search_range
-from mrecg_onnx.rewriting.equalization import Stream
+from mrecg_onnx.rewriting.streams import Stream
 
 __all__ = [
     "MOST_BITS",
@@ -233,15 +233,15 @@ def allocate_activations(
     """Widths of activation channels at the average of the tensor's, for streams where that is exact.
 
     With alpha_c the clipping value and M_c the bits of channel c its step is alpha_c / (2^M_c - 1). Dividing the channel by
-    its step over the tensor's (a stream's scale, :mod:`rewriting.equalization`) leaves the integer kernels their one scale
-    a tensor, and the width is a largest code of the channel's own.
+    its step over the tensor's (:mod:`mrecg_onnx.rewriting.rescaling`) leaves the integer kernels their one scale a tensor, and
+    the width is a largest code of the channel's own.
 
     Streams qualify whose low-bit tensors have no negative value, as behind Relu: the others would need a smallest code, too.
     Relu6 allows no rescaling downwards, and there none is done. All low-bit tensors of a stream share the widths.
 
     Args:
         network: the float network.
-        streams: candidates (:func:`mrecg_onnx.rewriting.equalization.find_streams`).
+        streams: candidates (:func:`mrecg_onnx.rewriting.streams.find_streams`).
         quantizers: the activation quantizers.
         data: calibration inputs by name, [N, ...], or the set that they are read from.
         images: how many of them are looked at.

@@ -21,6 +21,7 @@ from mrecg_onnx.network.network import Network
 from mrecg_onnx.network.simulation import QuantizedWeight
 from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.quantizers import Grid, fake_quantize, quantize_codes
+from mrecg_onnx.rewriting import apply_scale, find_streams
 from mrecg_onnx.rewriting.channel_bits import (
     MOST_BITS,
     allocate_activations,
@@ -29,7 +30,6 @@ from mrecg_onnx.rewriting.channel_bits import (
     correct_scale,
     grid_of_widths,
 )
-from mrecg_onnx.rewriting.equalization import apply_scale, find_streams
 from mrecg_onnx.runtimes import open_session
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.writing.qdq import export

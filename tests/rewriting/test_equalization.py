@@ -19,15 +19,9 @@ from onnx import numpy_helper
 
 from mrecg_onnx.converters import normalize
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.rewriting.equalization import (
-    LARGEST,
-    MIN_GAIN,
-    SMALLEST,
-    Stream,
-    apply_scale,
-    choose_scales,
-    find_streams,
-)
+from mrecg_onnx.rewriting.equalization import LARGEST, MIN_GAIN, SMALLEST, choose_scales
+from mrecg_onnx.rewriting.rescaling import apply_scale
+from mrecg_onnx.rewriting.streams import Stream, find_streams
 from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:

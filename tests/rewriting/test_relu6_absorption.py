@@ -16,8 +16,8 @@ from onnx import numpy_helper
 from mrecg_onnx.converters import normalize
 from mrecg_onnx.planning.activations import channel_ceilings, is_clamp
 from mrecg_onnx.quantization import quantize
+from mrecg_onnx.rewriting import apply_scale, bound_channels, choose_scales, find_streams
 from mrecg_onnx.rewriting.absorption import apply_absorption, choose_absorptions
-from mrecg_onnx.rewriting.equalization import apply_scale, bound_channels, choose_scales, find_streams
 from mrecg_onnx.settings import Settings
 
 SETTINGS = {"method": "nearest", "wbits": 8, "abits": 4}
