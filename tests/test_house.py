@@ -1,0 +1,184 @@
+"""The order of the house: what imports what, what a room's door says, and how large a file may get."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import types
+from pathlib import Path
+
+import pytest
+from helpers.house import (
+    PACKAGE,
+    ROOT,
+    beside_the_door,
+    by_the_roof,
+    by_their_own_door,
+    import_graph,
+    install,
+    lint,
+    names_taken,
+    stub_names,
+)
+
+import mrecg_onnx
+
+HALL = ROOT / PACKAGE
+ROOMS = sorted(path.parent.name for path in HALL.glob("*/__init__.py"))
+#: Rooms with a stub; ``commands`` hands out ``main`` alone, and imports what it needs for that at once.
+DOORS = sorted(path.parent.name for path in HALL.glob("*/__init__.pyi"))
+PUBLIC = [
+    "Benchmark",
+    "BitRule",
+    "Comparison",
+    "Conversion",
+    "Inspection",
+    "MrecgError",
+    "Preprocess",
+    "QuantizationResult",
+    "Ranking",
+    "Settings",
+    "ValidationResult",
+    "benchmark",
+    "compare",
+    "convert",
+    "inspect",
+    "quantize",
+    "rank",
+    "validate",
+]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install(tmp_path_factory.mktemp("installed"))
+
+
+@pytest.fixture
+def rebuilt(tmp_path: Path) -> Path:
+    """The house, to be spoilt."""
+    return install(tmp_path)
+
+
+def test_imports_run_downward_and_in_no_circle(installed: Path):
+    done = lint(installed)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 kept, 0 broken" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from mrecg_onnx.learning import Checkpoint",
+        "def late():\n    from mrecg_onnx.learning import Checkpoint",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from mrecg_onnx.learning import Checkpoint",
+        "import mrecg_onnx.quantization",
+    ],
+    ids=["plain", "in a function", "for types", "a file of the hall"],
+)
+def test_an_arrow_that_climbs_is_found(rebuilt: Path, line: str):
+    (rebuilt / PACKAGE / "data" / "added.py").write_text(line + "\n")
+    done = lint(rebuilt)
+    assert done.returncode == 1
+    assert re.search(r"Imports run downward.* BROKEN", done.stdout)
+
+
+def test_an_arrow_out_of_the_ground_floor_is_found(rebuilt: Path):
+    (rebuilt / PACKAGE / "converters" / "passes" / "added.py").write_text("from mrecg_onnx.methods import METHODS\n")
+    assert re.search(r"Imports run downward.* BROKEN", lint(rebuilt).stdout)
+
+
+def test_an_arrow_between_rooms_of_one_floor_is_found(rebuilt: Path):
+    (rebuilt / PACKAGE / "validating" / "added.py").write_text("from mrecg_onnx.checking import verify\n")
+    assert re.search(r"Imports run downward.* BROKEN", lint(rebuilt).stdout)
+
+
+def test_a_room_that_no_contract_knows_is_found(rebuilt: Path):
+    (rebuilt / PACKAGE / "attic").mkdir()
+    (rebuilt / PACKAGE / "attic" / "__init__.py").touch()
+    done = lint(rebuilt)
+    assert done.returncode == 1
+    assert "attic" in done.stdout
+
+
+@pytest.mark.parametrize("room", ["data", "converters/passes"])
+def test_a_circle_inside_a_room_is_found(rebuilt: Path, room: str):
+    folder, name = rebuilt / PACKAGE / room, f"{PACKAGE}.{room.replace('/', '.')}"
+    for one, other in (("first", "second"), ("second", "third"), ("third", "first")):
+        (folder / f"{one}.py").write_text(f"from {name} import {other}\n")
+    done = lint(rebuilt)
+    assert done.returncode == 1
+    assert re.search(r"No circle.* BROKEN", done.stdout)
+    assert f"No cycles are allowed in {name}." in done.stdout
+
+
+def test_rooms_are_entered_by_the_door(installed: Path):
+    graph = import_graph(installed)
+    assert f"{PACKAGE}.converters.errors" in graph.modules
+    assert beside_the_door(graph) == []
+    assert by_their_own_door(graph) == []
+    assert by_the_roof(installed) == []
+
+
+def test_an_entrance_beside_the_door_is_found(rebuilt: Path):
+    hall = rebuilt / PACKAGE
+    (hall / "data" / "added.py").write_text("from mrecg_onnx.data import Preprocess\n")
+    (hall / "learning" / "added.py").write_text(
+        "from mrecg_onnx.converters.errors import ModelError\n"
+        "from mrecg_onnx.learning import prefix\n"
+        "from mrecg_onnx.data import added\n"
+    )
+    (hall / "widths" / "added.py").write_text(
+        "import mrecg_onnx\nfrom mrecg_onnx import Settings, __version__\nmrecg_onnx.quantize\n"
+    )
+    graph = import_graph(rebuilt)
+    assert beside_the_door(graph) == [("mrecg_onnx.learning.added", "mrecg_onnx.data.added")]
+    assert by_their_own_door(graph) == [("mrecg_onnx.data.added", "mrecg_onnx.data")]
+    assert sorted(by_the_roof(rebuilt)) == [("widths/added.py", 2, "Settings"), ("widths/added.py", 3, "quantize")]
+
+
+def test_few_files_lie_in_the_hall():
+    assert len([path for path in HALL.iterdir() if path.is_file() and path.suffix == ".py"]) <= 10
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_each_room_says_what_it_is_for(room: str):
+    door = importlib.import_module(f"{PACKAGE}.{room}")
+    summary, _, paragraph = (door.__doc__ or "").partition("\n\n")
+    assert summary.endswith((".", "?"))
+    assert len(paragraph.split()) >= 10
+
+
+def test_each_room_has_a_door():
+    assert set(ROOMS) - set(DOORS) == {"commands"}
+
+
+@pytest.mark.parametrize("room", DOORS)
+def test_each_name_of_a_door_leads_somewhere(room: str):
+    door = importlib.import_module(f"{PACKAGE}.{room}")
+    # A file that is imported hides a public name that it shares.
+    for file in pkgutil.iter_modules(door.__path__):
+        importlib.import_module(f"{door.__name__}.{file.name}")
+    names = stub_names(HALL / room / "__init__.pyi")
+    assert sorted(door.__all__) == sorted(dir(door)) == sorted(names)
+    assert [name for name in names if isinstance(getattr(door, name), types.ModuleType)] == []
+
+
+@pytest.mark.parametrize("room", DOORS)
+def test_each_name_of_a_door_is_asked_for(room: str):
+    files = [
+        path
+        for folder in (HALL, ROOT / "benchmarks", ROOT / "samples")
+        for path in [*folder.rglob("*.py"), *folder.rglob("*.pyi")]
+        if HALL / room not in path.parents
+    ]
+    pages = "\n".join(path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
+    unused = set(stub_names(HALL / room / "__init__.pyi")) - names_taken(files, room)
+    assert [name for name in sorted(unused) if not re.search(rf"`{name}\b", pages)] == []
+
+
+def test_the_package_shows_its_public_names():
+    assert dir(mrecg_onnx) == PUBLIC
+    assert sorted(mrecg_onnx.__all__) == PUBLIC
+    assert [name for name in PUBLIC if isinstance(getattr(mrecg_onnx, name), types.ModuleType)] == []
