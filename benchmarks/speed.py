@@ -40,8 +40,8 @@ from mrecg_onnx.learning.judging import evaluate_unit
 from mrecg_onnx.learning.prefix import UnitData
 from mrecg_onnx.learning.rates import LearningRates
 from mrecg_onnx.learning.reconstruction import reconstruct_unit
-from mrecg_onnx.network.network import Step
 from mrecg_onnx.network.simulation import QuantizedWeight, Simulation
+from mrecg_onnx.network.steps import Step
 from mrecg_onnx.planning.plan import UnitPlan
 from mrecg_onnx.preparation import make_plan
 from mrecg_onnx.progress import UnitResult

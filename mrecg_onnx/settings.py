@@ -84,7 +84,7 @@ class Settings:
         preprocess: how an image becomes an input: a Preprocess, the name of a profile ("imagenet", "unit", "raw") or a file with
             one (:mod:`data.profiles`). By default what a file beside the model says, else ImageNet's mean and deviation
             where the input has three channels; others have to be told.
-        target: where the file is meant to run: one of :data:`targets.targets.TARGET_NAMES`, or the path of a file of rules.
+        target: where the file is meant to run: one of :data:`targets.target.TARGET_NAMES`, or the path of a file of rules.
         container: how codes are stored, a row of :data:`mrecg_onnx.writing.containers.CONTAINERS`.
         threads: CPU threads of torch, None for its default.
         memory: bytes that the process should stay within, None for half of what is free; activations that do not fit go

@@ -1,6 +1,6 @@
 from .bridging import bridged, own_batch, rebridged
-from .network import ActivationHook, Network, Step, WeightHook
 from .simulation import QuantizedWeight, Simulation, State, bias_scale, forward_batches, forward_size, whole_batches
+from .steps import ActivationHook, Network, Step, WeightHook
 
 __all__ = [
     "ActivationHook",

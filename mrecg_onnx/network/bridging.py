@@ -15,7 +15,7 @@ import torch
 from mrecg_onnx.converters import check_parity, to_torch
 from mrecg_onnx.converters.errors import ConversionError, ModelError, first_line
 from mrecg_onnx.converters.parity import run_onnx
-from mrecg_onnx.network.network import Network
+from mrecg_onnx.network.steps import Network
 
 __all__ = ["PARITY_TOLERANCE", "bridged", "own_batch", "rebridged"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mrecg_onnx.data import Dataset
 from mrecg_onnx.machine import channels_last
-from mrecg_onnx.network.network import ActivationHook, Network, Step, WeightHook
+from mrecg_onnx.network.steps import ActivationHook, Network, Step, WeightHook
 from mrecg_onnx.planning import ActivationPlan, LayerPlan, Plan, UnitPlan
 from mrecg_onnx.quantizers import Grid, fake_quantize, fake_quantize_weight, whole_reciprocal
 

@@ -1,3 +1,3 @@
-from .targets import CONTAINER_NAMES, TARGET_NAMES, Target, load_target
+from .target import CONTAINER_NAMES, TARGET_NAMES, Target, load_target
 
 __all__ = ["CONTAINER_NAMES", "TARGET_NAMES", "Target", "load_target"]

@@ -18,7 +18,7 @@ from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.runtimes import fused_op_counts, open_session, run_padded
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.targets.targets import load_target
+from mrecg_onnx.targets.target import load_target
 from mrecg_onnx.writing.containers import Contained
 from mrecg_onnx.writing.exported import Exported
 from mrecg_onnx.writing.qdq import export

@@ -24,7 +24,7 @@ from mrecg_onnx.quantization import quantize
 from mrecg_onnx.rewriting import find_streams
 from mrecg_onnx.runtimes import fused_op_counts, open_session
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.targets.targets import load_target
+from mrecg_onnx.targets.target import load_target
 from mrecg_onnx.writing.containers import CONTAINERS
 from mrecg_onnx.writing.qdq import export
 from mrecg_onnx.writing.retargeting import retarget

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 
 from mrecg_onnx.converters import normalize, to_torch
-from mrecg_onnx.network.network import Network
+from mrecg_onnx.network.steps import Network
 from mrecg_onnx.preparation import calibrate, make_plan
 from mrecg_onnx.settings import Settings
 

@@ -17,7 +17,7 @@ from mrecg_onnx.learning.windows import WindowPlan, plan_windows
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mrecg_onnx.network.network import Network
+    from mrecg_onnx.network.steps import Network
 
 SIDE = 12
 

@@ -17,8 +17,8 @@ from onnx import numpy_helper
 
 from mrecg_onnx.commands._options import unused_options
 from mrecg_onnx.converters import to_torch
-from mrecg_onnx.network.network import Network
 from mrecg_onnx.network.simulation import QuantizedWeight
+from mrecg_onnx.network.steps import Network
 from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.quantizers import Grid, fake_quantize, quantize_codes
 from mrecg_onnx.rewriting import apply_scale, find_streams

@@ -23,7 +23,7 @@ from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.runtimes import open_session, run_padded
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.targets.targets import load_target
+from mrecg_onnx.targets.target import load_target
 from mrecg_onnx.validating import validate
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from mrecg_onnx.converters.passes.opset import raise_opset
 from mrecg_onnx.preparation import editable_graph
 from mrecg_onnx.runtimes import fused_op_counts, open_session
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.targets.targets import load_target
+from mrecg_onnx.targets.target import load_target
 from mrecg_onnx.writing.containers import CONTAINER_KEY, CONTAINERS, contained, container_of
 from mrecg_onnx.writing.qdq import export
 from mrecg_onnx.writing.retargeting import retarget

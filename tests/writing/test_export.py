@@ -29,7 +29,7 @@ from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.quantizers import Grid, fake_quantize, quantize_codes, search_range
 from mrecg_onnx.runtimes import fused_op_counts, open_session, run_padded
 from mrecg_onnx.settings import BitRule, Settings
-from mrecg_onnx.targets.targets import load_target
+from mrecg_onnx.targets.target import load_target
 from mrecg_onnx.writing.activations import code_bounds
 from mrecg_onnx.writing.qdq import export
 from mrecg_onnx.writing.retargeting import retarget
