@@ -1,12 +1,11 @@
-from .calibration import (
+from .activation_ranges import (
     SAMPLED_VALUES,
-    SYMMETRIC_FROM,
     activation_grids,
-    nearest_weights,
     proposed_grids,
     require_finite,
     sample_activations,
 )
+from .nearest_rounding import SYMMETRIC_FROM, nearest_weights
 from .sensitivity import Sensitivity, measure_sensitivity
 from .zeroq import CALIBRATION_KEY, IMAGES, make_images
 

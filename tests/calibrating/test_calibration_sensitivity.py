@@ -14,7 +14,8 @@ from helpers.architectures import PATTERNS, Graph, max_pool, residual
 from helpers.stages import feeds, planned, simulated, tensors
 from onnx import numpy_helper
 
-from mrecg_onnx.calibrating.calibration import JUDGED_IMAGES, activation_grids, nearest_weights, sample_activations
+from mrecg_onnx.calibrating.activation_ranges import JUDGED_IMAGES, activation_grids, sample_activations
+from mrecg_onnx.calibrating.nearest_rounding import nearest_weights
 from mrecg_onnx.calibrating.sensitivity import measure_sensitivity
 from mrecg_onnx.checking.verification import verify
 from mrecg_onnx.converters.errors import DataError, ModelError, MrecgError

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from mrecg_onnx.calibrating.calibration import activation_grids
+from mrecg_onnx.calibrating import activation_grids
 from mrecg_onnx.commands._options import unused_options
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.data import open_calibration

@@ -1,4 +1,4 @@
-"""Calibration: weight grids from the weights, activation grids from what the float network computes on images."""
+"""Ranges of activations: the values that the float network makes on calibration images, and the grid that fits them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from torch import Tensor
 from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.data import Dataset
 from mrecg_onnx.measures import output_error, with_float_outputs
-from mrecg_onnx.network import Network, QuantizedWeight, forward_batches, whole_batches
-from mrecg_onnx.planning import BYSTANDER_BITS, ActivationPlan, LayerPlan
-from mrecg_onnx.quantizers import P_NORM, Estimator, Grid, fake_quantize, min_max, mse, quantize_codes, search_range
+from mrecg_onnx.network import Network, forward_batches, whole_batches
+from mrecg_onnx.planning import BYSTANDER_BITS, ActivationPlan
+from mrecg_onnx.quantizers import Estimator, Grid, fake_quantize, min_max, mse
 
 __all__ = [
-    "SYMMETRIC_FROM",
     "activation_grids",
-    "nearest_weights",
     "proposed_grids",
     "require_finite",
     "sample_activations",
@@ -29,38 +27,6 @@ SAMPLED_VALUES = 1 << 17
 SAME_RANGE = 0.04
 #: Images on which proposals are judged.
 JUDGED_IMAGES = 16
-#: From this width on weights are symmetric: the shifted asymmetric codes would not fit int8 (docs/method.md 6).
-SYMMETRIC_FROM = 8
-
-
-def nearest_weights(
-    network: Network,
-    layers: Sequence[LayerPlan],
-    *,
-    min_max: bool = False,
-    p: float = P_NORM,
-    factor: Tensor | float = 1.0,
-) -> dict[str, QuantizedWeight]:
-    """Per-channel grids and codes rounded to nearest, for every quantized layer, by layer name.
-
-    Grids are those of least mean |w - Q(w)|^p; with ``min_max`` they cover the whole channel.
-    ``factor`` multiplies the weights first and broadcasts over them.
-    """
-    result = {}
-    for layer in layers:
-        if layer.excluded:
-            continue
-        weight: Tensor = network.step(layer.name).module.weight.detach() * factor  # type: ignore[assignment, operator]
-        grid = search_range(
-            weight,
-            layer.wbits,
-            axis=layer.axis,
-            symmetric=layer.wbits >= SYMMETRIC_FROM,
-            p=p,
-            candidates=1 if min_max else None,
-        )
-        result[layer.name] = QuantizedWeight(quantize_codes(weight, grid), grid)
-    return result
 
 
 def require_finite(name: str, value: Tensor) -> Tensor:
