@@ -1,4 +1,4 @@
-"""Learned rounding against the formulas of AdaRound (Nagel et al. 2020, eq. 21-25)."""
+"""Learned roundings: AdaRound against its formulas (Nagel et al. 2020, eq. 21-25), and the table of all behind one interface."""
 
 from __future__ import annotations
 
@@ -11,18 +11,36 @@ from hypothesis import strategies as st
 
 from mrecg_onnx.quantizers.fake_quantization import fake_quantize, fake_quantize_weight, quantize_codes
 from mrecg_onnx.quantizers.range_search import search_range
-from mrecg_onnx.quantizers.rounding import GAMMA, ZETA, BetaSchedule, SoftRounding, h, regularizer
+from mrecg_onnx.quantizers.rounding import (
+    GAMMA,
+    ROUNDINGS,
+    ZETA,
+    BetaSchedule,
+    FlexRounding,
+    SoftRounding,
+    StraightRounding,
+    h,
+    regularizer,
+)
 
 NO_DEADLINE = settings(max_examples=40, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
+FREE = st.sampled_from([FlexRounding, StraightRounding])
+NAMES = sorted(ROUNDINGS)
 
 
-def rounding(
-    seed: int, bits: int, shape: tuple[int, ...] = (5, 3, 3, 3), axis: int = 0
-) -> tuple[torch.Tensor, SoftRounding]:
+def rounding(name, seed: int, bits: int, shape: tuple[int, ...] = (5, 3, 3, 3), axis: int = 0):
+    kind = ROUNDINGS[name] if isinstance(name, str) else name
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     grid = search_range(weight, bits, axis=axis, symmetric=bits == 8)
-    return weight, SoftRounding(weight, grid)
+    return weight, kind(weight, grid)
+
+
+def disturb(learned, seed: int, amount: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for variable in learned.variables:
+            variable.add_(amount * torch.randn(variable.shape, generator=generator))
 
 
 # --- h and the regularizer ---------------------------------------------------------------------------------------
@@ -69,7 +87,7 @@ def test_regularizer_pushes_away_from_the_middle():
 @NO_DEADLINE
 @given(seed=SEEDS, bits=st.integers(2, 8))
 def test_soft_weight_starts_as_the_float_weight_inside_the_grid(seed, bits):
-    weight, soft = rounding(seed, bits)
+    weight, soft = rounding("adaround", seed, bits)
     scale, zero = soft.grid.along(4)
     low, high = (soft.grid.qmin - zero) * scale, (soft.grid.qmax - zero) * scale
     # A rest of exactly 0 or 1 has no finite V: V0 stops 1e-4 of a step short of it.
@@ -79,14 +97,14 @@ def test_soft_weight_starts_as_the_float_weight_inside_the_grid(seed, bits):
 @NO_DEADLINE
 @given(seed=SEEDS, bits=st.integers(2, 8))
 def test_first_hard_codes_are_rounding_to_nearest(seed, bits):
-    weight, soft = rounding(seed, bits)
+    weight, soft = rounding("adaround", seed, bits)
     assert torch.equal(soft.hard_codes(), quantize_codes(weight, soft.grid))
 
 
 @NO_DEADLINE
 @given(seed=SEEDS, bits=st.integers(2, 8), axis=st.integers(0, 1))
 def test_weight_is_rounded_up_where_v_is_not_negative(seed, bits, axis):
-    weight, soft = rounding(seed, bits, (6, 8), axis)
+    weight, soft = rounding("adaround", seed, bits, (6, 8), axis)
     with torch.no_grad():
         soft.V.copy_(torch.randn(soft.V.shape, generator=torch.Generator().manual_seed(seed + 1)))
         soft.V[0, 0] = 0.0
@@ -101,7 +119,7 @@ def test_weight_is_rounded_up_where_v_is_not_negative(seed, bits, axis):
 @NO_DEADLINE
 @given(seed=SEEDS, bits=st.integers(2, 8))
 def test_settled_soft_weight_is_the_hard_one(seed, bits):
-    weight, soft = rounding(seed, bits)
+    weight, soft = rounding("adaround", seed, bits)
     with torch.no_grad():
         soft.V.copy_(torch.where(soft.V >= 0, 9.0, -9.0))
     assert torch.allclose(soft.soft(), fake_quantize_weight(soft.hard_codes(), soft.grid), rtol=0, atol=1e-6)
@@ -110,7 +128,7 @@ def test_settled_soft_weight_is_the_hard_one(seed, bits):
 
 
 def test_share_of_unsettled_variables():
-    _, soft = rounding(0, 4, (4, 5))
+    _, soft = rounding("adaround", 0, 4, (4, 5))
     with torch.no_grad():
         soft.V.fill_(9.0)
         soft.V[0] = 0.0
@@ -141,6 +159,78 @@ def test_beta_may_be_a_number_or_a_tensor(beta):
     torch.testing.assert_close(*slopes)
 
 
+# --- the table ---------------------------------------------------------------------------------------------------
+
+
+@NO_DEADLINE
+@given(name=st.sampled_from(NAMES), seed=SEEDS, bits=st.integers(2, 8), amount=st.sampled_from([0.0, 0.1, 3.0]))
+def test_codes_are_integers_inside_the_grid(name, seed, bits, amount):
+    _, learned = rounding(name, seed, bits)
+    disturb(learned, seed + 1, amount)
+    made = learned.hard_codes()
+    assert torch.equal(made, made.round())
+    assert learned.grid.qmin <= float(made.min()) <= float(made.max()) <= learned.grid.qmax
+    assert 0.0 <= learned.unsettled() <= 1.0
+
+
+@NO_DEADLINE
+@given(name=st.sampled_from(NAMES), seed=SEEDS, bits=st.integers(2, 8), axis=st.integers(0, 1))
+def test_first_codes_are_rounding_to_nearest(name, seed, bits, axis):
+    weight, learned = rounding(name, seed, bits, (6, 8), axis)
+    assert torch.equal(learned.hard_codes(), quantize_codes(weight, learned.grid))
+
+
+@NO_DEADLINE
+@given(kind=FREE, seed=SEEDS, bits=st.integers(2, 8))
+def test_soft_weight_starts_within_half_a_step_of_the_float_weight_inside_the_grid(kind, seed, bits):
+    weight, learned = rounding(kind, seed, bits)
+    scale, zero = learned.grid.along(4)
+    low, high = (learned.grid.qmin - zero) * scale, (learned.grid.qmax - zero) * scale
+    assert torch.all((learned.soft() - weight.clamp(low, high)).abs() <= 0.5001 * scale)
+
+
+@NO_DEADLINE
+@given(kind=FREE, seed=SEEDS, bits=st.integers(2, 8), amount=st.sampled_from([0.0, 0.2, 2.0]))
+def test_what_is_learned_from_is_what_is_written(kind, seed, bits, amount):
+    _, learned = rounding(kind, seed, bits)
+    disturb(learned, seed + 1, amount)
+    assert torch.allclose(learned.soft(), fake_quantize_weight(learned.hard_codes(), learned.grid), rtol=0, atol=1e-6)
+    assert learned.unsettled() == 0
+
+
+# --- gradients ---------------------------------------------------------------------------------------------------
+
+
+def inside(learned) -> torch.Tensor:
+    scale, zero = learned.grid.along(4)
+    codes = learned.ratio.detach().round() + zero
+    return (codes >= learned.grid.qmin) & (codes <= learned.grid.qmax), scale
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_straight_through_gradient_is_one_step_inside_the_grid_and_nothing_outside(bits):
+    _, learned = rounding("ste", 3, bits)
+    learned.soft().sum().backward()
+    kept, scale = inside(learned)
+    assert torch.equal(learned.ratio.grad, torch.where(kept, scale, torch.zeros(())).expand_as(learned.ratio))
+    assert bits > 2 or not kept.all()
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_gradient_of_a_divisor_grows_with_its_weight(bits):
+    weight, learned = rounding("flexround", 3, bits)
+    learned.soft().sum().backward()
+    expected = torch.where(inside(learned)[0], -weight, torch.zeros(()))
+    assert torch.allclose(learned.log_element.grad, expected, atol=1e-6)
+    assert torch.allclose(learned.log_channel.grad.flatten(), expected.sum((1, 2, 3)), atol=1e-5)
+
+
+def test_divisor_keeps_the_sign_of_a_weight():
+    weight, learned = rounding("flexround", 0, 8)
+    disturb(learned, 1, 1.0)
+    assert torch.all(learned.soft().detach() * weight >= 0)
+
+
 # --- beta --------------------------------------------------------------------------------------------------------
 
 
@@ -160,3 +250,13 @@ def test_beta_of_the_shortest_runs_stays_between_its_ends():
     for iters in range(1, 6):
         found = [b for step in range(iters) if (b := BetaSchedule(iters)(step)) is not None]
         assert all(2 <= b <= 20 for b in found)
+
+
+def test_cosine_falls_late_and_early_slowly():
+    linear, cosine = BetaSchedule(1000), BetaSchedule(1000, anneal="cosine")
+    assert cosine(199) is None
+    assert cosine(200) == 20
+    assert cosine(999) == pytest.approx(2)
+    assert cosine(600) == pytest.approx(linear(600), abs=0.1)
+    assert cosine(400) > linear(400) + 1
+    assert cosine(800) < linear(800) - 1
