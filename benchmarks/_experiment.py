@@ -192,7 +192,7 @@ def block_losses(run: Run, batch: int = 32) -> list[float]:
     import torch  # noqa: PLC0415
 
     from mrecg_onnx.learning.losses import reconstruction_loss  # noqa: PLC0415
-    from mrecg_onnx.network.simulation import forward_batches  # noqa: PLC0415
+    from mrecg_onnx.network import forward_batches  # noqa: PLC0415
 
     simulation, network = run.simulation, run.simulation.network
     ends = [unit.outputs for unit in base_units(run)]

@@ -1,5 +1,6 @@
+from .batches import forward_batches, forward_size, whole_batches
 from .bridging import bridged, own_batch, rebridged
-from .simulation import QuantizedWeight, Simulation, State, bias_scale, forward_batches, forward_size, whole_batches
+from .simulation import QuantizedWeight, Simulation, State, bias_scale
 from .steps import ActivationHook, Network, Step, WeightHook
 
 __all__ = [

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from mrecg_onnx.data import Dataset
-from mrecg_onnx.machine import channels_last
 from mrecg_onnx.network.steps import ActivationHook, Network, Step, WeightHook
 from mrecg_onnx.planning import ActivationPlan, LayerPlan, Plan, UnitPlan
 from mrecg_onnx.quantizers import Grid, fake_quantize, fake_quantize_weight, whole_reciprocal
 
-__all__ = [
-    "QuantizedWeight",
-    "Simulation",
-    "State",
-    "bias_scale",
-    "dense",
-    "forward_batches",
-    "forward_size",
-    "whole_batches",
-]
+__all__ = ["QuantizedWeight", "Simulation", "State", "bias_scale"]
 
 
-#: See :func:`forward_size`: 16 MB of float32, near a processor and little beside the cache; a GPU needs more to be busy.
-FORWARD_ELEMENTS, FORWARD_ELEMENTS_CUDA = 1 << 22, 1 << 26
 #: Largest code of an int32 bias: the other half of the type is for the products that it is added to, and for what is learned.
 BIAS_MAX = 1 << 30
 
@@ -235,47 +222,3 @@ def _noting(hook: ActivationHook, names: Collection[str], values: dict[str, Tens
         return hook(name, value)
 
     return noting
-
-
-def forward_batches(
-    data: Mapping[str, Tensor] | Dataset, size: int, device: torch.device, limit: int | None = None
-) -> Iterator[dict[str, Tensor]]:
-    """Slices of ``data`` (tensors of shape [N, ...]) of ``size`` samples on ``device``.
-
-    Of tensors these are the first ``limit`` samples; a data set is read slice by slice, ``limit`` samples spread over it.
-    """
-    if isinstance(data, Dataset):
-        for arrays in data.spread(size, limit):
-            yield {name: dense(torch.from_numpy(x).to(device)) for name, x in arrays.items()}
-        return
-    count = min(len(next(iter(data.values()))), limit or 10**12)
-    for start in range(0, count, size):
-        yield {name: dense(x[start : min(start + size, count)].to(device)) for name, x in data.items()}
-
-
-def whole_batches(
-    data: Mapping[str, Tensor], size: int, network: Network, limit: int | None = None
-) -> Iterator[dict[str, Tensor]]:
-    """The same where the network is run in parts: at a batch of its own, each slice is of whole batches.
-
-    What is between two parts may belong to a whole batch, and does not say that the last one lacks images. The last image is
-    repeated there.
-    """
-    batch = network.batch or 1
-    count = min(len(next(iter(data.values()))), limit or 10**12)
-    filled = -(-count // batch) * batch
-    index = torch.arange(filled).clamp(max=count - 1)
-    whole = {name: x[index.to(x.device)] if filled > count else x for name, x in data.items()}
-    yield from forward_batches(whole, -(-size // batch) * batch, network.device, filled)
-
-
-def forward_size(largest: int, device: torch.device) -> int:
-    """Samples to run forward at a time on ``device`` where a sample's largest tensor has ``largest`` elements."""
-    elements = FORWARD_ELEMENTS_CUDA if device.type == "cuda" else FORWARD_ELEMENTS
-    return max(1, min(256, elements // max(1, largest)))
-
-
-def dense(x: Tensor) -> Tensor:
-    """``x`` in one piece, images in the layout that suits its device (:func:`mrecg_onnx.machine.cache.channels_last`)."""
-    last = x.dim() == 4 and channels_last(x.device)
-    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
