@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["printable"]
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["first_of", "printable"]
 
 
 def printable(text: str) -> str:
@@ -14,3 +19,8 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def first_of(texts: Sequence[str], most: int = 3) -> str:
+    """The first ``most`` of ``texts``, and how many more there are."""
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")

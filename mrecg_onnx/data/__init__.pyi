@@ -1,16 +1,8 @@
-from .images import (
-    ZEROQ,
-    Dataset,
-    InputSpec,
-    Preprocess,
-    check_lost,
-    holds_images,
-    open_calibration,
-    open_validation,
-    pad_batch,
-)
+from .dataset import Dataset, check_lost
+from .inputs import InputSpec
 from .labels import NO_LABELS, check_classes
-from .preprocess import COLORS, IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, LAYOUTS, NO_RESIZE
+from .opening import ZEROQ, holds_images, open_calibration, open_validation
+from .preprocess import COLORS, IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, LAYOUTS, NO_RESIZE, Preprocess
 from .profiles import PreprocessField, beside, for_images, profile, require_numbers
 
 __all__ = [
@@ -33,7 +25,6 @@ __all__ = [
     "holds_images",
     "open_calibration",
     "open_validation",
-    "pad_batch",
     "profile",
     "require_numbers",
 ]

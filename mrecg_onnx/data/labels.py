@@ -11,6 +11,7 @@ import numpy as np
 
 from mrecg_onnx.converters.errors import DataError, first_line
 from mrecg_onnx.converters.files import require_regular
+from mrecg_onnx.data.folders import ARRAY_SUFFIXES
 
 if TYPE_CHECKING:
     import os
@@ -24,7 +25,6 @@ __all__ = ["LABEL_NAMES", "NO_LABELS", "check_classes", "labels_for", "labels_in
 NO_LABELS = "none"
 #: Arrays of labels in an .npz beside those of the inputs, the first one that is there counts.
 LABEL_NAMES = ("y", "labels", "label")
-_ARRAYS = (".npy", ".npz")
 
 
 def check_classes(
@@ -69,7 +69,7 @@ def labels_for(
     """
     relative = [file.relative_to(root) for file in files]
     if labels_csv is not None:
-        if Path(labels_csv).suffix.lower() in _ARRAYS:
+        if Path(labels_csv).suffix.lower() in ARRAY_SUFFIXES:
             raise DataError(f"{labels_csv} labels rows of arrays, {root} holds images: give a CSV of file,label")
         return _labels_from_csv(relative, Path(labels_csv))
     loose = [file for file in relative if len(file.parts) == 1]
@@ -115,7 +115,7 @@ def labels_of_rows(path: Path, rows: int) -> NDArray[np.int64]:
     Raises:
         DataError: the file cannot be read, or holds no labels of these rows.
     """
-    if path.suffix.lower() not in _ARRAYS:
+    if path.suffix.lower() not in ARRAY_SUFFIXES:
         raise DataError(f"rows of arrays have no file names for {path} to label: give the labels as .npy, one a row")
     loaded = _load(path)
     if isinstance(loaded, np.ndarray):

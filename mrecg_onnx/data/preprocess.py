@@ -1,4 +1,4 @@
-"""What a model's input is, and how the pixels of an image become one: size, channels and numbers."""
+"""How the pixels of an image become a model's input: size, channels and numbers, stated or found out from the model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mrecg_onnx.converters.errors import DataError, SettingsError
+from mrecg_onnx.data.inputs import InputSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "COLORS", "IMAGENET_MEAN", "IMAGENET_STD", "INTERPOLATIONS", "LAYOUTS", "NO_RESIZE", "UNIT_SCALE", "USE_ARRAYS", "InputSpec",
-    "Preprocess", "UnreadableError", "cover", "fit", "shape_text",
+    "COLORS", "IMAGENET_MEAN", "IMAGENET_STD", "INTERPOLATIONS", "LAYOUTS", "NO_RESIZE", "UNIT_SCALE", "USE_ARRAYS", "Preprocess",
 ]  # fmt: skip
 
 # ImageNet's channel statistics of pixels in 0..1, red green blue: what torchvision's and timm's classifiers expect.
@@ -41,35 +41,8 @@ INTERPOLATIONS = {
 }
 #: Images are not resized at all.
 NO_RESIZE = "off"
-_MAX_RESIZED_PIXELS = 1 << 27  # a 10x30000 strip scaled to a shorter side of 256 would be 200 million pixels
 #: What to do where images cannot feed a model.
 USE_ARRAYS = "give ready inputs as .npy, or .npz by input name"
-
-
-class UnreadableError(Exception):
-    """Why one image file gives no pixels."""
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """One input of the model.
-
-    Attributes:
-        name: the graph input's name.
-        shape: its shape, batch first; None where a size is free.
-        dtype: its element type.
-    """
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: np.dtype[Any]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))
-        object.__setattr__(self, "dtype", np.dtype(self.dtype))
-
-    def __str__(self) -> str:
-        return f"input '{self.name}' {shape_text(self.shape)} {self.dtype}"
 
 
 @dataclass(frozen=True)
@@ -341,46 +314,6 @@ _IMAGENETS = "ImageNet's"
 _STORED = tuple(f.name for f in fields(Preprocess) if f.name not in {"beside", "source"})
 
 
-def fit(image: Image.Image, preprocess: Preprocess) -> Image.Image:
-    """Resize and centre crop as the resolved ``preprocess`` says.
-
-    Raises:
-        UnreadableError: an image so long and thin that its resized form would not fit into memory.
-    """
-    resize, crop = preprocess.resize, preprocess.crop
-    assert crop is not None
-    height, width = crop
-    if resize is None and image.size == (width, height):
-        return image
-    if resize == NO_RESIZE:
-        size = image.size
-    elif isinstance(resize, tuple):
-        size = resize[1], resize[0]
-    else:
-        # The larger box only matters where the shorter side's rule leaves the crop uncovered: see cover.
-        box = [
-            max(int(resize), side) if resize is not None else round(side / CROP_FRACTION) for side in (width, height)
-        ]
-        size = cover(image.width, image.height, *box)
-    if size != image.size:
-        if size[0] * size[1] > _MAX_RESIZED_PIXELS:
-            raise UnreadableError(f"too long and thin to resize: {image.width}x{image.height} pixels")
-        image = image.resize(size, INTERPOLATIONS[preprocess.interpolation or "bilinear"])
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)  # torchvision's rounding
-    return image.crop((left, top, left + width, top + height))
-
-
-def cover(width: int, height: int, box_width: int, box_height: int) -> tuple[int, int]:
-    """The smallest (width, height) of the same proportions that covers the box, rounded as torchvision's Resize does.
-
-    For a square box that is "shorter side to the box's side". For a box max(resize, crop) it is the larger of
-    "shorter side to resize" and "covers the crop", since the scale is max(box_width / width, box_height / height).
-    """
-    if width * box_height <= height * box_width:
-        return box_width, max(box_height, int(box_width * height / width))
-    return max(box_width, int(box_height * width / height)), box_height
-
-
 def _finite_float(name: str, value: object) -> float:
     try:
         number = float(value)  # type: ignore[arg-type]
@@ -413,8 +346,3 @@ def _numbers(values: Sequence[float]) -> str:
 
 def _size_text(size: Sequence[int]) -> str:
     return f"{size[0]}x{size[1]}"
-
-
-def shape_text(shape: Sequence[int | None]) -> str:
-    """``(?, 3, 32, 32)``; a free size is a question mark."""
-    return f"({', '.join('?' if size is None else str(size) for size in shape)})"

@@ -24,7 +24,7 @@ from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError, f
 from mrecg_onnx.converters.files import irregular
 from mrecg_onnx.converters.names import unique_nodes
 from mrecg_onnx.converters.versions import restamped
-from mrecg_onnx.data import InputSpec, pad_batch
+from mrecg_onnx.data import InputSpec
 from mrecg_onnx.machine import local_rank
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ __all__ = [
     "latency",
     "medians",
     "open_session",
+    "pad_batch",
     "run_batches",
     "run_padded",
 ]
@@ -154,6 +155,17 @@ def run_padded(session: ort.InferenceSession, feeds: Mapping[str, Array]) -> dic
         for start in range(0, n, size)
     ]
     return {name: np.concatenate([piece[name] for piece in pieces])[:n] for name in pieces[0]}
+
+
+def pad_batch(array: Array, size: int) -> Array:
+    """``array`` with its last row repeated until it has ``size`` rows, for models with a fixed batch.
+
+    Raises:
+        ValueError: it is empty or longer than ``size`` already.
+    """
+    if not 1 <= len(array) <= size:
+        raise ValueError(f"cannot pad {len(array)} rows to {size}")
+    return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
 
 
 def run_batches(session: ort.InferenceSession, dataset: BatchSource, batch_size: int) -> dict[str, Array]:

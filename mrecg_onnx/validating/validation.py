@@ -241,7 +241,7 @@ def validate(
     Args:
         fp32: The float model.
         quantized: The quantized model, of this package or another.
-        data: A folder of images or arrays of ready inputs (see :func:`mrecg_onnx.data.images.open_validation`), or a data
+        data: A folder of images or arrays of ready inputs (see :func:`mrecg_onnx.data.opening.open_validation`), or a data
             set that is already open.
         labels: CSV of ``file,label`` for images, ``.npy`` of one class a row for arrays. By default labels are read from
             folder names, or from an array called y or labels in an ``.npz``; the word "none": there are none.

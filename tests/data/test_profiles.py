@@ -18,7 +18,8 @@ import mrecg_onnx
 from mrecg_onnx import Preprocess, Settings
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.data import InputSpec, open_calibration
-from mrecg_onnx.data.profiles import MAX_BYTES, PROFILES, _convert, _Entries, beside, for_images, profile
+from mrecg_onnx.data.entries import Entries
+from mrecg_onnx.data.profiles import MAX_BYTES, PROFILES, _convert, beside, for_images, profile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -254,7 +255,7 @@ json_values = (
 def test_whatever_a_file_holds_is_preprocessing_or_one_line(base: dict[str, Any], changes: dict[str, Any]) -> None:
     said, found = "", None
     try:
-        found = _convert(_Entries(base | changes, "file.json"))
+        found = _convert(Entries(base | changes, "file.json"))
     except SettingsError as error:
         said = str(error)
     assert len(said.splitlines()) <= 1

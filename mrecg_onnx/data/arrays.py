@@ -1,0 +1,179 @@
+"""Ready inputs in ``.npy`` and ``.npz`` files, batch first, fed as they are."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mrecg_onnx.converters.errors import DataError
+from mrecg_onnx.data.choosing import pick
+from mrecg_onnx.data.dataset import Dataset, digest
+from mrecg_onnx.data.inputs import shape_text
+from mrecg_onnx.data.labels import LABEL_NAMES, labels_inside, labels_of_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from mrecg_onnx.data.inputs import InputSpec
+
+__all__ = ["ArrayDataset"]
+
+
+class ArrayDataset(Dataset):
+    """Rows of .npy and .npz files, one file after the other; .npy are memory-mapped, of .npz the last one is held."""
+
+    def __init__(self, inputs: Sequence[InputSpec], paths: Sequence[Path], samples: int | None, seed: int) -> None:
+        super().__init__(inputs)
+        self._paths = list(paths)
+        self._held: tuple[int, dict[str, NDArray[Any]]] | None = None
+        first = self._arrays(0)
+        self._row_shapes = {name: array.shape[1:] for name, array in first.items()}
+        rows = []
+        for number, path in enumerate(self._paths):
+            arrays = self._arrays(number)
+            for name, array in arrays.items():
+                if array.shape[1:] != self._row_shapes[name]:
+                    raise DataError(
+                        f"arrays for input '{name}' differ: {shape_text(array.shape)} in {path}, "
+                        f"{shape_text(first[name].shape)} in {self._paths[0]}"
+                    )
+            rows.append(len(next(iter(arrays.values()))))
+        self._ends = np.cumsum(rows)
+        self._chosen = pick(int(self._ends[-1]), samples, seed)
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def label(self, given: Path | None) -> None:
+        """Take the labels of a file, or those that lie beside the inputs in all files.
+
+        Raises:
+            DataError: they are no labels of these rows, or lie in some of the files only.
+        """
+        total = int(self._ends[-1])
+        if given is not None:
+            self.labels, self.labels_source = labels_of_rows(given, total)[self._chosen], f"in {given}"
+            return
+        names, rows = [spec.name for spec in self.inputs], np.diff(self._ends, prepend=0).tolist()
+        found = [labels_inside(path, names, count) for path, count in zip(self._paths, rows, strict=True)]
+        there = [one for one in found if one is not None]
+        if not there:
+            return
+        if len(there) < len(found):
+            without = self._paths[found.index(None)]
+            raise DataError(f"{there[0][1]} are labels, and {without} has none: label all files, or say --labels none")
+        self.labels = np.concatenate([labels for labels, _ in there])[self._chosen]
+        self.labels_source = there[0][1]
+
+    def _share(self, rank: int, size: int) -> Dataset:
+        part = copy.copy(self)
+        part._chosen = self._chosen[rank::size]  # noqa: SLF001 - its own class
+        part.labels = self.labels[rank::size] if self.labels is not None else None
+        return part
+
+    def fingerprint(self) -> str:
+        """Of the files and of the rows chosen."""
+        return digest(self._paths, repr(self._chosen.tolist()))
+
+    def _arrays(self, number: int) -> dict[str, NDArray[Any]]:
+        if self._held is None or self._held[0] != number:
+            self._held = number, _open_arrays(self._paths[number], self.inputs)
+        return self._held[1]
+
+    def _read(self, indices: Sequence[int]) -> tuple[dict[str, NDArray[Any]], list[int]]:
+        kept = list(indices)
+        positions = self._chosen[kept]
+        numbers = np.searchsorted(self._ends, positions, side="right")
+        out = {s.name: np.empty((len(kept), *self._row_shapes[s.name]), s.dtype) for s in self.inputs}
+        for number in np.unique(numbers).tolist():
+            mine = numbers == number
+            start = int(self._ends[number - 1]) if number else 0
+            arrays = self._arrays(number)
+            for spec in self.inputs:
+                rows = positions[mine] - start
+                out[spec.name][mine] = _cast(arrays[spec.name][rows], spec, rows, self._paths[number])
+        return out, kept
+
+
+def _open_arrays(path: Path, inputs: Sequence[InputSpec]) -> dict[str, NDArray[Any]]:
+    """The arrays of one file by input name, checked against the inputs but not yet cast."""
+    try:
+        loaded = np.load(path, mmap_mode="r" if path.suffix.lower() == ".npy" else None, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            arrays = _name_lone_array(path, loaded, inputs)
+        else:
+            with loaded:
+                arrays = _named_arrays(path, loaded, inputs)
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # damaged headers, zip directories and deflate streams each raise their own
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"cannot read {path}: {reason}") from error
+    for spec in inputs:
+        _check_fits(arrays[spec.name], spec, path)
+    rows = {name: len(array) for name, array in arrays.items()}
+    if len(set(rows.values())) > 1:
+        counts = ", ".join(f"'{name}' {count}" for name, count in rows.items())
+        raise DataError(f"the arrays in {path} have different numbers of rows: {counts}")
+    return arrays
+
+
+def _name_lone_array(path: Path, array: NDArray[Any], inputs: Sequence[InputSpec]) -> dict[str, NDArray[Any]]:
+    if len(inputs) > 1:
+        names = ", ".join(f"'{spec.name}'" for spec in inputs)
+        raise DataError(f"{path} holds one array, the model has {len(inputs)} inputs ({names}): give an .npz by name")
+    return {inputs[0].name: array}
+
+
+def _named_arrays(path: Path, loaded: Mapping[str, Any], inputs: Sequence[InputSpec]) -> dict[str, NDArray[Any]]:
+    there = list(loaded)
+    names = {spec.name for spec in inputs}
+    data = [name for name in there if name in names or name not in LABEL_NAMES] or there
+    if len(data) == len(inputs) == 1:
+        return {inputs[0].name: loaded[data[0]]}
+    missing = [spec.name for spec in inputs if spec.name not in there]
+    if missing:
+        raise DataError(f"no array for input '{missing[0]}' in {path}: it holds {', '.join(there) or 'nothing'}")
+    return {spec.name: loaded[spec.name] for spec in inputs}
+
+
+def _check_fits(array: NDArray[Any], spec: InputSpec, path: Path) -> None:
+    fits = array.ndim == len(spec.shape) and array.ndim > 0
+    if fits:
+        rest = zip(array.shape[1:], spec.shape[1:], strict=True)
+        fits = all(wanted is None or have == wanted for have, wanted in rest)
+    if not fits:
+        raise DataError(
+            f"the array {shape_text(array.shape)} in {path} does not fit {spec}: arrays are whole batches, batch first"
+        )
+    if array.size == 0:
+        raise DataError(f"the array {shape_text(array.shape)} for input '{spec.name}' in {path} is empty")
+    if _family(array.dtype) != _family(spec.dtype):
+        raise DataError(
+            f"the array in {path} holds {array.dtype}, {spec} wants {spec.dtype}: "
+            "arrays are fed as they are, save them ready for the model"
+        )
+
+
+def _cast(rows: NDArray[Any], spec: InputSpec, numbers: NDArray[np.int64], path: Path) -> NDArray[Any]:
+    """``rows`` in the input's dtype; ``numbers`` are their places in the file, for messages."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = rows.astype(spec.dtype)
+    flat = cast.reshape(len(cast), -1)
+    if cast.dtype.kind == "f":
+        good, fault = np.isfinite(flat).all(axis=1), f"NaN, Inf or a value too large for {spec.dtype}"
+    else:
+        good, fault = (flat == rows.reshape(flat.shape)).all(axis=1), f"a value out of the range of {spec.dtype}"
+    if not good.all():
+        raise DataError(f"{fault} in row {numbers[~good][0]} for input '{spec.name}' in {path}")
+    return cast
+
+
+def _family(dtype: np.dtype[Any]) -> str:
+    """Dtypes that may be cast into each other: floats, integers; anything else only into itself."""
+    return {"f": "float", "i": "integer", "u": "integer"}.get(dtype.kind, str(dtype))

@@ -1,0 +1,220 @@
+"""The data set: model inputs by index, read when asked for, in batches or all at once.
+
+When things are read: opening lists the files and chooses among them (``samples``, ``limit``); nothing is decoded before
+:meth:`Dataset.batch`, :meth:`Dataset.batches` or :meth:`Dataset.load`, so that a validation set of any size costs one
+batch of memory. A file that cannot be decoded is therefore found on the way: ``batches`` and ``load`` skip it and note
+it in :attr:`Dataset.skipped`, and give up with a DataError once more than 5 % of the chosen files are lost. A skipped
+file is not replaced by another one: which images were chosen depends on their names and the seed, not on their bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mrecg_onnx.converters.errors import DataError, SettingsError
+from mrecg_onnx.converters.text import first_of
+from mrecg_onnx.data.choosing import middle_of_strata
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from mrecg_onnx.data.inputs import InputSpec
+    from mrecg_onnx.data.preprocess import Preprocess
+
+__all__ = ["Dataset", "check_lost", "digest", "lost_text"]
+
+MAX_LOST = 0.05  # share of unreadable images above which a data set is called broken instead of being thinned out
+_LOAD_CHUNK = 64  # images decoded at a time by load()
+
+
+class Dataset(ABC):
+    """Model inputs by index, read when asked for; made by :func:`open_calibration` and :func:`open_validation`.
+
+    ``len()`` counts what was chosen, including images that turn out to be unreadable.
+
+    Attributes:
+        inputs: the model's inputs.
+        files: the chosen image files in order, or None for arrays.
+        labels: (len,) int64 class indices, or None.
+        labels_source: where they come from, for messages.
+        preprocess: what is done to images, resolved for the model; None for arrays.
+        origin: how the data were made, as plain JSON data, where no camera took them; None for files.
+    """
+
+    origin: dict[str, Any] | None = None
+
+    def __init__(
+        self,
+        inputs: Sequence[InputSpec],
+        *,
+        files: list[Path] | None = None,
+        labels: NDArray[np.int64] | None = None,
+        preprocess: Preprocess | None = None,
+    ) -> None:
+        self.inputs = tuple(inputs)
+        self.files = files
+        self.labels = labels
+        self.labels_source = "given"
+        self.preprocess = preprocess
+        self._lost: dict[int, str] = {}
+        self._whole: int | None = None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @property
+    def whole(self) -> int:
+        """``len()`` of the set that this one is a share of; its own otherwise."""
+        return len(self) if self._whole is None else self._whole
+
+    @property
+    def skipped(self) -> list[tuple[Path, str]]:
+        """Files found unreadable so far, each once, with the reason; complete after ``load`` or a whole ``batches``."""
+        return self._lost_among(self._lost)
+
+    def _lost_among(self, indices: Iterable[int]) -> list[tuple[Path, str]]:
+        files = self.files or []  # rows of arrays are never lost
+        return [(files[index], self._lost[index]) for index in sorted(indices)]
+
+    def shard(self, rank: int, size: int) -> Dataset:
+        """Every ``size``-th sample from the ``rank``-th on: what one of ``size`` processes reads.
+
+        Unreadable files are counted against the whole set; :func:`check_lost` adds up those of all shares.
+        """
+        share = self._share(rank, size)
+        share._whole = self.whole  # noqa: SLF001 - its own class
+        return share
+
+    @abstractmethod
+    def _share(self, rank: int, size: int) -> Dataset: ...
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Changes with the files chosen and their sizes, so that two runs can tell whether they see the same data."""
+
+    @abstractmethod
+    def _read(self, indices: Sequence[int]) -> tuple[dict[str, NDArray[Any]], list[int]]:
+        """Inputs of those ``indices`` that can be read, and which these are, in order."""
+
+    def batch(self, indices: Sequence[int] | NDArray[np.integer]) -> dict[str, NDArray[Any]]:
+        """Exactly the samples asked for: input name -> (len(indices), ...) in the input's dtype.
+
+        Raises:
+            DataError: one of them cannot be read (nothing is skipped here), or holds NaN or Inf.
+            IndexError: an index is not in 0..len-1.
+        """
+        wanted = [int(index) for index in indices]
+        for index in wanted:
+            if not 0 <= index < len(self):
+                raise IndexError(f"sample {index} of {len(self)}")
+        inputs, kept = self._read(wanted)
+        if len(kept) < len(wanted):
+            raise DataError(f"cannot read {lost_list(self._lost_among(set(wanted) - set(kept)))}")
+        return inputs
+
+    def batches(self, size: int) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[np.int64]]]:
+        """All readable samples in order: (inputs, indices), ``size`` at a time, fewer only in the last batch.
+
+        ``labels[indices]`` are the labels of a batch, whatever was skipped.
+
+        Raises:
+            DataError: more than 5 % of the files cannot be read, or an array holds NaN or Inf.
+        """
+        if size < 1:
+            raise SettingsError(f"batch size must be 1 or more, got {size}")
+        parts: list[dict[str, NDArray[Any]]] = []
+        held: list[int] = []
+        position = 0
+        while position < len(self):
+            ahead = range(position, min(len(self), position + size - len(held)))
+            position = ahead.stop
+            inputs, kept = self._read(ahead)
+            if kept:
+                parts.append(inputs)
+                held += kept
+            if held and (len(held) == size or position == len(self)):
+                yield _concatenate(parts), np.array(held, np.int64)
+                parts, held = [], []
+
+    def spread(self, size: int, limit: int | None = None) -> Iterator[dict[str, NDArray[Any]]]:
+        """Readable samples ``size`` at a time, fewer where some cannot be read: inputs alone.
+
+        Args:
+            size: samples read at a time.
+            limit: at most so many, spread evenly over the set rather than taken from its start (folders are often
+                sorted by class).
+
+        Raises:
+            DataError: as :meth:`batches`.
+        """
+        indices = middle_of_strata(len(self), limit)
+        for start in range(0, len(indices), size):
+            inputs, kept = self._read(indices[start : start + size])
+            if kept:
+                yield inputs
+
+    def load(self, limit: int | None = None) -> dict[str, NDArray[Any]]:
+        """All readable samples at once: input name -> (samples, ...) in the input's dtype.
+
+        Args:
+            limit: as in :meth:`spread`.
+
+        Raises:
+            DataError: as :meth:`batches`.
+        """
+        indices = middle_of_strata(len(self), limit)
+        out: dict[str, NDArray[Any]] = {}
+        filled = 0
+        for inputs in self.spread(_LOAD_CHUNK, limit):  # filled in place: joining chunks would hold everything twice
+            count = len(next(iter(inputs.values())))
+            for name, rows in inputs.items():
+                whole = out.setdefault(name, np.empty((len(indices), *rows.shape[1:]), rows.dtype))
+                whole[filled : filled + count] = rows
+            filled += count
+        if not filled:
+            raise DataError(f"none of the {len(indices)} files asked for can be read: {lost_list(self.skipped)}")
+        return {name: rows[:filled] for name, rows in out.items()}
+
+
+def check_lost(lost: Sequence[str], whole: int) -> None:
+    """Give up on a set of ``whole`` images when those ``lost`` (as file and reason) are more than 5 % of it.
+
+    Raises:
+        DataError: they are.
+    """
+    if len(lost) <= MAX_LOST * whole:
+        return
+    if whole == 1:
+        raise DataError(f"cannot read {lost[0]}")
+    raise DataError(
+        f"more than {MAX_LOST:.0%} of {whole} images cannot be read ({len(lost)} so far): {first_of(lost)}; "
+        "replace or remove them"
+    )
+
+
+def digest(paths: Sequence[Path], more: str) -> str:
+    """SHA-256 over the names and sizes of ``paths`` and over ``more``, in hexadecimal."""
+    listing = "\n".join(f"{path.name} {path.stat().st_size if path.exists() else -1}" for path in paths)
+    return hashlib.sha256(f"{listing}\n{more}".encode()).hexdigest()
+
+
+def _concatenate(parts: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def lost_text(item: tuple[Path, str]) -> str:
+    """An unreadable file and the reason, as messages have them."""
+    return f"{item[0]} ({item[1]})"
+
+
+def lost_list(lost: Sequence[tuple[Path, str]]) -> str:
+    return first_of([lost_text(item) for item in lost])
