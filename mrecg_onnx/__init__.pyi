@@ -3,8 +3,9 @@ from .conversion import Conversion, convert
 from .converters.errors import MrecgError
 from .data import Preprocess
 from .inspecting import Inspection, Ranking, inspect, rank
+from .planning import BitRule
 from .quantization import QuantizationResult, quantize
-from .settings import BitRule, Settings
+from .settings import Settings
 from .validating import Benchmark, ValidationResult, benchmark, validate
 
 __all__ = [

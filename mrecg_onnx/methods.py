@@ -7,9 +7,13 @@ code base), QDrop (Wei 2022), MRECG (Ma 2023), docs/method.md 2 and 14; Bit-Spli
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Annotated
 
-__all__ = ["METHODS", "RANGE_NAMES", "Method", "Phase"]
+from mrecg_onnx.converters.choices import Between, OneOf, SettingsGroup
+
+__all__ = ["METHODS", "RANGE_NAMES", "Method", "MethodSettings", "Phase", "method_of"]
 
 #: Activation ranges (``--range``); :data:`quantizers.ranges.RANGES` says what they are. Here, where torch is not needed.
 RANGE_NAMES = ("output", "mse", "minmax", "percentile", "entropy", "aciq")
@@ -102,6 +106,39 @@ METHODS: dict[str, Method] = {
     ),
     "brecq": Method("block", keep_quantized=1.0, learn_scales=True),
     "qdrop": Method("block", keep_quantized=0.5, learn_scales=True),
-    # keep_quantized of `mrecg` comes from its base, see Settings.base
+    # keep_quantized of `mrecg` comes from its base, see MethodSettings.base
     "mrecg": Method("block", keep_quantized=0.5, learn_scales=True, merge=True),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSettings(SettingsGroup):
+    """Which row of the table, and what takes the place of its own choices.
+
+    Attributes:
+        method: a row of :data:`METHODS`.
+        base: reconstruction under ``mrecg``: "qdrop" or "brecq".
+        drop: probability that QDrop keeps an element quantized, None for the method's own (docs/method.md 2).
+        rounding: how weights are rounded: "adaround", "flexround", "ste", or "auto" for the method's own.
+        anneal: schedule of the rounding regularizer: "linear", "cosine", or "auto" for the method's own.
+    """
+
+    method: Annotated[str, OneOf(*METHODS)] = "mrecg"
+    base: Annotated[str, OneOf("qdrop", "brecq")] = "brecq"
+    drop: Annotated[float | None, Between(0.0, 1.0)] = None
+    rounding: Annotated[str, OneOf("auto", "adaround", "flexround", "ste")] = "auto"
+    anneal: Annotated[str, OneOf("auto", "linear", "cosine")] = "auto"
+
+
+def method_of(settings: MethodSettings) -> Method:
+    """The row of the table, with the base of ``mrecg`` and what the settings choose instead put in."""
+    row = METHODS[settings.method]
+    if row.merge:
+        row = dataclasses.replace(METHODS[settings.base], merge=True)
+    if settings.drop is not None and row.keep_quantized is not None:
+        row = dataclasses.replace(row, keep_quantized=settings.drop)
+    if settings.rounding != "auto":
+        row = dataclasses.replace(row, rounding=settings.rounding)
+    if settings.anneal != "auto":
+        row = dataclasses.replace(row, anneal=settings.anneal)
+    return row

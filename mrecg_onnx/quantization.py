@@ -39,9 +39,9 @@ from mrecg_onnx.learning import (
 )
 from mrecg_onnx.machine import Pool, Workers, default_memory, give_back, joined, local_size
 from mrecg_onnx.measures import OutputSums, add_sums, combined_error, output_sums
-from mrecg_onnx.methods import METHODS, Method, Phase
+from mrecg_onnx.methods import Method, Phase, method_of
 from mrecg_onnx.network import Simulation, State, forward_batches
-from mrecg_onnx.planning import BYSTANDER_BITS, Plan, UnitPlan, place
+from mrecg_onnx.planning import BYSTANDER_BITS, BitRule, Plan, UnitPlan, place
 from mrecg_onnx.preparation import (
     Prepared,
     calibrate,
@@ -55,7 +55,7 @@ from mrecg_onnx.preparation import (
 from mrecg_onnx.progress import Clock, Progress, Report, UnitResult
 from mrecg_onnx.quantizers import compile_kernels
 from mrecg_onnx.rewriting import Absorbed, Equalized
-from mrecg_onnx.settings import BitRule, Settings
+from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets import load_target
 from mrecg_onnx.validating import (
     INPUT_RANGES_KEY,
@@ -178,20 +178,6 @@ class QuantizationResult:
             "allocation": self.allocation.to_json() if self.allocation else None,
             "trials": [dataclasses.asdict(t) for t in self.trials],
         }
-
-
-def method_of(settings: Settings) -> Method:
-    """The row of the table, with the base of ``mrecg`` and what the settings choose instead put in."""
-    row = METHODS[settings.method]
-    if row.merge:
-        row = dataclasses.replace(METHODS[settings.base], merge=True)
-    if settings.drop is not None and row.keep_quantized is not None:
-        row = dataclasses.replace(row, keep_quantized=settings.drop)
-    if settings.rounding != "auto":
-        row = dataclasses.replace(row, rounding=settings.rounding)
-    if settings.anneal != "auto":
-        row = dataclasses.replace(row, anneal=settings.anneal)
-    return row
 
 
 def solver_of(method: Method) -> Callable[..., UnitResult]:

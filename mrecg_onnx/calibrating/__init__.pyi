@@ -7,6 +7,7 @@ from .activation_ranges import (
 )
 from .nearest_rounding import SYMMETRIC_FROM, nearest_weights
 from .sensitivity import Sensitivity, measure_sensitivity
+from .settings import ZeroqSettings
 from .zeroq import CALIBRATION_KEY, IMAGES, make_images
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "SAMPLED_VALUES",
     "SYMMETRIC_FROM",
     "Sensitivity",
+    "ZeroqSettings",
     "activation_grids",
     "make_images",
     "measure_sensitivity",

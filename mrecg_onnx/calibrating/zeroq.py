@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from mrecg_onnx.settings import Settings
+    from mrecg_onnx.calibrating.settings import ZeroqSettings
 
 __all__ = ["CALIBRATION_KEY", "IMAGES", "SyntheticDataset", "make_images"]
 
@@ -129,7 +129,7 @@ class _Input:
 def make_images(
     model: onnx.ModelProto,
     inputs: Sequence[InputSpec],
-    settings: Settings,
+    settings: ZeroqSettings,
     device: torch.device,
     *,
     workers: Workers = ALONE,
@@ -206,7 +206,7 @@ def _input(inputs: Sequence[InputSpec], preprocess: Preprocess) -> _Input:
 def _generate(
     model: onnx.ModelProto,
     wanted: _Input,
-    settings: Settings,
+    settings: ZeroqSettings,
     device: torch.device,
     samples: int,
     report: Report | None,
@@ -343,7 +343,7 @@ def _until_last(network: Network, targets: dict[str, _Target]) -> list[Any]:
     return network.steps[: last + 1]
 
 
-def _key(model: onnx.ModelProto, wanted: _Input, settings: Settings, samples: int) -> str:
+def _key(model: onnx.ModelProto, wanted: _Input, settings: ZeroqSettings, samples: int) -> str:
     """Changes with everything that the images depend on."""
     made_of = [samples, settings.zeroq_iters, settings.batch_size, settings.seed, wanted.shape, wanted.axis]
     made_of += [wanted.mean.tolist(), wanted.std.tolist(), str(wanted.spec)]

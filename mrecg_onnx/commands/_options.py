@@ -14,7 +14,8 @@ import click
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.data import COLORS, INTERPOLATIONS, LAYOUTS, NO_LABELS, NO_RESIZE, ZEROQ, Preprocess, profile
 from mrecg_onnx.methods import METHODS, RANGE_NAMES
-from mrecg_onnx.settings import BitRule, Settings
+from mrecg_onnx.planning import BitRule
+from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets import CONTAINER_NAMES
 
 if TYPE_CHECKING:

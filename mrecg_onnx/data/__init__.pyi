@@ -4,6 +4,7 @@ from .labels import NO_LABELS, check_classes
 from .opening import ZEROQ, holds_images, open_calibration, open_validation
 from .preprocess import COLORS, IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, LAYOUTS, NO_RESIZE, Preprocess
 from .profiles import PreprocessField, beside, for_images, profile, require_numbers
+from .settings import DataSettings
 
 __all__ = [
     "COLORS",
@@ -14,6 +15,7 @@ __all__ = [
     "NO_LABELS",
     "NO_RESIZE",
     "ZEROQ",
+    "DataSettings",
     "Dataset",
     "InputSpec",
     "Preprocess",

@@ -20,10 +20,10 @@ from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.data import Dataset, check_classes, open_validation
 from mrecg_onnx.measures import Heads, output_error, prediction_output, two_axes
 from mrecg_onnx.network import Simulation, forward_batches
-from mrecg_onnx.planning import Plan
+from mrecg_onnx.planning import BitRule, Plan
 from mrecg_onnx.preparation import Prepared, calibrate, full_precision, make_plan, prepare, search_grids
 from mrecg_onnx.progress import Clock, Progress
-from mrecg_onnx.settings import BitRule, Settings
+from mrecg_onnx.settings import Settings
 from mrecg_onnx.widths import IMAGES, WIDTHS, cost_images, measure_costs
 
 if TYPE_CHECKING:

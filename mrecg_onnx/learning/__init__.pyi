@@ -5,12 +5,14 @@ from .lapq import Lapq, minimise_steps
 from .prefix import Inputs, Prefix, UnitData
 from .rates import LearningRates, default_rates
 from .reconstruction import reconstruct_unit
+from .settings import LearningSettings
 
 __all__ = [
     "Checkpoint",
     "Inputs",
     "Lapq",
     "LearningRates",
+    "LearningSettings",
     "Prefix",
     "UnitData",
     "correct_biases",

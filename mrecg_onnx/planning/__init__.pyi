@@ -23,6 +23,7 @@ from .granularity import default_merges, groups_from_mask, read_scheme, select_e
 from .layers import plan_layers
 from .placement import place
 from .plan import BYSTANDER_BITS, FLOAT_BITS, WIDE_BITS, ActivationPlan, LayerPlan, Plan, UnitPlan
+from .settings import BitRule, BitSettings, MergeSettings
 from .units import WHOLE_BATCH, join_units, plan_layer_units, plan_units
 
 __all__ = [
@@ -36,7 +37,10 @@ __all__ = [
     "WHOLE_BATCH",
     "WIDE_BITS",
     "ActivationPlan",
+    "BitRule",
+    "BitSettings",
     "LayerPlan",
+    "MergeSettings",
     "Plan",
     "UnitPlan",
     "activation_inputs",

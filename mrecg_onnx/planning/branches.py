@@ -26,12 +26,12 @@ from mrecg_onnx.planning.activations import (
 )
 from mrecg_onnx.planning.layers import plan_layers
 from mrecg_onnx.planning.plan import BYSTANDER_BITS
-from mrecg_onnx.settings import Settings
+from mrecg_onnx.planning.settings import BitSettings
 
 __all__ = ["branch_narrow_reads"]
 
 
-def branch_narrow_reads(model: ir.Model, settings: Settings) -> int:
+def branch_narrow_reads(model: ir.Model, settings: BitSettings) -> int:
     """Give every tensor that low-bit layers share with other integer ops, or with the graph's outputs, a branch for the layers.
 
     Args:

@@ -20,7 +20,7 @@ from mrecg_onnx.planning.activations import (
     weight_index,
 )
 from mrecg_onnx.planning.plan import BYSTANDER_BITS, FLOAT_BITS, WIDE_BITS, LayerPlan
-from mrecg_onnx.settings import Settings
+from mrecg_onnx.planning.settings import BitSettings
 
 __all__ = ["matching", "plan_layers"]
 
@@ -52,7 +52,7 @@ def _macs(node: ir.Node, weight_shape: tuple[int, ...], spatial_of: ir.Value) ->
     return math.prod(weight_shape) * math.prod(int(d) for d in positions if isinstance(d, int))
 
 
-def plan_layers(model: ir.Model, settings: Settings) -> tuple[LayerPlan, ...]:
+def plan_layers(model: ir.Model, settings: BitSettings) -> tuple[LayerPlan, ...]:
     """Describe every weighted layer and give it its widths.
 
     Raises:

@@ -43,7 +43,7 @@ from mrecg_onnx.planning.activations import (
 from mrecg_onnx.planning.layers import matching
 from mrecg_onnx.planning.plan import BYSTANDER_BITS, FLOAT_BITS, ActivationPlan, LayerPlan
 from mrecg_onnx.planning.reach import Reach, absorbed_into, before_clamps, reach_of_codes
-from mrecg_onnx.settings import Settings
+from mrecg_onnx.planning.settings import BitSettings
 from mrecg_onnx.targets import load_target
 
 __all__ = ["place"]
@@ -74,7 +74,7 @@ def _is_for_one(value: ir.Value) -> bool:
 
 
 def place(
-    model: ir.Model, layers: tuple[LayerPlan, ...], settings: Settings, protected: frozenset[str] = frozenset()
+    model: ir.Model, layers: tuple[LayerPlan, ...], settings: BitSettings, protected: frozenset[str] = frozenset()
 ) -> tuple[ActivationPlan, ...]:
     """Decide the activation quantizers of ``model``.
 
@@ -121,7 +121,7 @@ def _quantizer(
     parts: list[ir.Value],
     group: Mapping[ir.Value, ir.Value],
     reach: Reach,
-    settings: Settings,
+    settings: BitSettings,
     protected: Collection[str],
 ) -> ActivationPlan:
     """The quantizer behind ``root`` whose scale ``parts`` share; ``group`` has the root of every quantized tensor."""

@@ -9,6 +9,7 @@ from .grids import EPSILON, Grid, symmetric_eight, whole_reciprocal
 from .range_search import P_NORM, search_range
 from .ranges import Estimator, chosen_ranges, gauss_clip, is_laplace, laplace_clip, min_max, mse
 from .rounding import ROUNDINGS, BetaSchedule, LearnedRounding
+from .settings import RangeSettings
 
 __all__ = [
     "EPSILON",
@@ -18,6 +19,7 @@ __all__ = [
     "Estimator",
     "Grid",
     "LearnedRounding",
+    "RangeSettings",
     "chosen_ranges",
     "compile_kernels",
     "fake_quantize",

@@ -18,7 +18,7 @@ from torch import Tensor
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.quantizers.grids import Grid
 from mrecg_onnx.quantizers.range_search import P_NORM, search_range
-from mrecg_onnx.settings import Settings
+from mrecg_onnx.quantizers.settings import RangeSettings
 
 __all__ = [
     "NORMS",
@@ -198,7 +198,7 @@ RANGES: dict[str, Ranges] = {
 }
 
 
-def chosen_ranges(settings: Settings) -> Ranges:
+def chosen_ranges(settings: RangeSettings) -> Ranges:
     """The row that ``settings`` ask for; with "auto" the method's own."""
     name = METHODS[settings.method].ranges if settings.ranges == "auto" else settings.ranges
     return ranges_of(name, settings.percentile)

@@ -2,11 +2,13 @@ from .absorption import Absorbed, apply_absorption, choose_absorptions
 from .channel_bits import allocate_activations, allocate_weights
 from .equalization import Equalized, choose_scales
 from .rescaling import apply_scale, bound_channels
+from .settings import RewritingSettings
 from .streams import find_streams
 
 __all__ = [
     "Absorbed",
     "Equalized",
+    "RewritingSettings",
     "allocate_activations",
     "allocate_weights",
     "apply_absorption",

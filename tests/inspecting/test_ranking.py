@@ -13,10 +13,11 @@ from helpers.stages import feeds
 from mrecg_onnx.converters import normalize
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.inspecting.ranking import rank
+from mrecg_onnx.planning import BitRule
 from mrecg_onnx.preparation import make_plan
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.runtimes import open_session
-from mrecg_onnx.settings import BitRule, Settings
+from mrecg_onnx.settings import Settings
 from mrecg_onnx.validating import validate
 from mrecg_onnx.widths.costs import WIDTHS
 

@@ -22,10 +22,11 @@ from mrecg_onnx.learning.bitsplit import Objective, Planes, alternate, split_res
 from mrecg_onnx.learning.responses import ROWS, NormalEquations, layout_of, normal_equations
 from mrecg_onnx.machine.parallel import Workers
 from mrecg_onnx.measures import sqnr_db
+from mrecg_onnx.planning import BitRule
 from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.quantizers import quantize_codes, search_range
 from mrecg_onnx.runtimes import open_session, run_padded
-from mrecg_onnx.settings import BitRule, Settings
+from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,8 +8,7 @@ from helpers.learned import activation_scales, codes, distance, results
 
 from mrecg_onnx.commands._options import unused_options
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.methods import METHODS
-from mrecg_onnx.quantization import method_of
+from mrecg_onnx.methods import METHODS, method_of
 from mrecg_onnx.quantizers.range_search import search_range
 from mrecg_onnx.quantizers.rounding import ANNEALS, ROUNDINGS
 from mrecg_onnx.settings import Settings

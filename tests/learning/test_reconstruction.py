@@ -28,10 +28,10 @@ from mrecg_onnx.learning.prefix import Inputs, Prefix
 from mrecg_onnx.learning.rates import LR_SCALE, PAPER_ITERS, PAPER_LR_ROUNDING, SHORTEST, default_rates
 from mrecg_onnx.machine.cache import Pool, Store
 from mrecg_onnx.measures import sqnr_db
-from mrecg_onnx.methods import METHODS
+from mrecg_onnx.methods import METHODS, method_of
 from mrecg_onnx.preparation import make_plan
 from mrecg_onnx.progress import Progress
-from mrecg_onnx.quantization import QuantizationResult, method_of, quantize
+from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.runtimes import open_session, run_padded
 from mrecg_onnx.settings import Settings
 

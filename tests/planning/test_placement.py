@@ -11,10 +11,11 @@ from helpers.stages import planned
 
 from mrecg_onnx.converters import normalize
 from mrecg_onnx.converters.errors import ModelError, SettingsError
+from mrecg_onnx.planning import BitRule
 from mrecg_onnx.planning.layers import plan_layers
 from mrecg_onnx.planning.placement import place
 from mrecg_onnx.planning.plan import FLOAT_BITS, ActivationPlan, LayerPlan
-from mrecg_onnx.settings import BitRule, Settings
+from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:
     import onnx

@@ -26,10 +26,11 @@ from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
 from mrecg_onnx.converters.passes.opset import raise_opset
 from mrecg_onnx.data import open_validation
 from mrecg_onnx.machine.cache import Store
+from mrecg_onnx.planning import BitRule
 from mrecg_onnx.planning.branches import branch_narrow_reads
 from mrecg_onnx.quantizers import Grid, fake_quantize, symmetric_eight
 from mrecg_onnx.runtimes import input_specs, open_session, open_with, run_padded
-from mrecg_onnx.settings import BitRule, Settings
+from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets.target import CONTAINER_NAMES, TARGET_NAMES, load_target
 from mrecg_onnx.validating import stored_preprocess
 from mrecg_onnx.writing.containers import contained, container_of

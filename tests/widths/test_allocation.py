@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from scipy.optimize import milp
 
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.settings import BitRule, Settings
+from mrecg_onnx.planning import BitRule
+from mrecg_onnx.settings import Settings
 from mrecg_onnx.widths.allocation import WIDTHS, choose_widths
 
 

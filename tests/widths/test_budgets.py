@@ -15,8 +15,9 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.planning import BitRule
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.settings import BitRule, Settings
+from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets import targets
 from mrecg_onnx.validating import validate
 from mrecg_onnx.widths.costs import WIDTHS, measure_costs

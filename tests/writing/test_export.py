@@ -23,12 +23,13 @@ import mrecg_onnx
 from mrecg_onnx.checking.verification import verify
 from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.network.simulation import QuantizedWeight
+from mrecg_onnx.planning import BitRule
 from mrecg_onnx.planning.activations import WEIGHTED_OPS
 from mrecg_onnx.planning.plan import ActivationPlan
 from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.quantizers import Grid, fake_quantize, quantize_codes, search_range
 from mrecg_onnx.runtimes import fused_op_counts, open_session, run_padded
-from mrecg_onnx.settings import BitRule, Settings
+from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets.target import load_target
 from mrecg_onnx.writing.activations import code_bounds
 from mrecg_onnx.writing.qdq import export

@@ -1,0 +1,108 @@
+"""Groups of settings: frozen dataclasses whose fields say which values they take, checked as soon as one is made.
+
+It stands on the ground floor because every floor has settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from mrecg_onnx.converters.errors import SettingsError
+
+__all__ = ["AtLeast", "Between", "OneOf", "SettingsGroup"]
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A word among ``words``."""
+
+    words: tuple[str, ...]
+
+    def __init__(self, *words: str) -> None:
+        object.__setattr__(self, "words", words)
+
+    def check(self, name: str, value: str) -> None:
+        """Refuse any other.
+
+        Raises:
+            SettingsError: ``value``, of the field called ``name``, is another.
+        """
+        if value not in self.words:
+            raise SettingsError(f"{name} is '{value}': choose one of {', '.join(self.words)}")
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """A number from ``low`` on."""
+
+    low: float
+
+    def check(self, name: str, value: float) -> None:
+        """Refuse any below, and NaN.
+
+        Raises:
+            SettingsError: ``value``, of the field called ``name``, is one.
+        """
+        if not value >= self.low:
+            raise SettingsError(f"{name} is {value}: it must be {self.low:g} or more")
+
+
+@dataclass(frozen=True)
+class Between:
+    """A number from ``low`` to ``high``, both included."""
+
+    low: float
+    high: float
+
+    def check(self, name: str, value: float) -> None:
+        """Refuse any outside, and NaN.
+
+        Raises:
+            SettingsError: ``value``, of the field called ``name``, is one.
+        """
+        if not self.low <= value <= self.high:
+            raise SettingsError(f"{name} is {value}: it must lie between {self.low:g} and {self.high:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingsGroup:
+    """Base of a room's settings.
+
+    A field is ``Annotated[int, Between(2, 8)]`` or the like where it does not take every value of its type; None fits where it is
+    the default. A group inherits those of lower rooms that its room reads, too.
+    """
+
+    def __post_init__(self) -> None:
+        """Check every field, then what holds between them.
+
+        Raises:
+            SettingsError: a value is out of its range, or contradicts another.
+        """
+        for field, allowed in _restricted(type(self)):
+            value = getattr(self, field.name)
+            if value is not None or field.default is not None:
+                allowed.check(field.name, value)
+        self.check()
+
+    def check(self) -> None:
+        """What holds between fields, or is no range; a group that has such rules calls those of its bases first.
+
+        Raises:
+            SettingsError: it does not hold.
+        """
+
+
+@functools.cache
+def _restricted(group: type[SettingsGroup]) -> tuple[tuple[dataclasses.Field[Any], OneOf | AtLeast | Between], ...]:
+    """The fields of ``group`` that do not take every value, with what they take, in their order."""
+    hints = typing.get_type_hints(group, include_extras=True)
+    return tuple(
+        (field, allowed)
+        for field in dataclasses.fields(group)
+        for allowed in getattr(hints[field.name], "__metadata__", ())
+        if isinstance(allowed, OneOf | AtLeast | Between)
+    )

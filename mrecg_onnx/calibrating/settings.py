@@ -1,0 +1,22 @@
+"""How images are made where there are none, as a user chooses it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from mrecg_onnx.converters.choices import AtLeast
+from mrecg_onnx.data import DataSettings
+
+__all__ = ["ZeroqSettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroqSettings(DataSettings):
+    """Images made from the network's own statistics.
+
+    Attributes:
+        zeroq_iters: iterations for a batch of images made by ``zeroq``.
+    """
+
+    zeroq_iters: Annotated[int, AtLeast(1)] = 500

@@ -1,0 +1,110 @@
+"""Widths, what stays in float, and how units are merged, as a user chooses them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from mrecg_onnx.converters.choices import AtLeast, Between, OneOf, SettingsGroup
+from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.planning.plan import FLOAT_BITS, WIDE_BITS
+from mrecg_onnx.targets import TargetSettings, load_target
+
+__all__ = ["BitRule", "BitSettings", "MergeSettings"]
+
+_BITS = re.compile(r"^(?:W(?P<w>\d+))?(?:A(?P<a>\d+))?$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class BitRule:
+    """Widths for the layers whose node name matches ``pattern`` (``re.search``); None leaves a width as it is."""
+
+    pattern: str
+    wbits: int | None
+    abits: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> BitRule:
+        """Read ``REGEX=W4A8``, ``REGEX=W8`` or ``REGEX=A8``.
+
+        Raises:
+            SettingsError: the text has another form, or a width is not in 2..8 (or 16, of activations).
+        """
+        pattern, _, widths = text.rpartition("=")
+        match = _BITS.match(widths)
+        if not pattern or match is None or not widths:
+            raise SettingsError(f"--bits '{text}': expected REGEX=W4A8, REGEX=W8 or REGEX=A8")
+        w, a = (int(g) if g else None for g in (match["w"], match["a"]))
+        for width, wide in ((w, None), (a, WIDE_BITS)):
+            if width is not None and not 2 <= width <= 8 and width != wide:
+                raise SettingsError(f"--bits '{text}': widths go from 2 to 8 (activations have {WIDE_BITS}, too)")
+        return cls(pattern, w, a)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitSettings(TargetSettings):
+    """Widths, within what the target takes.
+
+    Attributes:
+        wbits: weight width, 2..8.
+        abits: activation width, 2..8, 16 where the target has it, or 32 to leave activations in float.
+        first_last_bits: width of the first and the last weighted layers and of their inputs.
+        exclude: regular expressions; matching nodes stay in float.
+        bits: widths of single layers.
+        residual: "wide": tensors that low-bit layers share with additions keep 8 bits, the layers read a copy of their
+            own width; "shared": one quantizer of the layers' width for all, as in the papers.
+        protect: number of activation tensors raised to 8 bits, the most sensitive first.
+    """
+
+    wbits: Annotated[int, Between(2, 8)] = 4
+    abits: int = 4
+    first_last_bits: Annotated[int, Between(2, 8)] = 8
+    exclude: tuple[str, ...] = ()
+    bits: tuple[BitRule, ...] = ()
+    residual: Annotated[str, OneOf("wide", "shared")] = "wide"
+    protect: Annotated[int, AtLeast(0)] = 0
+
+    def check(self) -> None:
+        """Widths exist and the target takes them; patterns are regular expressions."""
+        super().check()
+        if self.abits not in {WIDE_BITS, FLOAT_BITS} and not 2 <= self.abits <= 8:
+            raise SettingsError(
+                f"abits is {self.abits}: it must lie between 2 and 8, or be {WIDE_BITS}, or {FLOAT_BITS} for float activations"
+            )
+        rules = load_target(self.target)
+        rules.check_widths(self.wbits, self.abits, "--wbits, --abits")
+        rules.check_widths(self.first_last_bits, self.first_last_bits, "--first-last-bits")
+        for rule in self.bits:
+            rules.check_widths(rule.wbits or 32, rule.abits or 32, f"--bits '{rule.pattern}'")
+        for pattern in (*self.exclude, *(rule.pattern for rule in self.bits)):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise SettingsError(f"'{pattern}' is not a regular expression: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeSettings(SettingsGroup):
+    """How ``mrecg`` merges units (docs/method.md 4).
+
+    Attributes:
+        scheme: "loss", "modcap", "none" or the path of a JSON file.
+        selection: "peak" (signed rule), "eq4" (literal top-k objective) or "relative" (the same on relative differences).
+        merges: number of merges k, None for the rule of :mod:`mrecg_onnx.planning.granularity`.
+        penalty: lambda of Eq. 4, None for a hard limit at k.
+        alpha: stride correction of the module capacity, Eq. 3.
+    """
+
+    scheme: str = "loss"
+    selection: Annotated[str, OneOf("peak", "eq4", "relative")] = "peak"
+    merges: Annotated[int | None, AtLeast(0)] = None
+    penalty: Annotated[float | None, AtLeast(0.0)] = None
+    alpha: Annotated[float, AtLeast(0.0)] = 1.6
+
+    def check(self) -> None:
+        """The scheme is a word or a file."""
+        super().check()
+        if self.scheme not in {"loss", "modcap", "none"} and not Path(self.scheme).is_file():
+            raise SettingsError(f"scheme '{self.scheme}' is neither loss, modcap, none nor an existing JSON file")
