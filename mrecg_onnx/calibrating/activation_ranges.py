@@ -10,7 +10,7 @@ from torch import Tensor
 from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.data import Dataset
 from mrecg_onnx.measures import output_error, with_float_outputs
-from mrecg_onnx.network import Network, forward_batches, whole_batches
+from mrecg_onnx.network import WHOLE, Network, forward_batches, whole_batches
 from mrecg_onnx.planning import BYSTANDER_BITS, ActivationPlan
 from mrecg_onnx.quantizers import Estimator, Grid, fake_quantize, min_max, mse
 
@@ -65,7 +65,7 @@ def sample_activations(
     data: Mapping[str, Tensor] | Dataset,
     *,
     images: int,
-    batch_size: int = 16,
+    batch_size: int = WHOLE,
 ) -> dict[str, _Sampler]:
     """Values of each quantizer's tensors (``reads``) on ``images`` samples of the float network.
 

@@ -22,7 +22,7 @@ from mrecg_onnx.learning.losses import output_weights
 from mrecg_onnx.learning.prefix import UnitData
 from mrecg_onnx.learning.responses import Layout, NormalEquations, layout_of, normal_equations
 from mrecg_onnx.machine import ALONE, Workers
-from mrecg_onnx.network import QuantizedWeight, Simulation, Step, forward_size
+from mrecg_onnx.network import QuantizedWeight, Simulation, Step, forward_size, made_shapes
 from mrecg_onnx.planning import LayerPlan, UnitPlan
 from mrecg_onnx.progress import UnitResult
 from mrecg_onnx.quantizers import EPSILON, Grid, quantize_codes, search_range
@@ -223,7 +223,8 @@ def split_unit(
     begin = clock()
     steps = simulation.network.helpers(simulation.network.part(unit.nodes), list(data.quantized))
     judge = data.held_out if len(data.held_out) else data.training
-    size = _forward_size(simulation, steps, data)
+    network, sample = simulation.network, {n: store.read(0, 1) for n, store in data.quantized.items()}
+    size = forward_size(made_shapes(network, steps, sample).values(), network.device)
     knees, weights = dict.fromkeys(unit.outputs), output_weights(data.targets, 2.0, workers)
 
     def error() -> float:
@@ -314,17 +315,3 @@ def _layer_inputs(
                 simulation.run(quantized, before, keep=[layer.input])[layer.input],
                 simulation.network.run(floating, before, keep=[layer.input])[layer.input],
             )
-
-
-def _forward_size(simulation: Simulation, steps: Sequence[Step], data: UnitData) -> int:
-    """Samples to run through the unit at a time."""
-    largest = 1
-
-    def note(_: str, value: Tensor) -> Tensor:
-        nonlocal largest
-        largest = max(largest, value.numel())
-        return value
-
-    with torch.no_grad():
-        simulation.network.run({n: s.read(0, 1) for n, s in data.quantized.items()}, steps, activation=note)
-    return forward_size(largest, simulation.network.device)

@@ -16,7 +16,7 @@ from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.data import Dataset
 from mrecg_onnx.machine import Pool, Store
 from mrecg_onnx.measures import OutputScales, OutputSums, add_sums, output_sums, task_loss
-from mrecg_onnx.network import Simulation, Step, forward_size
+from mrecg_onnx.network import WHOLE, Simulation, Step, forward_size, made_shapes
 from mrecg_onnx.planning import UnitPlan
 from mrecg_onnx.quantizers import Grid
 
@@ -24,8 +24,6 @@ __all__ = ["Inputs", "Prefix", "UnitData"]
 
 #: Images read at a time.
 READ = 64
-#: Images run through the whole float network at a time.
-WHOLE = 16
 
 
 @dataclass
@@ -291,16 +289,8 @@ class Prefix:
 
     def _forward_size(self, unit: UnitPlan, source: Mapping[str, Store]) -> int:
         """Samples to run at a time."""
-        largest = 1
-
-        def note(_: str, value: Tensor) -> Tensor:
-            nonlocal largest
-            largest = max(largest, value.numel())
-            return value
-
-        values = {n: source[n].read(0, 1) for n in self._reads(unit)}
-        self.simulation.network.run(values, self.steps(unit), activation=note)
-        return forward_size(largest, self.simulation.network.device)
+        network, sample = self.simulation.network, {n: source[n].read(0, 1) for n in self._reads(unit)}
+        return forward_size(made_shapes(network, self.steps(unit), sample).values(), network.device)
 
     def batches(self, unit: UnitPlan) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
         """Inputs of ``unit``, float and quantized, a few samples at a time."""

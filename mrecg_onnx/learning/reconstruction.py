@@ -7,11 +7,9 @@ with the float ones under drop.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from mrecg_onnx.learning.judging import evaluate_unit
 from mrecg_onnx.learning.loop import Group, Loop, learn
@@ -22,28 +20,12 @@ from mrecg_onnx.learning.rates import LearningRates
 from mrecg_onnx.learning.trainable import Trainable
 from mrecg_onnx.learning.windows import plan_windows
 from mrecg_onnx.machine import ALONE, Workers
-from mrecg_onnx.network import Simulation, forward_size
+from mrecg_onnx.network import Simulation, forward_size, made_shapes
 from mrecg_onnx.planning import UnitPlan
 from mrecg_onnx.progress import UnitResult
 from mrecg_onnx.quantizers import BetaSchedule
 
 __all__ = ["UnitResult", "reconstruct_unit"]
-
-
-def _shapes(loop: Loop) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of the unit for one sample, and of the network's constants."""
-    found = {name: tuple(constant.shape) for name, constant in loop.simulation.network.constants.items()}
-
-    def note(name: str, value: Tensor) -> Tensor:
-        found[name] = tuple(value.shape)
-        return value
-
-    values = {n: store.read(0, 1) for n, store in loop.data.quantized.items()}
-    for name, value in values.items():
-        note(name, value)
-    with torch.no_grad():
-        loop.simulation.network.run(values, loop.steps, activation=note)
-    return found
 
 
 def reconstruct_unit(
@@ -116,15 +98,17 @@ def reconstruct_unit(
     masks = Masks(keep_quantized if keep_quantized is not None else 1.0, network.device, generator)
     loop = Loop(unit, steps, simulation, data, trainable, masks, quantize, knees, weights, rounding_weight, power)
     judge = data.held_out if len(data.held_out) else data.training
-    shapes = _shapes(loop)
-    size = forward_size(max(math.prod(shape[1:]) for shape in shapes.values()), network.device)
+    sample = {n: store.read(0, 1) for n, store in data.quantized.items()}
+    shapes = {n: tuple(x.shape) for n, x in sample.items()} | made_shapes(network, steps, sample)
+    size = forward_size(shapes.values(), network.device)
     options = {"quantize_activations": quantize, "batch_size": size, "knees": knees, "weights": weights, "power": power}
     options["workers"] = workers
     nearest = evaluate_unit(unit, steps, simulation, data, judge, **options)  # type: ignore[arg-type]
     scales = [t for t in {id(t): t for t in trainable.log_ratio.values()}.values() if t.requires_grad]
     if not unit.layers or (not trainable.rounding and (rounding is not None or not scales)):
         return UnitResult(unit.name, unit.layers, 0, nearest, nearest, "nearest", 0.0, clock() - begin)
-    windows = plan_windows(steps, shapes, inputs, unit.outputs, window)
+    constants = {n: tuple(x.shape) for n, x in network.constants.items()}
+    windows = plan_windows(steps, constants | shapes, inputs, unit.outputs, window)
 
     kinds = list(trainable.rounding.values())
     smooth = scales + [t for t in (*trainable.shift.values(), *trainable.log_gain.values()) if t.requires_grad]

@@ -1,9 +1,10 @@
-from .batches import forward_batches, forward_size, whole_batches
+from .batches import WHOLE, forward_batches, forward_size, made_shapes, whole_batches
 from .bridging import bridged, own_batch, rebridged
 from .simulation import QuantizedWeight, Simulation, State, bias_scale
 from .steps import ActivationHook, Network, Step, WeightHook
 
 __all__ = [
+    "WHOLE",
     "ActivationHook",
     "Network",
     "QuantizedWeight",
@@ -15,6 +16,7 @@ __all__ = [
     "bridged",
     "forward_batches",
     "forward_size",
+    "made_shapes",
     "own_batch",
     "rebridged",
     "whole_batches",

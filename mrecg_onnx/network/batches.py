@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from mrecg_onnx.data import Dataset
 from mrecg_onnx.machine import channels_last
-from mrecg_onnx.network.steps import Network
+from mrecg_onnx.network.steps import Network, Step
 
-__all__ = ["forward_batches", "forward_size", "whole_batches"]
+__all__ = ["WHOLE", "forward_batches", "forward_size", "made_shapes", "whole_batches"]
 
+#: Images to run through a whole network at a time where each of its tensors is looked at.
+WHOLE = 16
 #: See :func:`forward_size`: 16 MB of float32, near a processor and little beside the cache; a GPU needs more to be busy.
 FORWARD_ELEMENTS, FORWARD_ELEMENTS_CUDA = 1 << 22, 1 << 26
 
@@ -49,10 +52,17 @@ def whole_batches(
     yield from forward_batches(whole, -(-size // batch) * batch, network.device, filled)
 
 
-def forward_size(largest: int, device: torch.device) -> int:
-    """Samples to run forward at a time on ``device`` where a sample's largest tensor has ``largest`` elements."""
+def made_shapes(network: Network, steps: Sequence[Step], sample: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor that ``steps`` make of ``sample``: one image's values of what they read, by name."""
+    with torch.no_grad():
+        made = network.run(sample, steps, keep=[name for step in steps for name in step.outputs])
+    return {name: tuple(value.shape) for name, value in made.items()}
+
+
+def forward_size(shapes: Iterable[tuple[int, ...]], device: torch.device) -> int:
+    """Images to run forward at a time on ``device`` where one image's tensors have ``shapes``: 1 to 256."""
     elements = FORWARD_ELEMENTS_CUDA if device.type == "cuda" else FORWARD_ELEMENTS
-    return max(1, min(256, elements // max(1, largest)))
+    return max(1, min(256, elements // max((1, *map(math.prod, shapes)))))
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mrecg_onnx.calibrating import SYMMETRIC_FROM
 from mrecg_onnx.data import Dataset
-from mrecg_onnx.network import Network, QuantizedWeight, State, Step, forward_batches
+from mrecg_onnx.network import WHOLE, Network, QuantizedWeight, State, Step, forward_batches
 from mrecg_onnx.planning import ActivationPlan, LayerPlan
 from mrecg_onnx.quantizers import EPSILON, Grid, gauss_clip, is_laplace, laplace_clip, quantize_codes, search_range
 from mrecg_onnx.rewriting.streams import Stream
@@ -158,7 +158,7 @@ def _expected(
 
     count, biases = 0, {}
     with torch.no_grad():
-        for batch in forward_batches(data, 16, network.device, images):
+        for batch in forward_batches(data, WHOLE, network.device, images):
             count += len(next(iter(batch.values())))
             for name, value in batch.items():
                 look(name, value)
@@ -256,7 +256,7 @@ def allocate_activations(
         return value
 
     with torch.no_grad():
-        for batch in forward_batches(data, 16, network.device, images):
+        for batch in forward_batches(data, WHOLE, network.device, images):
             network.run(batch, activation=look)
     folded = []
     for stream in streams:
