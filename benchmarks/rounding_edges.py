@@ -18,7 +18,7 @@ from typing import Any
 from _record import header
 
 from mrecg_onnx import Settings, quantize
-from mrecg_onnx.comparing.comparison import Widths
+from mrecg_onnx.comparing import Widths
 
 RESULTS = Path(__file__).parent / "results"
 

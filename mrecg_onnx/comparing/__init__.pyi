@@ -1,5 +1,16 @@
-from .comparison import Cell, Comparison, ComparisonProgress, compare
+from .comparison import compare
 from .plots import draw_timings, have_matplotlib
+from .progress import ComparisonProgress
+from .result import Cell, Comparison, Widths
 from .tables import table
 
-__all__ = ["Cell", "Comparison", "ComparisonProgress", "compare", "draw_timings", "have_matplotlib", "table"]
+__all__ = [
+    "Cell",
+    "Comparison",
+    "ComparisonProgress",
+    "Widths",
+    "compare",
+    "draw_timings",
+    "have_matplotlib",
+    "table",
+]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from mrecg_onnx.comparing.comparison import Cell, Comparison
+    from mrecg_onnx.comparing.result import Cell, Comparison
     from mrecg_onnx.validating import Benchmark
 
 __all__ = ["draw_cells", "draw_timings", "have_matplotlib"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mrecg_onnx.converters.text import printable
 
 if TYPE_CHECKING:
-    from mrecg_onnx.comparing.comparison import Cell, Comparison
+    from mrecg_onnx.comparing.result import Cell, Comparison
     from mrecg_onnx.validating import Accuracy
 
 __all__ = ["csv_text", "markdown", "table", "write_whole"]

@@ -28,10 +28,19 @@ from PIL import Image
 import mrecg_onnx
 from mrecg_onnx import Settings
 from mrecg_onnx.commands import main
-from mrecg_onnx.comparing import cells, comparison
+from mrecg_onnx.comparing import (
+    Cell,
+    Comparison,
+    ComparisonProgress,
+    Widths,
+    cells,
+    compare,
+    comparison,
+    running,
+    table,
+)
 from mrecg_onnx.comparing.cells import CellError, CellProcess, Job, pack, unpack
-from mrecg_onnx.comparing.comparison import Comparison, ComparisonProgress, Widths, compare
-from mrecg_onnx.comparing.tables import table
+from mrecg_onnx.comparing.plots import draw_cells
 from mrecg_onnx.converters.errors import ExportError, MrecgError, SettingsError
 from mrecg_onnx.measures import mcnemar_p
 from mrecg_onnx.validating import validate
@@ -115,14 +124,14 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             if self.stage == "quantize":
                 Path(self.job.output).write_bytes(b"a model")
                 size = {"images": 24, "peak_bytes": 1, "device_peak_bytes": None, "size_bytes": 7, "seconds": 1.0}
-                return size | {"sha256": comparison._sha256(self.job.output), "warnings": []}
+                return size | {"sha256": running._sha256(self.job.output), "warnings": []}
             right = np.arange(40) % 4 > 0
             fp32 = {"images": 40, "top1": None, "warnings": []}
             found = {"drop": 0.1, "fp32_p": 1.0, "agreement": 0.9, "sqnr_db": 10.0, "fp32": fp32, "images": 40}
             top1 = {"value": 0.75, "low": 0.6, "high": 0.9}
             return found | {"labelled": 40, "right": pack(right), "top1": top1}
 
-    monkeypatch.setattr(comparison, "CellProcess", Fake)
+    monkeypatch.setattr(running, "CellProcess", Fake)
     return stages
 
 
@@ -361,12 +370,12 @@ def test_without_labels_agreement_and_noise_are_compared(here: Here, tmp_path: P
     assert (checked["right"], checked["top1"], checked["drop"]) == (None, None, None)
     assert checked["agreement"] == expected
     made = {"images": 24, "seconds": 1.0, "peak_bytes": 1, "device_peak_bytes": None, "size_bytes": 1, "warnings": []}
-    cell = comparison._cell(comparison.Cell("qdrop", Widths(4, 4)), qdrop.file, made, checked, kept=False)
+    cell = running._cell(Cell("qdrop", Widths(4, 4)), qdrop.file, made, checked, kept=False)
     found = dataclasses.replace(here.result, cells=(cell,), fp32_top1=None)
     headings, rows = table(found)
     assert "top-1" not in headings
     assert rows[1][headings.index("agreement")] == f"{expected:.2%}"
-    comparison.draw_cells(found, tmp_path / "plot.png")
+    draw_cells(found, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").is_file()
 
 

@@ -1,0 +1,155 @@
+"""What all cells of a comparison are made from, and the folder that is theirs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mrecg_onnx import __version__
+from mrecg_onnx.comparing.cells import Job
+from mrecg_onnx.comparing.result import OWN, Widths
+from mrecg_onnx.comparing.tables import write_whole
+from mrecg_onnx.converters.errors import ExportError, SettingsError
+from mrecg_onnx.converters.files import require_regular
+from mrecg_onnx.data import ZEROQ, for_images, holds_images, open_calibration, open_validation, require_numbers
+from mrecg_onnx.runtimes import input_specs, open_session
+from mrecg_onnx.settings import Settings
+from mrecg_onnx.validating import chosen_outputs, source_sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mrecg_onnx.data import InputSpec
+
+__all__ = ["Plan"]
+
+#: Settings that change how a cell is computed but not what of it is compared: they may differ from call to call.
+_FREE = frozenset({"memory", "compile"})
+#: How outputs are compared: cells validated by another measure are validated again.
+MEASURE = "variance"
+
+
+@dataclass
+class Plan:
+    """The inputs of all cells, and what tells them from those of another comparison."""
+
+    model: Path
+    calib: str | Path
+    data: str
+    folder: Path
+    settings: Settings
+    labels: str | Path | None
+    limit: int | None
+    outputs: tuple[str, ...]
+    quantized_by: dict[str, Any]
+    validated_by: dict[str, Any]
+    latency: dict[str, Any] = field(default_factory=dict)
+    fp32: dict[str, Any] | None = None
+    """What a cell's validation found about the float model, the same in all of them."""
+
+    @classmethod
+    def make(
+        cls,
+        model: Path,
+        calib: str | Path,
+        data: str | Path,
+        folder: Path,
+        settings: Settings,
+        *,
+        labels: str | Path | None,
+        limit: int | None,
+        outputs: Sequence[str] | None,
+    ) -> Plan:
+        """Open model and data once, before any work."""
+        session = open_session(model)
+        specs = input_specs(session)
+        chosen = chosen_outputs(session, outputs, str(model))
+        settings = dataclasses.replace(settings, preprocess=for_images(settings.preprocess, model, calib, data))
+        if holds_images(data) and not holds_images(calib):
+            require_numbers(settings.preprocess, specs, f"{data} holds images, and {calib} arrays")
+        checked = open_validation(data, specs, settings.preprocess, labels, limit)
+        seen = checked.labels.tobytes() if checked.labels is not None else b""
+        content = {name: value for name, value in settings.to_json().items() if name not in _FREE}
+        quantized_by = {
+            "version": __version__,
+            "model": source_sha256(model),
+            "calib": _calibration_key(calib, specs, settings),
+            **{name: value for name, value in content.items() if name not in OWN},
+        }
+        validated_by: dict[str, Any] = {
+            "data": checked.fingerprint(),
+            "labels": hashlib.sha256(seen).hexdigest(),
+            "outputs": list(chosen),
+            "measure": MEASURE,
+        }
+        plain = json.loads(json.dumps([quantized_by, validated_by]))
+        return cls(model, calib, str(data), folder, settings, labels, limit, chosen, *plain)
+
+    @property
+    def cells(self) -> Path:
+        """Where the cells' own files lie."""
+        return self.folder / "cells"
+
+    def claim_folder(self) -> None:
+        """Make the folder, or check that what is in it belongs to this comparison.
+
+        Raises:
+            SettingsError: it holds another comparison, or is no folder.
+            ExportError: it cannot be written.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise SettingsError(f"{self.folder} is a file: give a folder to write into")
+        description = self.folder / "cells" / "comparison.json"
+        try:
+            self.cells.mkdir(parents=True, exist_ok=True)
+            if not description.exists():
+                write_whole(description, json.dumps(self.quantized_by, indent=1))
+            require_regular(description)
+            found = dict(json.loads(description.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise SettingsError(f"{description} is no description of a comparison ({error}): remove it") from error
+        except OSError as error:
+            raise ExportError(f"{self.folder}: cannot be used: {error.strerror or error}") from error
+        differ = sorted(k for k in {*found, *self.quantized_by} if found.get(k) != self.quantized_by.get(k))
+        if differ:
+            raise SettingsError(
+                f"{self.folder}: the cells in it belong to another comparison (different: {', '.join(differ)}); "
+                "name another folder or remove this one"
+            )
+
+    def stem(self, method: str, widths: Widths) -> str:
+        """Name of a cell's files."""
+        return f"{self.model.stem}_{method}_{str(widths).lower()}"
+
+    def job(self, method: str, widths: Widths) -> Job:
+        """What the cell's process has to do.
+
+        Raises:
+            SettingsError: the method cannot do these widths.
+        """
+        settings = dataclasses.replace(self.settings, method=method, wbits=widths.wbits, abits=widths.abits)
+        stem = self.stem(method, widths)
+        return Job(
+            model=str(self.model),
+            calib=self.calib,
+            data=self.data,
+            output=str(self.folder / f"{stem}.onnx"),
+            checkpoint=str(self.cells / f"{stem}.units"),
+            settings=settings,
+            labels=self.labels,
+            limit=self.limit,
+            outputs=self.outputs,
+            threads=self.settings.threads,
+        )
+
+
+def _calibration_key(calib: str | Path, specs: Sequence[InputSpec], settings: Settings) -> str:
+    """Changes with the calibration data."""
+    if calib == ZEROQ:  # made by every cell from the model, with the same seed
+        return ZEROQ
+    data = open_calibration(calib, specs, settings.preprocess, samples=settings.samples, seed=settings.seed)
+    return data.fingerprint()
