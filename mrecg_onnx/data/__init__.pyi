@@ -3,7 +3,7 @@ from .inputs import InputSpec
 from .labels import NO_LABELS, check_classes
 from .opening import ZEROQ, holds_images, open_calibration, open_validation
 from .preprocess import COLORS, IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, LAYOUTS, NO_RESIZE, Preprocess
-from .profiles import beside, for_images, profile, require_numbers
+from .profiles import PreprocessField, beside, for_images, profile, require_numbers
 from .settings import DataSettings
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Dataset",
     "InputSpec",
     "Preprocess",
+    "PreprocessField",
     "beside",
     "check_classes",
     "check_lost",

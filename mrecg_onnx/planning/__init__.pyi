@@ -23,7 +23,7 @@ from .granularity import default_merges, groups_from_mask, read_scheme, select_e
 from .layers import plan_layers
 from .placement import place
 from .plan import BYSTANDER_BITS, WIDE_BITS, ActivationPlan, LayerPlan, Plan, UnitPlan
-from .settings import BitRule, BitSettings, MergeSettings
+from .settings import BitRule, BitSettings, BudgetSettings, MergeSettings
 from .units import WHOLE_BATCH, join_units, plan_layer_units, plan_units
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "ActivationPlan",
     "BitRule",
     "BitSettings",
+    "BudgetSettings",
     "LayerPlan",
     "MergeSettings",
     "Plan",
