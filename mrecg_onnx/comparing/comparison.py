@@ -26,8 +26,9 @@ from mrecg_onnx.converters.errors import ExportError, SettingsError
 from mrecg_onnx.machine import world_size
 from mrecg_onnx.measures import mcnemar_p
 from mrecg_onnx.methods import METHODS
+from mrecg_onnx.runtimes import size_bytes
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.validating import Accuracy, size_bytes
+from mrecg_onnx.validating import Accuracy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
 from mrecg_onnx.data import (
@@ -52,6 +51,7 @@ from mrecg_onnx.runtimes import (
     medians,
     open_session,
     run_padded,
+    size_bytes,
 )
 from mrecg_onnx.validating.input_ranges import Watch, calibrated_ranges
 
@@ -72,7 +72,6 @@ __all__ = [
     "ValidationResult",
     "chosen_outputs",
     "gain_warnings",
-    "size_bytes",
     "source_sha256",
     "stored_preprocess",
     "validate",
@@ -255,7 +254,7 @@ def validate(
         latency_batch: Images a timed run, >= 1; a model's fixed batch goes before it.
         repeats: Timed runs of each model; 0 leaves latency out.
         threads: ONNX Runtime's threads inside an operator, its own choice by default.
-        device: a row of :data:`mrecg_onnx.runtimes.runtime.PROVIDERS`; what its provider leaves to the CPU is among the warnings.
+        device: a row of :data:`mrecg_onnx.runtimes.PROVIDERS`; what its provider leaves to the CPU is among the warnings.
         report: Called with (images done, images in all) after every batch.
 
     Returns:
@@ -661,17 +660,6 @@ def _image_preprocess(
 
 def _metadata(session: ort.InferenceSession) -> dict[str, str]:
     return dict(session.get_modelmeta().custom_metadata_map)
-
-
-def size_bytes(model: Model) -> int:
-    """Bytes of the file and of the external data of its initializers."""
-    if isinstance(model, bytes):
-        return len(model)
-    if not isinstance(model, (str, Path)):
-        return int(model.ByteSize())
-    values = (value.const_value for value in ir.load(model).graph.initializers.values())
-    beside = {Path(tensor.path) for tensor in values if isinstance(tensor, ir.ExternalTensor)}
-    return Path(model).stat().st_size + sum(path.stat().st_size for path in beside)
 
 
 def _origin(dataset: Dataset, index: int) -> str:

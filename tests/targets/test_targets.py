@@ -425,7 +425,7 @@ def test_the_sample_for_every_target_in_every_container(
 
 
 def test_a_runtime_that_is_not_installed_is_said_by_the_command(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mrecg_onnx.runtimes.others.importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setattr("mrecg_onnx.runtimes.target_runtimes.importlib.util.find_spec", lambda _name: None)
     said = works(*on_sample("--target", "openvino", "-o", "ov.onnx")).stdout
     assert "target openvino: not opened: OpenVINO is not installed (pip install openvino)" in " ".join(said.split())
 
