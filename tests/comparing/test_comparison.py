@@ -577,7 +577,7 @@ def test_help_lists_what_all_cells_share() -> None:
 def test_a_model_whose_first_output_is_no_classification_is_compared_by_noise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison, "CellProcess", CellHere)
+    monkeypatch.setattr(running, "CellProcess", CellHere)
     assert residual().graph.input  # the graph itself has classes; its data have no labels
     onnx.save(residual(), tmp_path / "model.onnx")
     shape = [d.dim_value for d in residual().graph.input[0].type.tensor_type.shape.dim[1:]]

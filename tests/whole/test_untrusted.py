@@ -24,7 +24,7 @@ from onnx import helper, numpy_helper
 from PIL import EpsImagePlugin, Image
 
 from mrecg_onnx.commands import main
-from mrecg_onnx.comparing import comparison
+from mrecg_onnx.comparing import running
 from mrecg_onnx.converters.text import printable
 
 if TYPE_CHECKING:
@@ -308,7 +308,7 @@ def test_printable_leaves_what_prints_and_nothing_else(text: str) -> None:
 def test_plots_and_pages_show_names_as_they_are(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dollar sign is no formula, a bar no column, a line break no row."""
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(comparison, "CellProcess", CellHere)
+    monkeypatch.setattr(running, "CellProcess", CellHere)
     odd = "$x^{2$ | a\n| b"
     (here / f"{odd}.onnx").write_bytes((here / "model.onnx").read_bytes())
     clean("benchmark", "model.onnx", f"{odd}.onnx", "--runs", "1", "--plot", "timings.png")
