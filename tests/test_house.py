@@ -186,6 +186,33 @@ def test_the_drawing_changes_with_an_arrow(rebuilt: Path):
     assert DRAWING.read_bytes().decode() != draw(house)
 
 
+def test_the_page_of_the_house_names_what_there_is():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    sources = "\n".join(
+        path.read_text(encoding="utf-8")
+        for folder in (HALL, ROOT / "converters")
+        for path in folder.rglob("*.py*")
+        if path.suffix in {".py", ".pyi"}
+    )
+    quoted = set(re.findall(r"`([^`\n]+)`", page))
+    paths = {text for text in quoted if re.fullmatch(r"[\w./*]+(/|\.(py|pyi|md|txt|toml))|\.ci/run", text)}
+    assert {"quantizers/ranges.py", "targets/rules/*.toml", "pyproject.toml", "converters/ops/"} <= paths
+    bases = (ROOT, HALL, ROOT / "tests" / "converters" / "conformance")
+    assert [path for path in sorted(paths) if not any(list(base.glob(path)) for base in bases)] == []
+    names = {text for text in quoted if re.fullmatch(r"[A-Za-z_]\w+", text)}
+    assert {"METHODS", "RANGES", "activation_grids"} <= names
+    assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", sources)] == []
+    for name, path in re.findall(r"`(\w+)` \(`([\w/]+\.py)`\)", page):
+        assert re.search(rf"\b{name}\b", (HALL / path).read_text(encoding="utf-8")), (name, path)
+
+
+def test_the_readme_names_each_room():
+    layout = (ROOT / "README.md").read_text(encoding="utf-8").split("## Layout")[1].split("## ")[0]
+    rooms = "\n".join(line for line in layout.splitlines() if line.startswith("      "))
+    assert set(re.findall(r"\b(\w+)/", rooms)) == set(ROOMS)
+    assert "docs/architecture.md" in layout
+
+
 def _house(*arrows: str) -> House:
     pairs = frozenset((arrow[0], arrow[1]) for arrow in arrows)
     return House({room: f"Room {room}." for pair in pairs for room in pair}, frozenset(), pairs)
