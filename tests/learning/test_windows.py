@@ -207,6 +207,68 @@ def test_same_generator_same_windows():
     assert draws[0] == draws[1]
 
 
+@pytest.mark.parametrize(
+    ("build", "stride", "halo"),
+    [
+        (stem, 4, 3),  # 7x7 at stride 2 spoils up to 6 / 2 on the side of its pads; the pool: (3 + 2) / 2
+        (residual, 1, 4),
+        (strided_residual, 2, 3),
+        (inverted_bottleneck, 2, 2),
+        (two_strides, 4, 4),  # 2 / 2, (1 + 2) / 2, 2 + 2
+        (dilated, 1, 6),  # 2 x 2 and 2
+        (average_with_pads, 1, 4),
+        (pooled_shortcut, 2, 1),
+    ],
+)
+def test_halo_is_what_the_kernels_reach_over(build, stride, halo):
+    network, _, shapes = prepared(build, 64, 96)
+    plan = windows_of(network, shapes, side=40)
+    size = 40 // stride
+    assert plan == WindowPlan((min(size, 64 // stride),) * 2, (64 // stride, 96 // stride), (64, 96), stride, halo)
+
+
+def test_map_is_cut_where_a_window_and_its_halo_are_smaller():
+    for side in (20, 21):
+        network, _, shapes = prepared(residual, side, side)
+        assert (windows_of(network, shapes) is None) == (side == 20)  # 12 and twice 4
+    network, _, shapes = prepared(residual, 60, 10)
+    assert windows_of(network, shapes).size == (12, 10)
+
+
+@pytest.mark.parametrize(("source", "stride"), [(40, 2), (39, 2), (20, 1)])
+def test_windows_of_a_line(source, stride):
+    """4 of 20 output pixels with a halo of 3: those that would begin before the border or end behind it move inside."""
+    plan = WindowPlan((4, 4), (20, 20), (source, source), stride, 3)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [plan.draw(generator) for _ in range(4000)]
+    expected = set()
+    for start in range(17):
+        first = min(max(start - 3, 0), 10)
+        stop = source if first == 10 else (first + 10) * stride
+        expected.add(((first * stride, stop), (start - first, start - first + 4), (start, start + 4)))
+    for axis in (0, 1):
+        lines = [(w.read[axis], w.use[axis], w.aim[axis]) for w in drawn]
+        assert set(lines) == expected
+        # 21 places from -2 to 18: the first three are the one at the border, and so are the last.
+        for start, share in ((0, 3), (1, 1), (8, 1), (15, 1), (16, 3)):
+            found = sum(aim[0] == start for _, _, aim in lines) / len(lines)
+            assert found == pytest.approx(share / 21, abs=0.02)
+
+
+def test_a_line_as_long_as_the_window_is_read_whole():
+    plan = WindowPlan((4, 6), (4, 20), (9, 41), 2, 1)
+    for seed in range(5):
+        window = plan.draw(torch.Generator().manual_seed(seed))
+        assert (window.read[0], window.use[0], window.aim[0]) == ((0, 9), (0, 4), (0, 4))
+
+
+def test_unit_of_other_than_images_is_run_whole():
+    network, _, shapes = prepared(residual)
+    for shape in ((2, 4, 48), (2, 4, 48, 48, 2), (2, 4)):
+        assert windows_of(network, shapes | {"input": shape}) is None
+    assert windows_of(network, shapes | {"output": (2, 4, 47, 48)}) is None
+
+
 # --- what is run whole -------------------------------------------------------------------------------------------
 
 

@@ -205,3 +205,52 @@ def test_layer_without_grad_for_its_input_still_learns_the_scale():
     learnable_fake_quantize(torch.linspace(-1, 1, 33), scale, 2.0, 3).square().sum().backward()
     assert torch.isfinite(scale.grad)
     assert float(scale.grad) != 0
+
+
+def test_gradient_of_dropped_elements_passes_gradcheck():
+    """Where all is dropped the function is smooth; elsewhere it has steps, and plain autograd of the formula is the measure."""
+    x = torch.linspace(-2, 2, 12, dtype=torch.float64).view(3, 4).requires_grad_()
+    scale = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda x, s: learnable_fake_quantize(x, s, 2.0, 3, torch.zeros(3, 4, dtype=torch.float64)), (x, scale)
+    )
+
+
+def test_gradient_of_the_scale_beyond_the_range_passes_gradcheck():
+    """There the value is the end of the range times the scale: no step is in the way."""
+    x = torch.tensor([-5.0, 7.0, 9.0, -3.0], dtype=torch.float64, requires_grad=True)
+    scale = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, s: learnable_fake_quantize(x, s, 2.0, 7), (x, scale))
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_gradients_at_known_values(kernels, monkeypatch):
+    """LSQ, eq. 3: q - x / s inside, the clipped code outside."""
+    if kernels:
+        pair = fake_quantization._forward_math, fake_quantization._backward_math
+        monkeypatch.setattr(fake_quantization, "_kernels", pair)
+    x = torch.tensor([[0.7, -0.2], [-9.0, 9.0]], requires_grad=True)
+    scale = torch.tensor(0.5, requires_grad=True)
+    y = learnable_fake_quantize(x, scale, 1.0, 3)
+    assert y.tolist() == [[0.5, 0.0], [-0.5, 1.0]]
+    (y * torch.tensor([[1.0, 10.0], [100.0, 1000.0]])).sum().backward()
+    assert x.grad.tolist() == [[1.0, 10.0], [0.0, 0.0]]
+    assert float(scale.grad) == pytest.approx((1 - 1.4) + 10 * (0 + 0.4) - 100 + 2 * 1000)
+
+
+def test_values_that_are_not_in_one_piece_are_quantized_all_the_same():
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).t().requires_grad_()
+    scale = torch.tensor(0.3, requires_grad=True)
+    y = learnable_fake_quantize(x, scale, 2.0, 7)
+    assert torch.equal(y, fake_quantize(x.detach(), Grid(scale.detach(), torch.tensor(2.0), 3)))
+    slope = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    found = torch.autograd.grad(y, (x, scale), slope)
+    expected = torch.autograd.grad(plain_lsq(x, scale, -2.0, 5.0, None), (x, scale), slope)
+    torch.testing.assert_close(found, expected)
+
+
+def test_codes_end_at_the_largest_code_of_each_channel():
+    grid = Grid(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 1.0]), 4, 1, ceiling=torch.tensor([3.0, 15.0]))
+    x = torch.tensor([[-9.0, -9.0], [0.6, 0.6], [99.0, 99.0]])
+    assert quantize_codes(x, grid).tolist() == [[0.0, 0.0], [2.0, 2.0], [3.0, 15.0]]
+    assert fake_quantize(x, grid).tolist() == [[-0.5, -0.5], [0.5, 0.5], [1.0, 7.0]]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrecg_onnx.quantizers.fake_quantization import fake_quantize, fake_quantize_weight, quantize_codes
+from mrecg_onnx.quantizers.grids import Grid
 from mrecg_onnx.quantizers.range_search import search_range
 from mrecg_onnx.quantizers.rounding import (
     GAMMA,
@@ -231,6 +232,110 @@ def test_divisor_keeps_the_sign_of_a_weight():
     assert torch.all(learned.soft().detach() * weight >= 0)
 
 
+def double_rounding(bits: int = 3, seed: int = 0) -> SoftRounding:
+    """AdaRound in float64, V where h is not at its ends; weights inside the grid, on its ends and beyond."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+    grid = search_range(weight, bits, axis=0)
+    # The search leaves few weights beyond the ends: these are.
+    learned = SoftRounding(weight * 1.5, Grid(grid.scale.double(), grid.zero_point.double(), bits, 0))
+    with torch.no_grad():
+        learned.V.copy_(4 * torch.rand(4, 6, generator=generator, dtype=torch.float64) - 2)
+    return learned
+
+
+def formula(learned: SoftRounding, weight: torch.Tensor, V: torch.Tensor) -> torch.Tensor:
+    """AdaRound, eq. 22: s (clip(floor(W / s) + h(V) + z, n, p) - z)."""
+    scale, zero = learned.grid.along(weight.dim())
+    rounded = torch.floor(weight / scale) + (torch.sigmoid(V) * (1.1 + 0.1) - 0.1).clamp(0, 1) + zero
+    return scale * (rounded.clamp(learned.grid.qmin, learned.grid.qmax) - zero)
+
+
+def test_fused_soft_weight_passes_gradcheck():
+    learned = double_rounding()
+
+    def soft(V: torch.Tensor) -> torch.Tensor:
+        learned.V = V
+        return learned.soft()
+
+    assert torch.autograd.gradcheck(soft, (learned.V.detach().clone().requires_grad_(),))
+
+
+@pytest.mark.parametrize("weight_of_it", [0.0, 0.01, 1.0])
+@pytest.mark.parametrize("beta", [None, 2.0, 7.5, 20.0])
+def test_fused_gradient_is_plain_autograds_of_the_soft_weight_and_the_regularizer(beta, weight_of_it):
+    generator = torch.Generator().manual_seed(0)
+    weight = 1.5 * torch.randn(4, 6, generator=generator, dtype=torch.float64)
+    learned = double_rounding()
+    with torch.no_grad():
+        learned.V[0, :4] = torch.tensor([-9.0, 9.0, -2.3, 2.3])  # where h is flat: log(11) is 2.398
+        learned.V[1, 0] = 0.0
+    slope = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+    V = learned.V.detach().clone().requires_grad_()
+    fused = learned.soft(beta, weight_of_it)
+    (fused * slope).sum().backward()
+    plain = formula(learned, weight, V)
+    loss = (plain * slope).sum()
+    if beta is not None:
+        u = 2 * (torch.sigmoid(V) * 1.2 - 0.1).clamp(0, 1) - 1
+        loss = loss + weight_of_it * (1 - u.abs() ** beta).sum()
+    loss.backward()
+    torch.testing.assert_close(fused, plain)
+    torch.testing.assert_close(learned.V.grad, V.grad, rtol=1e-9, atol=1e-12)
+    assert learned.V.grad[0, :2].tolist() == [0, 0]
+
+
+def test_first_variables_stop_a_ten_thousandth_of_a_step_before_a_whole_number():
+    grid = Grid(torch.tensor([1.0]), torch.tensor([4.0]), 4, 0)
+    rest = torch.tensor([[0.0, 1e-5, 0.25, 0.5, 0.99999]])
+    learned = SoftRounding(2 + rest.double(), Grid(grid.scale.double(), grid.zero_point.double(), 4, 0))
+    expected = torch.tensor([[1e-4, 1e-4, 0.25, 0.5, 1 - 1e-4]], dtype=torch.float64)
+    torch.testing.assert_close(h(learned.V), expected, atol=1e-8, rtol=0)
+    torch.testing.assert_close(learned.soft(), 2 + expected, atol=1e-8, rtol=0)
+
+
+def test_weight_on_the_last_code_goes_nowhere_and_one_step_below_it_goes_up():
+    grid = Grid(torch.tensor([0.5]), torch.tensor([2.0]), 2, 0)  # codes 0..3 stand for -1, -0.5, 0 and 0.5
+    learned = SoftRounding(torch.tensor([[-1.2, -1.0, -0.3, 0.2, 0.5, 0.9]]), grid)
+    with torch.no_grad():
+        learned.V.zero_()  # halfway
+    assert learned.soft().tolist() == [[-1.0, -0.75, -0.25, 0.25, 0.5, 0.5]]
+    assert learned.hard_codes().tolist() == [[0.0, 1.0, 2.0, 3.0, 3.0, 3.0]]
+
+
+def test_channels_with_fewer_bits_end_at_their_own_largest_code():
+    grid = Grid(torch.tensor([0.5, 0.5]), torch.tensor([0.0, 0.0]), 4, 0, ceiling=torch.tensor([3.0, 15.0]))
+    learned = SoftRounding(torch.tensor([[1.2, 1.4, 9.0], [1.2, 1.4, 9.0]]), grid)
+    with torch.no_grad():
+        learned.V.fill_(9.0)
+    assert learned.hard_codes().tolist() == [[3.0, 3.0, 3.0], [3.0, 3.0, 15.0]]
+    assert learned.soft().tolist() == [[1.5, 1.5, 1.5], [1.5, 1.5, 7.5]]
+
+
+def test_undecided_are_those_between_a_twentieth_and_the_rest_of_it():
+    learned = double_rounding()
+    value = torch.tensor([0.0, 0.04, 0.06, 0.5, 0.94, 0.96]).double().expand(4, 6)
+    with torch.no_grad():
+        learned.V.copy_(torch.log((value + 0.1) / (1.1 - value)))
+    assert learned.unsettled() == pytest.approx(0.5)
+
+
+def test_rates_of_the_table():
+    assert {name: (kind.rate, kind.decays) for name, kind in ROUNDINGS.items()} == {
+        "adaround": (1.0, False),
+        "flexround": (0.1, True),
+        "ste": (0.1, True),
+    }
+
+
+@pytest.mark.parametrize("name", ["ste", "flexround"])
+def test_free_weights_end_at_the_ends_of_the_grid(name):
+    grid = Grid(torch.tensor([0.5]), torch.tensor([1.0]), 2, 0)
+    learned = ROUNDINGS[name](torch.tensor([[-3.0, -0.5, 0.3, 1.0, 4.0]]), grid)
+    assert learned.hard_codes().tolist() == [[0.0, 0.0, 2.0, 3.0, 3.0]]
+    assert learned.soft().tolist() == [[-0.5, -0.5, 0.5, 1.0, 1.0]]
+
+
 # --- beta --------------------------------------------------------------------------------------------------------
 
 
@@ -260,3 +365,16 @@ def test_cosine_falls_late_and_early_slowly():
     assert cosine(600) == pytest.approx(linear(600), abs=0.1)
     assert cosine(400) > linear(400) + 1
     assert cosine(800) < linear(800) - 1
+
+
+def test_beta_of_a_known_schedule():
+    beta = BetaSchedule(101, warmup=0.1, start=12.0, end=4.0)
+    # The warm-up is 10.1 iterations, what is left of 100 is 89.9.
+    assert beta(10) is None
+    assert beta(11) == pytest.approx(12 - 8 * 0.9 / 89.9)
+    assert beta(100) == pytest.approx(4.0)
+    assert beta(200) == pytest.approx(4.0)
+    cosine = BetaSchedule(101, warmup=0.0, anneal="cosine")
+    assert cosine(25) == pytest.approx(2 + 18 * 0.5 * (1 + math.cos(math.pi / 4)))
+    assert BetaSchedule(1, warmup=0.0)(0) == 20.0
+    assert BetaSchedule(3, warmup=0.0)(1) == pytest.approx(11.0)
