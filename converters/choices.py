@@ -82,8 +82,7 @@ class SettingsGroup:
         Raises:
             SettingsError: a value is out of its range, or contradicts another.
         """
-        group: Any = type(self)  # as any: mypy takes the hash of a dataclass for that of its class
-        for field, allowed in _restricted(group):
+        for field, allowed in _restricted(type(self)):
             value = getattr(self, field.name)
             if value is not None or field.default is not None:
                 allowed.check(field.name, value)

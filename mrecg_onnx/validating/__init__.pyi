@@ -1,9 +1,19 @@
 from .benchmarking import Benchmark, FileReport, benchmark
 from .input_ranges import INPUT_RANGES_KEY, ranges_entry
-from .metadata import PREPROCESS_KEY, SOURCE_KEY, VERSION_KEY, source_sha256, stored_preprocess
-from .pairing import chosen_outputs
-from .results import Accuracy, ModelReport, ValidationResult
-from .validation import gain_warnings, validate
+from .validation import (
+    PREPROCESS_KEY,
+    SOURCE_KEY,
+    VERSION_KEY,
+    Accuracy,
+    ModelReport,
+    ValidationResult,
+    chosen_outputs,
+    gain_warnings,
+    size_bytes,
+    source_sha256,
+    stored_preprocess,
+    validate,
+)
 
 __all__ = [
     "INPUT_RANGES_KEY",
@@ -19,6 +29,7 @@ __all__ = [
     "chosen_outputs",
     "gain_warnings",
     "ranges_entry",
+    "size_bytes",
     "source_sha256",
     "stored_preprocess",
     "validate",
