@@ -16,6 +16,8 @@ from typing import Any
 
 from _record import header
 
+from mrecg_onnx.converters.files import write_whole
+
 RESULTS = Path(__file__).parent / "results"
 BUILD = Path("build") / "benchmarks"
 SETS = {"resnet20_cifar10": "cifar10", "resnet56_cifar10": "cifar10", "mobilenetv2_imagenet": "imagenet"}
@@ -43,21 +45,16 @@ class Rows:
     def add(self, key: str, row: Mapping[str, Any]) -> None:
         """Keep a row; the file is read again, as rows may be measured side by side."""
         rows = self.all() | {key: {**row, "header": header()}}
-        temporary = self.path.with_suffix(".partial")
-        temporary.write_text(json.dumps(rows, indent=1) + "\n")
-        temporary.replace(self.path)
-        self._write_csv(rows)
+        self._write(rows)
 
     def amend(self, key: str, more: Mapping[str, Any]) -> None:
         """Add figures to a row without changing the header that it was measured under."""
         rows = self.all()
         rows[key].update(more)
-        temporary = self.path.with_suffix(".partial")
-        temporary.write_text(json.dumps(rows, indent=1) + "\n")
-        temporary.replace(self.path)
-        self._write_csv(rows)
+        self._write(rows)
 
-    def _write_csv(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    def _write(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
+        write_whole(self.path, json.dumps(rows, indent=1) + "\n")
         plain = [{"key": key} | {k: v for k, v in row.items() if k != "header"} for key, row in rows.items()]
         columns = list(dict.fromkeys(name for row in plain for name in row))
         with (RESULTS / f"{self.name}.csv").open("w", newline="", encoding="utf-8") as file:

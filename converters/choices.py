@@ -82,7 +82,8 @@ class SettingsGroup:
         Raises:
             SettingsError: a value is out of its range, or contradicts another.
         """
-        for field, allowed in _restricted(type(self)):
+        group: Any = type(self)  # as any: mypy takes the hash of a dataclass for that of its class
+        for field, allowed in _restricted(group):
             value = getattr(self, field.name)
             if value is not None or field.default is not None:
                 allowed.check(field.name, value)

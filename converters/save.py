@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +13,12 @@ import onnx
 import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import ExportError
-from mrecg_onnx.converters.files import irregular
+from mrecg_onnx.converters.files import check_writable, writing_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["EXTERNAL_DATA_BYTES", "check_writable", "digest", "openable", "save_model"]
+__all__ = ["EXTERNAL_DATA_BYTES", "digest", "openable", "save_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,32 +27,6 @@ EXTERNAL_DATA_BYTES = int(1.9e9)
 
 # Smaller tensors stay in the model file even then (onnx's own default).
 _INLINE_BYTES = 1024
-
-
-def check_writable(path: str | Path) -> None:
-    """Check, before long work, that a file can be written at ``path``.
-
-    Raises:
-        ExportError: The folder is missing or cannot be written to, or ``path`` is a folder.
-    """
-    path = Path(path)
-    folder = path.parent
-    if path.is_dir():
-        raise ExportError(f"{path}: is a folder; give the path of the file to write")
-    kind = irregular(path)
-    if kind is not None:
-        # A file is written beside it and takes its place: root would lose /dev/null.
-        raise ExportError(f"{path}: is {kind}, no file; give the path of the file to write")
-    if not folder.is_dir():
-        raise ExportError(f"{path}: there is no folder {folder}; create it or choose another path")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise ExportError(f"{path}: exists and cannot be overwritten; choose another path")
-    try:
-        # The access bits do not tell it all (read-only file systems, quotas): try it.
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ExportError(f"{path}: cannot be written: {error.strerror or error}; choose another path") from error
 
 
 @contextmanager
@@ -96,16 +69,12 @@ def save_model(model: onnx.ModelProto | ir.Model, path: str | Path) -> None:
     graph = ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model
     size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            temporary = Path(folder) / path.name
+        with writing_whole(path) as temporary:
             if size > EXTERNAL_DATA_BYTES:
-                data = f"{path.name}.data"
-                ir.save(graph, temporary, external_data=data, size_threshold_bytes=_INLINE_BYTES)
-                (Path(folder) / data).replace(path.parent / data)
+                ir.save(graph, temporary, external_data=f"{path.name}.data", size_threshold_bytes=_INLINE_BYTES)
             else:
                 proto = model if isinstance(model, onnx.ModelProto) else ir.to_proto(model)
                 temporary.write_bytes(proto.SerializeToString())
-            temporary.replace(path)
     except OSError as error:
         raise ExportError(f"{path}: cannot be written: {error.strerror or error}") from error
     logger.info("wrote %s", path)

@@ -8,12 +8,14 @@ from typing import Any
 
 from mrecg_onnx.calibrating import ZeroqSettings
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.data import PreprocessField
+from mrecg_onnx.learning import LearningSettings
 from mrecg_onnx.machine import MachineSettings
 from mrecg_onnx.methods import METHODS
-from mrecg_onnx.planning import MergeSettings
+from mrecg_onnx.planning import BudgetSettings, MergeSettings
+from mrecg_onnx.quantizers import RangeSettings
 from mrecg_onnx.rewriting import RewritingSettings
 from mrecg_onnx.targets import load_target
-from mrecg_onnx.widths import BudgetSettings
 
 __all__ = ["Settings"]
 
@@ -29,19 +31,31 @@ STORED_ORDER = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(BudgetSettings, RewritingSettings, ZeroqSettings, MachineSettings, MergeSettings):
+class Settings(
+    LearningSettings,
+    RewritingSettings,
+    ZeroqSettings,
+    MachineSettings,
+    RangeSettings,
+    BudgetSettings,
+    MergeSettings,
+):
     """Settings of :func:`mrecg_onnx.quantize`: the fields of all groups, each by its keyword.
 
     Every room describes its own: :class:`~mrecg_onnx.methods.MethodSettings` (method, base),
     :class:`~mrecg_onnx.targets.TargetSettings` (target, container), :class:`~mrecg_onnx.data.DataSettings` (images),
-    :class:`~mrecg_onnx.planning.BitSettings` (widths), :class:`~mrecg_onnx.planning.MergeSettings` (merged units),
-    :class:`~mrecg_onnx.quantizers.RangeSettings` (ranges), :class:`~mrecg_onnx.machine.MachineSettings` (device, memory),
-    :class:`~mrecg_onnx.calibrating.ZeroqSettings` (made images), :class:`~mrecg_onnx.rewriting.RewritingSettings` (equalization),
-    :class:`~mrecg_onnx.learning.LearningSettings` (reconstruction) and :class:`~mrecg_onnx.widths.BudgetSettings` (budgets).
+    :class:`~mrecg_onnx.planning.BitSettings` (widths), :class:`~mrecg_onnx.planning.BudgetSettings` (budgets),
+    :class:`~mrecg_onnx.planning.MergeSettings` (merged units), :class:`~mrecg_onnx.quantizers.RangeSettings` (ranges),
+    :class:`~mrecg_onnx.machine.MachineSettings` (device, memory), :class:`~mrecg_onnx.calibrating.ZeroqSettings` (made images),
+    :class:`~mrecg_onnx.rewriting.RewritingSettings` (equalization) and :class:`~mrecg_onnx.learning.LearningSettings`
+    (reconstruction).
 
     Raises:
         SettingsError: a value is out of its range, or contradicts another.
     """
+
+    # Once more: mypy takes the type that an inherited descriptor is set to for the one that it gives.
+    preprocess: PreprocessField = PreprocessField()  # noqa: RUF009 - a descriptor, which holds nothing itself
 
     def check(self) -> None:
         """What a method can do at these widths and for this target."""

@@ -9,18 +9,8 @@ import types
 from pathlib import Path
 
 import pytest
-from helpers.house import (
-    PACKAGE,
-    ROOT,
-    beside_the_door,
-    by_the_roof,
-    by_their_own_door,
-    import_graph,
-    install,
-    lint,
-    names_taken,
-    stub_names,
-)
+from draw_architecture import DRAWING, PACKAGE, ROOT, House, draw, floors_of, import_graph, install, read_house, reduced
+from helpers.house import beside_the_door, by_the_roof, by_their_own_door, lint, names_taken, stub_names
 
 import mrecg_onnx
 
@@ -182,3 +172,58 @@ def test_the_package_shows_its_public_names():
     assert dir(mrecg_onnx) == PUBLIC
     assert sorted(mrecg_onnx.__all__) == PUBLIC
     assert [name for name in PUBLIC if isinstance(getattr(mrecg_onnx, name), types.ModuleType)] == []
+
+
+def test_the_drawing_shows_what_the_files_say(installed: Path):
+    drawn = draw(read_house(installed))
+    assert DRAWING.read_bytes().decode() == drawn, "run python docs/draw_architecture.py"
+
+
+def test_the_drawing_changes_with_an_arrow(rebuilt: Path):
+    (rebuilt / PACKAGE / "machine" / "added.py").write_text("from mrecg_onnx.targets import Target\n")
+    house = read_house(rebuilt)
+    assert ("machine", "targets") in house.arrows
+    assert DRAWING.read_bytes().decode() != draw(house)
+
+
+def test_the_page_of_the_house_names_what_there_is():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    sources = "\n".join(
+        path.read_text(encoding="utf-8")
+        for folder in (HALL, ROOT / "converters")
+        for path in folder.rglob("*.py*")
+        if path.suffix in {".py", ".pyi"}
+    )
+    quoted = set(re.findall(r"`([^`\n]+)`", page))
+    paths = {text for text in quoted if re.fullmatch(r"[\w./*]+(/|\.(py|pyi|md|txt|toml))|\.ci/run", text)}
+    assert {"quantizers/ranges.py", "targets/rules/*.toml", "pyproject.toml", "converters/ops/"} <= paths
+    bases = (ROOT, HALL, ROOT / "tests" / "converters" / "conformance")
+    assert [path for path in sorted(paths) if not any(list(base.glob(path)) for base in bases)] == []
+    names = {text for text in quoted if re.fullmatch(r"[A-Za-z_]\w+", text)}
+    assert {"METHODS", "RANGES", "activation_grids"} <= names
+    assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", sources)] == []
+    for name, path in re.findall(r"`(\w+)` \(`([\w/]+\.py)`\)", page):
+        assert re.search(rf"\b{name}\b", (HALL / path).read_text(encoding="utf-8")), (name, path)
+
+
+def test_the_readme_names_each_room():
+    layout = (ROOT / "README.md").read_text(encoding="utf-8").split("## Layout")[1].split("## ")[0]
+    rooms = "\n".join(line for line in layout.splitlines() if line.startswith("      "))
+    assert set(re.findall(r"\b(\w+)/", rooms)) == set(ROOMS)
+    assert "docs/architecture.md" in layout
+
+
+def _house(*arrows: str) -> House:
+    pairs = frozenset((arrow[0], arrow[1]) for arrow in arrows)
+    return House({room: f"Room {room}." for pair in pairs for room in pair}, frozenset(), pairs)
+
+
+def test_rooms_stand_above_what_they_import():
+    graph = reduced(_house("ab", "bc", "ac", "cd", "ad", "be"))
+    assert sorted(graph.edges) == [("a", "b"), ("b", "c"), ("b", "e"), ("c", "d")]
+    assert floors_of(graph) == {"a": 3, "b": 2, "c": 1, "d": 0, "e": 1}
+
+
+def test_a_circle_has_no_floors():
+    with pytest.raises(SystemExit, match=r"circle: .* break it first"):
+        draw(_house("ab", "bc", "ca"))

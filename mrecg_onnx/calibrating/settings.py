@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from mrecg_onnx.converters.choices import AtLeast
-from mrecg_onnx.data import DataSettings
+from mrecg_onnx.data import DataSettings, PreprocessField
 
 __all__ = ["ZeroqSettings"]
 
@@ -19,4 +19,6 @@ class ZeroqSettings(DataSettings):
         zeroq_iters: iterations for a batch of images made by ``zeroq``.
     """
 
+    # Once more: mypy takes the type that an inherited descriptor is set to for the one that it gives.
+    preprocess: PreprocessField = PreprocessField()  # noqa: RUF009 - a descriptor, which holds nothing itself
     zeroq_iters: Annotated[int, AtLeast(1)] = 500

@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 import math
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from mrecg_onnx.converters import normalize, to_torch
 from mrecg_onnx.converters.errors import DataError
-from mrecg_onnx.converters.files import require_regular
+from mrecg_onnx.converters.files import require_regular, writing_whole
 from mrecg_onnx.converters.save import digest
 from mrecg_onnx.data import IMAGENET_MEAN, IMAGENET_STD, ZEROQ, Dataset, InputSpec, Preprocess
 from mrecg_onnx.machine import ALONE, Workers
@@ -362,9 +361,7 @@ def _load(path: Path) -> tuple[NDArray[Any], dict[str, Any]]:
 def _save(path: Path, images: NDArray[Any], origin: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            temporary = Path(folder) / path.name
+        with writing_whole(path) as temporary:
             np.savez(temporary, images=images, origin=json.dumps(origin))
-            temporary.replace(path)
     except OSError as error:
         raise DataError(f"made images cannot be kept in '{path}' ({error.strerror or error})") from error

@@ -13,7 +13,6 @@ import json
 import logging
 import math
 import sys
-import tempfile
 import traceback
 import warnings
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from mrecg_onnx.converters.errors import ExportError, MrecgError, SettingsError
+from mrecg_onnx.converters.files import check_writable, write_whole
 from mrecg_onnx.converters.text import printable
 
 if TYPE_CHECKING:
@@ -317,8 +317,6 @@ def check_writes(writes: Mapping[str, Path | None], models: Sequence[Path], call
             continue
         if path.resolve() in {model.resolve() for model in models}:
             raise SettingsError(f"{option} {path} is {called}: choose another file")
-        from mrecg_onnx.converters import check_writable
-
         check_writable(path)
 
 
@@ -330,11 +328,7 @@ def write_json(data: Mapping[str, Any], path: Path) -> None:
     """
     text = json.dumps(_finite(data), indent=2, allow_nan=False)
     try:
-        # A folder of its own, not a named file: it is created with the permissions a new file would have.
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            temporary = Path(folder) / path.name
-            temporary.write_text(text + "\n", encoding="utf-8")
-            temporary.replace(path)
+        write_whole(path, text + "\n")
     except OSError as error:
         raise ExportError(f"{path}: cannot be written: {error.strerror or error}") from error
 

@@ -162,7 +162,7 @@ def _summary(result: QuantizationResult, model: Path, *, images_ignored: bool) -
 
 
 def _file(result: QuantizationResult, model: Path) -> str:
-    from mrecg_onnx.validating import size_bytes
+    from mrecg_onnx.runtimes import size_bytes
 
     assert result.output is not None
     before, after = size_bytes(model), size_bytes(result.output)

@@ -248,7 +248,8 @@ def _quantize(job: Job, channel: _Channel) -> dict[str, Any]:
     import torch  # noqa: PLC0415 - the parent does without
 
     from mrecg_onnx.quantization import quantize  # noqa: PLC0415
-    from mrecg_onnx.validating import size_bytes, source_sha256  # noqa: PLC0415
+    from mrecg_onnx.runtimes import size_bytes  # noqa: PLC0415
+    from mrecg_onnx.validating import source_sha256  # noqa: PLC0415
 
     start = time.perf_counter()
     result = quantize(

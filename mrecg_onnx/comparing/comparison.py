@@ -21,13 +21,15 @@ from mrecg_onnx.comparing.plots import draw_cells, have_matplotlib
 from mrecg_onnx.comparing.progress import Tell
 from mrecg_onnx.comparing.result import Cell, Comparison, Widths
 from mrecg_onnx.comparing.running import measure_latency, run_cell
-from mrecg_onnx.comparing.tables import csv_text, markdown, write_whole
+from mrecg_onnx.comparing.tables import csv_text, markdown
 from mrecg_onnx.converters.errors import ExportError, SettingsError
+from mrecg_onnx.converters.files import write_whole
 from mrecg_onnx.machine import world_size
 from mrecg_onnx.measures import mcnemar_p
 from mrecg_onnx.methods import METHODS
+from mrecg_onnx.runtimes import size_bytes
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.validating import Accuracy, size_bytes
+from mrecg_onnx.validating import Accuracy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -167,7 +169,7 @@ def _write_table(plan: Plan, base: str, cells: Sequence[Cell], *, plot: bool = F
     try:
         write_whole(written[0], markdown(found))
         write_whole(written[1], csv_text(found))
-        write_whole(written[2], json.dumps(found.to_json(), indent=1, allow_nan=False))
+        write_whole(written[2], json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n")
         if len(written) > 3:
             draw_cells(found, written[3])
     except OSError as error:

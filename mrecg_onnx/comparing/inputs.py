@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from mrecg_onnx import __version__
 from mrecg_onnx.comparing.cells import Job
 from mrecg_onnx.comparing.result import OWN, Widths
-from mrecg_onnx.comparing.tables import write_whole
 from mrecg_onnx.converters.errors import ExportError, SettingsError
-from mrecg_onnx.converters.files import require_regular
+from mrecg_onnx.converters.files import require_regular, write_whole
 from mrecg_onnx.data import ZEROQ, for_images, holds_images, open_calibration, open_validation, require_numbers
 from mrecg_onnx.runtimes import input_specs, open_session
 from mrecg_onnx.settings import Settings
@@ -107,7 +106,7 @@ class Plan:
         try:
             self.cells.mkdir(parents=True, exist_ok=True)
             if not description.exists():
-                write_whole(description, json.dumps(self.quantized_by, indent=1))
+                write_whole(description, json.dumps(self.quantized_by, indent=1) + "\n")
             require_regular(description)
             found = dict(json.loads(description.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:

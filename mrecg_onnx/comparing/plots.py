@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mrecg_onnx.converters.files import writing_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,10 +85,8 @@ def _panels(columns: int, lines: int) -> tuple[Figure, list[Axes]]:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
+    with writing_whole(path) as temporary:
         figure.savefig(temporary, dpi=140, format="png")
-        temporary.replace(path)
 
 
 def _note(axis: Axes, text: str, x: float, row: int) -> None:

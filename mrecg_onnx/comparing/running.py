@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from mrecg_onnx.comparing.cells import CellProcess, unpack
 from mrecg_onnx.comparing.progress import Tell
 from mrecg_onnx.comparing.result import Cell
-from mrecg_onnx.comparing.tables import write_whole
 from mrecg_onnx.converters.errors import ExportError, MrecgError
-from mrecg_onnx.converters.files import require_regular
+from mrecg_onnx.converters.files import require_regular, write_whole
 from mrecg_onnx.validating import Accuracy, source_sha256
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ class Record:
         """
         self.content[stage] = {"by": by, "found": found}
         try:
-            write_whole(self.path, json.dumps(self.content, indent=1, allow_nan=False))
+            write_whole(self.path, json.dumps(self.content, indent=1, allow_nan=False) + "\n")
         except OSError as error:
             raise ExportError(f"{self.path}: cannot be written: {error.strerror or error}") from error
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.text import printable
@@ -14,7 +12,7 @@ if TYPE_CHECKING:
     from mrecg_onnx.comparing.result import Cell, Comparison
     from mrecg_onnx.validating import Accuracy
 
-__all__ = ["csv_text", "markdown", "table", "write_whole"]
+__all__ = ["csv_text", "markdown", "table"]
 
 COLUMNS = {
     "method": "method", "bits": "bits", "top1": "top-1", "interval": "95 % interval", "drop": "drop", "fp32_p": "p, FP32",
@@ -121,19 +119,3 @@ def csv_text(found: Comparison) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write ``text`` to ``path``, whole or not at all.
-
-    Raises:
-        OSError: it cannot be written; what was there before still is.
-    """
-    # A folder of its own, not a named file: that would stay behind where the disk is full.
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
-        temporary.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
-        temporary.replace(path)

@@ -14,9 +14,8 @@ from mrecg_onnx.planning import fallbacks
 from mrecg_onnx.preparation import calibrate, full_precision, load_planned, prepare
 from mrecg_onnx.progress import Clock, Progress
 from mrecg_onnx.rewriting import Equalized
-from mrecg_onnx.runtimes import describe
+from mrecg_onnx.runtimes import describe, size_bytes
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.validating import size_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mrecg_onnx.converters.errors import DataError, SettingsError
-from mrecg_onnx.converters.files import require_regular
+from mrecg_onnx.converters.files import require_regular, write_whole
 from mrecg_onnx.network import QuantizedWeight, State
 from mrecg_onnx.progress import UnitResult
 from mrecg_onnx.quantizers import Grid
@@ -40,7 +39,7 @@ class Checkpoint:
             description = self.folder / "run.json"
             require_regular(description)
             if not description.exists():
-                self._write(description, json.dumps(run, indent=1).encode())
+                write_whole(description, json.dumps(run, indent=1))
             found = dict(json.loads(description.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise SettingsError(f"--checkpoint {folder}: cannot be used ({error})") from error
@@ -93,16 +92,9 @@ class Checkpoint:
         torch.save(content, buffer)
         path = self._path(stage, number)
         try:
-            self._write(path, buffer.getvalue())
+            write_whole(path, buffer.getvalue())
         except OSError as error:
             raise DataError(f"checkpoint '{path}' cannot be written ({error.strerror})") from error
-
-    def _write(self, path: Path, content: bytes) -> None:
-        # A folder of its own, not a named file: that would stay behind where the disk is full.
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix=f".{path.name}.") as folder:
-            temporary = Path(folder) / path.name
-            temporary.write_bytes(content)
-            temporary.replace(path)
 
     def _path(self, stage: str, number: int) -> Path:
         return self.folder / f"{stage}-{number:04d}.pt"

@@ -22,14 +22,13 @@ from .fallback import fallbacks, mark_fallbacks
 from .granularity import default_merges, groups_from_mask, read_scheme, select_eq4, select_peaks
 from .layers import plan_layers
 from .placement import place
-from .plan import BYSTANDER_BITS, FLOAT_BITS, WIDE_BITS, ActivationPlan, LayerPlan, Plan, UnitPlan
-from .settings import BitRule, BitSettings, MergeSettings
+from .plan import BYSTANDER_BITS, WIDE_BITS, ActivationPlan, LayerPlan, Plan, UnitPlan
+from .settings import BitRule, BitSettings, BudgetSettings, MergeSettings
 from .units import WHOLE_BATCH, join_units, plan_layer_units, plan_units
 
 __all__ = [
     "BYSTANDER_BITS",
     "CLAMPS",
-    "FLOAT_BITS",
     "FLOAT_ONLY",
     "FLOAT_RESULT",
     "PRESERVING_OPS",
@@ -39,6 +38,7 @@ __all__ = [
     "ActivationPlan",
     "BitRule",
     "BitSettings",
+    "BudgetSettings",
     "LayerPlan",
     "MergeSettings",
     "Plan",

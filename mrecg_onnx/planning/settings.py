@@ -1,4 +1,4 @@
-"""Widths, what stays in float, and how units are merged, as a user chooses them."""
+"""Widths and budgets of them, what stays in float, and how units are merged, as a user chooses them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.planning.plan import FLOAT_BITS, WIDE_BITS
 from mrecg_onnx.targets import TargetSettings, load_target
 
-__all__ = ["BitRule", "BitSettings", "MergeSettings"]
+__all__ = ["BitRule", "BitSettings", "BudgetSettings", "MergeSettings"]
 
 _BITS = re.compile(r"^(?:W(?P<w>\d+))?(?:A(?P<a>\d+))?$", re.IGNORECASE)
 
@@ -83,6 +83,42 @@ class BitSettings(TargetSettings):
                 re.compile(pattern)
             except re.error as error:
                 raise SettingsError(f"'{pattern}' is not a regular expression: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetSettings(BitSettings):
+    """Widths that are not given but chosen within a budget (:mod:`mrecg_onnx.widths`).
+
+    Attributes:
+        allocation: "milp": integer programming gives every layer its own widths, ``wbits`` and ``abits`` on average; "none".
+        size_budget: bytes of the file with packed codes within which every layer's weights get widths of their own, None without.
+        avg_wbits: the same, bits a weight on average, the first and the last layer not counted.
+        max_drop: the same, by as few bits as lose at most so many points of top-1 on ONNX Runtime (without labels: percent of
+            predictions that change).
+    """
+
+    allocation: Annotated[str, OneOf("none", "milp")] = "none"
+    size_budget: Annotated[int | None, AtLeast(1)] = None
+    avg_wbits: Annotated[float | None, Between(2.0, 8.0)] = None
+    max_drop: Annotated[float | None, Between(0.0, 100.0)] = None
+
+    @property
+    def mixed(self) -> bool:
+        """Layers get weight widths of their own."""
+        budgets = (self.size_budget, self.avg_wbits, self.max_drop)
+        return self.allocation == "milp" or any(value is not None for value in budgets)
+
+    def check(self) -> None:
+        """One budget at most, and averages that integer programming can reach."""
+        super().check()
+        given = [n for n in ("size_budget", "avg_wbits", "max_drop") if getattr(self, n) is not None]
+        if len(given) > 1:
+            options = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise SettingsError(f"{options} are budgets of the same bits: give one of them")
+        if self.allocation == "milp" and self.abits == WIDE_BITS:
+            raise SettingsError(
+                f"--allocate milp chooses among 2 to 8 bits, which cannot be {WIDE_BITS} on average: use a budget"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,22 +1,10 @@
-from .loading import load, noise
-from .others import Opened, open_with
-from .runtime import (
-    PROVIDERS,
-    Kernel,
-    Level,
-    Model,
-    check_provider,
-    describe,
-    elsewhere,
-    fixed_batch,
-    fused_op_counts,
-    input_specs,
-    kernels,
-    latency,
-    medians,
-    open_session,
-    run_padded,
-)
+from .fresh_process import load, noise
+from .kernel_counts import Kernel, check_provider, elsewhere, fused_op_counts, kernels
+from .models import Model, describe, size_bytes
+from .running import run_padded
+from .sessions import PROVIDERS, Level, fixed_batch, input_specs, open_session
+from .target_runtimes import Opened, open_with
+from .timing import latency, medians
 
 __all__ = [
     "PROVIDERS",
@@ -38,4 +26,5 @@ __all__ = [
     "open_session",
     "open_with",
     "run_padded",
+    "size_bytes",
 ]

@@ -1,19 +1,9 @@
 from .benchmarking import Benchmark, FileReport, benchmark
 from .input_ranges import INPUT_RANGES_KEY, ranges_entry
-from .validation import (
-    PREPROCESS_KEY,
-    SOURCE_KEY,
-    VERSION_KEY,
-    Accuracy,
-    ModelReport,
-    ValidationResult,
-    chosen_outputs,
-    gain_warnings,
-    size_bytes,
-    source_sha256,
-    stored_preprocess,
-    validate,
-)
+from .metadata import PREPROCESS_KEY, SOURCE_KEY, VERSION_KEY, source_sha256, stored_preprocess
+from .pairing import chosen_outputs
+from .results import Accuracy, ModelReport, ValidationResult
+from .validation import gain_warnings, validate
 
 __all__ = [
     "INPUT_RANGES_KEY",
@@ -29,7 +19,6 @@ __all__ = [
     "chosen_outputs",
     "gain_warnings",
     "ranges_entry",
-    "size_bytes",
     "source_sha256",
     "stored_preprocess",
     "validate",

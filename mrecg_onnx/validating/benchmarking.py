@@ -27,8 +27,8 @@ from mrecg_onnx.runtimes import (
     load,
     noise,
     open_session,
+    size_bytes,
 )
-from mrecg_onnx.validating.validation import size_bytes
 
 __all__ = ["Benchmark", "FileReport", "Timing", "benchmark"]
 
@@ -65,7 +65,7 @@ class Timing:
 
     Attributes:
         file: its path.
-        provider: a row of :data:`mrecg_onnx.runtimes.runtime.PROVIDERS`.
+        provider: a row of :data:`mrecg_onnx.runtimes.PROVIDERS`.
         threads: threads inside an operator, None for ONNX Runtime's own choice.
         batch: items a run.
         runs: timed runs.
@@ -116,7 +116,7 @@ def benchmark(
         files: paths of models with the same inputs; the first is what the others are compared with.
         batches: items a run; the batch that one of the files fixes, else 1, by default.
         threads: threads inside an operator, None for ONNX Runtime's own choice.
-        providers: rows of :data:`mrecg_onnx.runtimes.runtime.PROVIDERS`.
+        providers: rows of :data:`mrecg_onnx.runtimes.PROVIDERS`.
         runs: timed runs of each file in each place.
         report: called as the work proceeds.
 

@@ -2,7 +2,6 @@ from .allocation import Allocation, Budget, allocate, average_budget, budgets_of
 from .costs import IMAGES, WIDTHS, Costs, cost_images, measure_costs
 from .drop_search import AVERAGES, Trial, measured_drop, search, tell_doubts
 from .packed_size import PackedSize
-from .settings import BudgetSettings
 
 __all__ = [
     "AVERAGES",
@@ -10,7 +9,6 @@ __all__ = [
     "WIDTHS",
     "Allocation",
     "Budget",
-    "BudgetSettings",
     "Costs",
     "PackedSize",
     "Trial",

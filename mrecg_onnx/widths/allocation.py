@@ -30,10 +30,10 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.planning import BitRule, BitSettings, LayerPlan, Plan
+from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets import load_target
 from mrecg_onnx.widths.costs import WIDTHS, Costs
 from mrecg_onnx.widths.packed_size import STORED, PackedSize
-from mrecg_onnx.widths.settings import BudgetSettings
 from mrecg_onnx.writing import TWO_BITS
 
 __all__ = [
@@ -123,7 +123,7 @@ class Allocation:
         }
 
 
-def budgets_of(plan: Plan, settings: BudgetSettings, sizes: Callable[[], PackedSize]) -> tuple[Budget, ...]:
+def budgets_of(plan: Plan, settings: Settings, sizes: Callable[[], PackedSize]) -> tuple[Budget, ...]:
     """The budgets that ``settings`` ask for, none where widths are given.
 
     Args:
@@ -144,7 +144,7 @@ def budgets_of(plan: Plan, settings: BudgetSettings, sizes: Callable[[], PackedS
     return tuple(found)
 
 
-def average_budget(plan: Plan, settings: BudgetSettings, bits: float, option: str) -> Budget:
+def average_budget(plan: Plan, settings: Settings, bits: float, option: str) -> Budget:
     """``bits`` a weight on average, layers weighted by their number of weights; without the first and the last layer."""
     inner = [x for x in plan.quantized_layers if not (x.first or x.last or x.bridge)]
     count = max(1, sum(x.params for x in inner))
@@ -163,7 +163,7 @@ def average_budget(plan: Plan, settings: BudgetSettings, bits: float, option: st
     )
 
 
-def size_budget(plan: Plan, settings: BudgetSettings, sizes: PackedSize, limit: int) -> Budget:
+def size_budget(plan: Plan, settings: Settings, sizes: PackedSize, limit: int) -> Budget:
     """``limit`` bytes of packed file."""
     # A width between two types is stored as the wider one: it would only lose accuracy.
     least = 2 if load_target(settings.target).opset[1] >= TWO_BITS else 4
@@ -176,7 +176,7 @@ def size_budget(plan: Plan, settings: BudgetSettings, sizes: PackedSize, limit: 
     )  # fmt: skip
 
 
-def tensor_budget(plan: Plan, settings: BudgetSettings) -> Budget:
+def tensor_budget(plan: Plan, settings: Settings) -> Budget:
     """``abits`` on average for the tensors that layers read, without those of the first or the last layer."""
     free: dict[str, dict[int, int]] = {}
     layers: dict[str, tuple[str, ...]] = {}
@@ -308,7 +308,7 @@ def with_rules(settings: S, allocation: Allocation) -> S:
     return dataclasses.replace(settings, bits=(*settings.bits, *allocation.rules))
 
 
-def _widths(settings: BudgetSettings, offered: Sequence[int]) -> tuple[int, ...]:
+def _widths(settings: Settings, offered: Sequence[int]) -> tuple[int, ...]:
     """Those of ``offered`` that the method can do and the target takes."""
     low, high = load_target(settings.target).wbits
     return tuple(w for w in offered if max(low, METHODS[settings.method].least_wbits) <= w <= high)

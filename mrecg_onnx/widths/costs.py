@@ -23,7 +23,7 @@ from mrecg_onnx.methods import METHODS
 from mrecg_onnx.network import Network, Simulation, Step, WeightHook, whole_batches
 from mrecg_onnx.planning import LayerPlan, Plan, UnitPlan
 from mrecg_onnx.quantizers import chosen_ranges, fake_quantize
-from mrecg_onnx.widths.settings import BudgetSettings
+from mrecg_onnx.settings import Settings
 
 __all__ = ["WIDTHS", "Costs", "cost_images", "measure_costs"]
 
@@ -54,7 +54,7 @@ def measure_costs(
     network: Network,
     plan: Plan,
     data: Mapping[str, Tensor],
-    settings: BudgetSettings,
+    settings: Settings,
     *,
     layers: Mapping[str, Collection[int]],
     tensors: Mapping[str, Collection[int]],
@@ -184,7 +184,7 @@ def _by_image(network: Network, name: str) -> bool:
     return network.rows.get(name, None if network.batch else 1) == 1
 
 
-def _learn(simulation: Simulation, unit: UnitPlan, data: UnitData, settings: BudgetSettings) -> None:
+def _learn(simulation: Simulation, unit: UnitPlan, data: UnitData, settings: Settings) -> None:
     """Learn the rounding of ``unit``'s one layer for a few iterations, in place."""
     method = METHODS[settings.method]
     reconstruct_unit(

@@ -22,6 +22,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 from helpers.architectures import residual
+from helpers.cells import CellHere
 from helpers.command_line import classifier, write_images
 from PIL import Image
 
@@ -524,7 +525,7 @@ def ended(process: psutil.Process, seconds: float = 30.0) -> bool:
 @pytest.mark.skipif(signal.getsignal(signal.SIGINT) is signal.SIG_IGN, reason="started in the background: no Ctrl-C")
 def test_control_c_ends_the_cells_process_and_says_what_is_kept(here: Here, tmp_path: Path) -> None:
     out = here.copy(tmp_path / "out")
-    arguments = command(here, out, methods="nearest,brecq")
+    arguments = command(here, out, "--repeats", "0", methods="nearest,brecq")
     arguments[arguments.index("8")] = "100000"
     shutil.rmtree(out)
     with subprocess.Popen(
@@ -573,7 +574,10 @@ def test_help_lists_what_all_cells_share() -> None:
     assert "--wbits 2..8" not in text
 
 
-def test_a_model_whose_first_output_is_no_classification_is_compared_by_noise(tmp_path: Path) -> None:
+def test_a_model_whose_first_output_is_no_classification_is_compared_by_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "CellProcess", CellHere)
     assert residual().graph.input  # the graph itself has classes; its data have no labels
     onnx.save(residual(), tmp_path / "model.onnx")
     shape = [d.dim_value for d in residual().graph.input[0].type.tensor_type.shape.dim[1:]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,12 +34,22 @@ def classifier(seed: int = 0) -> onnx.ModelProto:
 
 def write_images(folder: Path, count: int, size: int = 16) -> Path:
     """Noise in class folders 0 to 9."""
-    random = np.random.default_rng(0)
-    for i in range(count):
+    for i, content in enumerate(_noise(count, size)):
         file = folder / str(i % 10) / f"{i}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(file)
+        file.write_bytes(content)
     return folder
+
+
+@cache
+def _noise(count: int, size: int) -> list[bytes]:
+    """PNG files."""
+    random, files = np.random.default_rng(0), []
+    for _ in range(count):
+        file = io.BytesIO()
+        Image.fromarray(random.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(file, "PNG")
+        files.append(file.getvalue())
+    return files
 
 
 def run(*arguments: object) -> Result:

@@ -1,4 +1,4 @@
-"""A small network whose rounding the tests learn, and what they ask of the result."""
+"""Two small networks whose rounding the tests learn, and what they ask of the result."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from helpers.architectures import Graph
 from helpers.stages import feeds
 from onnx import numpy_helper
 
+from mrecg_onnx.learning.prefix import Inputs, Prefix
+from mrecg_onnx.machine.cache import Pool, Store
 from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.runtimes import open_session, run_padded
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["activation_scales", "codes", "distance", "results", "small"]
+    from helpers.stages import Stage
+
+__all__ = ["activation_scales", "codes", "distance", "prefix_of", "results", "small", "tiny"]
 
 
 @lru_cache
@@ -36,8 +40,29 @@ def _small() -> bytes:
 
 
 def small() -> onnx.ModelProto:
-    """The network."""
+    """A network of few layers."""
     return onnx.load_from_string(_small())
+
+
+@lru_cache
+def _tiny() -> bytes:
+    """Stem, two residual blocks (the second strided, with a depthwise layer), classifier, on 4 x 16 x 16."""
+    g = Graph(seed=3)
+    x = g.relu(g.conv(g.input(4), 4, 8, "stem"), "stem_relu")
+    y = g.relu(g.conv(x, 8, 8, "a1"), "a1_relu")
+    x = g.relu(g.op("Add", [g.conv(y, 8, 8, "a2"), x], "a_add"), "a_out")
+    y = g.clip(g.conv(x, 8, 16, "b1", kernel=1), "b1_clip")
+    y = g.clip(g.conv(y, 16, 16, "b2", stride=2, groups=16), "b2_clip")
+    y = g.conv(y, 16, 8, "b3", kernel=1)
+    x = g.op("Add", [y, g.conv(x, 8, 8, "b_short", kernel=1, stride=2)], "b_add")
+    x = g.relu(g.conv(x, 8, 16, "c1", kernel=1), "c1_relu")
+    g.classifier(x, 16)
+    return g.model().SerializeToString()
+
+
+def tiny() -> onnx.ModelProto:
+    """A network of more kinds of layers."""
+    return onnx.load_from_string(_tiny())
 
 
 def results(folder: Path) -> Callable[..., QuantizationResult]:
@@ -52,10 +77,10 @@ def results(folder: Path) -> Callable[..., QuantizationResult]:
     return result
 
 
-def distance(model: onnx.ModelProto) -> float:
-    """Output SQNR against the float network on images that were not seen, in dB."""
-    fed = feeds(small(), 64, seed=99)
-    return sqnr_db(*(run_padded(open_session(m, level="off"), fed)["output"] for m in (small(), model)))
+def distance(model: onnx.ModelProto, network: Callable[[], onnx.ModelProto] = small) -> float:
+    """Output SQNR against the float ``network`` on images that were not seen, in dB."""
+    fed = feeds(network(), 64, seed=99)
+    return sqnr_db(*(run_padded(open_session(m, level="off"), fed)["output"] for m in (network(), model)))
 
 
 def _constants(result: QuantizationResult) -> dict[str, np.ndarray]:
@@ -72,3 +97,15 @@ def activation_scales(result: QuantizationResult) -> dict[str, float]:
     """Scale of every activation quantizer."""
     values = _constants(result)
     return {entry.name: float(values[f"{entry.name}_scale"]) for entry in result.plan.activations}
+
+
+def prefix_of(stage: Stage, *, quantize_activations: bool = True, **options: Any) -> Prefix:
+    """The quantized prefix in front of a network's first unit."""
+    grids = stage.simulation.activations if quantize_activations else {}
+    inputs = Inputs(
+        {n: Store.of(x) for n, x in stage.data.items()},
+        {n: Store.of(x, grids.get(n)) for n, x in stage.data.items()},
+        len(stage.data["input"]),
+    )
+    units = stage.plan.units
+    return Prefix(stage.simulation, units, inputs, Pool(), quantize_activations=quantize_activations, **options)

@@ -15,13 +15,15 @@ from mrecg_onnx.preparation import calibrate, make_plan
 from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import onnx
     from torch import Tensor
 
     from mrecg_onnx.network.simulation import Simulation
     from mrecg_onnx.planning.plan import Plan
 
-__all__ = ["Stage", "feeds", "network_of", "planned", "simulated", "tensors"]
+__all__ = ["Stage", "feeds", "network_of", "planned", "saved", "simulated", "tensors"]
 
 
 @dataclass
@@ -66,3 +68,9 @@ def simulated(model: onnx.ModelProto | ir.Model, data: dict[str, Tensor] | None 
         assert not isinstance(model, ir.Model), "a graph in memory comes with its data"
         data = tensors(model)
     return Stage(graph, plan, network, data, calibrate(network, plan, data, Settings(**settings)))
+
+
+def saved(path: Path, **arrays: np.ndarray) -> Path:
+    """``path`` with ``arrays`` by name in it, as calibration data lie on the disk."""
+    np.savez(path, **arrays)
+    return path

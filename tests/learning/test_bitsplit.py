@@ -1,4 +1,4 @@
-"""Bit-split: ternary planes in closed form, the layers as matrices behind them, and whole runs."""
+"""Bit-split: ternary planes in closed form, and whole runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from helpers.architectures import Graph, conv_transpose, depthwise, matmul_add, residual
+from helpers.matrices import LAYERS, equations_of, normal
 from helpers.stages import feeds
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -17,10 +18,9 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.converters.ops.weighted import OnnxConv, OnnxConvTranspose, OnnxGemm, OnnxMatMulConst
+from mrecg_onnx.converters.ops.weighted import OnnxGemm
 from mrecg_onnx.learning.bitsplit import Objective, Planes, alternate, split_responses, split_weight
-from mrecg_onnx.learning.responses import ROWS, NormalEquations, layout_of, normal_equations
-from mrecg_onnx.machine.parallel import Workers
+from mrecg_onnx.learning.responses import layout_of
 from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.planning import BitRule
 from mrecg_onnx.quantization import QuantizationResult, quantize
@@ -30,96 +30,6 @@ from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-# --- layers as matrices ------------------------------------------------------------------------------------------
-
-LAYERS: dict[str, tuple[torch.nn.Module, torch.Tensor, int]] = {
-    "plain": (OnnxConv(normal(6, 4, 3, 3), stride=(1, 1), padding=((1, 1), (1, 1))), normal(3, 4, 7, 6), 0),
-    "strided and lopsided": (
-        OnnxConv(normal(6, 4, 3, 2), stride=(2, 3), padding=((0, 1), (2, 0)), dilation=(2, 1)), normal(3, 4, 9, 8), 0,
-    ),
-    "auto_pad": (OnnxConv(normal(6, 4, 3, 3), stride=(2, 2), auto_pad="SAME_UPPER"), normal(2, 4, 8, 7), 0),
-    "grouped": (OnnxConv(normal(6, 2, 3, 3), groups=2), normal(3, 4, 6, 6), 0),
-    "depthwise": (OnnxConv(normal(4, 1, 3, 3), groups=4, padding=((1, 1), (1, 1))), normal(3, 4, 6, 6), 0),
-    "1-D": (OnnxConv(normal(6, 4, 3), stride=(2,)), normal(3, 4, 11), 0),
-    "3-D": (OnnxConv(normal(5, 2, 2, 3, 2)), normal(2, 2, 4, 5, 4), 0),
-    "transposed": (
-        OnnxConvTranspose(
-            normal(4, 6, 3, 2), stride=(2, 3), padding=((1, 0), (0, 1)), output_padding=(1, 2), dilation=(2, 1)
-        ), normal(3, 4, 5, 4), 1,
-    ),
-    "transposed in groups": (OnnxConvTranspose(normal(4, 3, 3, 3), stride=(2, 2), groups=2), normal(3, 4, 4, 4), 1),
-    "gemm": (OnnxGemm(normal(5, 8), trans_b=True), normal(9, 8), 0),
-    "gemm, both ways": (OnnxGemm(normal(8, 5), trans_a=True), normal(8, 9), 1),
-    "tokens": (OnnxMatMulConst(normal(8, 5)), normal(3, 4, 8), 1),
-    "from the left": (OnnxMatMulConst(normal(5, 8), weight_first=True), normal(3, 8, 4), 0),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_rows_times_matrix_are_the_layers_answers(name):
-    module, x, _ = LAYERS[name]
-    layout = layout_of(module)
-    generator = torch.Generator().manual_seed(0)
-    got = layout.rows(x, layout.draw(x, generator)) @ layout.matrix(module.weight).transpose(1, 2)
-    whole = module.compute(x, module.weight, None)
-    if name == "from the left":
-        whole = whole.transpose(-1, -2)
-    # Positions are drawn in random order: compare each output's values as a sorted list.
-    channels = got.transpose(1, 2).reshape(-1, got.shape[1])
-    expected = whole.movedim(1 if whole.dim() > 2 and "MatMul" not in type(module).__name__ else -1, 0).flatten(1)
-    torch.testing.assert_close(channels.sort(1)[0], expected.sort(1)[0], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_matrices_turn_back_into_weights(name):
-    module, _, _ = LAYERS[name]
-    layout = layout_of(module)
-    assert torch.equal(layout.weight(layout.matrix(module.weight)), module.weight)
-
-
-def test_a_stack_of_matrices_is_no_matrix():
-    assert layout_of(OnnxMatMulConst(normal(3, 8, 5))) is None
-
-
-def test_positions_of_large_maps_are_a_sample():
-    module, x = OnnxConv(normal(2, 1, 3, 3)), normal(2, 1, 40, 40)
-    layout = layout_of(module)
-    positions = layout.draw(x, torch.Generator().manual_seed(0))
-    assert len(positions) == ROWS == len(set(positions.tolist()))
-    assert layout.rows(x, positions).shape == (1, 2 * ROWS, 9)
-
-
-def equations_of(module, quantized, floating, workers: Workers | None = None) -> NormalEquations:
-    generator = torch.Generator().manual_seed(0)
-    pairs = zip(quantized.split(2), floating.split(2), strict=True)
-    return normal_equations(layout_of(module), module.weight, pairs, generator, *([workers] if workers else []))
-
-
-def test_the_error_told_from_moments_is_the_error_of_the_responses():
-    module, x, _ = LAYERS["grouped"]
-    noisy, other = x + 0.1 * normal(*x.shape, seed=1), module.weight + 0.1 * normal(*module.weight.shape, seed=2)
-    found = equations_of(module, noisy, x).error(layout_of(module).matrix(other))
-    answers = module.compute(x, module.weight, None) - module.compute(noisy, other, None)
-    expected = answers.square().mean((0, 2, 3)).view(2, 3).double()
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-    centred = equations_of(module, noisy, x).centred().error(layout_of(module).matrix(other))
-    torch.testing.assert_close(centred.float(), answers.var((0, 2, 3), correction=0).view(2, 3), rtol=1e-4, atol=1e-6)
-
-
-def test_moments_of_several_processes_are_averaged():
-    class Doubling(Workers):
-        def mean_(self, tensors) -> None:
-            for tensor in tensors:
-                tensor.mul_(2)
-
-    module, x, _ = LAYERS["plain"]
-    torch.testing.assert_close(equations_of(module, x, x, Doubling()).gram, equations_of(module, x, x).gram)
 
 
 # --- planes ------------------------------------------------------------------------------------------------------

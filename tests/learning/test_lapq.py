@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from helpers.architectures import matmul_add, residual
 from helpers.stages import feeds, simulated, tensors
 from hypothesis import given, settings
@@ -14,7 +13,6 @@ from mrecg_onnx.commands._options import unused_options
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.learning import lapq
 from mrecg_onnx.learning.lapq import P_VALUES, minimise_steps, vertex
-from mrecg_onnx.measures.output_errors import OutputScales, output_sums
 from mrecg_onnx.measures.task import task_loss
 from mrecg_onnx.progress import Progress
 from mrecg_onnx.quantization import quantize
@@ -24,31 +22,6 @@ from mrecg_onnx.settings import Settings
 def loss_of(simulation, data) -> float:
     """The task loss as the file would have it, measured without any of the search's shortcuts."""
     return float(task_loss(simulation.run(data), simulation.network.run(data)))
-
-
-# --- the loss ----------------------------------------------------------------------------------------------------
-
-
-def test_task_loss_is_the_divergence_of_class_scores_and_else_the_relative_error():
-    reference = {"scores": torch.tensor([[0.0, 0.0], [0.0, 0.0]]), "index": torch.tensor([0, 0])}
-    outputs = {"scores": torch.log(torch.tensor([[0.25, 0.75], [0.5, 0.5]])), "index": torch.tensor([1, 0])}
-    # Half of KL(1/2, 1/2 || 1/4, 3/4): the other row has none.
-    expected = 0.5 * (0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75))
-    assert float(task_loss(outputs, reference)) == pytest.approx(expected, rel=1e-5)
-    images = {"image": torch.tensor([[0.0, 2.0, 4.0]])[None]}  # variance 8/3
-    assert float(task_loss({"image": images["image"] + 1.0}, images)) == pytest.approx(3 / 8)
-    # Beside another output scores are an output like any other: neither decides alone.
-    heads = {"scores": torch.tensor([[1.0, -1.0]]), "boxes": torch.tensor([[0.0, 400.0]])}
-    moved = {"scores": heads["scores"] + 0.2, "boxes": heads["boxes"] + 20.0}
-    assert float(task_loss(moved, heads)) == pytest.approx((0.04 + 0.01) / 2)
-    for exact in (reference, images, heads):
-        assert float(task_loss(exact, exact)) == pytest.approx(0.0, abs=1e-7)
-
-
-def test_task_loss_has_gradients():
-    scores = torch.randn(4, 5, requires_grad=True)
-    task_loss({"y": scores}, {"y": torch.randn(4, 5)}).backward()
-    assert bool(scores.grad.abs().sum() > 0)
 
 
 # --- the start ---------------------------------------------------------------------------------------------------
@@ -158,14 +131,3 @@ def test_its_options_are_checked_and_idle_elsewhere():
     assert unused_options(Settings(method="lapq"), ["iters", "lapq_images"]) == [
         "--iters has no effect with --method lapq"
     ]
-
-
-def test_a_reconstruction_is_not_judged_as_class_scores() -> None:
-    inputs, rebuilt = {"x": torch.randn(4, 3, 2, 2)}, {"y": torch.randn(4, 12)}
-    scales = OutputScales.of(output_sums(rebuilt, rebuilt), rebuilt, inputs)
-    assert scales.scores is None
-    moved = {"y": rebuilt["y"] + 0.1}  # a shift of all scores is none to a softmax
-    assert float(task_loss(moved, rebuilt, scales)) == pytest.approx(
-        0.01 / float(rebuilt["y"].var(correction=0)), rel=1e-4
-    )
-    assert OutputScales.of(output_sums(rebuilt, rebuilt), rebuilt, {"x": torch.randn(4, 3, 8, 8)}).scores == "y"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from helpers.learned import activation_scales, codes, distance, results
 
 from mrecg_onnx.commands._options import unused_options
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.methods import METHODS, method_of
-from mrecg_onnx.quantizers.range_search import search_range
 from mrecg_onnx.quantizers.rounding import ANNEALS, ROUNDINGS
 from mrecg_onnx.settings import Settings
 
@@ -19,13 +17,6 @@ NAMES = sorted(ROUNDINGS)
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory):
     return results(tmp_path_factory.mktemp("roundings"))
-
-
-def rounding(name, seed: int, bits: int, shape: tuple[int, ...] = (5, 3, 3, 3), axis: int = 0):
-    kind = ROUNDINGS[name] if isinstance(name, str) else name
-    weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    grid = search_range(weight, bits, axis=axis, symmetric=bits == 8)
-    return weight, kind(weight, grid)
 
 
 # --- the table ---------------------------------------------------------------------------------------------------

@@ -386,3 +386,12 @@ def test_memory_of_the_command_line(here, plenty, tmp_path):
     assert initializers(onnx.load(tmp_path / "out.onnx")) == initializers(plenty.model)
     # ONNX Runtime may keep a note of a few bytes there.
     assert all(path.stat().st_size < 1000 for path in temporary.rglob("*"))
+
+
+@given(st.floats(1e-5, 1.0), st.integers(0, 65535), st.integers(0, 2**32 - 1))
+@hypothesis_settings(max_examples=30, deadline=None)
+def test_codes_of_sixteen_bits_are_kept_without_loss(scale: float, zero: int, seed: int) -> None:
+    grid = Grid(torch.tensor(scale), torch.tensor(float(zero)), 16)
+    codes = np.random.default_rng(seed).integers(0, 65536, (3, 50))
+    x = (torch.from_numpy(codes.astype(np.float32)) - grid.zero_point) * grid.scale
+    assert torch.equal(Store.of(x, grid).read(0, 3), fake_quantize(x, grid))

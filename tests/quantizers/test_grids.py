@@ -11,8 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+<<<<<<< HEAD
+from mrecg_onnx.quantizers.fake_quantization import fake_quantize, quantize_codes
+from mrecg_onnx.quantizers.grids import Grid, symmetric_eight, whole_reciprocal
+=======
 from mrecg_onnx.quantizers.fake_quantization import quantize_codes
 from mrecg_onnx.quantizers.grids import EPSILON, Grid, grid_from_range, symmetric_eight, whole_reciprocal
+>>>>>>> eb0c22a (true change)
 
 NO_DEADLINE = settings(max_examples=40, deadline=None)
 
@@ -143,3 +148,18 @@ def test_softmax_on_codes_equals_the_float_one_at_such_a_scale(scale):
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         made.append(session.run(None, {"q": q})[0])
     assert np.array_equal(*made)
+
+
+@given(st.floats(0.01, 10.0), st.integers(0, 255), st.integers(0, 2**32 - 1))
+@settings(max_examples=50, deadline=None)
+def test_symmetric_grids_cover_the_range_and_fit_int8(scale: float, zero: int, seed: int) -> None:
+    grid = Grid(torch.tensor(scale), torch.tensor(float(zero)), 8)
+    found = symmetric_eight(grid)
+    assert found.qmin - float(found.zero_point) >= -128
+    assert found.qmax - float(found.zero_point) <= 127
+    random = np.random.default_rng(seed)
+    x = torch.from_numpy(random.uniform(-zero * scale, (255 - zero) * scale, 100).astype(np.float32))
+    error = (fake_quantize(x, found) - x).abs().max()
+    assert float(error) <= float(found.scale) * 0.502  # nothing is clipped
+    narrow = Grid(torch.tensor(scale), torch.tensor(float(zero % 16)), 4)
+    assert symmetric_eight(narrow) is narrow

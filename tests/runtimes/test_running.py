@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mrecg_onnx.runtimes.runtime import pad_batch
+from mrecg_onnx.runtimes.running import pad_batch
 
 
 def test_pad_batch_repeats_the_last_row() -> None:

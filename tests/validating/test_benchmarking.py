@@ -11,11 +11,12 @@ import onnx
 import pytest
 from helpers.architectures import conv_relu, residual
 from helpers.command_line import fails, works
+from helpers.providers import all_on_cpu
 from helpers.stages import feeds, simulated
 from PIL import Image
 
 from mrecg_onnx.converters.errors import ModelError, SettingsError
-from mrecg_onnx.runtimes import Kernel, check_provider, elsewhere, kernels, runtime
+from mrecg_onnx.runtimes import Kernel, check_provider, elsewhere, fused_op_counts, kernels
 from mrecg_onnx.validating.benchmarking import benchmark
 from mrecg_onnx.writing.qdq import export
 
@@ -61,7 +62,7 @@ def test_every_file_is_measured_in_every_place(here: Path) -> None:
 def test_kernels_are_those_of_the_optimized_graph(here: Path) -> None:
     model = onnx.load("w4a4.onnx")
     found = kernels(model, feeds(model, 2), threads=1)
-    assert {k.op: k.count for k in found} == dict(runtime.fused_op_counts(model))
+    assert {k.op: k.count for k in found} == dict(fused_op_counts(model))
     assert all(math.isfinite(k.seconds) and k.seconds >= 0 for k in found)
     assert [k.seconds for k in found] == sorted((k.seconds for k in found), reverse=True)
 
@@ -81,8 +82,7 @@ def test_what_a_provider_leaves_to_another_is_said() -> None:
 
 def test_the_command_does_not_take_the_cpu_for_another_provider(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime registers the provider and gives it no node."""
-    on_cpu = runtime._open_on
-    monkeypatch.setattr(runtime, "_open_on", lambda model, options, _device: on_cpu(model, options, "cpu"))
+    all_on_cpu(monkeypatch)
     fails("benchmark", "fp32.onnx", "--provider", "cuda", "--runs", "1", code=2, says=("'cuda' ran none of its nodes",))
 
 

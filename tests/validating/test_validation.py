@@ -10,6 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from helpers.architectures import Graph, conv_relu, conv_transpose, two_inputs
+from helpers.providers import all_on_cpu
 from helpers.stages import feeds
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -27,9 +28,9 @@ from mrecg_onnx.runtimes import (
     medians,
     open_session,
     run_padded,
-    runtime,
+    sessions,
 )
-from mrecg_onnx.runtimes.runtime import run_batches
+from mrecg_onnx.runtimes.running import run_batches
 from mrecg_onnx.validating import PREPROCESS_KEY, SOURCE_KEY, VERSION_KEY, source_sha256, validate
 
 CLASSES = 10
@@ -181,14 +182,16 @@ def test_cuda_without_a_device_is_an_error_and_not_a_silent_cpu_run(monkeypatch,
 
 def test_a_provider_that_onnx_runtime_leaves_out_is_an_error(monkeypatch):
     on_cpu = open_session(conv_relu())
-    monkeypatch.setattr(runtime, "_require_cuda", lambda: None)
-    monkeypatch.setattr(runtime, "_open", lambda *_: on_cpu)  # what a CUDA library that does not load leads to
+    monkeypatch.setattr(sessions, "_require_cuda", lambda: None)
+    monkeypatch.setattr(
+        sessions, "open_on_providers", lambda *_: on_cpu
+    )  # what a CUDA library that does not load leads to
     with pytest.raises(SettingsError, match="could not load its CUDAExecutionProvider"):
         open_session(conv_relu(), device="cuda")
 
 
 def test_what_a_provider_lacks_is_no_fault_of_the_model(monkeypatch):
-    opened = runtime._open
+    opened = sessions.open_on_providers
 
     def fails_on_cuda(model, options, providers):
         if providers[0] == "CUDAExecutionProvider":
@@ -197,8 +200,8 @@ def test_what_a_provider_lacks_is_no_fault_of_the_model(monkeypatch):
             )
         return opened(model, options, providers)
 
-    monkeypatch.setattr(runtime, "_require_cuda", lambda: None)
-    monkeypatch.setattr(runtime, "_open", fails_on_cuda)
+    monkeypatch.setattr(sessions, "_require_cuda", lambda: None)
+    monkeypatch.setattr(sessions, "open_on_providers", fails_on_cuda)
     with pytest.raises(SettingsError, match="could not load its CUDAExecutionProvider: Please install CUDA; install"):
         open_session(conv_relu(), device="cuda")
     with pytest.raises(ModelError, match=r"nowhere\.onnx: there is no such file"):
@@ -207,8 +210,7 @@ def test_what_a_provider_lacks_is_no_fault_of_the_model(monkeypatch):
 
 def test_validation_does_not_take_the_cpu_for_another_provider(monkeypatch, tmp_path):
     """ONNX Runtime registers the provider and gives it no node, or not all."""
-    on_cpu = runtime._open_on
-    monkeypatch.setattr(runtime, "_open_on", lambda model, options, _device: on_cpu(model, options, "cpu"))
+    all_on_cpu(monkeypatch)
     np.save(tmp_path / "x.npy", next(iter(feeds(conv_relu(), 4).values())))
     with pytest.raises(SettingsError, match=r"the FP32 model: 'cuda' ran none of its nodes, CPUExecutionProvider"):
         validate(conv_relu(), conv_relu(), tmp_path / "x.npy", device="cuda", repeats=0)

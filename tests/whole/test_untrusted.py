@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from helpers.cells import CellHere
 from helpers.command_line import fails, works, write_images
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from onnx import helper, numpy_helper
 from PIL import EpsImagePlugin, Image
 
 from mrecg_onnx.commands import main
+from mrecg_onnx.comparing import running
 from mrecg_onnx.converters.text import printable
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def _no_waiting() -> Iterator[None]:
 COMMANDS = {
     "quantize": ("quantize", "PIPE", "--calib", "images"),
     "quantize --calib": ("quantize", "model.onnx", "--calib", "PIPE"),
-    "quantize --data": ("quantize", "model.onnx", "--calib", "images", "--max-drop", "1", "--data", "PIPE"),
+    "quantize --data": ("quantize", "model.onnx", "--calib", "images", "--max-drop", "1", "--data", "PIPE", *FAST),
     "quantize -o": ("quantize", "model.onnx", "--calib", "images", "-o", "PIPE"),
     "quantize --json": ("quantize", "model.onnx", "--calib", "images", "--json", "PIPE"),
     "quantize --target": ("quantize", "model.onnx", "--calib", "images", "--target", "PIPE"),
@@ -260,7 +262,7 @@ def test_what_onnx_runtime_says_of_a_failing_run_is_one_clean_line(
 
 def test_progress_on_a_terminal_shows_names_without_what_it_obeys(there: Path) -> None:
     parent, child = pty.openpty()
-    arguments = ("quantize", "model.onnx", "--calib", "images", "--method", "brecq", "--iters", "200", "--threads", "1")
+    arguments = ("quantize", "model.onnx", "--calib", "images", "--method", "brecq", "--iters", "20", "--threads", "1")
     code = "import sys, mrecg_onnx; from mrecg_onnx.commands import main; main(sys.argv[1:], prog_name='x')"
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "200"}
     with subprocess.Popen(
@@ -303,14 +305,15 @@ def test_printable_leaves_what_prints_and_nothing_else(text: str) -> None:
     assert "".join(c for c in text if c.isprintable() and ord(c) > 127) == "".join(c for c in shown if ord(c) > 127)
 
 
-def test_plots_and_pages_show_names_as_they_are(here: Path) -> None:
+def test_plots_and_pages_show_names_as_they_are(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dollar sign is no formula, a bar no column, a line break no row."""
     pytest.importorskip("matplotlib")
+    monkeypatch.setattr(running, "CellProcess", CellHere)
     odd = "$x^{2$ | a\n| b"
     (here / f"{odd}.onnx").write_bytes((here / "model.onnx").read_bytes())
     clean("benchmark", "model.onnx", f"{odd}.onnx", "--runs", "1", "--plot", "timings.png")
     assert (here / "timings.png").stat().st_size > 1000
     quick = ("--calib", "images", "--data", "images", "--methods", "nearest", "--bits", "W4A4", "--iters", "1")
-    clean("compare", f"{odd}.onnx", *quick, "--threads", "1", "-o", "out")
+    clean("compare", f"{odd}.onnx", *quick, "--repeats", "0", "--threads", "1", "-o", "out")
     (page,) = (here / "out").glob("*.md")
     assert page.read_text().splitlines()[0] == "# $x^{2$ | a\\n| b: methods compared"

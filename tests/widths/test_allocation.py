@@ -1,10 +1,12 @@
-"""Bit allocation: the cheapest widths within the average, exactly."""
+"""Bit allocation: the cheapest widths within an average or a size, exactly."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import milp
 
+from mrecg_onnx import targets
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.planning import BitRule
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.widths.allocation import WIDTHS, choose_widths
+from mrecg_onnx.writing.containers import contained
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +161,105 @@ def test_too_much_fixed_is_said(quantized, rule, text):
 def test_unknown_choice_is_refused():
     with pytest.raises(SettingsError, match="allocation is 'other'"):
         Settings(allocation="other")
+
+
+def inner(result):
+    return [x for x in result.plan.layers if not (x.first or x.last)]
+
+
+def packed(result) -> int:
+    return contained(result.model, "packed").model.ByteSize()
+
+
+def _smallest(error) -> int:
+    """Bytes that the message says are possible."""
+    return round(float(re.search(r"smallest possible is ([\d.]+) MB", str(error.value))[1]) * 1e6)
+
+
+# --- averages and sizes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("average", [2.0, 2.7, 5.5, 8.0])
+def test_average_is_kept_and_used(quantized, average):
+    result = quantized("nearest", avg_wbits=average)
+    found = sum(x.wbits * x.params for x in inner(result)) / sum(x.params for x in inner(result))
+    assert average - 1 < found <= average
+    assert {x.wbits for x in result.plan.layers if x.first or x.last} == {8}
+    assert {x.abits for x in inner(result)} == {4}  # activations were not asked for
+    assert result.allocation.costs.tensors == {}
+    assert result.verification.warnings == ()
+
+
+def test_activations_join_where_asked(quantized):
+    result = quantized("nearest", avg_wbits=3.5, allocation="milp")
+    read = {q.name: q.bits for q in result.plan.activations if q.name in result.allocation.costs.tensors}
+    assert {n: result.allocation.widths[n] for n in read} == read
+    assert sum(read.values()) <= 4 * len(read)
+    assert {s["kind"] for s in result.allocation.spent} == {"weights", "tensors"}
+
+
+@pytest.mark.parametrize("share", [0.2, 0.6])
+def test_size_budget_counts_the_packed_file(quantized, share):
+    low, high = (packed(quantized("nearest", wbits=w, first_last_bits=w)) for w in (2, 8))
+    low = min(low, high)
+    budget = round(low + 400 + share * (high - low)) + 2000
+    result = quantized("nearest", size_budget=budget)
+    assert packed(result) <= budget
+    assert {x.wbits for x in result.plan.layers} <= {2, 4, 8}
+
+
+def test_widths_are_those_that_the_target_takes(quantized, tmp_path):
+    """OpenVINO has no 2-bit type: such codes would take four bits of the file."""
+    smallest = []
+    for target in ("ort", "openvino"):
+        with pytest.raises(SettingsError, match="too little") as error:
+            quantized("nearest", size_budget=10, target=target)
+        smallest.append(_smallest(error))
+    assert smallest[0] < smallest[1]
+    layers = quantized("nearest", size_budget=smallest[1], target="openvino").plan.layers
+    assert {x.wbits for x in layers} <= {4, 8}
+    rules = (Path(targets.__file__).parent / "rules" / "qnn.toml").read_text()
+    for name in ("wbits", "abits"):
+        rules = rules.replace(f"{name} = [2, 8]", f"{name} = [3, 5]")
+    (tmp_path / "narrow.toml").write_text(rules)
+    narrow = {"target": str(tmp_path / "narrow.toml"), "first_last_bits": 5, "wbits": 3}
+    result = quantized("nearest", avg_wbits=4.0, allocation="milp", **narrow)
+    assert {x.wbits for x in inner(result)} <= {3, 4, 5}
+    assert {x.abits for x in inner(result)} <= {3, 4, 5}
+
+
+def test_impossible_size_says_the_smallest_possible_and_that_is_possible(quantized):
+    with pytest.raises(SettingsError, match=r"--size-budget 0\.0001 MB is too little .* smallest possible is") as error:
+        quantized("nearest", size_budget=10)
+    smallest = _smallest(error)
+    result = quantized("nearest", size_budget=smallest)
+    assert packed(result) <= smallest
+
+
+def test_impossible_average_says_the_smallest_possible(quantized):
+    with pytest.raises(SettingsError, match=r"--avg-wbits 2 is too little .* is \d\.\d\d bits on average"):
+        quantized("nearest", avg_wbits=2.0, bits=(BitRule("a1", 8, None),))
+
+
+def test_what_bits_fixes_stays(quantized):
+    result = quantized("nearest", avg_wbits=5.0, bits=(BitRule("a1", 6, None),))
+    assert result.plan.layer("a1").wbits == 6
+    assert "a1" not in result.allocation.widths
+
+
+# --- settings ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"avg_wbits": 3.0, "size_budget": 10}, "--size-budget and --avg-wbits are budgets of the same bits"),
+        ({"avg_wbits": 3.0, "max_drop": 1.0}, "--avg-wbits and --max-drop"),
+        ({"avg_wbits": 1.5}, "avg_wbits is 1.5: it must lie between 2 and 8"),
+        ({"max_drop": -1.0}, "max_drop is -1.0"),
+        ({"size_budget": 0}, "size_budget is 0"),
+    ],
+)
+def test_contradictions_are_refused(given, text):
+    with pytest.raises(SettingsError, match=text):
+        replace(Settings(), **given)

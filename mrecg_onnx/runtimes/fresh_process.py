@@ -17,14 +17,14 @@ import psutil
 import mrecg_onnx
 from mrecg_onnx.converters.errors import ModelError, MrecgError
 from mrecg_onnx.data import InputSpec
-from mrecg_onnx.runtimes.runtime import open_session
+from mrecg_onnx.runtimes.sessions import open_session
 
 __all__ = ["load", "noise"]
 
 #: Starts a child with the parent's own packages, also from a checkout that is not installed.
 _BOOT = (
     "import json, sys; job = json.loads(sys.argv[1]); sys.path[:] = job.pop('path'); import mrecg_onnx; "
-    "mrecg_onnx.__path__[:] = job.pop('package'); from mrecg_onnx.runtimes.loading import child; child(job)"
+    "mrecg_onnx.__path__[:] = job.pop('package'); from mrecg_onnx.runtimes.fresh_process import child; child(job)"
 )
 
 

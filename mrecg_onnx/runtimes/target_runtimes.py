@@ -13,7 +13,9 @@ import onnx
 
 from mrecg_onnx.converters.errors import ExportError, ModelError
 from mrecg_onnx.measures import Heads, agreement, prediction_output, sqnr_db
-from mrecg_onnx.runtimes.runtime import fixed_batch, fused_op_counts, open_session, run_padded
+from mrecg_onnx.runtimes.kernel_counts import fused_op_counts
+from mrecg_onnx.runtimes.running import run_padded
+from mrecg_onnx.runtimes.sessions import fixed_batch, open_session
 from mrecg_onnx.targets import Target
 
 __all__ = ["MIN_AGREEMENT", "Opened", "open_with", "openvino_kernels"]

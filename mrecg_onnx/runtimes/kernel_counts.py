@@ -1,0 +1,138 @@
+"""Which operators and kernels ONNX Runtime really runs of a model, how many, on which provider, and for how long."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.runtimes.running import run
+from mrecg_onnx.runtimes.sessions import PROVIDERS, open_on_device, open_on_providers, session_options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import numpy.typing as npt
+
+    from mrecg_onnx.runtimes.models import Model
+
+__all__ = ["Kernel", "check_provider", "elsewhere", "fused_op_counts", "kernels"]
+
+# Keeps the weights out of the optimized copy that is only counted, and that copy below protobuf's 2 GB.
+_INLINE_BYTES = 1024
+
+
+def fused_op_counts(model: Model) -> Counter[str]:
+    """Count the operators that ONNX Runtime really runs at its default level, after fusion.
+
+    The optimized graph is written to a temporary folder and read back; bodies of If, Loop and Scan are counted too.
+
+    Args:
+        model: As in :func:`open_session`.
+
+    Returns:
+        Operator types, of all domains together (``QLinearConv`` is standard, ``QLinearAdd`` is com.microsoft).
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model.
+    """
+    options = session_options("all", None)
+    with tempfile.TemporaryDirectory(prefix="mrecg_onnx_") as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        options.optimized_model_filepath = str(optimized)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_min_size_in_bytes", str(_INLINE_BYTES)
+        )
+        open_on_providers(model, options, PROVIDERS["cpu"])
+        return Counter(_op_types(onnx.load(optimized, load_external_data=False).graph))
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Nodes of one operator on one provider, as ONNX Runtime's profile has them.
+
+    Attributes:
+        op: operator after fusion.
+        provider: who ran it.
+        count: nodes.
+        seconds: time of all of them in one run.
+    """
+
+    op: str
+    provider: str
+    count: int
+    seconds: float
+
+
+def kernels(
+    model: Model, feeds: Mapping[str, npt.NDArray[Any]], threads: int | None = None, device: str = "cpu", runs: int = 3
+) -> list[Kernel]:
+    """Run a model under ONNX Runtime's profiler and say which kernels ran, the costliest first.
+
+    Args:
+        model: As in :func:`open_session`.
+        feeds: Inputs by name.
+        threads: As in :func:`open_session`.
+        device: As in :func:`open_session`.
+        runs: Profiled runs, >= 1, after one that is not counted.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model, or fails on the inputs.
+        SettingsError: As in :func:`open_session`.
+    """
+    options = session_options("all", threads)
+    with tempfile.TemporaryDirectory(prefix="mrecg_onnx_") as folder:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = open_on_device(model, options, device)
+        for _ in range(runs + 1):
+            run(session, feeds)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    times: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            key = (event["args"]["op_name"], event["args"]["provider"])
+            node = f"{event['name']} {event['args'].get('node_index', '')}"
+            times.setdefault(key, {}).setdefault(node, []).append(event["dur"] / 1e6)
+    found = [
+        Kernel(op, provider, len(nodes), sum(statistics.mean(taken[1:] or taken) for taken in nodes.values()))
+        for (op, provider), nodes in times.items()
+    ]
+    return sorted(found, key=lambda kernel: -kernel.seconds)
+
+
+def check_provider(found: Sequence[Kernel], device: str, where: str) -> None:
+    """Refuse figures of a provider that was loaded and left all the work to another one; ``found`` is from :func:`kernels`.
+
+    Raises:
+        SettingsError: no kernel ran on it.
+    """
+    wanted = PROVIDERS[device][0]
+    if not any(kernel.provider == wanted for kernel in found):
+        others = ", ".join(sorted({kernel.provider for kernel in found})) or "nothing"
+        raise SettingsError(f"{where}: '{device}' ran none of its nodes, {others} ran all: use cpu")
+
+
+def elsewhere(found: Sequence[Kernel], device: str) -> str:
+    """What ran on another provider than that of ``device``, for people; empty where nothing did."""
+    counts: Counter[str] = Counter()
+    for kernel in found:
+        counts[kernel.provider] += kernel.count
+    total = counts.total()
+    return ", ".join(f"{n} of {total} nodes on {name}" for name, n in counts.items() if name != PROVIDERS[device][0])
+
+
+def _op_types(graph: onnx.GraphProto) -> Iterator[str]:
+    for node in graph.node:
+        yield node.op_type
+        for attribute in node.attribute:
+            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _op_types(body)

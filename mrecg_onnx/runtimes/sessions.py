@@ -1,0 +1,217 @@
+"""Opening models on ONNX Runtime: its optimization levels, threads and providers, and what an open model wants to be fed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+
+from mrecg_onnx.converters.errors import ModelError, SettingsError, first_line
+from mrecg_onnx.converters.files import irregular
+from mrecg_onnx.converters.names import unique_nodes
+from mrecg_onnx.converters.versions import restamped
+from mrecg_onnx.data import InputSpec
+from mrecg_onnx.machine import local_rank
+from mrecg_onnx.runtimes.models import Model, describe
+
+__all__ = [
+    "ORT_ERRORS",
+    "PROVIDERS",
+    "Level",
+    "fixed_batch",
+    "input_specs",
+    "open_on_device",
+    "open_on_providers",
+    "open_session",
+    "session_options",
+]
+
+Level = Literal["all", "basic", "off"]
+_LEVELS = {
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+# What fails is raised, and its own lines on stderr would show a model's names as they are.
+_NOTHING = 4
+# Its own exceptions have no common base, their number grows with the releases, and the wrapper in Python adds others.
+ORT_ERRORS: tuple[type[Exception], ...] = (
+    *(kind for kind in vars(ort_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+    RuntimeError,
+    ValueError,
+)
+#: Where in ONNX Runtime's sources an error comes from: its file, line and function.
+_IN_SOURCES = re.compile(r"^/\S+\.cc:\d+ .*?\(.*?\) ")
+#: Devices by ONNX Runtime's names; what the first one does not take goes to the next.
+PROVIDERS = {
+    "cpu": ["CPUExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
+    **{
+        name.lower(): [f"{name}ExecutionProvider", "CPUExecutionProvider"]
+        for name in ("OpenVINO", "QNN", "DML", "CoreML", "XNNPACK", "ROCM")
+    },
+}
+# What images and arrays can feed, by ONNX Runtime's names.
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(bool)": "bool",
+    **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+
+
+def open_session(
+    model: Model, level: Level = "all", threads: int | None = None, device: str = "cpu"
+) -> ort.InferenceSession:
+    """Open a model on ONNX Runtime.
+
+    Args:
+        model: A file (needed where weights lie beside it as external data), its bytes, or a model in memory.
+        level: Graph optimizations: ``all`` is ONNX Runtime's default and what a deployed file meets, ``basic`` keeps
+            Q/DQ nodes apart, ``off`` runs the graph as written.
+        threads: Threads inside an operator; ONNX Runtime's own choice (the physical cores) by default.
+        device: ``cpu``, or another row of :data:`PROVIDERS` with the CPU provider behind it.
+
+    Returns:
+        The open session. It logs nothing (what fails is raised), and stops its worker threads from spinning when a run
+        ends: a session
+        that waits would otherwise take processor time from another one that is being timed.
+
+    Raises:
+        ModelError: The file does not exist or ONNX Runtime refuses the model; its reason is in the message.
+        SettingsError: Unknown ``level`` or ``device``, ``threads`` below 1, or one that is not there.
+    """
+    options = session_options(level, threads)
+    return open_on_device(model, options, device)
+
+
+def input_specs(session: ort.InferenceSession) -> list[InputSpec]:
+    """The model's inputs, as data sets want them described; symbolic sizes become None.
+
+    Raises:
+        ModelError: An input is no tensor of numbers.
+    """
+    specs = []
+    for node in session.get_inputs():
+        if node.type not in _DTYPES:
+            raise ModelError(f"input {node.name!r} is a {node.type}: only tensors of numbers can be fed")
+        shape = tuple(size if isinstance(size, int) else None for size in node.shape)
+        specs.append(InputSpec(node.name, shape, np.dtype(_DTYPES[node.type])))
+    return specs
+
+
+def fixed_batch(session: ort.InferenceSession) -> int | None:
+    """The batch size that one of the model's inputs demands; None where all take any."""
+    first_axes = (node.shape[0] for node in session.get_inputs() if node.shape)
+    return next((size for size in first_axes if isinstance(size, int)), None)
+
+
+def session_options(level: str, threads: int | None) -> ort.SessionOptions:
+    """ONNX Runtime's settings for a row of optimizations and a number of threads, as :func:`open_session` takes them."""
+    if level not in _LEVELS:
+        raise SettingsError(f"optimization level {level!r} is unknown: use {', '.join(_LEVELS)}")
+    if threads is not None and threads < 1:
+        raise SettingsError(f"threads = {threads}: at least one is needed")
+    options = ort.SessionOptions()
+    options.log_severity_level = _NOTHING
+    options.graph_optimization_level = _LEVELS[level]
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
+
+
+def open_on_device(model: Model, options: ort.SessionOptions, device: str) -> ort.InferenceSession:
+    """Open ``model`` on ``device`` and nowhere else; raises as :func:`open_session`."""
+    if device not in PROVIDERS:
+        raise SettingsError(f"device {device!r} is unknown: choose of {', '.join(PROVIDERS)}")
+    wanted = PROVIDERS[device][0]
+    if device == "cuda":
+        _require_cuda()
+    elif wanted not in ort.get_available_providers():
+        raise SettingsError(
+            f"device '{device}': this ONNX Runtime has no {wanted}; install a build that has, or use cpu"
+        )
+    if device != "cpu":
+        ort.set_default_logger_severity(_NOTHING)  # what keeps a provider from loading is in the error
+    try:
+        session = open_on_providers(model, options, PROVIDERS[device])
+    except ModelError as error:
+        if device == "cpu":
+            raise
+        open_on_providers(model, options, PROVIDERS["cpu"])  # raises where the model is to blame
+        reason = _IN_SOURCES.sub("", first_line(error.__cause__ or error)).rstrip(".")
+        raise SettingsError(
+            f"device '{device}': ONNX Runtime could not load its {wanted}: {reason}; install what it needs, or use cpu"
+        ) from error
+    if wanted not in session.get_providers():  # ONNX Runtime goes on without a provider it cannot load
+        raise SettingsError(
+            f"device '{device}': ONNX Runtime could not load its {wanted}; check its version, or use cpu"
+        )
+    return session
+
+
+def open_on_providers(model: Model, options: ort.SessionOptions, providers: list[str]) -> ort.InferenceSession:
+    """Open ``model`` on the first of ``providers``; what that does not take goes to the next ones.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model, or the provider fails.
+    """
+    try:
+        # enable_fallback=0: on a provider's failure the wrapper would print and go on with another one.
+        choices = [{"device_id": str(local_rank())} if "CUDA" in name else {} for name in providers]
+        return ort.InferenceSession(_source(model), options, providers, choices, enable_fallback=0)
+    except ORT_ERRORS as error:
+        older = _restamped(model)
+        if older is not None:
+            return open_on_providers(older, options, providers)
+        raise ModelError(f"{describe(model)}: ONNX Runtime cannot open it: {first_line(error)}") from error
+
+
+def _restamped(model: Model) -> onnx.ModelProto | None:
+    """``model`` with versions and node names that ONNX Runtime opens, None where it has such or needs others."""
+    if isinstance(model, onnx.ModelProto):
+        older, _ = unique_nodes(restamped(model))
+        return None if older is model else older
+    if isinstance(model, bytes):
+        return None
+    try:
+        found = onnx.load(model)
+    except (DecodeError, onnx.checker.ValidationError, OSError):
+        return None
+    return _restamped(found)
+
+
+def _source(model: Model) -> str | bytes:
+    """What InferenceSession takes."""
+    if isinstance(model, bytes):
+        return model
+    if isinstance(model, (str, Path)):
+        if not Path(model).is_file():
+            kind = irregular(model)
+            raise ModelError(f"{model}: " + ("there is no such file" if kind is None else f"is {kind}, no file"))
+        return str(model)
+    try:
+        serialized: bytes = model.SerializeToString()
+    except ValueError as error:  # protobuf's 2 GB, also raised as a subclass
+        raise ModelError(
+            f"the model cannot be opened from memory ({first_line(error)}): save it with external data"
+        ) from error
+    return serialized
+
+
+def _require_cuda() -> None:
+    import torch  # noqa: PLC0415 - takes seconds to load, and sessions on the CPU do not need it
+
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise SettingsError("device 'cuda': this ONNX Runtime has no CUDA provider; install onnxruntime-gpu or use cpu")
+    if not torch.cuda.is_available():
+        raise SettingsError("device 'cuda': no CUDA device is visible; use cpu")

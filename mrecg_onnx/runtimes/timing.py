@@ -1,0 +1,58 @@
+"""How long runs take, sessions in turn so that a busy machine slows all of them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import TYPE_CHECKING, Any
+
+from mrecg_onnx.runtimes.running import run
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy.typing as npt
+    import onnxruntime as ort
+
+__all__ = ["latency", "medians"]
+
+
+def latency(
+    sessions: Mapping[str, ort.InferenceSession], feeds: Mapping[str, npt.NDArray[Any]], repeats: int, warmup: int = 10
+) -> dict[str, list[float]]:
+    """Time sessions in turn, one timed run each a round, so that a busy or throttled machine slows all of them alike.
+
+    Each timed run follows an untimed one of the same session: the change of session leaves cold caches and sleeping
+    worker threads, which a deployed model does not meet. Measured on 2 cores (ms, FP32 MobileNetV2 and ResNet-20,
+    medians of 100): each alone 2.5 and 0.47; taking turns 6.5 and 0.65 (the waiting session's threads spin); with
+    :func:`open_session`'s stop of the spinning 2.6 and 4.0 (threads are woken late); with the untimed run too 2.5
+    and 0.57.
+
+    Args:
+        sessions: Sessions by name, all taking the same inputs.
+        feeds: Inputs by name; the batch is theirs.
+        repeats: Timed rounds, >= 1.
+        warmup: Rounds before them that are not timed, >= 0.
+
+    Returns:
+        Seconds per timed run, ``repeats`` of them for each name, in the order they were taken.
+
+    Raises:
+        ModelError: ONNX Runtime fails on the inputs.
+        ValueError: ``repeats`` is below 1 or ``warmup`` below 0.
+    """
+    if repeats < 1 or warmup < 0:
+        raise ValueError(f"{repeats} timed rounds after {warmup} others cannot be run")
+    seconds: dict[str, list[float]] = {name: [] for name in sessions}
+    for _ in range(warmup + repeats):
+        for name, session in sessions.items():
+            run(session, feeds)
+            start = time.perf_counter()
+            run(session, feeds)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: taken[warmup:] for name, taken in seconds.items()}
+
+
+def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
+    """The median of each list of :func:`latency`, in seconds."""
+    return {name: statistics.median(taken) for name, taken in seconds.items()}

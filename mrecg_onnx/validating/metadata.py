@@ -1,0 +1,67 @@
+"""What a quantized file says about itself in its metadata: its preprocessing, its source and the version that made it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mrecg_onnx.converters.errors import ModelError, SettingsError
+from mrecg_onnx.data import Preprocess
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+    from mrecg_onnx.runtimes import Model
+
+__all__ = ["PREPROCESS_KEY", "SOURCE_KEY", "VERSION_KEY", "metadata_of", "source_sha256", "stored_preprocess"]
+
+PREPROCESS_KEY = "mrecg_onnx.preprocess"
+"""``metadata_props`` of a quantized file: how its calibration images were prepared, the JSON of a Preprocess."""
+VERSION_KEY = "mrecg_onnx.version"
+"""``metadata_props`` of a quantized file: the version of this package that made it."""
+SOURCE_KEY = "mrecg_onnx.source_sha256"
+"""``metadata_props`` of a quantized file: :func:`source_sha256` of the float model it was made from."""
+_HASH_CHUNK = 1 << 20
+
+
+def source_sha256(model: Model) -> str | None:
+    """The fingerprint by which a quantized file names its float model.
+
+    Args:
+        model: A file or its bytes.
+
+    Returns:
+        SHA-256 over the bytes of the ``.onnx`` file (external data not included), in hexadecimal; None for a
+        ModelProto, whose serialization is not unique.
+    """
+    if isinstance(model, bytes):
+        return hashlib.sha256(model).hexdigest()
+    if not isinstance(model, (str, Path)):
+        return None
+    digest = hashlib.sha256()
+    with Path(model).open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def stored_preprocess(session: ort.InferenceSession, name: str) -> Preprocess | None:
+    """How the images of the open quantized model ``name`` are prepared, by its metadata; None where they do not say.
+
+    Raises:
+        ModelError: The metadata are there and do not fit this version.
+    """
+    stored = metadata_of(session).get(PREPROCESS_KEY)
+    if stored is None:
+        return None
+    try:
+        return Preprocess.from_json(json.loads(stored))
+    except (ValueError, RecursionError, SettingsError) as error:
+        raise ModelError(f"{name}: metadata {PREPROCESS_KEY} cannot be used: {error}") from error
+
+
+def metadata_of(session: ort.InferenceSession) -> dict[str, str]:
+    """``metadata_props`` of an open model."""
+    return dict(session.get_modelmeta().custom_metadata_map)

@@ -1,0 +1,144 @@
+"""What validation finds: an accuracy, a report on each model, and both side by side."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mrecg_onnx.data import Preprocess
+from mrecg_onnx.measures import wilson_interval
+
+__all__ = ["Accuracy", "ModelReport", "ValidationResult"]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A share of images with its 95 % interval (Wilson's), all in ``[0, 1]``."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, right: npt.NDArray[np.bool_]) -> Accuracy:
+        """The share of True in ``right``, shape ``[N]``, ``N >= 1``."""
+        correct, n = int(np.count_nonzero(right)), len(right)
+        return cls(correct / n, *wilson_interval(correct, n))
+
+    def to_json(self) -> dict[str, float]:
+        """A plain dict."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """What was measured on one of the two models.
+
+    Attributes:
+        name: its path, or what it is where it came from memory.
+        size_bytes: the file with its external data.
+        top1: accuracy; None without labels, or where no output is ``[N, classes]``.
+        top5: the share with the label among the five largest; None also for five classes or fewer.
+        latency_s: median seconds of a run at ``latency_batch``; None where no latency was asked for.
+    """
+
+    name: str
+    size_bytes: int
+    top1: Accuracy | None
+    top5: Accuracy | None
+    latency_s: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict that ``json.dumps`` takes."""
+        return {
+            "name": self.name,
+            "size_bytes": self.size_bytes,
+            "top1": self.top1 and self.top1.to_json(),
+            "top5": self.top5 and self.top5.to_json(),
+            "latency_s": self.latency_s,
+        }
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """Both models on the same images.
+
+    Attributes:
+        images: how many images (or rows of arrays) both models ran on.
+        skipped: unreadable images that were left out, with the reason.
+        fp32: the float model.
+        quantized: the quantized model.
+        drop: top-1 of the float model less that of the quantized one; None without accuracy.
+        mcnemar_p: exact two-sided p-value for "equally accurate", top-1, on the same images; None without accuracy.
+        agreement: share of images with the same largest value of :attr:`scores`; None where no output holds class scores.
+        sqnr_by_output: signal-to-quantization-noise ratio in dB of each float output, over all images; the signal is the float
+            model's output about its mean, ``inf`` where both models give the same.
+        provider: ONNX Runtime's execution provider.
+        latency_batch: images a timed run.
+        op_counts: operators ONNX Runtime runs for the quantized model after fusion on CPU, the most frequent first.
+        preprocess: what was done to the images; None for arrays.
+        warnings: what makes the numbers doubtful or absent, a sentence each.
+        equal_by_output: share of equal values of each output without floats (integers, booleans).
+        scores: the output taken for class scores (:mod:`mrecg_onnx.measures.predictions`); None where none is.
+        top1_right: which images the float (row 0) and the quantized model (row 1) get right, shape ``[2, images]``, in the
+            data's order where one process validates; None without accuracy. Not in :meth:`to_json`.
+    """
+
+    images: int
+    skipped: tuple[str, ...]
+    fp32: ModelReport
+    quantized: ModelReport
+    drop: float | None
+    mcnemar_p: float | None
+    agreement: float | None
+    sqnr_by_output: dict[str, float]
+    provider: str
+    latency_batch: int
+    op_counts: dict[str, int]
+    preprocess: Preprocess | None
+    warnings: tuple[str, ...]
+    equal_by_output: dict[str, float] = field(default_factory=dict)
+    scores: str | None = None
+    top1_right: npt.NDArray[np.bool_] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def sqnr_db(self) -> float:
+        """The worst output's ratio, in dB; ``nan`` where no output is float."""
+        return min(self.sqnr_by_output.values(), default=math.nan)
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times faster the quantized model is, by the medians; None where no latency was asked for."""
+        if self.fp32.latency_s is None or self.quantized.latency_s is None:
+            return None
+        return self.fp32.latency_s / self.quantized.latency_s
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict that ``json.dumps(allow_nan=False)`` takes: ``inf`` dB (equal outputs) becomes None."""
+        return {
+            "images": self.images,
+            "skipped": list(self.skipped),
+            "fp32": self.fp32.to_json(),
+            "quantized": self.quantized.to_json(),
+            "drop": self.drop,
+            "mcnemar_p": self.mcnemar_p,
+            "agreement": self.agreement,
+            "sqnr_db": _finite(self.sqnr_db),
+            "sqnr_by_output": {name: _finite(value) for name, value in self.sqnr_by_output.items()},
+            "equal_by_output": dict(self.equal_by_output),
+            "scores": self.scores,
+            "speedup": self.speedup,
+            "provider": self.provider,
+            "latency_batch": self.latency_batch,
+            "op_counts": dict(self.op_counts),
+            "preprocess": self.preprocess and self.preprocess.to_json(),
+            "warnings": list(self.warnings),
+        }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,47 @@
+"""The command that converts containers and targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from helpers.command_line import fails, works
+from helpers.contained import quantized
+
+
+def test_convert_there_and_back_gives_the_same_file(here: Path) -> None:
+    nearest = ("--method", "nearest", "--samples", "8", "--threads", "1", "--first-last-bits", "4")
+    works("quantize", "model.onnx", "--calib", "images", *nearest, "-o", "plain.onnx")
+    result = works(
+        "quantize", "model.onnx", "--calib", "images", *nearest, "--container", "packed", "-o", "packed.onnx"
+    )
+    assert "QLinearConv" in result.stdout
+    said = works("convert", "plain.onnx", "--container", "packed").stdout
+    assert "int8 -> packed" in said
+    assert "the same bit for bit" in said
+    assert Path("plain_packed.onnx").read_bytes() == Path("packed.onnx").read_bytes()
+    assert Path("packed.onnx").stat().st_size < Path("plain.onnx").stat().st_size
+    works("convert", "packed.onnx", "--container", "int8", "-o", "back.onnx")
+    assert Path("back.onnx").read_bytes() == Path("plain.onnx").read_bytes()
+    typed = works("convert", "packed.onnx", "--container", "typed", "-o", "typed.onnx").stdout
+    assert "packed -> typed" in typed
+    works("validate", "model.onnx", "typed.onnx", "--data", "images", "--repeats", "0")
+
+
+def test_convert_refuses_in_one_line(here: Path) -> None:
+    fails("convert", "model.onnx", "--container", "packed", says=("model.onnx", "not written by mrecg-onnx quantize"))
+    fails("convert", "nothing.onnx", says=("nothing.onnx",))
+    fails("convert", "model.onnx", "--container", "int5", code=2, says=("int5", "int8"))
+
+
+def test_convert_does_not_write_over_its_source(here: Path) -> None:
+    Path("q.onnx").write_bytes(quantized("residual").SerializeToString())
+    fails("convert", "q.onnx", "--container", "packed", "-o", "q.onnx", code=2, says=("is the model itself",))
+    fails("convert", "q.onnx", "--container", "packed", "-o", "nowhere/q.onnx", says=("there is no folder nowhere",))
+
+
+def test_a_file_of_another_tool_is_not_converted(here: Path) -> None:
+    says = ("model.onnx: was not written by mrecg-onnx quantize",)
+    fails("convert", "model.onnx", "--container", "packed", says=says)
+    fails("convert", "model.onnx", "--target", "openvino", says=says)
+    Path("text.onnx").write_text("no model")
+    fails("convert", "text.onnx", "--container", "packed", says=("text.onnx",))

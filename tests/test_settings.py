@@ -1,0 +1,134 @@
+"""The settings of all rooms together: one flat form, its defaults, its refusals and its place in the metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+
+import pytest
+
+from mrecg_onnx import Preprocess, Settings
+from mrecg_onnx.calibrating import ZeroqSettings
+from mrecg_onnx.converters.choices import SettingsGroup
+from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.data import DataSettings
+from mrecg_onnx.learning import LearningSettings
+from mrecg_onnx.machine import MachineSettings
+from mrecg_onnx.methods import METHODS, MethodSettings
+from mrecg_onnx.planning import BitRule, BitSettings, BudgetSettings, MergeSettings
+from mrecg_onnx.quantizers import RangeSettings
+from mrecg_onnx.rewriting import RewritingSettings
+from mrecg_onnx.settings import STORED_ORDER
+from mrecg_onnx.targets import TargetSettings
+
+GROUPS = (
+    MethodSettings, TargetSettings, DataSettings, BitSettings, BudgetSettings, MergeSettings, RangeSettings, MachineSettings,
+    ZeroqSettings, RewritingSettings, LearningSettings,
+)  # fmt: skip
+#: A value that is not the default, for each field.
+OTHERS = {
+    "wbits": 3, "abits": 32, "method": "brecq", "base": "qdrop", "scheme": "none", "equalize": "off", "relu6": "auto",
+    "absorb": "auto", "residual": "shared", "protect": 1, "iters": 7, "batch_size": 8, "samples": 9, "augment": "flip", "seed": 5,
+    "device": "cpu", "first_last_bits": 6, "exclude": ("a",), "bits": (BitRule("b", 4, None),),
+    "preprocess": Preprocess(color="bgr"), "target": "portable", "container": "packed", "threads": 1, "memory": 10**9,
+    "compile": "off", "drop": 0.25, "selection": "eq4", "merges": 2, "joint_iters": "same", "penalty": 0.5, "alpha": 1.0,
+    "probe_fraction": 0.5, "lr_rounding": 0.1, "lr_scale": 0.1, "rounding": "ste", "anneal": "cosine", "allocation": "milp",
+    "size_budget": 10**6, "avg_wbits": 3.5, "max_drop": 1.0, "bias_correction": True, "loss": "mse", "knee": 1.0,
+    "learn_bias": False, "learn_weight_scales": False, "rounding_weight": 0.1, "ranges": "mse", "percentile": 99.0,
+    "channel_bits": "off", "lapq_evaluations": 3, "lapq_images": 4, "range_samples": 6, "held_out": 0.25, "window": 0,
+    "zeroq_iters": 2,
+}  # fmt: skip
+
+
+def names(group: type[SettingsGroup]) -> list[str]:
+    return [field.name for field in dataclasses.fields(group)]
+
+
+def test_every_field_has_its_group_and_its_place_in_the_metadata():
+    assert sorted(STORED_ORDER) == sorted(names(Settings))
+    assert len(set(STORED_ORDER)) == len(STORED_ORDER)
+    assert {name for group in GROUPS for name in names(group)} == set(STORED_ORDER)
+    assert list(Settings().to_json()) == list(STORED_ORDER)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_settings_go_wherever_a_group_is_asked_for(group):
+    assert isinstance(Settings(), group)
+    assert all(getattr(Settings(), name) == getattr(group(), name) for name in names(group))
+
+
+def test_each_field_is_described_where_it_is_declared():
+    for group in GROUPS:
+        own = set(inspect.get_annotations(group)) - ({"preprocess"} if group is ZeroqSettings else set())
+        assert own == {line.split(":")[0].strip() for line in _attributes(group.__doc__ or "")}, group
+
+
+def _attributes(text: str) -> list[str]:
+    lines = text.split("Attributes:\n")[1].splitlines()
+    return [line for line in lines if line.startswith(" " * 8) and not line.startswith(" " * 9)]
+
+
+@pytest.mark.parametrize("name", STORED_ORDER)
+def test_the_flat_keyword_form(name):
+    value = OTHERS[name]
+    made = dataclasses.replace(Settings(), **{name: value})
+    assert made == Settings(**{name: value}) != Settings()
+    assert getattr(made, name) == value
+    assert json.loads(json.dumps(made.to_json())) != json.loads(json.dumps(Settings().to_json()))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(made, name, value)
+
+
+@pytest.mark.parametrize("group", [DataSettings, ZeroqSettings, Settings])
+def test_a_preprocessing_by_name_becomes_one(group):
+    assert group().preprocess == Preprocess(beside=True)
+    assert group(preprocess="raw").preprocess == Preprocess(scale=1.0, mean=(0.0,), std=(1.0,))
+    assert Settings(preprocess="unit").to_json()["preprocess"]["std"] == [1.0]
+
+
+@pytest.mark.parametrize(("given", "images"), [({}, 64), ({"samples": 9}, 9), ({"samples": 9, "range_samples": 5}, 5)])
+def test_images_for_ranges(given, images):
+    assert DataSettings(**given).range_images == Settings(**given).range_images == images
+
+
+@pytest.mark.parametrize("given", [{"allocation": "milp"}, {"size_budget": 1}, {"avg_wbits": 2.0}, {"max_drop": 0.0}])
+def test_a_budget_gives_layers_widths_of_their_own(given):
+    assert BudgetSettings(**given).mixed
+    assert not BudgetSettings().mixed
+
+
+@pytest.mark.parametrize(
+    ("group", "given", "says"),
+    [
+        (BitSettings, {"abits": 9}, "abits is 9: it must lie between 2 and 8, or be 16, or 32 for float activations"),
+        (BitSettings, {"abits": 16}, "target ort: --wbits, --abits asks for 16-bit activations"),
+        (BitSettings, {"exclude": ("(",)}, r"'\(' is not a regular expression"),
+        (BitSettings, {"bits": (BitRule("[", 4, 4),)}, r"'\[' is not a regular expression"),
+        (TargetSettings, {"target": "tensorrt", "container": "typed"}, "target tensorrt has no container 'typed'"),
+        (TargetSettings, {"target": "abacus"}, "target 'abacus' is neither ort"),
+        (MergeSettings, {"scheme": "other"}, "scheme 'other' is neither loss, modcap, none nor an existing JSON file"),
+        (
+            BudgetSettings,
+            {"avg_wbits": 3.0, "max_drop": 1.0},
+            "--avg-wbits and --max-drop are budgets of the same bits",
+        ),
+        (
+            BudgetSettings,
+            {"target": "qnn", "abits": 16, "allocation": "milp"},
+            "--allocate milp chooses among 2 to 8 bits",
+        ),
+    ],
+)
+def test_a_group_refuses_alone_what_all_refuse_together(group, given, says):
+    for kind in (group, Settings):
+        with pytest.raises(SettingsError, match=says):
+            kind(**given)
+
+
+@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.least_wbits > 2])
+def test_widths_that_a_method_cannot_do(name):
+    with pytest.raises(SettingsError, match=f"method {name} needs weights of 3 bits or more, wbits says 2"):
+        Settings(method=name, wbits=2)
+    assert MethodSettings(method=name)
+    assert BitSettings(wbits=2)
