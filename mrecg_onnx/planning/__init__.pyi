@@ -19,10 +19,11 @@ from .activations import (
 )
 from .branches import branch_narrow_reads
 from .fallback import fallbacks, mark_fallbacks
-from .granularity import default_merges, groups_from_mask, read_scheme, select_eq4, select_peaks
+from .granularity import default_merges, groups_from_mask, select_eq4, select_peaks
 from .layers import plan_layers
 from .placement import place
 from .plan import BYSTANDER_BITS, WIDE_BITS, ActivationPlan, LayerPlan, Plan, UnitPlan
+from .schemes import read_scheme
 from .settings import BitRule, BitSettings, BudgetSettings, MergeSettings
 from .units import WHOLE_BATCH, join_units, plan_layer_units, plan_units
 

@@ -1,13 +1,13 @@
-"""Mixed reconstruction granularity: capacities (Eq. 3), the choice of merges (Eq. 4 and the signed rule), the plan."""
+"""Mixed reconstruction granularity: capacities (Eq. 3), and the choice of merges (Eq. 4 and the signed rule)."""
 
 from __future__ import annotations
 
 import itertools
-import json
 from dataclasses import replace
 
 import pytest
-from helpers.architectures import PATTERNS, Graph, residual
+from helpers.architectures import residual
+from helpers.chains import blocks
 from helpers.stages import planned
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +20,7 @@ from mrecg_onnx.planning.granularity import (
     select_eq4,
     select_peaks,
 )
-from mrecg_onnx.planning.plan import LayerPlan, Plan, UnitPlan
+from mrecg_onnx.planning.plan import LayerPlan, UnitPlan
 
 #: Loss of BRECQ on MobileNetV2 by block, features.1 to features.17 (Ma et al. 2023, read off the figure), and behind them the
 #: classifier's unit, which takes part in no merge.
@@ -248,30 +248,8 @@ def test_short_models_are_not_merged(count):
     assert not any(select_eq4([5.0, 1.0, 4.0][:count], 3, None))
 
 
-# --- the plan ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_plan_survives_a_trip_through_json(pattern):
-    _, plan = planned(PATTERNS[pattern](), scheme="modcap")
-    plan = replace(plan, losses=tuple(float(i) / 3 for i in range(len(plan.units))))
-    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
-    bare = replace(plan, losses=None)
-    assert Plan.from_json(json.loads(json.dumps(bare.to_json()))) == bare
-
-
-def chain(blocks: int) -> Graph:
-    g = Graph()
-    x = g.relu(g.conv(g.input(), 8, 8, "stem"), "stem_relu")
-    for i in range(blocks):
-        y = g.conv(g.relu(g.conv(x, 8, 8, f"a{i}"), f"a{i}_relu"), 8, 8, f"b{i}")
-        x = g.relu(g.op("Add", [x, y], f"add{i}"), f"add{i}_relu")
-    g.classifier(x, 8)
-    return g
-
-
 def test_capacities_alone_merge_a_plan():
-    _, plan = planned(chain(6).model(), scheme="modcap", merges=2, selection="eq4")
+    _, plan = planned(blocks(6), scheme="modcap", merges=2, selection="eq4")
     assert plan.scheme == "modcap"
     assert plan.losses is None
     assert len(plan.merges) == len(plan.units) - 2
@@ -281,37 +259,5 @@ def test_capacities_alone_merge_a_plan():
 
 @pytest.mark.parametrize("method", ["qdrop", "brecq", "nearest"])
 def test_only_mrecg_merges(method):
-    _, plan = planned(chain(4).model(), scheme="modcap", method=method)
+    _, plan = planned(blocks(4), scheme="modcap", method=method)
     assert all(len(group) == 1 for group in plan.merges)
-
-
-def test_joined_unit_has_the_borders_of_its_parts():
-    _, plan = planned(chain(3).model())
-    joined = replace(plan, merges=((0,), (1, 2, 3), (4,))).merged_units()
-    assert [u.name for u in joined] == ["stem", "a0 .. b0 ... a2 .. b2", "fc"]
-    assert joined[1].layers == ("a0", "b0", "a1", "b1", "a2", "b2")
-    assert joined[1].inputs == ("stem_relu_out",)
-    assert joined[1].outputs == ("flatten_out",)
-    assert joined[1].capacity == sum(u.capacity for u in plan.units[1:4])
-    assert [u.members for u in joined] == [1, 3, 1]
-
-
-def test_joined_unit_still_hands_on_what_others_read():
-    # u0 makes a, u1 reads it and makes b, u2 reads a and b.
-    parts = (
-        UnitPlan("u0", ("n0",), ("l0",), ("x",), ("a",), 1),
-        UnitPlan("u1", ("n1",), ("l1",), ("a",), ("b",), 1),
-        UnitPlan("u2", ("n2",), ("l2",), ("a", "b"), ("y",), 1),
-    )
-    plan = Plan((), (), parts, ((0, 1), (2,)))
-    first = plan.merged_units()[0]
-    assert (first.inputs, first.outputs) == (("x",), ("a", "b"))
-    everything = replace(plan, merges=((0, 1, 2),)).merged_units()[0]
-    assert (everything.inputs, everything.outputs) == (("x",), ("y",))
-
-
-def test_layer_is_found_by_name():
-    _, plan = planned(residual())
-    assert plan.layer("conv3").shape == (16, 8, 3, 3)
-    with pytest.raises(KeyError):
-        plan.layer("conv9")

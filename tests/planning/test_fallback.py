@@ -19,7 +19,7 @@ from mrecg_onnx.converters import check_parity, fallback_nodes, normalize, to_to
 from mrecg_onnx.converters.errors import ConversionError, ModelError, SettingsError
 from mrecg_onnx.converters.fallback import captured_names
 from mrecg_onnx.inspecting.inspection import inspect
-from mrecg_onnx.planning.granularity import read_scheme
+from mrecg_onnx.planning.schemes import read_scheme
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.settings import Settings
 
