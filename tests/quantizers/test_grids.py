@@ -11,13 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-<<<<<<< HEAD
 from mrecg_onnx.quantizers.fake_quantization import fake_quantize, quantize_codes
-from mrecg_onnx.quantizers.grids import Grid, symmetric_eight, whole_reciprocal
-=======
-from mrecg_onnx.quantizers.fake_quantization import quantize_codes
 from mrecg_onnx.quantizers.grids import EPSILON, Grid, grid_from_range, symmetric_eight, whole_reciprocal
->>>>>>> eb0c22a (true change)
 
 NO_DEADLINE = settings(max_examples=40, deadline=None)
 
