@@ -18,7 +18,7 @@ from mrecg_onnx.network import Simulation, forward_batches
 from mrecg_onnx.runtimes import Level, open_session, open_with, run_padded
 from mrecg_onnx.targets import Target
 
-__all__ = ["has_own_runtime", "onnx_runtime", "own_runtime", "run_at_default", "run_file", "run_simulation"]
+__all__ = ["default_runtime", "onnx_runtime", "run_at_default", "run_file", "run_simulation"]
 
 #: Images that a runtime other than ONNX Runtime is given.
 RUNTIME_IMAGES = 64
@@ -50,11 +50,6 @@ def run_file(model: onnx.ModelProto, level: Level, data: Mapping[str, Tensor], b
     return {name: np.concatenate(rows) for name, rows in parts.items()}
 
 
-def has_own_runtime(target: Target) -> bool:
-    """``target`` has a runtime of its own that is installed."""
-    return target.runtime == "openvino" and importlib.util.find_spec("openvino") is not None
-
-
 def run_at_default(
     written: onnx.ModelProto, target: Target | None, data: Mapping[str, Tensor], batch_size: int
 ) -> tuple[Arrays, str, list[str]]:
@@ -78,6 +73,8 @@ def onnx_runtime(level: Level) -> Run:
     return run
 
 
-def own_runtime(target: Target) -> Run:
-    """The runtime of ``target``, for one model after the other."""
+def default_runtime(target: Target | None) -> Run:
+    """The runtime of ``target`` where it has one of its own that is installed, else ONNX Runtime at its default level."""
+    if target is None or target.runtime != "openvino" or importlib.util.find_spec("openvino") is None:
+        return onnx_runtime("all")
     return lambda model, data: open_with(target, model, data).outputs

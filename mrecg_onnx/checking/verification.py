@@ -14,9 +14,8 @@ import onnx
 from torch import Tensor
 
 from mrecg_onnx.checking.executions import (
-    has_own_runtime,
+    default_runtime,
     onnx_runtime,
-    own_runtime,
     run_at_default,
     run_file,
     run_simulation,
@@ -133,10 +132,8 @@ def verify(
     simulated = {name: value.astype(plain[name].dtype) for name, value in simulated.items()}
     rows = len(next(iter(default.values())))
     heads = Heads.of_network(simulation.network, data)
-    same, same_fused = (
-        equal_predictions(floating, simulated, plain, heads),
-        equal_predictions(floating, plain, default, heads),
-    )
+    same = equal_predictions(floating, simulated, plain, heads)
+    same_fused = equal_predictions(floating, plain, default, heads)
     checks = check_outputs(floating, simulated, plain, default)
     expected = expected_kernels(exported, own)
     warnings = [
@@ -161,7 +158,7 @@ def verify(
             worst_output(checks, "sqnr_db"),
             max(c.written_db - c.default_db for c in checks if c.falls),
         )
-        run = onnx_runtime("all") if target is None or not has_own_runtime(target) else own_runtime(target)
+        run = default_runtime(target)
         trace = follow(written, exported.codes, simulation, few_images, run, batch_size)
         if same_rows(trace.run, default):
             traced.append(judged.judge(trace, notes, warnings))

@@ -22,10 +22,10 @@ from mrecg_onnx.planning.activations import (
 from mrecg_onnx.planning.plan import BYSTANDER_BITS, FLOAT_BITS, WIDE_BITS, LayerPlan
 from mrecg_onnx.planning.settings import BitSettings
 
-__all__ = ["matching", "plan_layers"]
+__all__ = ["excluded_nodes", "plan_layers"]
 
 
-def matching(patterns: Iterable[str], names: list[str], option: str) -> dict[str, set[str]]:
+def _matching(patterns: Iterable[str], names: list[str], option: str) -> dict[str, set[str]]:
     """Names that each pattern finds.
 
     Raises:
@@ -37,6 +37,16 @@ def matching(patterns: Iterable[str], names: list[str], option: str) -> dict[str
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
             raise SettingsError(f"{option} '{pattern}' matches no node; names look like {', '.join(near)}")
     return found
+
+
+def excluded_nodes(model: ir.Model, patterns: Iterable[str]) -> set[str]:
+    """Names of the nodes that stay in float.
+
+    Raises:
+        SettingsError: a pattern finds nothing.
+    """
+    found = _matching(patterns, [node.name or "" for node in model.graph], "--exclude")
+    return set().union(*found.values())
 
 
 def _macs(node: ir.Node, weight_shape: tuple[int, ...], spatial_of: ir.Value) -> int | None:
@@ -66,9 +76,8 @@ def plan_layers(model: ir.Model, settings: BitSettings) -> tuple[LayerPlan, ...]
         raise ModelError(
             "the model has no Conv, ConvTranspose, Gemm or MatMul with constant weights: nothing to quantize"
         )
-    names = [node.name or "" for node in model.graph]
-    excluded = set().union(*matching(settings.exclude, names, "--exclude").values()) if settings.exclude else set()
-    rules = matching([r.pattern for r in settings.bits], [n.name or "" for n in weighted], "--bits")
+    excluded = excluded_nodes(model, settings.exclude)
+    rules = _matching([r.pattern for r in settings.bits], [n.name or "" for n in weighted], "--bits")
     ahead, behind = ahead_of_layers(model), behind_layers(model)
     layers = []
     for node in weighted:

@@ -40,7 +40,7 @@ from mrecg_onnx.planning.activations import (
     is_weighted,
     readers,
 )
-from mrecg_onnx.planning.layers import matching
+from mrecg_onnx.planning.layers import excluded_nodes
 from mrecg_onnx.planning.plan import BYSTANDER_BITS, FLOAT_BITS, ActivationPlan, LayerPlan
 from mrecg_onnx.planning.reach import Reach, absorbed_into, before_clamps, reach_of_codes
 from mrecg_onnx.planning.settings import BitSettings
@@ -89,8 +89,7 @@ def place(
     """
     if settings.abits == FLOAT_BITS:
         return ()
-    names = [node.name or "" for node in model.graph]
-    excluded = set().union(*matching(settings.exclude, names, "--exclude").values()) if settings.exclude else set()
+    excluded = excluded_nodes(model, settings.exclude)
     rules = load_target(settings.target)
     wanted = {layer.name: layer.abits for layer in layers if not layer.excluded}
     reach = reach_of_codes(model, rules, wanted, excluded)
