@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.architectures import conv_relu
-from helpers.stages import simulated
+from helpers.stages import network_of, simulated, tensors
 
 from mrecg_onnx.network import forward_batches, forward_size, made_shapes, whole_batches
 from mrecg_onnx.network.batches import FORWARD_ELEMENTS, FORWARD_ELEMENTS_CUDA
@@ -54,6 +54,13 @@ def test_shapes_are_those_of_everything_that_is_made_of_one_image():
     found = made_shapes(stage.network, stage.network.steps, {"input": stage.data["input"][:1]})
     sizes = {"conv_out": 16, "relu_out": 16, "conv2_out": 8, "output": 8}
     assert found == {name: (1, channels, 16, 16) for name, channels in sizes.items()}
+
+
+def test_shapes_are_those_of_one_image_where_the_network_runs_at_its_own_batch():
+    network, data = network_of(conv_relu()), tensors(conv_relu())
+    network.run_at(4, data)
+    found = made_shapes(network, network.steps, {"input": data["input"][:1]})
+    assert {shape[0] for shape in found.values()} == {1}
 
 
 def test_slices_are_in_one_piece():

@@ -9,10 +9,12 @@ import pytest
 import torch
 from helpers.architectures import Graph, conv_clip, conv_relu, conv_transpose
 from helpers.stages import simulated, tensors
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mrecg_onnx.network import QuantizedWeight, Simulation, State, bias_scale
 from mrecg_onnx.network.simulation import BIAS_MAX
-from mrecg_onnx.quantizers import Grid, fake_quantize, quantize_codes
+from mrecg_onnx.quantizers import Grid, fake_quantize, quantize_codes, search_range
 
 
 def grid(scale, zero_point=0.0, bits: int = 4, axis: int | None = None, *, symmetric: bool = False) -> Grid:
@@ -277,3 +279,28 @@ def test_codes_of_the_weights_are_nearest_after_calibration():
     for layer in simulation.plan.quantized_layers:
         weight = simulation.weights[layer.name]
         assert torch.equal(weight.codes, quantize_codes(simulation.network.step(layer.name).module.weight, weight.grid))
+
+
+def test_scales_stay_as_they_are_where_biases_fit():
+    stage = simulated(conv_clip())
+    before = dict(stage.simulation.weights)
+    stage.simulation.fit_biases()
+    assert all(stage.simulation.weights[name] is weight for name, weight in before.items())
+
+
+@given(st.integers(0, 2**31), st.integers(2, 8), st.floats(-6, 6))
+@settings(deadline=None)
+def test_a_coarser_grid_keeps_the_weight_to_half_a_step_and_the_codes_in_range(seed, bits, exponent):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(4, 3, 2, 2, generator=generator)
+    grid = search_range(weight, bits, axis=0, symmetric=bits >= 8)
+    fine = QuantizedWeight(quantize_codes(weight, grid), grid)
+    least = grid.scale * 10.0 ** (exponent * torch.rand(4, generator=generator))
+    coarse = fine.coarser(least)
+    assert torch.equal(coarse.grid.scale, torch.maximum(grid.scale, least))
+    assert coarse.codes.min() >= grid.qmin
+    assert coarse.codes.max() <= grid.qmax
+    step = coarse.grid.scale.view(-1, 1, 1, 1)
+    assert ((coarse.dequantize() - fine.dequantize()).abs() <= 0.5001 * step).all()
+    same = least <= grid.scale
+    assert torch.equal(coarse.codes[same], fine.codes[same])

@@ -12,16 +12,13 @@ from helpers.architectures import PATTERNS, conv_clip, conv_relu, residual
 from helpers.export_patterns import GRAPHS, computed_bias, no_bias, tokens
 from helpers.stages import feeds, simulated
 from helpers.written import exported, initializers, maker, node, run
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 import mrecg_onnx
 from mrecg_onnx.checking.verification import verify
 from mrecg_onnx.measures import sqnr_db
-from mrecg_onnx.network.simulation import QuantizedWeight
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.quantizers import quantize_codes, search_range
+from mrecg_onnx.quantizers import quantize_codes
 from mrecg_onnx.runtimes import fused_op_counts, open_session, run_padded
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets.target import load_target
@@ -152,31 +149,6 @@ def test_a_channels_scale_grows_where_its_bias_would_not_fit(target, abits):
         assert sqnr_db(stage.network.run(stage.data)["output"].numpy(), made) > 20
     if abits == 8:
         assert fused_op_counts(aimed)["QLinearConv"] == 2
-
-
-def test_scales_stay_as_they_are_where_biases_fit():
-    stage = simulated(conv_clip())
-    before = dict(stage.simulation.weights)
-    stage.simulation.fit_biases()
-    assert all(stage.simulation.weights[name] is weight for name, weight in before.items())
-
-
-@given(st.integers(0, 2**31), st.integers(2, 8), st.floats(-6, 6))
-@settings(deadline=None)
-def test_a_coarser_grid_keeps_the_weight_to_half_a_step_and_the_codes_in_range(seed, bits, exponent):
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(4, 3, 2, 2, generator=generator)
-    grid = search_range(weight, bits, axis=0, symmetric=bits >= 8)
-    fine = QuantizedWeight(quantize_codes(weight, grid), grid)
-    least = grid.scale * 10.0 ** (exponent * torch.rand(4, generator=generator))
-    coarse = fine.coarser(least)
-    assert torch.equal(coarse.grid.scale, torch.maximum(grid.scale, least))
-    assert coarse.codes.min() >= grid.qmin
-    assert coarse.codes.max() <= grid.qmax
-    step = coarse.grid.scale.view(-1, 1, 1, 1)
-    assert ((coarse.dequantize() - fine.dequantize()).abs() <= 0.5001 * step).all()
-    same = least <= grid.scale
-    assert torch.equal(coarse.codes[same], fine.codes[same])
 
 
 @pytest.mark.parametrize("method", ["brecq", "bit-split"])
