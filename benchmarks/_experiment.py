@@ -213,7 +213,7 @@ def base_units(run: Run) -> Sequence[Any]:
     if run.result.settings.method != "adaround":
         return tuple(run.result.plan.units)
     from mrecg_onnx.converters import load_model  # noqa: PLC0415
-    from mrecg_onnx.preparation import editable_graph  # noqa: PLC0415
+    from mrecg_onnx.planning import editable_graph  # noqa: PLC0415
 
     plan, settings = run.result.plan, run.result.settings
     return plan_units(editable_graph(load_model(run.model), settings), plan.layers, settings.alpha)

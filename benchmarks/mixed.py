@@ -31,9 +31,9 @@ FIRST_ONLY = ("2.2 MB", "1.4 MB")
 
 def share_costs() -> None:
     """Let all rows of this process share the losses measured: each width of each layer once."""
-    from mrecg_onnx import quantization  # noqa: PLC0415 - torch is heavy and --help does not need it
+    from mrecg_onnx.widths import choice  # noqa: PLC0415 - torch is heavy and --help does not need it
 
-    original, known = quantization.measure_costs, {}
+    original, known = choice.measure_costs, {}
 
     def measured(network: Any, plan: Any, data: Any, settings: Any, *, layers: Mapping[str, Any], **more: Any) -> Any:
         missing = {n: [w for w in widths if w not in known.get(n, {})] for n, widths in layers.items()}
@@ -43,7 +43,7 @@ def share_costs() -> None:
         found.weights.update({n: {w: known[n][w] for w in widths} for n, widths in layers.items()})
         return found
 
-    quantization.measure_costs = measured
+    choice.measure_costs = measured
 
 
 def measure(key: str, point: dict[str, Any], args: Any, store: Rows) -> dict[str, Any]:

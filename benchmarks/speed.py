@@ -34,16 +34,16 @@ from torch import Tensor
 from torch.nn import functional
 
 import mrecg_onnx
-from mrecg_onnx import quantization
 from mrecg_onnx.converters import load_model, normalize
+from mrecg_onnx.learning import learner
 from mrecg_onnx.learning.judging import evaluate_unit
 from mrecg_onnx.learning.prefix import UnitData
 from mrecg_onnx.learning.rates import LearningRates
 from mrecg_onnx.learning.reconstruction import reconstruct_unit
 from mrecg_onnx.network.simulation import QuantizedWeight, Simulation
 from mrecg_onnx.network.steps import Step
+from mrecg_onnx.planning import make_plan
 from mrecg_onnx.planning.plan import UnitPlan
-from mrecg_onnx.preparation import make_plan
 from mrecg_onnx.progress import UnitResult
 from mrecg_onnx.quantizers import Grid
 from mrecg_onnx.quantizers.rounding import BetaSchedule
@@ -349,10 +349,12 @@ def in_place_of_ours(loop: Visit) -> Iterator[None]:
         calls += 1
         return loop(*arguments, **options)
 
-    with patch.object(quantization, "reconstruct_unit", counted):
+    with patch.object(learner, "reconstruct_unit", counted):
         yield
     if not calls:
-        raise RuntimeError("mrecg_onnx.quantization no longer calls reconstruct_unit: this script has to be adapted")
+        raise RuntimeError(
+            "mrecg_onnx.learning.learner no longer calls reconstruct_unit: this script has to be adapted"
+        )
 
 
 def walk(args: argparse.Namespace, model: str, settings: mrecg_onnx.Settings, visit: Visit) -> None:

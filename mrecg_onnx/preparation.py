@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,35 +14,32 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from mrecg_onnx.calibrating import IMAGES, activation_grids, make_images, nearest_weights
-from mrecg_onnx.converters import load_model, normalize
-from mrecg_onnx.converters.errors import ConversionError, DataError, ModelError, SettingsError
-from mrecg_onnx.converters.normalize import in_float32
-from mrecg_onnx.converters.passes.opset import lower_opset, raise_opset, require_raisable
-from mrecg_onnx.converters.versions import require_known_versions, runtime_versions
+from mrecg_onnx.calibrating import (
+    IMAGES,
+    Sensitivity,
+    activation_grids,
+    make_images,
+    measure_sensitivity,
+    nearest_weights,
+)
+from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.data import ZEROQ, Dataset, InputSpec, for_images, holds_images, open_calibration, require_numbers
-from mrecg_onnx.machine import ALONE, Workers
+from mrecg_onnx.learning import Lapq, minimise_steps
+from mrecg_onnx.machine import Run, Workers, pick_device
 from mrecg_onnx.methods import METHODS
-from mrecg_onnx.network import Network, Simulation, bridged, rebridged
+from mrecg_onnx.network import Network, Simulation, State, bridged, rebridged
 from mrecg_onnx.planning import (
     BYSTANDER_BITS,
     WHOLE_BATCH,
-    WIDE_BITS,
     Plan,
-    branch_narrow_reads,
-    default_merges,
-    groups_from_mask,
-    join_units,
-    mark_fallbacks,
+    editable_graph,
+    fallbacks,
+    load_planned,
+    make_plan,
+    named,
     place,
-    plan_layer_units,
-    plan_layers,
-    plan_units,
-    read_scheme,
-    select_eq4,
-    select_peaks,
 )
-from mrecg_onnx.progress import Clock
+from mrecg_onnx.progress import Progress
 from mrecg_onnx.quantizers import Grid, chosen_ranges, symmetric_eight
 from mrecg_onnx.rewriting import (
     Absorbed,
@@ -59,20 +55,11 @@ from mrecg_onnx.rewriting import (
 )
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets import load_target
-from mrecg_onnx.writing import FOUR_BITS, WIDE_OPSET
 
-__all__ = [
-    "Prepared", "calibrate", "editable_graph", "load_planned", "make_plan", "merge_by", "pick_device", "prepare", "search_grids",
-]  # fmt: skip
+__all__ = ["Calibrated", "Prepared", "calibrate", "calibrated", "graph_inputs", "prepare", "search_grids"]
 
 logger = logging.getLogger(__name__)
 
-#: Ops whose presence says that activations are quantized; with them all that begin with QLinear.
-QUANTIZED_OPS = frozenset({
-    "ConvInteger", "DequantizeBFP", "DequantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeLinear", "DynamicQuantizeMatMul",
-    "GatherBlockQuantized", "MatMulBnb4", "MatMulFpQ4", "MatMulInteger", "MatMulInteger16", "MatMulIntegerToFloat", "MatMulNBits",
-    "QAttention", "QEmbedLayerNormalization", "QGemm", "QMoE", "QOrderedMatMul", "QuantizeBFP", "QuantizeLinear",
-})  # fmt: skip
 #: Calibration images used at most where the user does not say.
 SAMPLES = 1024
 #: Images on which the bridge is compared with ONNX Runtime.
@@ -89,7 +76,8 @@ class Prepared:
     """A model that is ready to be calibrated.
 
     Attributes:
-        original: the user's model as loaded.
+        source: the user's model as it was given.
+        original: the same as loaded.
         graph: normalized and equalized float graph: what gets its Q/DQ.
         plan: who is quantized.
         settings: with the preprocessing resolved.
@@ -103,6 +91,7 @@ class Prepared:
         ranging: where images for ranges are read from when they are more than ``data`` holds; None: they are the first of it.
     """
 
+    source: onnx.ModelProto | str | Path
     original: onnx.ModelProto
     graph: ir.Model
     plan: Plan
@@ -116,29 +105,54 @@ class Prepared:
     absorbed: list[Absorbed] = field(default_factory=list)
     ranging: Dataset | None = None
 
+    @property
+    def images(self) -> int:
+        """How many images :attr:`data` holds."""
+        return len(next(iter(self.data.values())))
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A network with every quantizer in place, before anything is learned.
+
+    Attributes:
+        simulation: with nearest rounding, ranges searched, sensitive tensors raised and steps minimised as the settings say.
+        sensitivities: quantizers by how much each hurts alone; measured only with ``protect``.
+        protected: quantizers raised to 8 bits.
+        lapq: what the joint search for steps found, None without one.
+    """
+
+    simulation: Simulation
+    sensitivities: tuple[Sensitivity, ...] = ()
+    protected: tuple[str, ...] = ()
+    lapq: Lapq | None = None
+
 
 def prepare(
     model: onnx.ModelProto | str | Path,
     calib: str | Path | Dataset,
     settings: Settings,
-    clock: Clock,
-    workers: Workers = ALONE,
-    keep: str | Path | None = None,
+    run: Run,
     measured_on: str | Path | Dataset | None = None,
 ) -> Prepared:
     """Load, plan, read the images (or make them), convert and equalize.
 
-    ``keep`` is a folder where made images are kept, ``measured_on`` the data that the result will be measured on: images in it
-    have to become what the model is calibrated on.
+    ``measured_on`` are the data that the result will be measured on: images in it have to become what the model is calibrated
+    on. Images that are made are kept in the run's folder.
 
     Raises:
         MrecgError: the model, the images or the settings do not do; the subclass says which.
     """
-    device = pick_device(settings.device)
+    device, clock, workers = pick_device(settings.device), run.clock, run.workers
+    if settings.batch_size % workers.size:
+        raise SettingsError(
+            f"--batch-size {settings.batch_size} cannot be divided among {workers.size} processes: use a multiple"
+        )
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     with clock.stage("load"):
         original, graph, plan = load_planned(model, settings)
+        _require_gradients(graph, settings)
         inputs = graph_inputs(graph)
     settings = dataclasses.replace(settings, preprocess=for_images(settings.preprocess, model, calib, measured_on))
     # A path is a folder of that name; only the bare word is not.
@@ -148,7 +162,7 @@ def prepare(
     )
     if made:
         with clock.stage(ZEROQ):
-            calib = make_images(original, inputs, settings, device, workers=workers, report=clock.report, keep=keep)
+            calib = make_images(original, inputs, settings, device, workers=workers, report=run.report, keep=run.folder)
     with clock.stage("load"):
         dataset = _open(calib, inputs, settings)
         if dataset.preprocess is None and holds_images(measured_on):
@@ -159,6 +173,10 @@ def prepare(
         data = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if len(next(iter(data.values()))) < 2:
             raise DataError("calibration needs at least two images")
+        if len(dataset) < 2 * workers.size:
+            raise DataError(
+                f"{len(dataset)} calibration images are too few for {workers.size} processes: each needs two"
+            )
         settings = dataclasses.replace(settings, preprocess=dataset.preprocess or settings.preprocess)
         few = {name: array[:PARITY_IMAGES] for name, array in arrays.items()}
         loaded = graph
@@ -166,7 +184,7 @@ def prepare(
         def kept(made: ir.Model) -> set[str]:
             return _kept_apart(plan if made is loaded else make_plan(made, settings), settings)
 
-        with _named(model):
+        with named(model):
             graph, network, parity = bridged(
                 original,
                 lambda free: loaded if free else editable_graph(original, settings, free=False),
@@ -183,7 +201,7 @@ def prepare(
     def rebuilt() -> Network:
         return rebridged(original, graph, few, network)[0]
 
-    ready = Prepared(original, graph, plan, settings, dataset, data, network, parity)
+    ready = Prepared(model, original, graph, plan, settings, dataset, data, network, parity)
     if min(settings.range_images, len(dataset)) > HEAD:
         ready.ranging = dataset
     if settings.equalize == "auto" and plan.activations:
@@ -194,16 +212,16 @@ def prepare(
             _absorb(ready, rebuilt, workers)
     if METHODS[settings.method].allocate and settings.channel_bits == "auto" and plan.activations:
         with clock.stage("allocate"):
-            streams, images = find_streams(graph), settings.range_images
-            seen = data if ready.ranging is None else ready.ranging
-            folded = workers.once(
-                lambda: allocate_activations(ready.network, streams, plan.activations, seen, images=images)
-            )
-            for one in folded:
-                apply_scale(graph, one.stream, one.scale)
-                ready.channel_grids |= one.grids
-            ready.network = rebuilt()
+            _widen_channels(ready, rebuilt, workers)
     return ready
+
+
+def _require_gradients(graph: ir.Model, settings: Settings) -> None:
+    fallen = fallbacks(graph)
+    if fallen and settings.loss == "fisher":
+        raise SettingsError(
+            f"--loss fisher needs gradients from the output, and node '{next(iter(fallen))}' runs forward only; use --loss mse"
+        )
 
 
 def _kept_apart(plan: Plan, settings: Settings) -> set[str]:
@@ -227,6 +245,17 @@ def _equalize(ready: Prepared, rebuilt: Callable[[], Network], workers: Workers)
         ready.plan, ready.network = make_plan(graph, ready.settings), rebuilt()
 
 
+def _widen_channels(ready: Prepared, rebuilt: Callable[[], Network], workers: Workers) -> None:
+    """Give channels of activations widths of their own, and rescale them for these."""
+    images, seen = ready.settings.range_images, ready.data if ready.ranging is None else ready.ranging
+    streams, activations = find_streams(ready.graph), ready.plan.activations
+    folded = workers.once(lambda: allocate_activations(ready.network, streams, activations, seen, images=images))
+    for one in folded:
+        apply_scale(ready.graph, one.stream, one.scale)
+        ready.channel_grids |= one.grids
+    ready.network = rebuilt()
+
+
 def _absorb(ready: Prepared, rebuilt: Callable[[], Network], workers: Workers) -> None:
     """Move what channels never fall below into the biases behind them."""
     activations = ready.plan.activations
@@ -238,134 +267,10 @@ def _absorb(ready: Prepared, rebuilt: Callable[[], Network], workers: Workers) -
         ready.network = rebuilt()
 
 
-def load_planned(model: onnx.ModelProto | str | Path, settings: Settings) -> tuple[onnx.ModelProto, ir.Model, Plan]:
-    """Read and plan a float model.
-
-    Returns:
-        The model as it is, but in float32 where it was in half precision, the graph that gets its Q/DQ, and the plan for it.
-
-    Raises:
-        MrecgError: the model or the settings do not do; what is wrong with a file has its path in the message.
-    """
-    original = load_model(model)
-    with _named(model):
-        original = in_float32(original)
-        graph = editable_graph(original, settings)
-        return original, graph, make_plan(graph, settings)
-
-
-@contextlib.contextmanager
-def _named(model: onnx.ModelProto | str | Path) -> Iterator[None]:
-    """Put the path of ``model`` in front of what is said about it."""
-    try:
-        yield
-    except (ModelError, ConversionError) as error:
-        if isinstance(model, onnx.ModelProto):
-            raise
-        raise type(error)(f"{model}: {error}") from error
-
-
-def editable_graph(original: onnx.ModelProto, settings: Settings, *, free: bool = True) -> ir.Model:
-    """The normalized graph that gets its Q/DQ, with the branches that the settings want; with ``free`` for any batch.
-
-    Raises:
-        MrecgError: the model or the settings do not do.
-    """
-    graph = normalize(original, free=free)
-    _check(graph)
-    require_known_versions(original)
-    _fit_opset(graph, settings)
-    fallen = mark_fallbacks(graph)
-    if fallen and settings.loss == "fisher":
-        raise SettingsError(
-            f"--loss fisher needs gradients from the output, and node '{next(iter(fallen))}' runs forward only; use --loss mse"
-        )
-    if settings.residual == "wide" and settings.abits < BYSTANDER_BITS:
-        branch_narrow_reads(graph, settings)
-    return graph
-
-
-def _check(graph: ir.Model) -> None:
-    """Refuse what can be loaded but not quantized.
-
-    Raises:
-        ModelError: it is quantized already, or an input or output is no tensor of numbers.
-    """
-    for node in graph.graph.all_nodes():
-        if node.op_type in QUANTIZED_OPS or node.op_type.startswith("QLinear"):
-            raise ModelError(
-                f"the model is quantized already (node '{node.name}', {node.op_type}): give the float model it was made from"
-            )
-    for kind, values in (("input", graph.graph.inputs), ("output", graph.graph.outputs)):
-        for value in values:
-            if isinstance(value.type, ir.SequenceType | ir.OptionalType):
-                what = "a sequence" if isinstance(value.type, ir.SequenceType) else "optional"
-                raise ModelError(f"{kind} '{value.name}' is {what}: export a model whose in- and outputs are tensors")
-            if value.dtype == ir.DataType.STRING:
-                raise ModelError(
-                    f"{kind} '{value.name}' holds text: export the part of the model that works on numbers"
-                )
-
-
-def _fit_opset(graph: ir.Model, settings: Settings) -> None:
-    """Bring ``graph`` between the lowest and highest opset of the target, and refuse what could not be written in the end.
-
-    Raises:
-        ModelError: a node is newer than the target's highest opset, or has no form in one that the settings need.
-    """
-    rules = load_target(settings.target)
-    (low, high), opset = rules.opset, graph.opset_imports.get("", 0)
-    if rules.name == "ort":  # the installed runtime is the limit
-        high = max(high, runtime_versions()[0])
-    try:
-        lower_opset(graph, high)
-    except ModelError as error:
-        raise ModelError(
-            f"{error}, the newest that target {rules.name} takes; export the model with opset {high} or older"
-        ) from error
-    needs = {f"target {rules.name}": low}
-    if WIDE_BITS in {settings.abits, *(rule.abits for rule in settings.bits)}:
-        needs[f"--abits {WIDE_BITS}"] = WIDE_OPSET
-    if settings.container != "int8":
-        needs[f"--container {settings.container}"] = FOUR_BITS
-    for what, needed in needs.items():
-        try:
-            require_raisable(graph, needed)
-        except ModelError as error:
-            raise ModelError(f"{error} ({what} needs it)") from error
-    raise_opset(graph, low)
-    if graph.opset_imports.get("", 0) < opset:
-        logger.info("opset %d is written as %d, the newest that target %s takes", opset, high, rules.name)
-
-
 def _open(calib: str | Path | Dataset, inputs: list[InputSpec], settings: Settings) -> Dataset:
     if isinstance(calib, Dataset):
         return calib
     return open_calibration(calib, inputs, settings.preprocess, samples=settings.samples, seed=settings.seed)
-
-
-def pick_device(name: str) -> torch.device:
-    """The torch device for "auto", "cpu" or "cuda".
-
-    Raises:
-        SettingsError: CUDA is asked for and torch sees no device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("--device cuda: torch finds no CUDA device here; use --device cpu or auto")
-    return torch.device(name)
-
-
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """Convolutions on a GPU in float32, not in its 10-bit TF32: codes behind 8 bits would fall the other way, and checks fail."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def graph_inputs(model: ir.Model) -> list[InputSpec]:
@@ -376,45 +281,6 @@ def graph_inputs(model: ir.Model) -> list[InputSpec]:
         dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
         specs.append(InputSpec(value.name or "", shape, np.dtype(dtype)))
     return specs
-
-
-def make_plan(model: ir.Model, settings: Settings) -> Plan:
-    """Plan everything that needs no data; merges of the scheme "loss" come after the probing run.
-
-    Raises:
-        ModelError: nothing to quantize.
-        SettingsError: a pattern or the scheme file does not fit the model.
-    """
-    layers = plan_layers(model, settings)
-    activations = place(model, layers, settings)
-    method = METHODS[settings.method]
-    if method.granularity == "layer":
-        units = plan_layer_units(model, layers, settings.alpha)
-    else:
-        units = plan_units(model, layers, settings.alpha)
-    units = join_units(model, units)
-    plan = Plan(layers, activations, units, tuple((i,) for i in range(len(units))))
-    if not method.merge or settings.scheme in {"none", "loss"}:
-        return plan
-    if settings.scheme == "modcap":
-        return merge_by(plan, settings, [u.capacity for u in units], "modcap")
-    return dataclasses.replace(plan, merges=read_scheme(settings.scheme, units), scheme=settings.scheme)
-
-
-def merge_by(plan: Plan, settings: Settings, capacities: list[float], scheme: str) -> Plan:
-    """Choose merges from capacities: module capacities or losses (Eq. 3 and 4)."""
-    k, rising = settings.merges, scheme == "modcap"
-    if k is None and (rising or settings.selection != "peak"):
-        k = default_merges(len(capacities))
-    # Counts of parameters do not fall behind a pooling.
-    units = [dataclasses.replace(u, pools=False) for u in plan.units] if rising else list(plan.units)
-    if settings.selection != "peak":
-        relative = settings.selection == "relative"
-        mask = select_eq4(capacities, k or 0, settings.penalty, relative=relative, units=units)
-    else:
-        mask = select_peaks(capacities, k, rising=rising, units=units)
-    losses = tuple(capacities) if scheme == "loss" else None
-    return dataclasses.replace(plan, merges=groups_from_mask(mask), scheme=scheme, losses=losses)
 
 
 def search_grids(
@@ -478,3 +344,56 @@ def calibrate(
     simulation.settle()
     simulation.fit_biases()
     return simulation
+
+
+def calibrated(run: Run, ready: Prepared) -> Calibrated:
+    """Every quantizer in place: ranges, and what the settings want of them before anything is learned."""
+    with run.stage("calibrate"):
+        simulation = Simulation(ready.network, ready.plan)
+        simulation.adopt(
+            run.once(lambda: calibrate(ready.network, ready.plan, ready.data, ready.settings, ready.ranging).state())
+        )
+        simulation.activations.update(ready.channel_grids)
+    start = Calibrated(simulation)
+    if ready.settings.protect:
+        with run.stage("sensitivity"):
+            start = _protected(run, ready, simulation)
+    if METHODS[ready.settings.method].joint_steps:
+        with run.stage("lapq"):
+            lapq, found = run.once(lambda: _minimised(run, ready, start.simulation))
+            start.simulation.adopt(found)
+            start = dataclasses.replace(start, lapq=lapq)
+    return start
+
+
+def _protected(run: Run, ready: Prepared, simulation: Simulation) -> Calibrated:
+    """``simulation`` with the most sensitive tensors raised to 8 bits."""
+    settings, plan = ready.settings, simulation.plan
+    sensitivities = run.once(lambda: measure_sensitivity(simulation, ready.data))
+    protected = tuple(s.name for s in sensitivities if s.bits < BYSTANDER_BITS)[: settings.protect]
+    plan = dataclasses.replace(plan, activations=place(ready.graph, plan.layers, settings, frozenset(protected)))
+    grids = run.once(lambda: search_grids(ready.network, plan, ready.data, settings, protected, ready.ranging))
+    raised = Simulation(ready.network, plan, simulation.activations | grids, simulation.weights, simulation.biases)
+    return Calibrated(raised, tuple(sensitivities), protected)
+
+
+def _minimised(run: Run, ready: Prepared, simulation: Simulation) -> tuple[Lapq, State]:
+    """Outcome of the joint search for steps (:mod:`mrecg_onnx.learning.lapq`), and the grids it found."""
+
+    def tell(done: int, total: int, loss: float) -> None:
+        if run.report is not None:
+            run.report(Progress("lapq", done=done, total=total, loss=loss))
+
+    settings = ready.settings
+    # Images that are read for the ranges need not be held.
+    count = settings.lapq_images if ready.ranging is not None else max(settings.lapq_images, settings.range_images)
+    outcome = minimise_steps(
+        simulation,
+        {name: torch.from_numpy(x) for name, x in ready.dataset.load(count).items()},
+        images=settings.lapq_images,
+        range_samples=settings.range_images,
+        evaluations=settings.lapq_evaluations,
+        report=tell,
+        dataset=ready.ranging,
+    )
+    return outcome, simulation.state()

@@ -9,10 +9,9 @@ from typing import Any
 from mrecg_onnx.calibrating import ZeroqSettings
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.data import PreprocessField
-from mrecg_onnx.learning import LearningSettings
-from mrecg_onnx.machine import MachineSettings
+from mrecg_onnx.learning import LearnerSettings
 from mrecg_onnx.methods import METHODS
-from mrecg_onnx.planning import BudgetSettings, MergeSettings
+from mrecg_onnx.planning import BudgetSettings, PlanSettings
 from mrecg_onnx.quantizers import RangeSettings
 from mrecg_onnx.rewriting import RewritingSettings
 from mrecg_onnx.targets import load_target
@@ -31,15 +30,7 @@ STORED_ORDER = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(
-    LearningSettings,
-    RewritingSettings,
-    ZeroqSettings,
-    MachineSettings,
-    RangeSettings,
-    BudgetSettings,
-    MergeSettings,
-):
+class Settings(ZeroqSettings, RangeSettings, LearnerSettings, RewritingSettings, BudgetSettings, PlanSettings):
     """Settings of :func:`mrecg_onnx.quantize`: the fields of all groups, each by its keyword.
 
     Every room describes its own: :class:`~mrecg_onnx.methods.MethodSettings` (method, base),

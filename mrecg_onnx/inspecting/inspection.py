@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from mrecg_onnx.calibrating import Sensitivity, measure_sensitivity
 from mrecg_onnx.converters.load import standard_opset
 from mrecg_onnx.data import Dataset, Preprocess
-from mrecg_onnx.planning import fallbacks
-from mrecg_onnx.preparation import calibrate, full_precision, load_planned, prepare
+from mrecg_onnx.machine import Run, full_precision
+from mrecg_onnx.planning import fallbacks, load_planned
+from mrecg_onnx.preparation import calibrate, prepare
 from mrecg_onnx.progress import Clock, Progress
 from mrecg_onnx.rewriting import Equalized
 from mrecg_onnx.runtimes import describe, size_bytes
@@ -154,7 +155,7 @@ def inspect(
         with clock.stage("load"):
             original, graph, plan = load_planned(model, settings)
             return Inspection(_source(model, original, graph), settings, plan, fallbacks=fallbacks(graph))
-    ready = prepare(model, calib, settings, clock)
+    ready = prepare(model, calib, settings, Run(clock=clock))
     with clock.stage("calibrate"):
         simulation = calibrate(ready.network, ready.plan, ready.data, ready.settings, ready.ranging)
     with clock.stage("sensitivity"):

@@ -18,10 +18,11 @@ import torch
 from mrecg_onnx.calibrating import nearest_weights
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.data import Dataset, check_classes, open_validation
+from mrecg_onnx.machine import Run, full_precision
 from mrecg_onnx.measures import Heads, output_error, prediction_output, two_axes
 from mrecg_onnx.network import Simulation, forward_batches
-from mrecg_onnx.planning import BitRule, Plan
-from mrecg_onnx.preparation import Prepared, calibrate, full_precision, make_plan, prepare, search_grids
+from mrecg_onnx.planning import BitRule, Plan, make_plan
+from mrecg_onnx.preparation import Prepared, calibrate, prepare, search_grids
 from mrecg_onnx.progress import Clock, Progress
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.widths import IMAGES, WIDTHS, cost_images, measure_costs
@@ -163,7 +164,7 @@ def rank(
     if limit < 1 or top < 0:
         raise SettingsError(f"limit is {limit} and top is {top}: give at least one image and no negative number")
     clock = Clock(report)
-    ready = prepare(model, calib, settings, clock, measured_on=data)
+    ready = prepare(model, calib, settings, Run(clock=clock), measured_on=data)
     settings, plan = ready.settings, ready.plan
     with clock.stage("sensitivity"):
 

@@ -7,9 +7,11 @@ from typing import Annotated
 
 from mrecg_onnx.converters.choices import AtLeast, Between, OneOf
 from mrecg_onnx.data import DataSettings
+from mrecg_onnx.machine import MachineSettings
 from mrecg_onnx.methods import MethodSettings
+from mrecg_onnx.planning import MergeSettings
 
-__all__ = ["LearningSettings"]
+__all__ = ["LearnerSettings", "LearningSettings"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,3 +55,8 @@ class LearningSettings(DataSettings, MethodSettings):
     bias_correction: bool = False
     lapq_evaluations: Annotated[int | None, AtLeast(1)] = None
     lapq_images: Annotated[int, AtLeast(1)] = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerSettings(LearningSettings, MachineSettings, MergeSettings):
+    """All that :class:`~mrecg_onnx.learning.Learner` reads: the loop, the machine it runs on, and whether units are merged."""

@@ -20,16 +20,19 @@ from .activations import (
 from .branches import branch_narrow_reads
 from .fallback import fallbacks, mark_fallbacks
 from .granularity import default_merges, groups_from_mask, select_eq4, select_peaks
+from .graph import editable_graph, load_planned, named
 from .layers import plan_layers
+from .make import make_plan, merge_by
 from .placement import place
-from .plan import BYSTANDER_BITS, WIDE_BITS, ActivationPlan, LayerPlan, Plan, UnitPlan
+from .plan import BYSTANDER_BITS, FLOAT_BITS, WIDE_BITS, ActivationPlan, LayerPlan, Plan, UnitPlan
 from .schemes import read_scheme
-from .settings import BitRule, BitSettings, BudgetSettings, MergeSettings
+from .settings import BitRule, BitSettings, BudgetSettings, MergeSettings, PlanSettings
 from .units import WHOLE_BATCH, join_units, plan_layer_units, plan_units
 
 __all__ = [
     "BYSTANDER_BITS",
     "CLAMPS",
+    "FLOAT_BITS",
     "FLOAT_ONLY",
     "FLOAT_RESULT",
     "PRESERVING_OPS",
@@ -43,6 +46,7 @@ __all__ = [
     "LayerPlan",
     "MergeSettings",
     "Plan",
+    "PlanSettings",
     "UnitPlan",
     "activation_inputs",
     "activation_outputs",
@@ -51,6 +55,7 @@ __all__ = [
     "clamp_bounds",
     "constant",
     "default_merges",
+    "editable_graph",
     "fallbacks",
     "groups_from_mask",
     "is_activation",
@@ -59,7 +64,11 @@ __all__ = [
     "is_weighted",
     "join_units",
     "lacks_kernel",
+    "load_planned",
+    "make_plan",
     "mark_fallbacks",
+    "merge_by",
+    "named",
     "place",
     "plan_layer_units",
     "plan_layers",

@@ -12,7 +12,7 @@ from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.planning.plan import FLOAT_BITS, WIDE_BITS
 from mrecg_onnx.targets import TargetSettings, load_target
 
-__all__ = ["BitRule", "BitSettings", "BudgetSettings", "MergeSettings"]
+__all__ = ["BitRule", "BitSettings", "BudgetSettings", "MergeSettings", "PlanSettings"]
 
 _BITS = re.compile(r"^(?:W(?P<w>\d+))?(?:A(?P<a>\d+))?$", re.IGNORECASE)
 
@@ -144,3 +144,8 @@ class MergeSettings(SettingsGroup):
         super().check()
         if self.scheme not in {"loss", "modcap", "none"} and not Path(self.scheme).is_file():
             raise SettingsError(f"scheme '{self.scheme}' is neither loss, modcap, none nor an existing JSON file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings(MethodSettings, MergeSettings, BitSettings):
+    """All that a plan depends on."""

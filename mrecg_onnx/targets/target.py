@@ -18,7 +18,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["CONTAINER_NAMES", "TARGET_NAMES", "Target", "load_target"]
+__all__ = ["CONTAINER_NAMES", "LOW_BIT_OPSET", "TARGET_NAMES", "Target", "load_target"]
 
 #: Rows of :data:`mrecg_onnx.writing.containers.CONTAINERS`; here, because help pages do not wait for onnx.
 CONTAINER_NAMES = ("int8", "packed", "typed")

@@ -627,9 +627,9 @@ def test_a_device_or_pipe_is_not_replaced_by_a_file(here: Path, option: str) -> 
 
 
 def test_an_interrupted_run_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mrecg_onnx import quantization
+    from mrecg_onnx.learning import learner
 
-    real, calls = quantization.reconstruct_unit, []
+    real, calls = learner.reconstruct_unit, []
 
     def interrupt(*arguments: object, **options: object) -> object:
         calls.append(1)
@@ -637,7 +637,7 @@ def test_an_interrupted_run_leaves_nothing(here: Path, monkeypatch: pytest.Monke
             raise KeyboardInterrupt
         return real(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(quantization, "reconstruct_unit", interrupt)
+    monkeypatch.setattr(learner, "reconstruct_unit", interrupt)
     line = fails("quantize", "model.onnx", "--calib", "images", *FAST, "--json", "r.json", start="Interrupted")
     assert line == "Interrupted: nothing was written"
 

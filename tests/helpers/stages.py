@@ -11,7 +11,8 @@ import torch
 
 from mrecg_onnx.converters import normalize, to_torch
 from mrecg_onnx.network.steps import Network
-from mrecg_onnx.preparation import calibrate, make_plan
+from mrecg_onnx.planning import make_plan
+from mrecg_onnx.preparation import calibrate
 from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from helpers.stages import feeds
 from mrecg_onnx.converters import normalize
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.inspecting.ranking import rank
-from mrecg_onnx.planning import BitRule
-from mrecg_onnx.preparation import make_plan
+from mrecg_onnx.planning import BitRule, make_plan
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.runtimes import open_session
 from mrecg_onnx.settings import Settings

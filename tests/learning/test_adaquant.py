@@ -8,7 +8,7 @@ import torch
 from helpers.learned import activation_scales, distance, results, small
 from helpers.stages import feeds, simulated, tensors
 
-from mrecg_onnx import quantization
+from mrecg_onnx.learning import learner
 from mrecg_onnx.learning.prefix import Inputs, Prefix
 from mrecg_onnx.machine.cache import Pool, Store
 from mrecg_onnx.measures import sqnr_db
@@ -53,13 +53,13 @@ def test_weights_move_farther_than_one_step():
 
 def test_every_layer_learns_the_scale_of_its_input(quantized, monkeypatch, tmp_path):
     entries = {}
-    original = quantization.reconstruct_unit
+    original = learner.reconstruct_unit
 
     def spy(unit, simulation, data, **options):
         entries[unit.name] = data.entries
         return original(unit, simulation, data, **options)
 
-    monkeypatch.setattr(quantization, "reconstruct_unit", spy)
+    monkeypatch.setattr(learner, "reconstruct_unit", spy)
     result = results(tmp_path)("adaquant", iters=20)
     learned = [name for names in entries.values() for name in names]
     assert len(set(learned)) == len(learned)

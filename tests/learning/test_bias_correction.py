@@ -101,7 +101,7 @@ def test_corrected_biases_are_kept_only_where_held_out_images_gain(tmp_path, mon
             simulation.biases[layer.name] = simulation.bias(simulation.network.step(layer.name)) + 50.0
         return {"all": 50.0}
 
-    monkeypatch.setattr("mrecg_onnx.quantization.correct_biases", spoil)
+    monkeypatch.setattr("mrecg_onnx.learning.learner.correct_biases", spoil)
     left_out = quantize(spread(), tmp_path / "calib.npz", settings)
     assert left_out.corrections == {}
     same = [[t.raw_data for t in r.model.graph.initializer] for r in (plain, left_out)]

@@ -16,9 +16,9 @@ from click.testing import CliRunner
 from helpers.architectures import residual
 from helpers.stages import feeds
 
-from mrecg_onnx import quantization
 from mrecg_onnx.commands import main
 from mrecg_onnx.converters.errors import DataError, SettingsError
+from mrecg_onnx.learning import learner
 from mrecg_onnx.learning.checkpoint import Checkpoint
 from mrecg_onnx.network.simulation import QuantizedWeight, State
 from mrecg_onnx.progress import UnitResult
@@ -71,13 +71,13 @@ def here(tmp_path_factory) -> Here:
 def trained(monkeypatch) -> list[str]:
     """Names of the units that are trained from here on."""
     names: list[str] = []
-    original = quantization.reconstruct_unit
+    original = learner.reconstruct_unit
 
     def spy(unit, *arguments, **options) -> UnitResult:
         names.append(unit.name)
         return original(unit, *arguments, **options)
 
-    monkeypatch.setattr(quantization, "reconstruct_unit", spy)
+    monkeypatch.setattr(learner, "reconstruct_unit", spy)
     return names
 
 

@@ -8,7 +8,7 @@ import torch
 from helpers.learned import activation_scales, codes, distance, results, small
 from helpers.stages import feeds
 
-from mrecg_onnx import quantization
+from mrecg_onnx.learning import learner
 from mrecg_onnx.methods import METHODS, Method, Phase
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.settings import Settings
@@ -44,14 +44,14 @@ def test_published_brecq_beats_rounding_to_nearest(quantized, loss):
 
 def test_each_phase_learns_its_own(quantized, monkeypatch, tmp_path):
     states = {}
-    original = quantization.reconstruct
+    original = learner.reconstruct
 
-    def spy(prefix, run, iters, phase):
-        found = original(prefix, run, iters, phase)
+    def spy(prefix, lessons, phase, iters):
+        found = original(prefix, lessons, phase, iters)
         states[phase.stage] = prefix.simulation.state()
         return found
 
-    monkeypatch.setattr(quantization, "reconstruct", spy)
+    monkeypatch.setattr(learner, "reconstruct", spy)
     result = results(tmp_path)("brecq-paper", iters=120)
     weights, steps = states["weights"], states["steps"]
     searched = activation_scales(quantized("nearest"))
@@ -68,7 +68,7 @@ def test_stopped_run_goes_on_in_its_phase(tmp_path, monkeypatch):
     settings, trained = Settings(**PAPER), []
     whole = quantize(small(), tmp_path / "calib.npz", settings)
     units = [u.name for u in whole.units]
-    original = quantization.reconstruct_unit
+    original = learner.reconstruct_unit
 
     def spy(unit, *arguments, **options):
         trained.append(unit.name)
@@ -78,7 +78,7 @@ def test_stopped_run_goes_on_in_its_phase(tmp_path, monkeypatch):
         if progress.stage == "steps" and progress.done == 1 and progress.result is not None:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(quantization, "reconstruct_unit", spy)
+    monkeypatch.setattr(learner, "reconstruct_unit", spy)
     with pytest.raises(KeyboardInterrupt):
         quantize(small(), tmp_path / "calib.npz", settings, checkpoint=tmp_path / "work", report=stop)
     assert trained == [*units, units[0]]

@@ -20,12 +20,12 @@ from helpers.stages import feeds
 from onnx import numpy_helper
 from PIL import Image
 
-from mrecg_onnx import quantization
 from mrecg_onnx.converters import normalize
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.data import InputSpec, Preprocess, open_calibration
+from mrecg_onnx.learning import learner
 from mrecg_onnx.methods import METHODS, method_of
-from mrecg_onnx.preparation import make_plan
+from mrecg_onnx.planning import make_plan
 from mrecg_onnx.progress import Progress
 from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.settings import Settings
@@ -207,13 +207,13 @@ def test_diverging_unit_keeps_nearest_rounding(quantized):
 
 def test_held_out_images_are_not_trained_on(calibration, monkeypatch):
     seen = []
-    original = quantization.reconstruct_unit
+    original = learner.reconstruct_unit
 
     def spy(unit, simulation, data, **options):
         seen.append((set(data.training.tolist()), set(data.held_out.tolist())))
         return original(unit, simulation, data, **options)
 
-    monkeypatch.setattr(quantization, "reconstruct_unit", spy)
+    monkeypatch.setattr(learner, "reconstruct_unit", spy)
     settings = {"method": "qdrop", "iters": 2, "equalize": "off"}
     quantize(tiny(), calibration, Settings(held_out=0.25, **settings))
     assert len(seen) == 4
@@ -233,14 +233,14 @@ def test_mirror_images_stay_on_the_side_of_their_originals(tmp_path, monkeypatch
     g = Graph()
     g.classifier(g.relu(g.conv(g.input(3), 3, 8)), 8)
     seen = []
-    original = quantization.reconstruct_unit
+    original = learner.reconstruct_unit
 
     def spy(unit, simulation, data, **options):
         images = next(iter(data.floating.values())).read(0, 40)
         seen.append((images, data.training.tolist(), data.held_out.tolist()))
         return original(unit, simulation, data, **options)
 
-    monkeypatch.setattr(quantization, "reconstruct_unit", spy)
+    monkeypatch.setattr(learner, "reconstruct_unit", spy)
     settings = Settings(method="qdrop", iters=2, augment="flip", held_out=0.25, equalize="off")
     result = quantize(g.model(), tmp_path, settings)
     images, training, held_out = seen[0]

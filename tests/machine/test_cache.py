@@ -20,8 +20,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from mrecg_onnx import quantization
 from mrecg_onnx.converters.errors import DataError
+from mrecg_onnx.learning import learner
 from mrecg_onnx.machine.cache import Pool, Store, _free_in_group, default_memory, gigabytes
 from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.quantizers import Grid, fake_quantize, quantize_codes
@@ -359,7 +359,7 @@ def test_run_without_memory_spills_everything_and_learns_the_same(here, plenty, 
         pools.append(Pool(*arguments, **options))
         return pools[-1]
 
-    monkeypatch.setattr(quantization, "Pool", spied)
+    monkeypatch.setattr(learner, "Pool", spied)
     chosen = Settings(method="qdrop", iters=10, batch_size=8, memory=1)
     scarce = quantize(here / "model.onnx", here / "calib.npz", chosen)
     assert initializers(scarce.model) == initializers(plenty.model)

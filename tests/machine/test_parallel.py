@@ -120,10 +120,10 @@ with open(f"rank{rank}.json", "w") as file:
 #: The command line in processes of which the second dies in its second unit.
 DYING = """
 import os, sys
-from mrecg_onnx import quantization
+from mrecg_onnx.learning import learner
 from mrecg_onnx.commands import main
 
-original, units = quantization.reconstruct_unit, []
+original, units = learner.reconstruct_unit, []
 
 def dies(*arguments, **options):
     units.append(arguments[0])
@@ -131,7 +131,7 @@ def dies(*arguments, **options):
         os._exit(1)
     return original(*arguments, **options)
 
-quantization.reconstruct_unit = dies
+learner.reconstruct_unit = dies
 main(sys.argv[1:])
 """
 

@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
 
 from mrecg_onnx.converters.errors import ModelError, SettingsError
-from mrecg_onnx.preparation import editable_graph
+from mrecg_onnx.planning import editable_graph
 from mrecg_onnx.runtimes import fused_op_counts
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets.target import load_target

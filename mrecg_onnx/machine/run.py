@@ -1,0 +1,87 @@
+"""What every stage of a job shares: its processes, its clock, its memory, and the folder where finished work is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+
+from mrecg_onnx.machine.cache import default_memory, give_back
+from mrecg_onnx.machine.device import pick_device
+from mrecg_onnx.machine.parallel import ALONE, Workers, joined, local_size
+from mrecg_onnx.progress import Clock, Report
+
+__all__ = ["Run", "open_run"]
+
+T = TypeVar("T")
+
+#: Kept free of the memory budget for the loop itself, a batch on its way through a unit and back: a share of the budget, and
+#: of small budgets up to half, as long as that is less than a gigabyte.
+WORKING_SHARE, SMALL_SHARE, SMALL = 0.3, 0.5, 10**9
+
+
+@dataclass(frozen=True)
+class Run:
+    """One job on its way.
+
+    Attributes:
+        workers: the processes that share it.
+        clock: wall time by stage; tells the user where the job is.
+        memory: bytes that this process should stay within.
+        folder: where finished units are kept, None if they are not.
+    """
+
+    workers: Workers = ALONE
+    clock: Clock = field(default_factory=Clock)
+    memory: int = 0
+    folder: Path | None = None
+
+    @property
+    def report(self) -> Report | None:
+        """Called as the work proceeds."""
+        return self.clock.report
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Count the time of a block under ``name``, and say that it begins."""
+        return self.clock.stage(name)
+
+    def once(self, make: Callable[[], T]) -> T:
+        """What ``make`` returns in the first process, in all of them (:meth:`Workers.once`)."""
+        return self.workers.once(make)
+
+    def part(self, name: str) -> Run:
+        """The same run with a folder of its own for what ``name`` finishes."""
+        return self if self.folder is None else replace(self, folder=self.folder / name)
+
+    def cache_budget(self) -> int:
+        """Bytes that are left for cached activations beside what the process holds and the loop needs."""
+        give_back()
+        held = psutil.Process().memory_info().rss
+        working = max(WORKING_SHARE * self.memory, min(SMALL_SHARE * self.memory, SMALL))
+        return max(0, int(self.memory - working) - held)
+
+
+@contextmanager
+def open_run(
+    device: str, memory: int | None, folder: str | Path | None = None, report: Report | None = None
+) -> Iterator[Run]:
+    """Join the other processes of the job, if there are any, and start the clock.
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+        memory: bytes to stay within, None for half of what is free on this machine, shared among its processes.
+        folder: where finished units are kept, None if they are not.
+        report: called as the work proceeds, in the first process.
+
+    Raises:
+        SettingsError: there is no such device.
+        WorkerError: the other processes cannot be reached.
+    """
+    memory = memory or default_memory() // local_size()
+    with joined(pick_device(device).type) as workers:
+        clock = Clock(report if workers.first else None)
+        yield Run(workers, clock, memory, Path(folder) if folder is not None else None)

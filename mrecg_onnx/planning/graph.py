@@ -1,0 +1,130 @@
+"""From a model file to the graph that is quantized: read, checked, normalized, within the target's opsets, planned."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from mrecg_onnx.converters import load_model, normalize
+from mrecg_onnx.converters.errors import ConversionError, ModelError
+from mrecg_onnx.converters.normalize import in_float32
+from mrecg_onnx.converters.passes.opset import lower_opset, raise_opset, require_raisable
+from mrecg_onnx.converters.versions import require_known_versions, runtime_versions
+from mrecg_onnx.planning.branches import branch_narrow_reads
+from mrecg_onnx.planning.fallback import mark_fallbacks
+from mrecg_onnx.planning.make import make_plan
+from mrecg_onnx.planning.plan import BYSTANDER_BITS, WIDE_BITS, Plan
+from mrecg_onnx.planning.settings import PlanSettings
+from mrecg_onnx.targets import LOW_BIT_OPSET, load_target
+
+__all__ = ["editable_graph", "load_planned", "named"]
+
+logger = logging.getLogger(__name__)
+
+#: Ops whose presence says that activations are quantized; with them all that begin with QLinear.
+QUANTIZED_OPS = frozenset({
+    "ConvInteger", "DequantizeBFP", "DequantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeLinear", "DynamicQuantizeMatMul",
+    "GatherBlockQuantized", "MatMulBnb4", "MatMulFpQ4", "MatMulInteger", "MatMulInteger16", "MatMulIntegerToFloat", "MatMulNBits",
+    "QAttention", "QEmbedLayerNormalization", "QGemm", "QMoE", "QOrderedMatMul", "QuantizeBFP", "QuantizeLinear",
+})  # fmt: skip
+
+
+def load_planned(model: onnx.ModelProto | str | Path, settings: PlanSettings) -> tuple[onnx.ModelProto, ir.Model, Plan]:
+    """Read and plan a float model.
+
+    Returns:
+        The model as it is, but in float32 where it was in half precision, the graph that gets its Q/DQ, and the plan for it.
+
+    Raises:
+        MrecgError: the model or the settings do not do; what is wrong with a file has its path in the message.
+    """
+    original = load_model(model)
+    with named(model):
+        original = in_float32(original)
+        graph = editable_graph(original, settings)
+        return original, graph, make_plan(graph, settings)
+
+
+@contextlib.contextmanager
+def named(model: onnx.ModelProto | str | Path) -> Iterator[None]:
+    """Put the path of ``model`` in front of what is said about it."""
+    try:
+        yield
+    except (ModelError, ConversionError) as error:
+        if isinstance(model, onnx.ModelProto):
+            raise
+        raise type(error)(f"{model}: {error}") from error
+
+
+def editable_graph(original: onnx.ModelProto, settings: PlanSettings, *, free: bool = True) -> ir.Model:
+    """The normalized graph that gets its Q/DQ, with the branches that the settings want; with ``free`` for any batch.
+
+    Raises:
+        MrecgError: the model or the settings do not do.
+    """
+    graph = normalize(original, free=free)
+    _check(graph)
+    require_known_versions(original)
+    _fit_opset(graph, settings)
+    mark_fallbacks(graph)
+    if settings.residual == "wide" and settings.abits < BYSTANDER_BITS:
+        branch_narrow_reads(graph, settings)
+    return graph
+
+
+def _check(graph: ir.Model) -> None:
+    """Refuse what can be loaded but not quantized.
+
+    Raises:
+        ModelError: it is quantized already, or an input or output is no tensor of numbers.
+    """
+    for node in graph.graph.all_nodes():
+        if node.op_type in QUANTIZED_OPS or node.op_type.startswith("QLinear"):
+            raise ModelError(
+                f"the model is quantized already (node '{node.name}', {node.op_type}): give the float model it was made from"
+            )
+    for kind, values in (("input", graph.graph.inputs), ("output", graph.graph.outputs)):
+        for value in values:
+            if isinstance(value.type, ir.SequenceType | ir.OptionalType):
+                what = "a sequence" if isinstance(value.type, ir.SequenceType) else "optional"
+                raise ModelError(f"{kind} '{value.name}' is {what}: export a model whose in- and outputs are tensors")
+            if value.dtype == ir.DataType.STRING:
+                raise ModelError(
+                    f"{kind} '{value.name}' holds text: export the part of the model that works on numbers"
+                )
+
+
+def _fit_opset(graph: ir.Model, settings: PlanSettings) -> None:
+    """Bring ``graph`` between the lowest and highest opset of the target, and refuse what could not be written in the end.
+
+    Raises:
+        ModelError: a node is newer than the target's highest opset, or has no form in one that the settings need.
+    """
+    rules = load_target(settings.target)
+    (low, high), opset = rules.opset, graph.opset_imports.get("", 0)
+    if rules.name == "ort":  # the installed runtime is the limit
+        high = max(high, runtime_versions()[0])
+    try:
+        lower_opset(graph, high)
+    except ModelError as error:
+        raise ModelError(
+            f"{error}, the newest that target {rules.name} takes; export the model with opset {high} or older"
+        ) from error
+    needs = {f"target {rules.name}": low}
+    if WIDE_BITS in {settings.abits, *(rule.abits for rule in settings.bits)}:
+        needs[f"--abits {WIDE_BITS}"] = LOW_BIT_OPSET
+    if settings.container != "int8":
+        needs[f"--container {settings.container}"] = LOW_BIT_OPSET
+    for what, needed in needs.items():
+        try:
+            require_raisable(graph, needed)
+        except ModelError as error:
+            raise ModelError(f"{error} ({what} needs it)") from error
+    raise_opset(graph, low)
+    if graph.opset_imports.get("", 0) < opset:
+        logger.info("opset %d is written as %d, the newest that target %s takes", opset, high, rules.name)

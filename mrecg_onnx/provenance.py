@@ -1,0 +1,75 @@
+"""Where a result comes from: what its file says of how it was made, and what makes two runs the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from mrecg_onnx import __version__
+from mrecg_onnx.calibrating import CALIBRATION_KEY
+from mrecg_onnx.converters.save import digest
+from mrecg_onnx.planning import Plan
+from mrecg_onnx.preparation import Prepared
+from mrecg_onnx.settings import Settings
+from mrecg_onnx.validating import (
+    INPUT_RANGES_KEY,
+    PREPROCESS_KEY,
+    SOURCE_KEY,
+    VERSION_KEY,
+    ranges_entry,
+    source_sha256,
+)
+
+__all__ = ["identity", "metadata"]
+
+
+def identity(ready: Prepared, protected: tuple[str, ...]) -> dict[str, Any]:
+    """What has to be the same for finished units of an earlier run to be used.
+
+    Decisions that a last digit may tip are in it, too: other threads or another device sum in another order.
+    """
+    images = hashlib.sha256(ready.dataset.fingerprint().encode())
+    for name in sorted(ready.data):  # arrays prepared in another way may have the same names and sizes
+        images.update(ready.data[name].contiguous().numpy().data)
+    settings = {
+        k: v for k, v in _kept_settings(ready.settings).items() if k not in {"device", "threads", "memory", "compile"}
+    }
+    return {
+        "version": __version__,
+        "model": digest(ready.original),
+        "images": images.hexdigest(),
+        "equalized": {e.stream.name: (e.alpha, e.bounded) for e in ready.equalized},
+        "absorbed": [a.tensor for a in ready.absorbed if a.used],
+        "protected": list(protected),
+        **settings,
+    }
+
+
+def metadata(
+    ready: Prepared, plan: Plan, protected: tuple[str, ...] = (), settings: Settings | None = None
+) -> dict[str, str]:
+    """Entries of metadata_props: who made the file, how, and what ``validate`` needs to check it."""
+    entries = {
+        VERSION_KEY: __version__,
+        "mrecg_onnx.settings": json.dumps(_kept_settings(settings or ready.settings), separators=(",", ":")),
+        "mrecg_onnx.units": json.dumps([list(u.layers) for u in plan.merged_units()], separators=(",", ":")),
+        "mrecg_onnx.protected": json.dumps(list(protected)),
+        INPUT_RANGES_KEY: ranges_entry(ready.data),
+    }
+    dataset = ready.dataset
+    if dataset.preprocess is not None:
+        entries[PREPROCESS_KEY] = json.dumps(dataset.preprocess.to_json(), separators=(",", ":"))
+    if dataset.origin is not None:
+        entries[CALIBRATION_KEY] = json.dumps(dataset.origin, separators=(",", ":"))
+    source = source_sha256(ready.source) if isinstance(ready.source, str | Path) else None
+    if source is not None:
+        entries[SOURCE_KEY] = source
+    return entries
+
+
+def _kept_settings(settings: Settings) -> dict[str, Any]:
+    """Settings for the metadata; container and target, which ``convert`` changes, have entries of their own."""
+    left_out = {"container"} | ({"target"} if settings.target == "ort" else set())
+    return {name: value for name, value in settings.to_json().items() if name not in left_out}

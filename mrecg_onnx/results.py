@@ -1,0 +1,97 @@
+"""What a quantization made and measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from mrecg_onnx.calibrating import Sensitivity
+from mrecg_onnx.checking import Verification
+from mrecg_onnx.learning import Lapq
+from mrecg_onnx.planning import Plan
+from mrecg_onnx.progress import UnitResult
+from mrecg_onnx.rewriting import Absorbed, Equalized
+from mrecg_onnx.settings import Settings
+from mrecg_onnx.widths import Allocation, Trial
+
+__all__ = ["QuantizationResult"]
+
+
+@dataclass(frozen=True)
+class QuantizationResult:
+    """What :func:`quantize` made and measured.
+
+    Attributes:
+        model: the quantized model.
+        output: where it was written, None if it was not.
+        settings: the run's settings, with everything automatic resolved.
+        plan: the plan that was carried out.
+        units: outcome of every unit, in order; of the phase that learned the rounding where a method has several.
+        probe: outcome of the probing run's units, empty without one.
+        equalized: decision for every stream.
+        absorbed: decision for every tensor whose channels could be shifted, with ``absorb``.
+        sensitivities: quantizers by how much each hurts alone; measured only with ``protect``.
+        protected: quantizers raised to 8 bits.
+        parity: relative error between ONNX Runtime and torch on the float model.
+        verification: checks on the result.
+        skipped: calibration images that could not be read.
+        images: calibration images used.
+        seconds: wall time by stage.
+        origin: how calibration data were made, None where they were given.
+        lapq: what the joint search for steps found, None without one.
+        phases: outcome of every unit by phase, in order.
+        corrections: with ``bias_correction``, the largest shift of each layer's bias; empty where it brought nothing.
+        allocation: widths chosen by integer programming, None where they were given.
+        trials: files made on the search for ``max_drop``, in order.
+    """
+
+    model: onnx.ModelProto
+    output: Path | None
+    settings: Settings
+    plan: Plan
+    units: tuple[UnitResult, ...]
+    probe: tuple[UnitResult, ...]
+    equalized: tuple[Equalized, ...]
+    sensitivities: tuple[Sensitivity, ...]
+    protected: tuple[str, ...]
+    parity: float
+    verification: Verification
+    skipped: tuple[str, ...]
+    images: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    origin: dict[str, Any] | None = None
+    lapq: Lapq | None = None
+    phases: dict[str, tuple[UnitResult, ...]] = field(default_factory=dict)
+    corrections: dict[str, float] = field(default_factory=dict)
+    absorbed: tuple[Absorbed, ...] = ()
+    allocation: Allocation | None = None
+    trials: tuple[Trial, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary without the model itself."""
+        return {
+            "output": str(self.output) if self.output else None,
+            "settings": self.settings.to_json(),
+            "plan": self.plan.to_json(),
+            "units": [dataclasses.asdict(u) for u in self.units],
+            "phases": {stage: [dataclasses.asdict(u) for u in units] for stage, units in self.phases.items()},
+            "probe": [dataclasses.asdict(u) for u in self.probe],
+            "equalized": [dataclasses.asdict(e) for e in self.equalized],
+            "sensitivities": [dataclasses.asdict(s) for s in self.sensitivities],
+            "protected": list(self.protected),
+            "parity": self.parity,
+            "verification": dataclasses.asdict(self.verification),
+            "skipped": list(self.skipped),
+            "images": self.images,
+            "seconds": self.seconds,
+            "origin": self.origin,
+            "lapq": dataclasses.asdict(self.lapq) if self.lapq else None,
+            "corrections": self.corrections,
+            "absorbed": [dataclasses.asdict(a) for a in self.absorbed],
+            "allocation": self.allocation.to_json() if self.allocation else None,
+            "trials": [dataclasses.asdict(t) for t in self.trials],
+        }

@@ -1,0 +1,178 @@
+"""The widths of a run: as they were given, chosen once within a budget, or tried until the accuracy is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+import onnx
+
+from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.data import Dataset, holds_images
+from mrecg_onnx.machine import Run
+from mrecg_onnx.planning import BitRule, make_plan
+from mrecg_onnx.preparation import Prepared
+from mrecg_onnx.progress import Progress
+from mrecg_onnx.provenance import metadata
+from mrecg_onnx.settings import Settings
+from mrecg_onnx.validating import validate
+from mrecg_onnx.widths.allocation import Allocation, Budget, allocate, average_budget, budgets_of, with_rules
+from mrecg_onnx.widths.costs import Costs, cost_images, measure_costs
+from mrecg_onnx.widths.drop_search import AVERAGES, Trial, measured_drop, search, tell_doubts
+from mrecg_onnx.widths.packed_size import PackedSize
+
+__all__ = ["Chosen", "Judge", "choose_widths"]
+
+logger = logging.getLogger(__name__)
+
+
+class _Made(Protocol):
+    @property
+    def model(self) -> onnx.ModelProto: ...
+
+
+M = TypeVar("M", bound=_Made)
+#: Makes a file of a prepared model whose widths are chosen.
+Make = Callable[[Run, Prepared, Allocation | None], M]
+
+
+@dataclass(frozen=True)
+class Chosen(Generic[M]):
+    """The file with the widths that were chosen.
+
+    Attributes:
+        made: what was made of them.
+        trials: files made on the search for ``max_drop``, in order; empty without one.
+    """
+
+    made: M
+    trials: tuple[Trial, ...] = ()
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What ``max_drop`` is measured on.
+
+    Attributes:
+        data: images or arrays, as :func:`mrecg_onnx.validate` takes them.
+        labels: labels for them, likewise.
+    """
+
+    data: str | Path | Dataset
+    labels: str | Path | None
+
+    @classmethod
+    def of(cls, settings: Settings, data: str | Path | Dataset | None, labels: str | Path | None) -> Judge | None:
+        """The judge that the settings ask for, None where they ask for none.
+
+        Raises:
+            SettingsError: there are no data to judge by.
+        """
+        if settings.max_drop is None:
+            return None
+        if data is None:
+            raise SettingsError(
+                "--max-drop needs --data: images on which the drop is measured, labelled ones for top-1"
+            )
+        return cls(data, labels)
+
+
+def choose_widths(run: Run, ready: Prepared, judge: Judge | None, make: Make[M]) -> Chosen[M]:
+    """Make the file with a width for every layer where the settings ask for that, and with those given where they do not.
+
+    Args:
+        run: the job.
+        ready: the prepared model.
+        judge: what ``max_drop`` is measured on; with it ``make`` is called several times, each for a whole file.
+        make: makes the file; it is handed the model with its widths.
+
+    Raises:
+        SettingsError: no widths keep the budget.
+        DataError: the drop cannot be measured on the judge's data.
+    """
+    if judge is not None:
+        return _within_drop(run, ready, judge, make)
+    if not ready.settings.mixed:
+        return Chosen(make(run, ready, None))
+
+    def sizes() -> PackedSize:
+        # The file's metadata will hold a rule for every layer.
+        rules = tuple(BitRule(f"^{re.escape(x.name)}$", x.wbits, None) for x in ready.plan.quantized_layers)
+        written = dataclasses.replace(ready.settings, bits=(*ready.settings.bits, *rules))
+        return PackedSize.planned(ready.graph, ready.network, ready.plan, metadata(ready, ready.plan, settings=written))
+
+    with run.stage("allocate"):
+        budgets = budgets_of(ready.plan, ready.settings, sizes)
+        allocation = allocate(budgets, _measured(run, ready, budgets))
+    return Chosen(make(run, _widened(ready, allocation), allocation))
+
+
+def _measured(run: Run, ready: Prepared, budgets: Sequence[Budget]) -> Costs:
+    """Costs of every width that ``budgets`` offer."""
+
+    def tell(done: int, total: int) -> None:
+        if run.report is not None:
+            run.report(Progress("allocate", done=done, total=total))
+
+    offers: dict[str, dict[str, Collection[int]]] = {"weights": {}, "tensors": {}}
+    for budget in budgets:
+        budget.check()
+        offers[budget.kind] |= {name: tuple(row) for name, row in budget.spent.items()}
+    images = cost_images(ready.dataset)
+    return run.once(
+        lambda: measure_costs(
+            ready.network,
+            ready.plan,
+            images,
+            ready.settings,
+            layers=offers["weights"],
+            tensors=offers["tensors"],
+            report=tell,
+            dataset=ready.ranging,
+        )
+    )
+
+
+def _widened(ready: Prepared, allocation: Allocation) -> Prepared:
+    """``ready`` with the widths that were allocated."""
+    settings = with_rules(ready.settings, allocation)
+    return dataclasses.replace(ready, settings=settings, plan=make_plan(ready.graph, settings))
+
+
+def _within_drop(run: Run, ready: Prepared, judge: Judge, make: Make[M]) -> Chosen[M]:
+    """The file of least average width that keeps ``max_drop``; every trial is a whole run but for what comes before it."""
+    settings = ready.settings
+    assert settings.max_drop is not None
+    made: dict[float, M] = {}
+    tensors = budgets_of(ready.plan, settings, lambda: PackedSize(0, {}))
+    # A file calibrated on arrays does not say how images become inputs; prepare() has seen to it that the settings do.
+    preprocess = settings.preprocess if ready.dataset.preprocess is None and holds_images(judge.data) else None
+
+    def budgets(average: float) -> tuple[Budget, ...]:
+        return average_budget(ready.plan, settings, average, f"--max-drop {settings.max_drop:g}"), *tensors
+
+    with run.stage("allocate"):
+        costs = _measured(run, ready, budgets(AVERAGES[-1]))
+    possible = [a for a in AVERAGES if budgets(a)[0].smallest <= budgets(a)[0].limit]
+
+    def trial(average: float) -> Trial:
+        allocation = allocate(budgets(average), costs)
+        made[average] = make(run.part(f"average_{average:g}"), _widened(ready, allocation), allocation)
+        with run.stage("validate"):
+            found = validate(
+                ready.source, made[average].model, judge.data, labels=judge.labels, preprocess=preprocess, repeats=0
+            )
+        if len(made) == 1:
+            tell_doubts(found)
+        drop, labelled = measured_drop(found)
+        logger.info("%.1f bits on average lose %.2f (%d images)", average, drop, found.images)
+        return Trial(average, drop, labelled, found.images)
+
+    trials = search(settings.max_drop, trial, possible)
+    best = min(t.average for t in trials if t.drop <= settings.max_drop)
+    return Chosen(made[best], tuple(trials))
