@@ -9,6 +9,7 @@ from typing import Annotated
 
 from mrecg_onnx.converters.choices import AtLeast, Between, OneOf, SettingsGroup
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.methods import MethodSettings
 from mrecg_onnx.planning.plan import FLOAT_BITS, WIDE_BITS
 from mrecg_onnx.targets import TargetSettings, load_target
 
