@@ -11,9 +11,6 @@ from mrecg_onnx.commands._console import Failure, Interrupted, grid, guarded, ro
 from mrecg_onnx.commands._options import (
     CALIBRATION,
     PATH,
-    Command,
-    Option,
-    all_but,
     calibration_options,
     image_options,
     labels_option,
@@ -21,9 +18,10 @@ from mrecg_onnx.commands._options import (
     output_options,
     outputs_option,
     plan_options,
-    settings_from,
 )
 from mrecg_onnx.commands._progress import cells
+from mrecg_onnx.commands._sections import Command, Option, all_but
+from mrecg_onnx.commands._settings import settings_from
 from mrecg_onnx.converters.errors import SettingsError
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from mrecg_onnx.commands._console import grid, guarded, mebibytes, ratio, show
-from mrecg_onnx.commands._options import CONTAINER, PATH, TARGET, Command, Option
+from mrecg_onnx.commands._options import CONTAINER, PATH, TARGET
+from mrecg_onnx.commands._sections import Command, Option
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,15 +11,14 @@ from mrecg_onnx.commands._console import check_writes, grid, guarded, mebibytes,
 from mrecg_onnx.commands._options import (
     CALIBRATION,
     PATH,
-    Command,
-    Option,
     calibration_options,
     image_options,
     output_options,
     plan_options,
-    settings_from,
 )
 from mrecg_onnx.commands._progress import progress
+from mrecg_onnx.commands._sections import Command, Option
+from mrecg_onnx.commands._settings import settings_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,8 +12,6 @@ from click.core import ParameterSource
 from mrecg_onnx.commands._console import check_writes, grid, guarded, mebibytes, ratio, say, show, warn, write_json
 from mrecg_onnx.commands._options import (
     PATH,
-    Command,
-    Option,
     budget_options,
     calib_option,
     calibration_options,
@@ -21,11 +19,11 @@ from mrecg_onnx.commands._options import (
     learning_options,
     output_options,
     plan_options,
-    preprocess_from,
-    settings_from,
-    unused_options,
 )
 from mrecg_onnx.commands._progress import duration, progress
+from mrecg_onnx.commands._sections import Command, Option
+from mrecg_onnx.commands._settings import preprocess_from, settings_from
+from mrecg_onnx.commands._unused import unused_options
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.machine import is_first
 from mrecg_onnx.methods import METHODS

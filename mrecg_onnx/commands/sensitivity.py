@@ -9,17 +9,16 @@ import click
 from mrecg_onnx.commands._console import check_writes, grid, guarded, rows, show, write_json
 from mrecg_onnx.commands._options import (
     PATH,
-    Command,
-    Option,
     calib_option,
     calibration_options,
     image_options,
     labels_option,
     output_options,
     plan_options,
-    settings_from,
 )
 from mrecg_onnx.commands._progress import progress
+from mrecg_onnx.commands._sections import Command, Option
+from mrecg_onnx.commands._settings import settings_from
 from mrecg_onnx.converters.errors import SettingsError
 
 if TYPE_CHECKING:

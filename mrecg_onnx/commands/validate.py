@@ -7,17 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mrecg_onnx.commands._console import check_writes, grid, guarded, mebibytes, ratio, rows, show, write_json
-from mrecg_onnx.commands._options import (
-    PATH,
-    Command,
-    Option,
-    image_options,
-    labels_option,
-    output_options,
-    outputs_option,
-    preprocess_from,
-)
+from mrecg_onnx.commands._options import PATH, image_options, labels_option, output_options, outputs_option
 from mrecg_onnx.commands._progress import counter
+from mrecg_onnx.commands._sections import Command, Option
+from mrecg_onnx.commands._settings import preprocess_from
 from mrecg_onnx.machine import is_first
 
 if TYPE_CHECKING:

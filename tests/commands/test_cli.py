@@ -20,8 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import mrecg_onnx
 from mrecg_onnx import Settings
-from mrecg_onnx.commands._options import _bytes
 from mrecg_onnx.commands._progress import TimeLeft, duration
+from mrecg_onnx.commands._settings import _bytes
 from mrecg_onnx.progress import Progress
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from helpers.stages import feeds, simulated, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrecg_onnx.commands._options import unused_options
+from mrecg_onnx.commands._unused import unused_options
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.learning import lapq
 from mrecg_onnx.learning.lapq import P_VALUES, minimise_steps, vertex

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from helpers.learned import activation_scales, codes, distance, results
 
-from mrecg_onnx.commands._options import unused_options
+from mrecg_onnx.commands._unused import unused_options
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.methods import METHODS, method_of
 from mrecg_onnx.quantizers.rounding import ANNEALS, ROUNDINGS

@@ -14,7 +14,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from mrecg_onnx.calibrating import activation_grids
-from mrecg_onnx.commands._options import unused_options
+from mrecg_onnx.commands._unused import unused_options
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.data import open_calibration
 from mrecg_onnx.data.preprocess import InputSpec, Preprocess

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from mrecg_onnx.commands._options import unused_options
+from mrecg_onnx.commands._unused import unused_options
 from mrecg_onnx.converters import to_torch
 from mrecg_onnx.network.simulation import QuantizedWeight
 from mrecg_onnx.network.steps import Network

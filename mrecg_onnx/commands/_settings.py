@@ -1,0 +1,101 @@
+"""The settings made of a command's parameters."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from mrecg_onnx.commands._sections import FIELDS
+from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.data import NO_RESIZE, Preprocess, profile
+from mrecg_onnx.planning import BitRule
+from mrecg_onnx.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["preprocess_from", "settings_from"]
+
+_PREPROCESS = frozenset(Preprocess().to_json())
+_SIZE = re.compile(r"^(\d+)(?:[x,](\d+))?$")
+_MEMORY = re.compile(r"^(\d+(?:\.\d+)?)\s*(K|M|G|T)(i?)B?$", re.IGNORECASE)
+_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def _beside() -> Preprocess:
+    """Nothing stated: a file beside the model may say it."""
+    return Preprocess(beside=True)
+
+
+def settings_from(options: Mapping[str, Any]) -> Settings:
+    """The settings of a command's parameters; those a command does not have keep their defaults.
+
+    Raises:
+        SettingsError: a value is out of range.
+    """
+    given = {name: value for name, value in options.items() if name in FIELDS}
+    if given.get("memory") is not None:
+        given["memory"] = _bytes("--memory", given["memory"])
+    if given.get("size_budget") is not None:
+        given["size_budget"] = _bytes("--size-budget", given["size_budget"])
+    return Settings(
+        **given,
+        exclude=tuple(options["exclude"]),
+        bits=tuple(BitRule.parse(text) for text in options["bits"]),
+        preprocess=preprocess_from(options, _beside) or _beside(),
+    )
+
+
+def preprocess_from(options: Mapping[str, Any], stored: Callable[[], Preprocess] = Preprocess) -> Preprocess | None:
+    """What --preprocess names, else what ``stored`` gives, with the other options put in; None where none was given.
+
+    Raises:
+        SettingsError: a value or a file cannot be read.
+    """
+    given = {name: value for name, value in options.items() if name in _PREPROCESS and value is not None}
+    for name, read in (("mean", _numbers), ("std", _numbers), ("scale", _number), ("crop", _size), ("resize", _resize)):
+        if name in given:
+            given[name] = read(f"--{name}", given[name])
+    named = options.get("preprocess")
+    if not given and named is None:
+        return None
+    base = stored() if named is None else profile(named)
+    return Preprocess(**given).over(base)
+
+
+def _bytes(option: str, text: str) -> int:
+    match = _MEMORY.match(text.strip())
+    if match is None:
+        raise SettingsError(f"{option} '{text}': expected a size such as 2GB or 1.8MB")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2].upper()])
+
+
+def _number(option: str, text: str) -> float:
+    try:
+        return float(Fraction(text.strip()))
+    except (ValueError, ZeroDivisionError) as error:
+        raise SettingsError(f"{option} '{text}': expected a number such as 0.5 or 1/255") from error
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    return tuple(_number(option, part) for part in text.replace(",", " ").split())
+
+
+def _resize(option: str, text: str) -> int | tuple[int, int] | str:
+    if text == NO_RESIZE:
+        return text
+    if text.isdigit():
+        return int(text)
+    if _SIZE.match(text) is None:
+        raise SettingsError(
+            f"{option} '{text}': expected a length such as 256, a size such as 224x320 (height x width), or {NO_RESIZE}"
+        )
+    return _size(option, text)
+
+
+def _size(option: str, text: str) -> tuple[int, int]:
+    match = _SIZE.match(text)
+    if match is None:
+        raise SettingsError(f"{option} '{text}': expected a size such as 224 or 224x320 (height x width)")
+    return int(match[1]), int(match[2] or match[1])
