@@ -1,9 +1,9 @@
 from .activation_ranges import (
-    SAMPLED_VALUES,
     activation_grids,
     proposed_grids,
     require_finite,
     sample_activations,
+    sampled_range,
 )
 from .nearest_rounding import SYMMETRIC_FROM, nearest_weights
 from .sensitivity import Sensitivity, measure_sensitivity
@@ -13,7 +13,6 @@ from .zeroq import CALIBRATION_KEY, IMAGES, make_images
 __all__ = [
     "CALIBRATION_KEY",
     "IMAGES",
-    "SAMPLED_VALUES",
     "SYMMETRIC_FROM",
     "Sensitivity",
     "ZeroqSettings",
@@ -24,4 +23,5 @@ __all__ = [
     "proposed_grids",
     "require_finite",
     "sample_activations",
+    "sampled_range",
 ]

@@ -10,15 +10,16 @@ from torch import Tensor
 from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.data import Dataset
 from mrecg_onnx.measures import output_error, with_float_outputs
-from mrecg_onnx.network import WHOLE, Network, forward_batches, whole_batches
+from mrecg_onnx.network import WHOLE, Network, advance, forward_batches, whole_batches
 from mrecg_onnx.planning import BYSTANDER_BITS, ActivationPlan
-from mrecg_onnx.quantizers import Estimator, Grid, fake_quantize, min_max, mse
+from mrecg_onnx.quantizers import Estimator, Grid, fake_quantize, min_max, mse, search_range
 
 __all__ = [
     "activation_grids",
     "proposed_grids",
     "require_finite",
     "sample_activations",
+    "sampled_range",
 ]
 
 #: Values kept of each tensor for the range search; the true minimum and maximum are kept beside them.
@@ -90,6 +91,12 @@ def sample_activations(
                 look(name, value)
             network.run(batch, activation=look)
     return samplers
+
+
+def sampled_range(values: Tensor, bits: int, p: float) -> Grid:
+    """Grid of ``bits`` bits with the least mean |x - Q(x)|^p for ``values`` of any shape, searched on a sample of them."""
+    stride = max(1, values.numel() // SAMPLED_VALUES) | 1
+    return search_range(values.reshape(-1)[::stride], bits, p=p, low=values.amin(), high=values.amax())
 
 
 def activation_grids(
@@ -175,9 +182,7 @@ def _least_output_error(
             names = list(batch) if step is None else list(step.outputs)
             rest = network.steps[i:]
             if step is not None:
-                needed = {n for later in rest for n in later.arguments if n is not None} | set(network.outputs)
-                live.update(network.run(live, [step], keep=names))
-                live = {n: v for n, v in live.items() if n in needed}
+                live = advance(network, live, step, rest)
             for name in names:
                 if len(proposals.get(name, ())) > 1 and name in live:
                     made = (network.run({**live, name: fake_quantize(live[name], g)}, rest) for g in proposals[name])

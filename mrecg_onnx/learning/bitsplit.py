@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrecg_onnx.learning.judging import evaluate_unit
+from mrecg_onnx.learning.judging import Judge
 from mrecg_onnx.learning.losses import output_weights
 from mrecg_onnx.learning.prefix import UnitData
 from mrecg_onnx.learning.responses import Layout, NormalEquations, layout_of, normal_equations
@@ -222,26 +222,11 @@ def split_unit(
     """
     begin = clock()
     steps = simulation.network.helpers(simulation.network.part(unit.nodes), list(data.quantized))
-    judge = data.held_out if len(data.held_out) else data.training
     network, sample = simulation.network, {n: store.read(0, 1) for n, store in data.quantized.items()}
     size = forward_size(made_shapes(network, steps, sample).values(), network.device)
     knees, weights = dict.fromkeys(unit.outputs), output_weights(data.targets, 2.0, workers)
-
-    def error() -> float:
-        return evaluate_unit(
-            unit,
-            steps,
-            simulation,
-            data,
-            judge,
-            quantize_activations=True,
-            batch_size=size,
-            knees=knees,
-            weights=weights,
-            workers=workers,
-        )
-
-    nearest, before = error(), simulation.state(unit)
+    judge = Judge(unit, steps, simulation, data, size, knees, weights, quantize_activations=True, workers=workers)
+    nearest = judge.nearest
     generator = torch.Generator().manual_seed(seed)
     rounds = 0
     for name in unit.layers:
@@ -252,12 +237,7 @@ def split_unit(
         rounds += _split_layer(simulation, layer, pairs, generator, workers, report, learn_bias=learn_bias)
     if not rounds:
         return UnitResult(unit.name, unit.layers, 0, nearest, nearest, "nearest", 0.0, clock() - begin)
-    split = error()
-    kept = "learned" if split < nearest else "nearest"
-    if kept == "nearest":
-        for name in unit.layers:
-            simulation.biases.pop(name, None)
-        simulation.adopt(before)
+    split, kept = judge.choose()
     return UnitResult(unit.name, unit.layers, rounds, nearest, split, kept, 0.0, clock() - begin)
 
 

@@ -1,8 +1,9 @@
-"""What a unit is judged by: its mean loss as the simulation has it now."""
+"""What a unit is judged by, its mean loss on held-out samples, and the choice: what was learned, or rounding to nearest."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from mrecg_onnx.machine import ALONE, Workers
 from mrecg_onnx.network import Simulation, Step
 from mrecg_onnx.planning import UnitPlan
 
-__all__ = ["evaluate_unit"]
+__all__ = ["Judge", "evaluate_unit"]
 
 
 def evaluate_unit(
@@ -46,3 +47,63 @@ def evaluate_unit(
         count += len(part)
     total, samples = workers.total([total, count])
     return total / max(1.0, samples)
+
+
+@dataclass
+class Judge:
+    """Keeps of a unit what is better; made before anything is learned, when ``simulation`` holds rounding to nearest.
+
+    Attributes:
+        unit: what is learned.
+        steps: its part of the network.
+        simulation: holds what is judged.
+        data: inputs and targets; held-out samples judge where there are any, else those that are learned from.
+        batch_size: samples run at a time.
+        knees: knee of the loss at each output (:func:`mrecg_onnx.learning.losses.reconstruction_loss`).
+        weights: weight of each output's loss.
+        quantize_activations: False judges with float activations.
+        power: exponent of the error.
+        workers: processes with other samples.
+        nearest: loss of rounding to nearest.
+    """
+
+    unit: UnitPlan
+    steps: list[Step]
+    simulation: Simulation
+    data: UnitData
+    batch_size: int
+    knees: Mapping[str, float | None]
+    weights: Mapping[str, float]
+    _: KW_ONLY
+    quantize_activations: bool
+    power: float = 2.0
+    workers: Workers = ALONE
+
+    def __post_init__(self) -> None:
+        self._before = self.simulation.state()
+        self.nearest = self._loss()
+
+    def _loss(self) -> float:
+        return evaluate_unit(
+            self.unit,
+            self.steps,
+            self.simulation,
+            self.data,
+            self.data.held_out if len(self.data.held_out) else self.data.training,
+            quantize_activations=self.quantize_activations,
+            batch_size=self.batch_size,
+            knees=self.knees,
+            weights=self.weights,
+            power=self.power,
+            workers=self.workers,
+        )
+
+    def choose(self) -> tuple[float, str]:
+        """Loss of what ``simulation`` holds now, and "learned"; "nearest" where that is no worse: then it is put back."""
+        learned = self._loss()
+        if learned < self.nearest:
+            return learned, "learned"
+        for name in self.simulation.biases.keys() - self._before.biases.keys():
+            del self.simulation.biases[name]
+        self.simulation.adopt(self._before)
+        return learned, "nearest"

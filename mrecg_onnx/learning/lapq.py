@@ -30,7 +30,7 @@ from torch import Tensor
 from mrecg_onnx.calibrating import activation_grids, nearest_weights
 from mrecg_onnx.data import Dataset
 from mrecg_onnx.measures import OutputScales, output_sums, task_loss
-from mrecg_onnx.network import ActivationHook, Network, QuantizedWeight, Simulation, State, whole_batches
+from mrecg_onnx.network import ActivationHook, Network, QuantizedWeight, Simulation, State, read_behind, whole_batches
 from mrecg_onnx.planning import BYSTANDER_BITS
 from mrecg_onnx.quantizers import EPSILON, Grid, mse, quantize_codes
 
@@ -240,7 +240,7 @@ class _Search:
         """Run the network from ``first`` on, or from in front of it, and keep what step ``first`` begins with."""
         kept = self.kept if self.kept is not None and self.kept.index <= first else _Kept(0, [])
         begin, steps, network = kept.index, self.network.steps, self.network
-        needed = {n for step in steps[first:] for n in step.arguments if n is not None} | set(network.outputs)
+        needed = read_behind(network, steps[first:])
         available = {n for step in steps[:first] for n in step.outputs} | set(network.inputs)
         hook, weight = self.trial.activation_hook(), self.trial.weight_hook()
         outputs, fresh = [], _Kept(first, [])

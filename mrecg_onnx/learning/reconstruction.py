@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from mrecg_onnx.learning.judging import evaluate_unit
+from mrecg_onnx.learning.judging import Judge
 from mrecg_onnx.learning.loop import Group, Loop, learn
 from mrecg_onnx.learning.losses import output_knees, output_weights
 from mrecg_onnx.learning.masks import Masks
@@ -97,13 +97,13 @@ def reconstruct_unit(
     knees, weights = output_knees(data.targets, knee, workers), output_weights(data.targets, power, workers)
     masks = Masks(keep_quantized if keep_quantized is not None else 1.0, network.device, generator)
     loop = Loop(unit, steps, simulation, data, trainable, masks, quantize, knees, weights, rounding_weight, power)
-    judge = data.held_out if len(data.held_out) else data.training
     sample = {n: store.read(0, 1) for n, store in data.quantized.items()}
     shapes = {n: tuple(x.shape) for n, x in sample.items()} | made_shapes(network, steps, sample)
     size = forward_size(shapes.values(), network.device)
-    options = {"quantize_activations": quantize, "batch_size": size, "knees": knees, "weights": weights, "power": power}
-    options["workers"] = workers
-    nearest = evaluate_unit(unit, steps, simulation, data, judge, **options)  # type: ignore[arg-type]
+    judge = Judge(
+        unit, steps, simulation, data, size, knees, weights, quantize_activations=quantize, power=power, workers=workers
+    )
+    nearest = judge.nearest
     scales = [t for t in {id(t): t for t in trainable.log_ratio.values()}.values() if t.requires_grad]
     if not unit.layers or (not trainable.rounding and (rounding is not None or not scales)):
         return UnitResult(unit.name, unit.layers, 0, nearest, nearest, "nearest", 0.0, clock() - begin)
@@ -120,17 +120,11 @@ def reconstruct_unit(
         groups.append(Group(smooth, rates.scale, decays=True))
     learn(loop, groups, windows, iters, batch_size, generator, BetaSchedule(iters, anneal=anneal), workers, report)
 
-    before = dict(simulation.weights), dict(simulation.activations), dict(simulation.biases)
     simulation.weights.update(trainable.codes())
     simulation.biases.update(trainable.biases())
     if learn_scales and quantize:
         simulation.activations.update(trainable.grids())
-    learned = evaluate_unit(unit, steps, simulation, data, judge, **options)  # type: ignore[arg-type]
-    kept = "learned" if learned < nearest else "nearest"
-    if kept == "nearest":
-        simulation.weights.update({n: before[0][n] for n in trainable.rounding})
-        simulation.activations.update({n: before[1][n] for n in trainable.start})
-        simulation.biases = before[2]
+    learned, kept = judge.choose()
     sizes = [r.variables[0].numel() for r in kinds]
     unsettled = sum(r.unsettled() * n for r, n in zip(kinds, sizes, strict=True)) / max(1, sum(sizes))
     return UnitResult(unit.name, unit.layers, iters, nearest, learned, kept, unsettled, clock() - begin)

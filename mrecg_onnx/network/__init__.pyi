@@ -1,5 +1,6 @@
 from .batches import WHOLE, forward_batches, forward_size, made_shapes, whole_batches
 from .bridging import bridged, own_batch, rebridged
+from .parts import advance, read_behind
 from .simulation import QuantizedWeight, Simulation, State, bias_scale
 from .steps import ActivationHook, Network, Step, WeightHook
 
@@ -12,12 +13,14 @@ __all__ = [
     "State",
     "Step",
     "WeightHook",
+    "advance",
     "bias_scale",
     "bridged",
     "forward_batches",
     "forward_size",
     "made_shapes",
     "own_batch",
+    "read_behind",
     "rebridged",
     "whole_batches",
 ]

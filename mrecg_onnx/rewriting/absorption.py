@@ -19,11 +19,11 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from mrecg_onnx.calibrating import SAMPLED_VALUES
+from mrecg_onnx.calibrating import sampled_range
 from mrecg_onnx.measures import output_error
 from mrecg_onnx.network import Network, forward_batches
 from mrecg_onnx.planning import ActivationPlan, channel_ceilings, clamp_bounds, constant, is_clamp, is_weighted, readers
-from mrecg_onnx.quantizers import fake_quantize, search_range
+from mrecg_onnx.quantizers import fake_quantize
 from mrecg_onnx.rewriting.rescaling import replace_constant
 from mrecg_onnx.rewriting.streams import usable_weight
 
@@ -182,8 +182,7 @@ def _error(
             return value
         c = shift.view(1, -1, *[1] * (value.dim() - 2))
         moved = (value - c).clamp(min=0.0)
-        sample = moved.reshape(-1)[:: max(1, moved.numel() // SAMPLED_VALUES) | 1]
-        return fake_quantize(moved, search_range(sample, bits, p=p, low=moved.amin(), high=moved.amax())) + c
+        return fake_quantize(moved, sampled_range(moved, bits, p)) + c
 
     with torch.no_grad():
         return output_error(network.run(batch, activation=activation), reference)

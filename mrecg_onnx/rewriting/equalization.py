@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mrecg_onnx.calibrating import SAMPLED_VALUES, nearest_weights
+from mrecg_onnx.calibrating import nearest_weights, sampled_range
 from mrecg_onnx.measures import output_error
-from mrecg_onnx.network import Network, Step, WeightHook, forward_batches, whole_batches
+from mrecg_onnx.network import Network, Step, WeightHook, forward_batches, read_behind, whole_batches
 from mrecg_onnx.planning import ActivationPlan, LayerPlan
-from mrecg_onnx.quantizers import fake_quantize, search_range
+from mrecg_onnx.quantizers import fake_quantize
 from mrecg_onnx.rewriting.rescaling import along_input
 from mrecg_onnx.rewriting.streams import Stream
 
@@ -92,7 +92,7 @@ class _Judge:
         start = next((i for i, step in enumerate(steps) if names & set(step.outputs)), 0)
         self._rest = steps[start:]
         # Outputs made in front of the stream belong to every judgement, too.
-        needed = {n for step in self._rest for n in step.arguments if n is not None} | set(self.network.outputs)
+        needed = read_behind(self.network, self._rest)
         made = {n for step in steps[:start] for n in step.outputs}
         with torch.no_grad():
             self._live = self.network.run(self.batch, steps[:start], keep=needed & (made | set(self.batch)))
@@ -150,10 +150,7 @@ class _Judge:
         grids = {}
         for name, value in values.items():
             stretched = value / scale.view(1, -1, *[1] * (value.dim() - 2))
-            stride = max(1, stretched.numel() // SAMPLED_VALUES) | 1
-            sample = stretched.reshape(-1)[::stride]
-            bits = self.quantizers[name].bits
-            grids[name] = search_range(sample, bits, p=p, low=stretched.amin(), high=stretched.amax())
+            grids[name] = sampled_range(stretched, self.quantizers[name].bits, p)
 
         def activation(name: str, value: Tensor) -> Tensor:
             if name not in grids:

@@ -20,7 +20,7 @@ from mrecg_onnx.learning import UnitData, default_rates, reconstruct_unit
 from mrecg_onnx.machine import Store
 from mrecg_onnx.measures import OutputScales, output_sums, task_loss, with_float_outputs
 from mrecg_onnx.methods import METHODS
-from mrecg_onnx.network import Network, Simulation, Step, WeightHook, whole_batches
+from mrecg_onnx.network import Network, Simulation, Step, WeightHook, advance, whole_batches
 from mrecg_onnx.planning import LayerPlan, Plan, UnitPlan
 from mrecg_onnx.quantizers import chosen_ranges, fake_quantize
 from mrecg_onnx.settings import Settings
@@ -135,20 +135,12 @@ def measure_costs(
                     costs[width] = min(costs[width], loss(live, rest, alone.weight_hook({layer.name})))
             found.weights[step.node] = costs
             count()
-        needed = {n for later in rest[1:] for n in later.arguments if n is not None} | set(network.outputs)
         with torch.no_grad():
-            live, teaching = (_step(network, values, step, needed) for values in (live, teaching))
+            live = advance(network, live, step, rest[1:])
+            teaching = advance(network, teaching, step, rest[1:]) if teaching else {}
         for name in (n for n in step.outputs if n in quantizers and n in live):
             of_tensor(live, rest[1:], name)
     return found
-
-
-def _step(network: Network, live: Mapping[str, Tensor], step: Step, needed: Collection[str]) -> dict[str, Tensor]:
-    """``live`` one step further, without what nobody reads any more."""
-    if not live:
-        return {}
-    made = network.run(live, [step], keep=step.outputs)
-    return {n: v for n, v in {**live, **made}.items() if n in needed}
 
 
 def _nearest(network: Network, plan: Plan, layer: LayerPlan, width: int) -> Simulation:
