@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,10 @@ import pytest
 from helpers.architectures import conv_relu, residual
 from helpers.command_line import fails, works
 from helpers.providers import all_on_cpu
-from helpers.stages import feeds, simulated
+from helpers.stages import simulated
 from PIL import Image
 
-from mrecg_onnx.converters.errors import ModelError, SettingsError
-from mrecg_onnx.runtimes import Kernel, check_provider, elsewhere, fused_op_counts, kernels
+from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.validating.benchmarking import benchmark
 from mrecg_onnx.writing.qdq import export
 
@@ -57,27 +55,6 @@ def test_every_file_is_measured_in_every_place(here: Path) -> None:
     assert all(kernel.provider == "CPUExecutionProvider" for kernel in found.files[1].kernels["cpu"])
     assert steps == [(i + 1, len(steps)) for i in range(len(steps))]
     json.dumps(found.to_json())
-
-
-def test_kernels_are_those_of_the_optimized_graph(here: Path) -> None:
-    model = onnx.load("w4a4.onnx")
-    found = kernels(model, feeds(model, 2), threads=1)
-    assert {k.op: k.count for k in found} == dict(fused_op_counts(model))
-    assert all(math.isfinite(k.seconds) and k.seconds >= 0 for k in found)
-    assert [k.seconds for k in found] == sorted((k.seconds for k in found), reverse=True)
-
-
-def test_a_provider_that_left_all_the_work_to_another_is_an_error() -> None:
-    cpu, cuda = (Kernel("Conv", f"{name}ExecutionProvider", 1, 0.1) for name in ("CPU", "CUDA"))
-    check_provider([cpu, cuda], "cuda", "m.onnx")
-    with pytest.raises(SettingsError, match=r"m\.onnx: 'cuda' ran none of its nodes, CPUExecutionProvider ran all"):
-        check_provider([cpu], "cuda", "m.onnx")
-
-
-def test_what_a_provider_leaves_to_another_is_said() -> None:
-    cpu, cuda = (Kernel("Conv", f"{name}ExecutionProvider", n, 0.1) for name, n in (("CPU", 2), ("CUDA", 3)))
-    assert elsewhere([cpu, cuda], "cuda") == "2 of 5 nodes on CPUExecutionProvider"
-    assert not elsewhere([cuda], "cuda")
 
 
 def test_the_command_does_not_take_the_cpu_for_another_provider(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

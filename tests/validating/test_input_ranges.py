@@ -17,7 +17,6 @@ from onnx import helper
 from mrecg_onnx import Preprocess, Settings, convert, quantize, validate
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.machine.parallel import ALONE
-from mrecg_onnx.validating import gain_warnings
 from mrecg_onnx.validating.input_ranges import INPUT_RANGES_KEY, Range, Watch, calibrated_ranges, ranges_entry
 
 if TYPE_CHECKING:
@@ -72,18 +71,6 @@ def test_the_same_data_are_never_doubted_and_other_units_always(low: float, span
     assert warned(calibrated, x + np.float32(3 * span))
     centre = np.float32(sum(calibrated) / 2)
     assert bool(warned(calibrated, (x - centre) / np.float32(4 * factor) + centre)) or factor < 1.01
-
-
-def test_only_a_clear_gain_is_doubted() -> None:
-    assert (
-        gain_warnings(None, None)
-        == gain_warnings(0.3, 1e-9)
-        == gain_warnings(-0.002, 1e-9)
-        == gain_warnings(-0.05, 0.2)
-        == ()
-    )
-    (said,) = gain_warnings(-0.091, 1e-9)
-    assert "9.1 points of top-1 worse than its quantized version (p = 1e-09)" in said
 
 
 # ---- what is known --------------------------------------------------------------------------------------------------

@@ -3,13 +3,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import Counter
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from helpers.architectures import Graph, conv_relu, conv_transpose, two_inputs
+from helpers.classifiers import CLASSES, classifier, outputs, qdq_conv
 from helpers.providers import all_on_cpu
 from helpers.stages import feeds
 from onnx import TensorProto, helper, numpy_helper
@@ -21,27 +20,12 @@ from mrecg_onnx.data.preprocess import IMAGENET_MEAN
 from mrecg_onnx.measures import mcnemar_p, sqnr_db, wilson_interval
 from mrecg_onnx.runtimes import (
     Kernel,
-    fixed_batch,
-    fused_op_counts,
     input_specs,
-    latency,
-    medians,
     open_session,
-    run_padded,
-    sessions,
 )
-from mrecg_onnx.runtimes.running import run_batches
-from mrecg_onnx.validating import PREPROCESS_KEY, SOURCE_KEY, VERSION_KEY, source_sha256, validate
+from mrecg_onnx.validating import PREPROCESS_KEY, SOURCE_KEY, VERSION_KEY, gain_warnings, source_sha256, validate
 
-CLASSES = 10
 RAW = Preprocess(mean=(0.0,), std=(1.0,), scale=1 / 128)
-
-
-def classifier(batch="batch", classes=CLASSES):
-    """conv -> relu -> pool -> fc on [batch, 3, 8, 8]."""
-    g = Graph()
-    g.classifier(g.relu(g.conv(g.input(3, 8, batch=batch), 3, 8)), 8, classes)
-    return g.model()
 
 
 def coarse(model, bits=3):
@@ -62,26 +46,6 @@ def with_metadata(model, **entries):
     for key, value in entries.items():
         helper.set_model_props(model, {**{p.key: p.value for p in model.metadata_props}, key: value})
     return model
-
-
-def qdq_conv():
-    """Q -> DQ -> Conv (int8 weights) -> Relu -> Q -> DQ: what ONNX Runtime fuses to one QLinearConv."""
-    g = Graph()
-    g.input(3, 8)
-    scale, zero = g.constant("scale", np.float32(0.05)), g.constant("zero", np.uint8(0))
-    weight = g.constant("weight", g.random.integers(-7, 8, (8, 3, 3, 3)).astype(np.int8))
-    w = g.op(
-        "DequantizeLinear", [weight, g.constant("w_scale", np.float32(0.1)), g.constant("w_zero", np.int8(0))], "w"
-    )
-    x = g.op("DequantizeLinear", [g.op("QuantizeLinear", ["input", scale, zero], "q"), scale, zero], "dq")
-    y = g.relu(g.op("Conv", [x, w], "conv", kernel_shape=[3, 3], pads=[1] * 4))
-    y = g.op("QuantizeLinear", [y, scale, zero], "q2")
-    g.op("DequantizeLinear", [y, scale, zero], "dq2", "output")
-    return g.model()
-
-
-def outputs(model, x):
-    return ort.InferenceSession(model.SerializeToString()).run(None, {"input": x})[0]
 
 
 @pytest.fixture
@@ -125,89 +89,6 @@ def pictures(tmp_path):
     return tmp_path / "pictures", x, labels
 
 
-# --- runtime: sessions -------------------------------------------------------------------------------------------
-
-
-def test_a_session_opens_from_a_path_a_string_bytes_and_a_proto(tmp_path):
-    model = conv_relu()
-    onnx.save(model, tmp_path / "m.onnx")
-    for source in (tmp_path / "m.onnx", str(tmp_path / "m.onnx"), model.SerializeToString(), model):
-        assert open_session(source).get_providers() == ["CPUExecutionProvider"]
-
-
-def test_a_session_reads_external_data_beside_the_file(tmp_path):
-    onnx.save(classifier(), tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0, location="m.data")
-    assert open_session(tmp_path / "m.onnx").get_outputs()[0].name == "output"
-
-
-def test_levels_off_and_all_run_the_same_function():
-    x = {"input": np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)}
-    off, basic, best = (open_session(classifier(), level).run(None, x)[0] for level in ("off", "basic", "all"))
-    assert np.allclose(off, best, atol=1e-5)
-    assert np.allclose(off, basic, atol=1e-5)
-
-
-def test_what_onnx_runtime_refuses_is_one_line_with_its_reason(tmp_path):
-    missing, text = tmp_path / "missing.onnx", tmp_path / "text.onnx"
-    text.write_text("not a model")
-    broken = conv_relu()
-    broken.graph.node[0].op_type = "NoSuchOperator"
-    for model, reason in ((missing, "no such file"), (text, "rotobuf parsing failed"), (broken, "NoSuchOperator")):
-        with pytest.raises(ModelError, match=reason) as caught:
-            open_session(model)
-        assert "\n" not in str(caught.value)
-    with pytest.raises(ModelError, match=r"text\.onnx"):
-        open_session(text)
-
-
-def test_missing_external_data_is_a_model_error(tmp_path):
-    onnx.save(classifier(), tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0, location="m.data")
-    (tmp_path / "m.data").unlink()
-    with pytest.raises(ModelError, match=r"m\.onnx"):
-        open_session(tmp_path / "m.onnx")
-
-
-@pytest.mark.parametrize("settings", [{"level": "fast"}, {"threads": 0}, {"device": "npu"}])
-def test_settings_of_a_session_are_checked(settings):
-    with pytest.raises(SettingsError, match=str(next(iter(settings.values())))):
-        open_session(conv_relu(), **settings)
-
-
-def test_cuda_without_a_device_is_an_error_and_not_a_silent_cpu_run(monkeypatch, capsys):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(SettingsError, match="cuda"):
-        open_session(conv_relu(), device="cuda")
-    assert capsys.readouterr().out == ""
-
-
-def test_a_provider_that_onnx_runtime_leaves_out_is_an_error(monkeypatch):
-    on_cpu = open_session(conv_relu())
-    monkeypatch.setattr(sessions, "_require_cuda", lambda: None)
-    monkeypatch.setattr(
-        sessions, "open_on_providers", lambda *_: on_cpu
-    )  # what a CUDA library that does not load leads to
-    with pytest.raises(SettingsError, match="could not load its CUDAExecutionProvider"):
-        open_session(conv_relu(), device="cuda")
-
-
-def test_what_a_provider_lacks_is_no_fault_of_the_model(monkeypatch):
-    opened = sessions.open_on_providers
-
-    def fails_on_cuda(model, options, providers):
-        if providers[0] == "CUDAExecutionProvider":
-            raise ModelError("m.onnx: cannot be opened") from RuntimeError(
-                "/src/a.cc:7 void f(int) Please install CUDA"
-            )
-        return opened(model, options, providers)
-
-    monkeypatch.setattr(sessions, "_require_cuda", lambda: None)
-    monkeypatch.setattr(sessions, "open_on_providers", fails_on_cuda)
-    with pytest.raises(SettingsError, match="could not load its CUDAExecutionProvider: Please install CUDA; install"):
-        open_session(conv_relu(), device="cuda")
-    with pytest.raises(ModelError, match=r"nowhere\.onnx: there is no such file"):
-        open_session("nowhere.onnx", device="cuda")
-
-
 def test_validation_does_not_take_the_cpu_for_another_provider(monkeypatch, tmp_path):
     """ONNX Runtime registers the provider and gives it no node, or not all."""
     all_on_cpu(monkeypatch)
@@ -218,102 +99,6 @@ def test_validation_does_not_take_the_cpu_for_another_provider(monkeypatch, tmp_
     monkeypatch.setattr("mrecg_onnx.validating.validation.kernels", lambda *_args, **_more: some)
     result = validate(conv_relu(), conv_relu(), tmp_path / "x.npy", device="cuda", repeats=0)
     assert "the quantized model is not all on cuda: 1 of 2 nodes on CPUExecutionProvider" in result.warnings
-
-
-def test_input_specs_keep_fixed_sizes_and_forget_symbolic_ones():
-    assert input_specs(open_session(two_inputs())) == [
-        InputSpec("input", (None, 8, 16, 16), np.dtype(np.float32)),
-        InputSpec("other", (None, 4, 8, 8), np.dtype(np.float32)),
-    ]
-
-
-# --- runtime: running --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("batch", ["batch", 1, 8, 64])
-@pytest.mark.parametrize("size", [1, 10, 50])
-def test_every_row_of_a_data_set_comes_out_once_whatever_the_batch(rows, batch, size):
-    x, path = rows
-    session = open_session(classifier(batch))
-    assert fixed_batch(session) == (None if batch == "batch" else batch)
-    y = run_batches(session, open_validation(path, input_specs(session), RAW), size)
-    assert list(y) == ["output"]
-    assert np.allclose(y["output"], outputs(classifier(), x), atol=1e-5)
-
-
-def test_several_inputs_are_padded_together(tmp_path):
-    model = two_inputs()
-    for value in model.graph.input:
-        value.type.tensor_type.shape.dim[0].dim_value = 4
-    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 4
-    del model.graph.value_info[:]
-    rng = np.random.default_rng(0)
-    x = {
-        "input": rng.normal(size=(6, 8, 16, 16)).astype(np.float32),
-        "other": rng.normal(size=(6, 4, 8, 8)).astype(np.float32),
-    }
-    wanted = open_session(two_inputs()).run(None, x)[0]
-    assert np.allclose(run_padded(open_session(model), x)["output"], wanted, atol=1e-5)
-
-
-def test_an_output_without_the_batch_is_named():
-    g = Graph()
-    g.op("ReduceSum", [g.conv(g.input(3, 8), 3, 4)], "sum", "output", keepdims=0)
-    with pytest.raises(ModelError, match="'output'"):
-        run_padded(open_session(g.model()), {"input": np.zeros((2, 3, 8, 8), np.float32)})
-
-
-def test_inputs_that_do_not_fit_give_one_line():
-    with pytest.raises(ModelError, match=r"\[2, 4, 8, 8\]") as caught:
-        run_padded(open_session(classifier()), {"input": np.zeros((2, 4, 8, 8), np.float32)})
-    assert "\n" not in str(caught.value)
-
-
-def test_fused_op_counts_are_those_of_the_graph_that_runs():
-    counts = fused_op_counts(qdq_conv())
-    assert (counts["QLinearConv"], counts["Conv"], counts["Relu"]) == (1, 0, 0)
-    assert (counts["QuantizeLinear"], counts["DequantizeLinear"]) == (1, 1)  # six in the file
-    assert "QLinearConv" not in fused_op_counts(classifier())
-
-
-def test_fused_op_counts_look_into_subgraphs():
-    def branch(name, op):
-        node = helper.make_node(op, ["x"], [name])
-        return helper.make_graph([node], name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)])
-
-    nodes = [helper.make_node("If", ["c"], ["y"], then_branch=branch("a", "Sin"), else_branch=branch("b", "Cos"))]
-    inputs = [
-        helper.make_tensor_value_info("c", TensorProto.BOOL, []),
-        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"]),
-    ]
-    graph = helper.make_graph(nodes, "g", inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    assert fused_op_counts(model) == Counter(If=1, Sin=1, Cos=1)
-
-
-def test_fused_op_counts_leave_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    fused_op_counts(classifier())
-    assert list(tmp_path.iterdir()) == []
-
-
-class Recorder:
-    def __init__(self, name, log):
-        self.name, self.log = name, log
-
-    def run(self, names, feeds):
-        self.log.append(self.name)
-        return []
-
-
-def test_latency_takes_turns_and_gives_each_session_an_untimed_run_first():
-    log = []
-    seconds = latency({name: Recorder(name, log) for name in "ab"}, {}, repeats=3, warmup=1)
-    assert "".join(log) == "aabb" * 4
-    assert {name: len(taken) for name, taken in seconds.items()} == {"a": 3, "b": 3}
-    assert medians({"a": [3.0, 1.0, 2.0]}) == {"a": 2.0}
-    with pytest.raises(ValueError, match="0 timed"):
-        latency({}, {}, repeats=0)
 
 
 # --- validate: numbers -------------------------------------------------------------------------------------------
@@ -661,3 +446,15 @@ def test_an_open_data_set_of_another_model_is_refused(pair, tmp_path):
     data = open_validation(tmp_path / "y.npy", [InputSpec("image", (None, 3, 8, 8), np.dtype(np.float32))], RAW)
     with pytest.raises(DataError, match=r"'image'.*'input'"):
         validate(*pair, data)
+
+
+def test_only_a_clear_gain_is_doubted() -> None:
+    assert (
+        gain_warnings(None, None)
+        == gain_warnings(0.3, 1e-9)
+        == gain_warnings(-0.002, 1e-9)
+        == gain_warnings(-0.05, 0.2)
+        == ()
+    )
+    (said,) = gain_warnings(-0.091, 1e-9)
+    assert "9.1 points of top-1 worse than its quantized version (p = 1e-09)" in said
