@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from helpers.architectures import PATTERNS, conv_clip, residual
 from helpers.contained import VERSION, outputs, quantized
+from helpers.crossed import crossed
 from helpers.stages import feeds, simulated, tensors
 from onnx.reference import ReferenceEvaluator
 from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
@@ -27,7 +28,7 @@ from mrecg_onnx.writing.retargeting import retarget
 @pytest.mark.parametrize(
     ("pattern", "bits"),
     [
-        *((pattern, bits) for pattern in PATTERNS for bits in ((4, 4, 8), (2, 4, 2))),
+        *crossed(PATTERNS, ((4, 4, 8), (2, 4, 2))),
         *(("residual", bits) for bits in ((3, 3, 4), (8, 8, 8), (4, 32, 8))),
     ],
 )
@@ -88,8 +89,12 @@ def test_files_of_other_tools_are_refused() -> None:
         contained(residual(), "int3")
 
 
-@pytest.mark.parametrize("target", ["ort", "openvino", "qnn"])
-@pytest.mark.parametrize("pattern", ["residual", "depthwise", "average_pool", "concat", "matmul_add", "hardswish_gate"])
+@pytest.mark.parametrize(
+    ("pattern", "target"),
+    crossed(
+        ["residual", "depthwise", "average_pool", "concat", "matmul_add", "hardswish_gate"], ["ort", "openvino", "qnn"]
+    ),
+)
 def test_written_files_run_in_the_reference_evaluator(pattern: str, target: str) -> None:
     model, rules = PATTERNS[pattern](), load_target(target)
     graph = editable_graph(model, Settings(target=target))

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from helpers.architectures import PATTERNS, Graph, residual
+from helpers.crossed import crossed
 from helpers.export_patterns import GRAPHS, MORE, tail
 from helpers.stages import feeds, simulated
 from helpers.written import exported, initializers, maker, node, run
@@ -50,8 +51,7 @@ def quantized(tmp_path_factory) -> Callable[[str, int, int], QuantizationResult]
 
 # --- every pattern at every width --------------------------------------------------------------------------------
 
-CASES = [(name, *widths) for name in PATTERNS for widths in WIDTHS]
-CASES += [(name, *widths) for name in MORE for widths in [(4, 4), (8, 8)]]
+CASES = crossed(PATTERNS, WIDTHS, flat=True) + crossed(MORE, [(4, 4), (8, 8)], flat=True)
 every = pytest.mark.parametrize(("name", "wbits", "abits"), CASES, ids=str)
 
 

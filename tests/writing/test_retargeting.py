@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 from helpers.architectures import PATTERNS, residual
+from helpers.crossed import crossed
 from helpers.stages import feeds, simulated, tensors
 from helpers.targets import makers, outputs, quantized
 from onnx import TensorProto
@@ -28,8 +29,7 @@ from mrecg_onnx.writing.rule_checks import broken_rules
 OTHERS = [name for name in TARGET_NAMES if name != "ort"]
 
 
-@pytest.mark.parametrize("target", TARGET_NAMES)
-@pytest.mark.parametrize("pattern", [*PATTERNS, "padded"])
+@pytest.mark.parametrize(("pattern", "target"), crossed([*PATTERNS, "padded"], TARGET_NAMES))
 def test_somebody_reads_what_every_node_makes(pattern: str, target: str) -> None:
     bits = (8, 8) if target == "tensorrt" else (4, 4)
     rules, plain = load_target(target), quantized(pattern, target, *bits)
