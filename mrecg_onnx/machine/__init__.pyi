@@ -1,6 +1,6 @@
-from .cache import Pool, Region, Store, channels_last, default_memory, give_back
+from .cache import Pool, Region, Store, channels_last, give_back
 from .device import full_precision, pick_device
-from .parallel import ALONE, Workers, is_first, joined, local_rank, local_size, world_size
+from .parallel import ALONE, Workers, is_first, joined, local_rank, world_size
 from .recording import Batch, Iterations
 from .run import Run, open_run
 from .settings import MachineSettings
@@ -16,13 +16,11 @@ __all__ = [
     "Store",
     "Workers",
     "channels_last",
-    "default_memory",
     "full_precision",
     "give_back",
     "is_first",
     "joined",
     "local_rank",
-    "local_size",
     "open_run",
     "pick_device",
     "world_size",

@@ -10,7 +10,8 @@ from helpers.architectures import Graph, residual
 from helpers.stages import Stage, simulated, tensors
 
 from mrecg_onnx.converters.errors import ModelError
-from mrecg_onnx.learning import Inputs, Prefix, prefix
+from mrecg_onnx.learning import Prefix, prefix
+from mrecg_onnx.learning.prefix import Inputs
 from mrecg_onnx.machine import Pool, Store
 from mrecg_onnx.quantizers import fake_quantize
 
