@@ -132,6 +132,11 @@ def test_few_files_lie_in_the_hall():
     assert len([path for path in HALL.iterdir() if path.is_file() and path.suffix == ".py"]) <= 10
 
 
+def test_no_file_is_long():
+    files = [*HALL.rglob("*.py"), *(ROOT / "converters").rglob("*.py")]
+    assert [path.relative_to(ROOT).as_posix() for path in sorted(files) if _lines(path) > 450] == []
+
+
 def test_the_main_job_is_a_page(installed: Path):
     assert _lines(HALL / "quantization.py") <= 150
     assert len(import_graph(installed).find_modules_directly_imported_by(f"{PACKAGE}.quantization")) <= 15
@@ -180,6 +185,14 @@ def test_each_name_of_a_door_is_asked_for(room: str):
     }
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     assert sorted(unused - told - set(re.findall(r"`(\w+)`", page))) == []
+
+
+@pytest.mark.parametrize("room", DOORS)
+def test_nobody_asks_a_door_for_what_it_has_not(room: str):
+    folders = (HALL, ROOT / "converters", ROOT / "benchmarks", ROOT / "samples", ROOT / "tests", ROOT / "docs")
+    files = [path for folder in folders for path in folder.rglob("*.py")]
+    inside = {path.stem for path in (HALL / room).glob("*.py")}
+    assert names_taken(files, room) - inside - set(stub_names(HALL / room / "__init__.pyi")) == set()
 
 
 def test_the_package_shows_its_public_names():
