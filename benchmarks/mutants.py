@@ -49,7 +49,7 @@ WORK = ROOT / "build" / "mutants"
 #: Modules of a room whose tests have to notice what is wrong with them.
 ROOMS: dict[str, tuple[str, ...]] = {
     "quantizers": ("grids", "range_search", "fake_quantization", "rounding"),
-    "planning": ("granularity",),
+    "planning": ("granularity", "schemes"),
     "learning": (
         "windows", "prefix", "reconstruction", "trainable", "loop", "losses", "masks", "rates", "judging",
     ),
@@ -481,16 +481,8 @@ def run_room(args: argparse.Namespace) -> int:
 
     settings.register_profile("mutants", database=None, derandomize=True, deadline=None)
     settings.load_profile("mutants")
-    options = [
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--capture=fd",
-        "--rootdir",
-        str(ROOT),
-        "-c",
-        str(ROOT / "pyproject.toml"),
-    ]
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--capture=fd"]
+    options += ["--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")]
     runner = Runner(args.room, args.only, args)
     status = pytest.main([*options, *(args.tests or [str(ROOT / "tests" / args.room)])], plugins=[runner])
     return int(status not in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED})

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mrecg_onnx.measures import OutputSums, add_sums, agreement, mcnemar_p, sqnr_db, topk_correct, wilson_interval
-from mrecg_onnx.measures.metrics import decibels
+from mrecg_onnx.measures.metrics import combined_error, decibels
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -66,6 +66,53 @@ def test_values_that_are_no_floats_are_compared_one_by_one():
     sums = OutputSums.of(np.array([0, 900, 3, 3]), np.array([0, 1, 3, 3]))
     assert (sums.error, sums.equal) == (0.25, 0.75)
     assert math.isnan(sums.sqnr_db)
+
+
+def test_sums_begin_at_nothing():
+    empty = OutputSums()
+    assert (empty.count, empty.total, empty.squares, empty.noise, empty.floating) == (0.0, 0.0, 0.0, 0.0, True)
+    assert (empty.signal, empty.error, empty.equal) == (0.0, 0.0, 1.0)
+    first = OutputSums(2.0, 3.0, 5.0, 7.0)
+    assert empty + first == first
+    assert first + OutputSums(10.0, 20.0, 30.0, 40.0) == OutputSums(12.0, 23.0, 35.0, 47.0)
+    sums = {"y": first}
+    add_sums(sums, {"y": first, "z": first})
+    assert sums == {"y": OutputSums(4.0, 6.0, 10.0, 14.0), "z": first}
+
+
+def test_sums_of_known_values():
+    sums = OutputSums.of(np.array([[1.0, 2.0], [3.0, 6.0]]), np.array([[1.0, 2.5], [3.0, 5.0]]))
+    assert (sums.count, sums.total, sums.squares, sums.noise) == (4, 12.0, 50.0, 1.25)
+    assert sums.signal == 12.5 - 9.0
+    assert sums.error == pytest.approx(1.25 / 4 / 3.5)
+    assert sums.sqnr_db == pytest.approx(10 * math.log10(14 / 1.25))
+
+
+def test_output_whose_variance_is_rounding_is_a_constant():
+    """Up to 1e-12 of the mean square; the mean square is the signal then."""
+    for share, constant in ((0.6e-12, True), (1.5e-12, False)):
+        sums = OutputSums(1.0, math.sqrt(1 - share), 1.0)
+        assert sums.signal == pytest.approx(1.0 if constant else share, rel=1e-3)
+    assert OutputSums.of(np.zeros(4), np.full(4, 0.5)).error == 0.25  # over 1 where all is 0
+
+
+def test_error_of_several_outputs_is_the_root_of_the_mean_of_the_floats():
+    """Integers follow from the floats and count only alone."""
+    first, second = OutputSums(1.0, 0.0, 1.0, 0.01), OutputSums(2.0, 0.0, 8.0, 0.32)
+    integers = OutputSums(4.0, noise=1.0, floating=False)
+    assert combined_error([first]) == pytest.approx(0.1)
+    assert combined_error([first, second]) == pytest.approx(math.sqrt((0.01 + 0.04) / 2))
+    assert combined_error([first, second, integers]) == pytest.approx(math.sqrt((0.01 + 0.04) / 2))
+    assert combined_error([integers, integers]) == pytest.approx(0.5)
+    assert combined_error([]) == 0.0
+
+
+def test_decibels_of_known_ratios():
+    assert decibels(100.0, 1.0) == 20.0
+    assert decibels(1.0, 10.0) == -10.0
+    assert decibels(1.0, 0.0) == math.inf
+    assert decibels(0.0, 1.0) == -math.inf
+    assert math.isnan(decibels(1.0, math.inf))
 
 
 def test_sqnr_refuses_shapes_that_would_broadcast():
@@ -132,7 +179,7 @@ def test_wilson_interval_widens_with_confidence():
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
 
 
-@pytest.mark.parametrize("arguments", [(1, 0), (-1, 5), (6, 5), (1, 5, 0.0), (1, 5, 1.0)])
+@pytest.mark.parametrize("arguments", [(0, 0), (1, 0), (-1, 5), (6, 5), (1, 5, 0.0), (1, 5, 1.0)])
 def test_wilson_interval_refuses_impossible_counts(arguments):
     with pytest.raises(ValueError, match=r"interval|confidence"):
         wilson_interval(*arguments)

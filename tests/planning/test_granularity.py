@@ -202,6 +202,34 @@ def test_peak_rule_leaves_rising_losses_and_noise_alone():
     assert pairs(select_peaks([1, 100, 96, 100, 94, 95], None)) == [(3, 4)]
 
 
+def test_a_drop_of_a_twentieth_counts_and_a_smaller_one_does_not():
+    assert pairs(select_peaks([1.0, 100.0, 95.0, 95.0, 95.0], None)) == [(1, 2)]
+    assert pairs(select_peaks([1.0, 100.0, 95.5, 95.5, 95.5], None)) == []
+    # Told how many, rises are taken where drops run out, but never what neither drops nor stands before a drop.
+    assert pairs(select_peaks([1.0, 100.0, 95.5, 95.5, 95.5], 2)) == []
+
+
+def test_drops_are_ranked_by_their_share_of_the_larger_loss():
+    # 10 to 4 is the deeper drop beside 100 to 70.
+    assert pairs(select_peaks([1.0, 10.0, 4.0, 100.0, 70.0, 70.0, 1.0], 1)) == [(1, 2)]
+    # Of the rises in front of both drops that from 4 to 10 is larger than that from 40 to 60.
+    losses = [50.0, 4.0, 10.0, 5.0, 40.0, 60.0, 30.0, 30.0]
+    assert pairs(select_peaks(losses, 2)) == [(2, 3), (5, 6)]
+    assert pairs(select_peaks(losses, 3)) == [(1, 2), (2, 3), (5, 6)]
+
+
+def test_units_of_no_loss_have_no_drop():
+    assert pairs(select_peaks([0.0, 0.0, 0.0, 0.0, 0.0], None)) == []
+    assert pairs(select_peaks([1.0, 3.0, 0.0, 0.0, 0.0], None)) == [(1, 2)]
+
+
+def test_a_group_of_three_takes_no_fourth():
+    falling = [1.0, 64.0, 32.0, 16.0, 8.0, 4.0, 2.0]
+    groups = groups_from_mask(select_peaks(falling, None))
+    assert max(len(group) for group in groups) == 3 == MAX_GROUP
+    assert [g for g in groups if len(g) > 1] == [(1, 2, 3), (4, 5)]
+
+
 def test_peak_rule_on_capacities_joins_where_they_rise():
     assert pairs(select_peaks([9, 1, 5, 5, 2, 8, 1], 2, rising=True)) == [(1, 2), (4, 5)]
 
