@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-ITERS = 80
+ITERS = 60
 
 
 @pytest.fixture(scope="module")
