@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.data import Preprocess
+from mrecg_onnx.writing import VERSION_KEY
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -19,8 +20,6 @@ __all__ = ["PREPROCESS_KEY", "SOURCE_KEY", "VERSION_KEY", "metadata_of", "source
 
 PREPROCESS_KEY = "mrecg_onnx.preprocess"
 """``metadata_props`` of a quantized file: how its calibration images were prepared, the JSON of a Preprocess."""
-VERSION_KEY = "mrecg_onnx.version"
-"""``metadata_props`` of a quantized file: the version of this package that made it."""
 SOURCE_KEY = "mrecg_onnx.source_sha256"
 """``metadata_props`` of a quantized file: :func:`source_sha256` of the float model it was made from."""
 _HASH_CHUNK = 1 << 20

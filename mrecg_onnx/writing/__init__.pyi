@@ -1,6 +1,7 @@
 from .containers import Contained, contained, container_of
 from .exported import Exported
 from .integer_nodes import FLOAT_MATMUL
+from .keys import VERSION_KEY
 from .opsets import TWO_BITS
 from .qdq import export
 from .retargeting import retarget, target_of
@@ -8,6 +9,7 @@ from .retargeting import retarget, target_of
 __all__ = [
     "FLOAT_MATMUL",
     "TWO_BITS",
+    "VERSION_KEY",
     "Contained",
     "Exported",
     "contained",

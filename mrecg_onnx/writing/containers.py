@@ -18,16 +18,12 @@ import onnx_ir as ir
 from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
 from mrecg_onnx.converters.passes.opset import raise_opset, require_raisable
 from mrecg_onnx.targets import CONTAINER_NAMES
+from mrecg_onnx.writing.keys import CONTAINER_KEY, VERSION_KEY
 from mrecg_onnx.writing.opsets import FOUR_BITS, TWO_BITS
 from mrecg_onnx.writing.packed import pack, unpack
 from mrecg_onnx.writing.typed import read_typed, write_typed
 
-__all__ = ["CONTAINERS", "CONTAINER_KEY", "Contained", "Container", "contained", "container_of"]
-
-#: Entry of metadata_props: the container, and the opset and IR version of the ``int8`` form. Files without it are ``int8``.
-CONTAINER_KEY = "mrecg_onnx.container"
-#: Entry that every file of :func:`mrecg_onnx.quantize` has.
-VERSION_KEY = "mrecg_onnx.version"
+__all__ = ["CONTAINERS", "Contained", "Container", "contained", "container_of"]
 
 
 @dataclass(frozen=True)

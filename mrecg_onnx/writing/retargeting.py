@@ -26,13 +26,12 @@ from mrecg_onnx.planning import readers
 from mrecg_onnx.targets import Target
 from mrecg_onnx.writing.constants import along, array_of
 from mrecg_onnx.writing.containers import container_of
+from mrecg_onnx.writing.keys import TARGET_KEY
 from mrecg_onnx.writing.pairs import dequantizers, is_constant, parts_an_add, quantized_value, quantizer_of
 from mrecg_onnx.writing.rule_checks import broken_rules
 
-__all__ = ["TARGET_KEY", "retarget", "target_of"]
+__all__ = ["retarget", "target_of"]
 
-#: Entry of metadata_props: the target's name. Files without it are for ONNX Runtime.
-TARGET_KEY = "mrecg_onnx.target"
 _POOLS = frozenset({"AveragePool", "GlobalAveragePool"})
 
 
