@@ -9,12 +9,14 @@ import numpy as np
 import onnx
 import pytest
 from helpers.architectures import Graph
+from helpers.cells import CellHere
 from helpers.command_line import classifier, works
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
 from mrecg_onnx import Preprocess, Settings, convert, quantize, validate
+from mrecg_onnx.comparing import running
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.machine.parallel import ALONE
 from mrecg_onnx.validating.input_ranges import INPUT_RANGES_KEY, Range, Watch, calibrated_ranges, ranges_entry
@@ -169,7 +171,10 @@ def test_every_form_of_file_knows_its_inputs(files: Path, choices: dict, contain
     assert "arrays are prepared in another way" in said
 
 
-def test_images_prepared_in_another_way_are_said_on_the_command_line(here: Path) -> None:
+def test_images_prepared_in_another_way_are_said_on_the_command_line(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "CellProcess", CellHere)
     np.save("unit.npy", rows(0, 1))
     common = ("--method", "nearest", "--equalize", "off", "--threads", "1")
     works("quantize", "model.onnx", "--calib", "unit.npy", *common, "-o", "q.onnx")
