@@ -24,6 +24,7 @@ import click
 from mrecg_onnx.converters.errors import ExportError, MrecgError, SettingsError
 from mrecg_onnx.converters.files import check_writable, write_whole
 from mrecg_onnx.converters.text import printable
+from mrecg_onnx.machine import byte_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -289,7 +290,7 @@ def rows(
 
 def mebibytes(size: int) -> str:
     """Bytes for people."""
-    return f"{size / 2**20:.2f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"
+    return byte_size(size, "MiB") if size >= 2**20 else byte_size(size, "KiB", 1)
 
 
 def ratio(before: float, after: float, less: str, more: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mrecg_onnx.commands._sections import FIELDS
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.data import NO_RESIZE, Preprocess, profile
+from mrecg_onnx.machine import parse_byte_size
 from mrecg_onnx.planning import BitRule
 from mrecg_onnx.settings import Settings
 
@@ -19,8 +20,6 @@ __all__ = ["preprocess_from", "settings_from"]
 
 _PREPROCESS = frozenset(Preprocess().to_json())
 _SIZE = re.compile(r"^(\d+)(?:[x,](\d+))?$")
-_MEMORY = re.compile(r"^(\d+(?:\.\d+)?)\s*(K|M|G|T)(i?)B?$", re.IGNORECASE)
-_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 
 def _beside() -> Preprocess:
@@ -36,9 +35,9 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
     """
     given = {name: value for name, value in options.items() if name in FIELDS}
     if given.get("memory") is not None:
-        given["memory"] = _bytes("--memory", given["memory"])
+        given["memory"] = parse_byte_size("--memory", given["memory"])
     if given.get("size_budget") is not None:
-        given["size_budget"] = _bytes("--size-budget", given["size_budget"])
+        given["size_budget"] = parse_byte_size("--size-budget", given["size_budget"])
     return Settings(
         **given,
         exclude=tuple(options["exclude"]),
@@ -62,13 +61,6 @@ def preprocess_from(options: Mapping[str, Any], stored: Callable[[], Preprocess]
         return None
     base = stored() if named is None else profile(named)
     return Preprocess(**given).over(base)
-
-
-def _bytes(option: str, text: str) -> int:
-    match = _MEMORY.match(text.strip())
-    if match is None:
-        raise SettingsError(f"{option} '{text}': expected a size such as 2GB or 1.8MB")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2].upper()])
 
 
 def _number(option: str, text: str) -> float:

@@ -25,7 +25,7 @@ from mrecg_onnx.commands._sections import Command, Option
 from mrecg_onnx.commands._settings import preprocess_from, settings_from
 from mrecg_onnx.commands._unused import unused_options
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.machine import is_first
+from mrecg_onnx.machine import byte_size, is_first
 from mrecg_onnx.methods import METHODS
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def _budgets(result: QuantizationResult) -> list[str]:
         f"tried {t.average:g} bits on average: {t.drop:.2f} {'points of top-1' if t.labelled else '% of predictions'} lost"
         for t in result.trials
     ]
-    return [*lines, f"packed, the file takes {size / 1e6:.4f} MB"]
+    return [*lines, f"packed, the file takes {byte_size(size, 'MB', 4)}"]
 
 
 def _method(result: QuantizationResult) -> str:

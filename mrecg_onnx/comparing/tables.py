@@ -7,6 +7,7 @@ import io
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.text import printable
+from mrecg_onnx.machine import byte_size
 
 if TYPE_CHECKING:
     from mrecg_onnx.comparing.result import Cell, Comparison
@@ -71,7 +72,7 @@ def _worst(cell: Cell) -> str:
 
 
 def _megabytes(size: int | None) -> str:
-    return "" if size is None else f"{size / 1e6:.2f} MB" if size < 1e8 else f"{size / 1e6:.0f} MB"
+    return "" if size is None else byte_size(size, "MB", 2 if size < 1e8 else 0)
 
 
 def markdown(found: Comparison) -> str:

@@ -1,3 +1,4 @@
+from .byte_sizes import byte_size, parse_byte_size
 from .cache import Pool, Region, Store, channels_last, give_back
 from .device import full_precision, pick_device
 from .parallel import ALONE, Workers, is_first, joined, local_rank, world_size
@@ -15,6 +16,7 @@ __all__ = [
     "Run",
     "Store",
     "Workers",
+    "byte_size",
     "channels_last",
     "full_precision",
     "give_back",
@@ -22,6 +24,7 @@ __all__ = [
     "joined",
     "local_rank",
     "open_run",
+    "parse_byte_size",
     "pick_device",
     "world_size",
 ]

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from mrecg_onnx.converters.errors import DataError
+from mrecg_onnx.machine.byte_sizes import byte_size
 from mrecg_onnx.quantizers import Grid, quantize_codes
 
-__all__ = ["Pool", "Region", "Store", "default_memory", "gigabytes", "give_back"]
+__all__ = ["Pool", "Region", "Store", "default_memory", "give_back"]
 
 #: ((row start, row stop), (column start, column stop)) of a map.
 Region = tuple[tuple[int, int], tuple[int, int]]
@@ -60,11 +61,6 @@ def give_back() -> None:
     """Return what was freed to the system: glibc keeps half a gigabyte of pieces after the range search of a small network."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def gigabytes(count: float) -> str:
-    """``count`` bytes for people."""
-    return f"{count / 1e9:.2f} GB"
 
 
 def channels_last(device: torch.device) -> bool:
@@ -140,7 +136,7 @@ class _FileBlock(_Block):
                 self._map = mmap.mmap(file.fileno(), max(1, size))
         except OSError as error:
             raise DataError(
-                f"no room for {gigabytes(size)} of cached activations in '{folder}' ({error.strerror}): set TMPDIR to a "
+                f"no room for {byte_size(size, 'GB')} of cached activations in '{folder}' ({error.strerror}): set TMPDIR to a "
                 "folder with more space, raise --memory, or use fewer --samples"
             ) from error
         super().__init__(pool, torch.frombuffer(self._map, dtype=dtype, count=size // dtype.itemsize).view(*shape), 0)

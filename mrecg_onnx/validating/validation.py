@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from mrecg_onnx.converters.errors import DataError, SettingsError
@@ -53,8 +52,6 @@ if TYPE_CHECKING:
 __all__ = ["gain_warnings", "validate"]
 
 logger = logging.getLogger(__name__)
-
-Array: TypeAlias = npt.NDArray[Any]
 
 
 CLEAR_GAIN, CLEAR_P = 0.01, 0.01

@@ -28,6 +28,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.machine import byte_size
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.planning import BitRule, BitSettings, LayerPlan, Plan
 from mrecg_onnx.settings import Settings
@@ -323,4 +324,4 @@ def _fixed(layer: LayerPlan, settings: BitSettings, kind: str) -> bool:
 
 def _megabytes(size: int) -> str:
     """Rounded up, so that a budget of what is shown is large enough."""
-    return f"{math.ceil(size / 1e2) / 1e4:.4f} MB"
+    return byte_size(100 * math.ceil(size / 100), "MB", 4)

@@ -21,7 +21,6 @@ from onnx import TensorProto, helper, numpy_helper
 import mrecg_onnx
 from mrecg_onnx import Settings
 from mrecg_onnx.commands._progress import TimeLeft, duration
-from mrecg_onnx.commands._settings import _bytes
 from mrecg_onnx.progress import Progress
 
 if TYPE_CHECKING:
@@ -707,11 +706,6 @@ def test_time_left_follows_the_probing_run_and_then_its_own_pace() -> None:
     assert alone.update(Progress("reconstruct")) is None
     now[0] += 10
     assert alone.update(Progress("reconstruct", "u", 0, 4, 500, 1000)) == pytest.approx(70)
-
-
-@pytest.mark.parametrize(("text", "count"), [("2GB", 2 * 10**9), ("1.5 gib", 3 * 2**29), ("800M", 8 * 10**8)])
-def test_sizes_of_people(text: str, count: int) -> None:
-    assert _bytes("--memory", text) == count
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (59.9, "59.9 s"), (59.97, "1:00"), (3725.2, "1:02:05")])

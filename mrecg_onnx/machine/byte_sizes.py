@@ -1,0 +1,35 @@
+"""Sizes in bytes as people read and write them: 1.80 MB, 4.00 MiB, 2G."""
+
+from __future__ import annotations
+
+import re
+
+from mrecg_onnx.converters.errors import SettingsError
+
+__all__ = ["byte_size", "parse_byte_size"]
+
+_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
+_WRITTEN = re.compile(r"^(\d+(?:\.\d+)?)\s*(K|M|G|T)(i?)B?$", re.IGNORECASE)
+
+
+def byte_size(count: float, unit: str, digits: int = 2) -> str:
+    """``count`` bytes in ``unit``, one of KB, MB, GB, TB (powers of 1000) and KiB, MiB, GiB, TiB (powers of 1024)."""
+    return f"{count / _bytes_of(unit):.{digits}f} {unit}"
+
+
+def parse_byte_size(option: str, text: str) -> int:
+    """The bytes that ``text`` says, such as 2GB, 1.8 MB, 512MiB or 2G; ``option`` is named where it says none.
+
+    Raises:
+        SettingsError: it is no size.
+    """
+    match = _WRITTEN.match(text.strip())
+    if match is None:
+        raise SettingsError(f"{option} '{text}': expected a size such as 2GB or 1.8MB")
+    return int(float(match[1]) * _bytes_of(f"{match[2].upper()}{match[3]}B"))
+
+
+def _bytes_of(unit: str) -> int:
+    base = 1000 if len(unit) == 2 else 1024
+    power: int = base ** _POWERS[unit[0]]
+    return power
