@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -271,6 +271,15 @@ def plotting() -> Any:
         "axes.axisbelow": True, "legend.frameon": False, "figure.constrained_layout.use": True, "savefig.dpi": 130,
     })  # fmt: skip
     return plt
+
+
+def cross_table(
+    heading: str, names: Sequence[str], columns: Sequence[str], cell: Callable[[str, str], str]
+) -> list[str]:
+    """Lines of a section with a table: a line for each of ``names``, ``cell(name, column)`` in its columns."""
+    lines = [f"## {heading}", "", f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(cell(name, column) for column in columns)} |" for name in names]
+    return [*lines, ""]
 
 
 def machine(rows: Mapping[str, Mapping[str, Any]]) -> str:

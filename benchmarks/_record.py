@@ -8,11 +8,12 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["header"]
+__all__ = ["by", "header"]
 
 _PACKAGES = ("mrecg-onnx", "torch", "onnx", "onnxruntime-gpu", "onnxruntime", "onnx2torch", "onnx-ir", "numpy")
 
@@ -54,3 +55,10 @@ def header() -> dict[str, Any]:
         "versions": versions,
         "machine": f"{_cpu()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores{_gpu()}",
     }
+
+
+def by(found: Mapping[str, Any]) -> str:
+    """A page's words on the command that made it, when, where and on which ONNX Runtime."""
+    versions = found["versions"]
+    runtime = versions.get("onnxruntime", versions.get("onnxruntime-gpu"))
+    return f"By `{found['command']}`, {found['date']}, {found['machine']},\nonnxruntime {runtime}."

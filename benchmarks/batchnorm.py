@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _record import header
+from _record import by, header
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
@@ -172,13 +172,11 @@ def main() -> None:
         np.save(folder / "x.npy", x)
         rows = [row for network in NETWORKS for row in measure(network, folder, x, args.repeats)]
     note = header()
-    runtime = note["versions"].get("onnxruntime", note["versions"].get("onnxruntime-gpu"))
     (RESULTS / "batchnorm.json").write_text(json.dumps({"header": note, "rows": rows}, indent=1) + "\n")
     lines = [
         "# BatchNormalization that cannot be folded",
         "",
-        f"By `{note['command']}`, {note['date']}, {note['machine']},",
-        f"onnxruntime {runtime}. Median CPU time of {args.repeats} runs in turn, one thread, images of {SIDE}x{SIDE}; weights",
+        f"{by(note)} Median CPU time of {args.repeats} runs in turn, one thread, images of {SIDE}x{SIDE}; weights",
         "are random, so that the SQNR of W4 says little.",
         "",
         "| network | batch | file | ms | against FP32 | SQNR, dB | layers left in float |",

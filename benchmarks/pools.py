@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from _record import header
+from _record import by, header
 from torch import nn
 
 import mrecg_onnx
@@ -84,14 +84,12 @@ def main() -> None:
                     "pools": fused_op_counts(model).get("QLinearAveragePool", 0),
                 })  # fmt: skip
                 print(rows[-1], flush=True)
-    (RESULTS / "pools.json").write_text(json.dumps({"header": header(), "rows": rows}, indent=1) + "\n")
     note = header()
-    runtime = note["versions"].get("onnxruntime", note["versions"].get("onnxruntime-gpu"))
+    (RESULTS / "pools.json").write_text(json.dumps({"header": note, "rows": rows}, indent=1) + "\n")
     lines = [
         "# AveragePool with ceil_mode",
         "",
-        f"By `{note['command']}`, {note['date']}, {note['machine']},",
-        f"onnxruntime {runtime}. Output SQNR in dB of W8A8 files against FP32, with the graph run as written and at the default",
+        f"{by(note)} Output SQNR in dB of W8A8 files against FP32, with the graph run as written and at the default",
         'level, and of one against the other. "As exported" counts pads on every pool, as torch does.',
         "",
         "| pads | file | as written | default level | lost | one against the other | integer pools |",

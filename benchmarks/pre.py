@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from _experiment import RESULTS, Rows, arguments, machine, measured, share_starts
+from _experiment import RESULTS, Rows, arguments, cross_table, machine, measured, share_starts
 from table1 import widths
 
 MODEL = "mobilenetv2_imagenet"
@@ -67,12 +67,13 @@ def write(store: Rows) -> None:
     for samples in dict.fromkeys(r["samples"] for r in rows.values()):
         some = [r for r in rows.values() if r["samples"] == samples]
         bits = list(dict.fromkeys(r["bits"] for r in some))
-        lines += [f"## MobileNetV2 (FP32 {some[0]['against_top1']}), rounded to nearest, {samples} images", "",
-                  f"| | {' | '.join(bits)} |", "|---" * (len(bits) + 1) + "|"]  # fmt: skip
-        for name in [n for n in ROWS if any(r["row"] == n for r in some)]:
-            cells = [_cell(next((r for r in some if (r["row"], r["bits"]) == (name, b)), None)) for b in bits]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-        lines.append("")
+        by = {(r["row"], r["bits"]): r for r in some}
+        lines += cross_table(
+            f"MobileNetV2 (FP32 {some[0]['against_top1']}), rounded to nearest, {samples} images",
+            [name for name in ROWS if any(r["row"] == name for r in some)],
+            bits,
+            lambda name, width, by=by: _cell(by.get((name, width))),  # type: ignore[misc]
+        )
     (RESULTS / "pre.md").write_text("\n".join([*lines, machine(rows)]) + "\n")
 
 

@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from _record import header
+from _record import by, header
 
 from mrecg_onnx import Settings, quantize
 from mrecg_onnx.comparing import Widths
@@ -39,12 +39,10 @@ def measured(model: str, calib: str, widths: Widths, samples: int) -> dict[str, 
 
 def page(result: dict[str, Any]) -> str:
     """The result as Markdown."""
-    head = result["header"]
-    runtime = head["versions"].get("onnxruntime-gpu", head["versions"].get("onnxruntime"))
     lines = [
         "# Codes on the edge between two steps",
         "",
-        f"`{head['command']}`, {head['date']}, ONNX Runtime {runtime}, {head['machine']}.",
+        by(result["header"]),
         f"{Path(result['model']).stem}, rounded to nearest. End to end on all calibration images; node by node on 8 of them.",
         "",
         "| bits | pair | end to end | codes compared | differ | on an edge | largest | output, fed the same codes |",

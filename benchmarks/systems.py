@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from _experiment import RESULTS, Rows, arguments, machine, measured
+from _experiment import RESULTS, Rows, arguments, cross_table, machine, measured
 from table1 import widths
 
 MODEL = "resnet20_cifar10"
@@ -76,12 +76,12 @@ def write(store: Rows) -> None:
         some = [r for r in rows.values() if r["iters"] == iters]
         bits = list(dict.fromkeys(r["bits"] for r in some))
         fp32 = next((r["against_top1"] for r in some if not r["failed"]), None)
-        lines += [f"## ResNet-20 (FP32 {fp32}), {iters} iterations a unit", "",
-                  f"| | {' | '.join(bits)} |", "|---" * (len(bits) + 1) + "|"]  # fmt: skip
-        for name in [n for n in ROWS if any(r["row"] == n for r in some)]:
-            cells = [_cell([r for r in some if (r["row"], r["bits"]) == (name, b)]) for b in bits]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-        lines.append("")
+        lines += cross_table(
+            f"ResNet-20 (FP32 {fp32}), {iters} iterations a unit",
+            [name for name in ROWS if any(r["row"] == name for r in some)],
+            bits,
+            lambda name, width, some=some: _cell([r for r in some if (r["row"], r["bits"]) == (name, width)]),  # type: ignore[misc]
+        )
     (RESULTS / "systems.md").write_text("\n".join([*lines, machine(rows)]) + "\n")
 
 

@@ -275,38 +275,32 @@ def _weight_and_bias(node: OnnxNode, graph: OnnxGraph) -> tuple[Tensor, Tensor |
 
 @converter("Conv")
 def _conv(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
-    parameters = _weight_and_bias(node, graph)
-    weight, bias = parameters if parameters is not None else (_placeholder_weight(node, graph), None)
-    if not 1 <= weight.ndim - 2 <= 3:
-        raise reject(node, f"{weight.ndim - 2} spatial axes")
-    module = OnnxConv(
-        weight,
-        bias,
-        stride=node.attributes.get("strides"),
-        padding=_split_pads(node),
-        dilation=node.attributes.get("dilations"),
-        groups=node.attributes.get("group", 1),
-        auto_pad=node.attributes.get("auto_pad", "NOTSET"),
-    )
-    return _with_bias(module, node) if parameters is not None else result(DynamicWeight(module), node)
+    return _convolution(OnnxConv, node, graph)
 
 
 @converter("ConvTranspose")
 def _conv_transpose(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
+    own = {name: node.attributes.get(name) for name in ("output_padding", "output_shape")}
+    return _convolution(OnnxConvTranspose, node, graph, **own)
+
+
+def _convolution(
+    kind: type[OnnxConv | OnnxConvTranspose], node: OnnxNode, graph: OnnxGraph, **own: Sequence[int] | None
+) -> OperationConverterResult:
+    """A module of that kind with the attributes that both have, and its ``own``."""
     parameters = _weight_and_bias(node, graph)
     weight, bias = parameters if parameters is not None else (_placeholder_weight(node, graph), None)
     if not 1 <= weight.ndim - 2 <= 3:
         raise reject(node, f"{weight.ndim - 2} spatial axes")
-    module = OnnxConvTranspose(
+    module = kind(
         weight,
         bias,
         stride=node.attributes.get("strides"),
         padding=_split_pads(node),
-        output_padding=node.attributes.get("output_padding"),
         dilation=node.attributes.get("dilations"),
         groups=node.attributes.get("group", 1),
         auto_pad=node.attributes.get("auto_pad", "NOTSET"),
-        output_shape=node.attributes.get("output_shape"),
+        **own,
     )
     return _with_bias(module, node) if parameters is not None else result(DynamicWeight(module), node)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -310,6 +311,10 @@ def arrays(model: onnx.ModelProto, count: int) -> dict[str, np.ndarray]:
         found[value.name] = (random.standard_normal(shape) if floating else random.integers(0, 6, shape)).astype(dtype)
     given = {tensor.name for tensor in model.graph.initializer}
     return {name: array for name, array in found.items() if name not in given}
+
+
+#: Rounded to nearest: what is wrong with the graph shows at 8 bits, too.
+EIGHT = Settings(wbits=8, abits=8, method="nearest", threads=1)
 
 
 def quantized(
@@ -689,11 +694,9 @@ def worst(model: onnx.ModelProto, found: onnx.ModelProto, feeds: dict[str, np.nd
 def test_kind(tmp_path, name):
     model = KINDS[name]()
     feeds = arrays(model, 16)
-    np.savez(tmp_path / "calib.npz", **feeds)
-    eight = Settings(wbits=8, abits=8, method="nearest", threads=1)
-    assert worst(model, quantize(model, tmp_path / "calib.npz", eight).model, feeds) > 25
+    assert worst(model, quantized(model, feeds, tmp_path, EIGHT).model, feeds) > 25
     four = Settings(wbits=4, abits=4, method="brecq", iters=3, batch_size=4, threads=1, container="packed")
-    result = quantize(model, tmp_path / "calib.npz", four)
+    result = quantized(model, feeds, tmp_path, four)
     assert result.verification.exact == 1.0
     assert not result.verification.warnings
     assert np.isfinite(worst(model, result.model, feeds))
@@ -706,17 +709,15 @@ def test_kind(tmp_path, name):
 def test_kind_for_targets(tmp_path, name, target):
     model = KINDS[name]()
     feeds = arrays(model, 16)
-    np.savez(tmp_path / "calib.npz", **feeds)
-    settings = Settings(wbits=8, abits=8, method="nearest", threads=1, target=target)
-    assert worst(model, quantize(model, tmp_path / "calib.npz", settings).model, feeds) > 25
+    settings = dataclasses.replace(EIGHT, target=target)
+    assert worst(model, quantized(model, feeds, tmp_path, settings).model, feeds) > 25
 
 
 @pytest.mark.parametrize("opset", [22, 23])
 def test_an_opset_above_the_target_s_is_stamped_down(tmp_path, opset):
     model = plain(opset, 11)
-    np.savez(tmp_path / "calib.npz", **arrays(model, 8))
     settings = Settings(wbits=4, abits=4, iters=3, batch_size=4, threads=1, target="tensorrt")
-    result = quantize(model, tmp_path / "calib.npz", settings)
+    result = quantized(model, arrays(model, 8), tmp_path, settings)
     assert result.model.opset_import[0].version == 19
     assert result.model.ir_version == 9
     assert worst(model, result.model, arrays(model, 8)) > 5
@@ -815,19 +816,17 @@ KEPT = {
 def test_fixed_batch(tmp_path, caplog, name):
     model = FIXED[name]()
     feeds = arrays(model, 14)
-    np.savez(tmp_path / "calib.npz", **feeds)
-    eight = Settings(wbits=8, abits=8, method="nearest", threads=1)
-    assert worst(model, quantize(model, tmp_path / "calib.npz", eight).model, feeds) > 25
+    assert worst(model, quantized(model, feeds, tmp_path, EIGHT).model, feeds) > 25
     caplog.clear()
     four = Settings(wbits=4, abits=4, method="brecq", iters=3, batch_size=5, threads=1)
-    result = quantize(model, tmp_path / "calib.npz", four, output=tmp_path / "q.onnx")
+    result = quantized(model, feeds, tmp_path, four)
     said = [record.getMessage() for record in caplog.records if record.name == "mrecg_onnx.network.bridging"]
     assert len(said) == (name in KEPT)
     assert all("the network runs" in line and "export it with a free batch" in line for line in said)
     assert result.verification.exact == 1.0
     assert not result.verification.warnings
     onnx.save(model, tmp_path / "model.onnx")
-    found = validate(tmp_path / "model.onnx", tmp_path / "q.onnx", tmp_path / "calib.npz", repeats=2)
+    found = validate(tmp_path / "model.onnx", tmp_path / "quantized.onnx", tmp_path / "calib.npz", repeats=2)
     assert (found.images, found.latency_batch) == (14, model.graph.input[0].type.tensor_type.shape.dim[0].dim_value)
 
 
@@ -836,9 +835,8 @@ def test_a_free_batch_in_the_second_place_runs_image_by_image(tmp_path, caplog):
     for value in (*model.graph.input[:1], *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "n"
     feeds = arrays(model, 12)
-    np.savez(tmp_path / "calib.npz", **feeds)
     settings = Settings(wbits=4, abits=4, method="brecq", iters=3, batch_size=4, threads=1)
-    result = quantize(model, tmp_path / "calib.npz", settings)
+    result = quantized(model, feeds, tmp_path, settings)
     assert any("runs image by image" in record.getMessage() for record in caplog.records)
     assert result.verification.exact == 1.0
     assert len(result.units) == 2
@@ -1073,9 +1071,8 @@ def test_what_only_a_concat_reads_is_on_its_grid(tmp_path):
 def test_a_network_at_its_own_batch_by_every_kind_of_method(tmp_path, name, options):
     model = FIXED[name]()
     feeds = arrays(model, 14)
-    np.savez(tmp_path / "calib.npz", **feeds)
     settings = Settings(wbits=4, abits=4, iters=3, batch_size=3, threads=1, **options)
-    result = quantize(model, tmp_path / "calib.npz", settings)
+    result = quantized(model, feeds, tmp_path, settings)
     assert result.verification.exact == 1.0
     assert worst(model, result.model, feeds) > 7
 
@@ -1106,8 +1103,7 @@ def test_an_output_keeps_its_whole_range_whatever_a_reader_behind_keeps_of_it(tm
         two=[2],
         one=[1],
     )
-    settings = Settings(wbits=8, abits=8, method="nearest", threads=1)
-    result = quantized(model, arrays(model, 16), tmp_path, settings)
+    result = quantized(model, arrays(model, 16), tmp_path, EIGHT)
     assert _default_db(result)["raw"] > 30
 
 
@@ -1118,5 +1114,4 @@ def test_activations_may_be_tiny(tmp_path, size):
         tiny=weights(6, 6, 3, 3) * np.float32(size),
         back=np.float32(1 / size),
     )
-    settings = Settings(wbits=8, abits=8, method="nearest", threads=1)
-    assert _default_db(quantized(model, arrays(model, 16), tmp_path, settings))["y"] > 30
+    assert _default_db(quantized(model, arrays(model, 16), tmp_path, EIGHT))["y"] > 30
