@@ -10,7 +10,7 @@ from __future__ import annotations
 import click
 
 from mrecg_onnx import __version__
-from mrecg_onnx.commands._console import Group
+from mrecg_onnx.commands._errors import Group
 from mrecg_onnx.commands.benchmark import benchmark_command
 from mrecg_onnx.commands.compare import compare_command
 from mrecg_onnx.commands.convert import convert_command

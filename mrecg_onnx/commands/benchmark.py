@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mrecg_onnx.commands._console import check_writes, grid, guarded, mebibytes, rows, show, write_json
+from mrecg_onnx.commands._console import show
+from mrecg_onnx.commands._errors import guarded
+from mrecg_onnx.commands._files import check_writes, write_json
 from mrecg_onnx.commands._options import PATH, output_options
 from mrecg_onnx.commands._progress import counter
 from mrecg_onnx.commands._sections import Command, Option
+from mrecg_onnx.commands._tables import grid, mebibytes, rows
 from mrecg_onnx.converters.errors import SettingsError
 
 if TYPE_CHECKING:

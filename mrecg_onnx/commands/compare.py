@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mrecg_onnx.commands._console import Failure, Interrupted, grid, guarded, rows, show, warn
+from mrecg_onnx.commands._console import show, warn
+from mrecg_onnx.commands._errors import Failure, Interrupted, guarded
 from mrecg_onnx.commands._options import (
     CALIBRATION,
     PATH,
@@ -22,6 +23,7 @@ from mrecg_onnx.commands._options import (
 from mrecg_onnx.commands._progress import cells
 from mrecg_onnx.commands._sections import Command, Option, all_but
 from mrecg_onnx.commands._settings import settings_from
+from mrecg_onnx.commands._tables import grid, rows
 from mrecg_onnx.converters.errors import SettingsError
 
 if TYPE_CHECKING:

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mrecg_onnx.commands._console import grid, guarded, mebibytes, ratio, show
+from mrecg_onnx.commands._console import show
+from mrecg_onnx.commands._errors import guarded
 from mrecg_onnx.commands._options import CONTAINER, PATH, TARGET
 from mrecg_onnx.commands._sections import Command, Option
+from mrecg_onnx.commands._tables import grid, mebibytes, ratio
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mrecg_onnx.commands._console import check_writes, grid, guarded, mebibytes, rows, show, write_json
+from mrecg_onnx.commands._console import show
+from mrecg_onnx.commands._errors import guarded
+from mrecg_onnx.commands._files import check_writes, write_json
 from mrecg_onnx.commands._options import (
     CALIBRATION,
     PATH,
@@ -19,6 +21,7 @@ from mrecg_onnx.commands._options import (
 from mrecg_onnx.commands._progress import progress
 from mrecg_onnx.commands._sections import Command, Option
 from mrecg_onnx.commands._settings import settings_from
+from mrecg_onnx.commands._tables import grid, mebibytes, rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

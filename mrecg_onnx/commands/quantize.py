@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from mrecg_onnx.commands._console import check_writes, grid, guarded, mebibytes, ratio, say, show, warn, write_json
+from mrecg_onnx.commands._console import say, show, warn
+from mrecg_onnx.commands._errors import guarded
+from mrecg_onnx.commands._files import check_writes, write_json
 from mrecg_onnx.commands._options import (
     PATH,
     budget_options,
@@ -23,6 +25,7 @@ from mrecg_onnx.commands._options import (
 from mrecg_onnx.commands._progress import duration, progress
 from mrecg_onnx.commands._sections import Command, Option
 from mrecg_onnx.commands._settings import preprocess_from, settings_from
+from mrecg_onnx.commands._tables import grid, mebibytes, ratio
 from mrecg_onnx.commands._unused import unused_options
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.machine import byte_size, is_first

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mrecg_onnx.commands._console import check_writes, grid, guarded, rows, show, write_json
+from mrecg_onnx.commands._console import show
+from mrecg_onnx.commands._errors import guarded
+from mrecg_onnx.commands._files import check_writes, write_json
 from mrecg_onnx.commands._options import (
     PATH,
     calib_option,
@@ -19,6 +21,7 @@ from mrecg_onnx.commands._options import (
 from mrecg_onnx.commands._progress import progress
 from mrecg_onnx.commands._sections import Command, Option
 from mrecg_onnx.commands._settings import settings_from
+from mrecg_onnx.commands._tables import grid, rows
 from mrecg_onnx.converters.errors import SettingsError
 
 if TYPE_CHECKING:

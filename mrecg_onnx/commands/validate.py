@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mrecg_onnx.commands._console import check_writes, grid, guarded, mebibytes, ratio, rows, show, write_json
+from mrecg_onnx.commands._console import show
+from mrecg_onnx.commands._errors import guarded
+from mrecg_onnx.commands._files import check_writes, write_json
 from mrecg_onnx.commands._options import PATH, image_options, labels_option, output_options, outputs_option
 from mrecg_onnx.commands._progress import counter
 from mrecg_onnx.commands._sections import Command, Option
 from mrecg_onnx.commands._settings import preprocess_from
+from mrecg_onnx.commands._tables import grid, mebibytes, ratio, rows
 from mrecg_onnx.machine import is_first
 
 if TYPE_CHECKING:

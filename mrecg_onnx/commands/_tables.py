@@ -1,0 +1,58 @@
+"""Tables and figures of a command's result."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mrecg_onnx.machine import byte_size
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rich.console import RenderableType
+    from rich.table import Table
+
+__all__ = ["grid", "mebibytes", "ratio", "rows"]
+
+
+def grid(pairs: Mapping[str, str | Sequence[str]]) -> Table:
+    """Keys and values without lines; a value of several lines stays in its column, an empty one is left out."""
+    from rich.console import Group as Stack
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in pairs.items():
+        lines = [value] if isinstance(value, str) else list(value)
+        if lines and lines != [""]:
+            style = "yellow" if key.startswith("warning") else None
+            table.add_row(key, Stack(*lines), style=style)
+    return table
+
+
+def rows(
+    title: str, header: Sequence[str], content: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)
+) -> RenderableType:
+    """A titled table whose columns ``left`` are text; the others are numbers, set to the right."""
+    from rich import box
+    from rich.console import Group as Stack
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i in left else "right", overflow="fold")
+    for row in content:
+        table.add_row(*row)
+    return Stack(Text(title, style="bold"), table) if title else table  # a table's own title wraps at its width
+
+
+def mebibytes(size: int) -> str:
+    """Bytes for people."""
+    return byte_size(size, "MiB") if size >= 2**20 else byte_size(size, "KiB", 1)
+
+
+def ratio(before: float, after: float, less: str, more: str) -> str:
+    """``3.10x smaller``, or ``1.20x larger`` where ``after`` is."""
+    return f"{before / after:.2f}x {less}" if after <= before else f"{after / before:.2f}x {more}"
