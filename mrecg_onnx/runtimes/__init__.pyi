@@ -1,6 +1,6 @@
 from .fresh_process import load, noise
 from .kernel_counts import Kernel, check_provider, elsewhere, fused_op_counts, kernels
-from .models import Model, describe, size_bytes
+from .models import Model, describe, read_graph, size_bytes
 from .running import run_padded
 from .sessions import PROVIDERS, Level, fixed_batch, input_specs, open_session
 from .target_runtimes import Opened, open_with
@@ -25,6 +25,7 @@ __all__ = [
     "noise",
     "open_session",
     "open_with",
+    "read_graph",
     "run_padded",
     "size_bytes",
 ]

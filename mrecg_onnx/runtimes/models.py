@@ -8,7 +8,7 @@ from typing import TypeAlias
 import onnx
 import onnx_ir as ir
 
-__all__ = ["Model", "describe", "size_bytes"]
+__all__ = ["Model", "describe", "read_graph", "size_bytes"]
 
 Model: TypeAlias = "bytes | str | Path | onnx.ModelProto"
 
@@ -16,6 +16,15 @@ Model: TypeAlias = "bytes | str | Path | onnx.ModelProto"
 def describe(model: Model, otherwise: str = "the model") -> str:
     """How messages call a model: its path, or ``otherwise`` where it has none."""
     return str(model) if isinstance(model, (str, Path)) else otherwise
+
+
+def read_graph(model: Model) -> onnx.ModelProto:
+    """The model without what lies beside the file as external data: enough for whoever looks at nodes and names."""
+    if isinstance(model, onnx.ModelProto):
+        return model
+    if isinstance(model, bytes):
+        return onnx.load_model_from_string(model)
+    return onnx.load(model, load_external_data=False)
 
 
 def size_bytes(model: Model) -> int:

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from mrecg_onnx.converters.errors import DataError, ModelError, first_line
+from mrecg_onnx.converters.errors import ModelError, first_line
 from mrecg_onnx.runtimes.sessions import ORT_ERRORS, fixed_batch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
-__all__ = ["BatchSource", "pad_batch", "run", "run_batches", "run_padded"]
+__all__ = ["pad_batch", "run", "run_padded"]
 
 Array = npt.NDArray[Any]
-
-
-class BatchSource(Protocol):
-    """What :func:`run_batches` needs of a data set."""
-
-    def batches(self, size: int) -> Iterator[tuple[Mapping[str, Array], npt.NDArray[np.int64]]]:
-        """Model inputs by name, each ``[n, ...]`` with ``n <= size``, and the indices of the ``n`` items."""
-        ...
 
 
 def run_padded(session: ort.InferenceSession, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -61,27 +53,6 @@ def pad_batch(array: Array, size: int) -> Array:
     if not 1 <= len(array) <= size:
         raise ValueError(f"cannot pad {len(array)} rows to {size}")
     return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
-
-
-def run_batches(session: ort.InferenceSession, dataset: BatchSource, batch_size: int) -> dict[str, Array]:
-    """Run a whole data set and keep every output.
-
-    Args:
-        session: An open session, of dynamic or fixed batch (see :func:`run_padded`).
-        dataset: Where the inputs come from.
-        batch_size: Items at a time, >= 1.
-
-    Returns:
-        Outputs by name, each ``[N, ...]`` in the order of the data set.
-
-    Raises:
-        ModelError: As :func:`run_padded`.
-        DataError: The data set is empty.
-    """
-    parts = [run_padded(session, feeds) for feeds, _ in dataset.batches(batch_size)]
-    if not parts:
-        raise DataError("the data set holds nothing to run")
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def run(session: ort.InferenceSession, feeds: Mapping[str, Array]) -> list[Array]:

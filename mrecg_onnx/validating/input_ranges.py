@@ -17,6 +17,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from mrecg_onnx.converters.errors import ModelError
+from mrecg_onnx.runtimes import read_graph
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -78,7 +79,7 @@ def calibrated_ranges(metadata: Mapping[str, str], model: Model, name: str) -> d
     """
     stored = metadata.get(INPUT_RANGES_KEY)
     if stored is None:
-        return dict(_ranges_of_quantizers(_graph(model)))
+        return dict(_ranges_of_quantizers(read_graph(model).graph))
     try:
         return {str(key): _range(*pair) for key, pair in dict(json.loads(stored)).items()}
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
@@ -90,14 +91,6 @@ def _range(low: float, high: float) -> Range:
     if not (math.isfinite(found.low) and math.isfinite(found.high) and found.low <= found.high):
         raise ValueError(found)
     return found
-
-
-def _graph(model: Model) -> onnx.GraphProto:
-    if isinstance(model, onnx.ModelProto):
-        return model.graph
-    if isinstance(model, bytes):
-        return onnx.load_model_from_string(model).graph
-    return onnx.load(str(model), load_external_data=False).graph
 
 
 def _ranges_of_quantizers(graph: onnx.GraphProto) -> Iterator[tuple[str, Range]]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.data import (
@@ -33,6 +32,7 @@ from mrecg_onnx.runtimes import (
     latency,
     medians,
     open_session,
+    read_graph,
     run_padded,
     size_bytes,
 )
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 __all__ = ["gain_warnings", "validate"]
 
 logger = logging.getLogger(__name__)
-
 
 CLEAR_GAIN, CLEAR_P = 0.01, 0.01
 """From these on, in top-1 and in McNemar's p, a quantized model that is better than its float model makes both doubtful."""
@@ -165,7 +164,7 @@ def _validate(
         dataset = open_validation(data, specs, preprocess, labels, limit)
 
     dataset = dataset.shard(workers.rank, workers.size) if workers.size > 1 else dataset
-    tally = Tally(names, dataset, chosen_outputs(sessions["fp32"], outputs, names[0]), _heads(fp32))
+    tally = Tally(names, dataset, chosen_outputs(sessions["fp32"], outputs, names[0]), Heads.of_model(read_graph(fp32)))
     watch = Watch(calibrated_ranges(metadata_of(sessions["quantized"]), quantized, names[1]))
     rows = fixed_batch(sessions["fp32"]) or fixed_batch(sessions["quantized"]) or latency_batch
     for feeds, indices in dataset.batches(batch_size):
@@ -232,14 +231,6 @@ def gain_warnings(drop: float | None, p: float | None) -> tuple[str, ...]:
         return ()
     said = f"the FP32 model is {-100 * drop:.1f} points of top-1 worse than its quantized version (p = {p:.2g})"
     return (f"{said}: both are likely fed what they were not made for; check preprocessing and labels",)
-
-
-def _heads(model: Model) -> Heads:
-    if isinstance(model, onnx.ModelProto):
-        return Heads.of_model(model)
-    if isinstance(model, bytes):
-        return Heads.of_model(onnx.load_model_from_string(model))
-    return Heads.of_model(onnx.load(model, load_external_data=False))
 
 
 def _image_preprocess(
