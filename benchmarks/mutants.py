@@ -1,6 +1,6 @@
 """Mutants of the mathematics: how many of them the tests of their own room notice.
 
-usage: PYTHONPATH=tests python benchmarks/mutants.py [--only learning/windows ...] [--sample 60] [--budget 4] [--jobs 2]
+usage: PYTHONPATH=tests python benchmarks/mutants.py [--only learning/windows ...] [--sample 40] [--budget 2] [--jobs 2]
 
 Cosmic Ray makes the mutants of the modules below, each with one token changed: signs, factors, bounds, comparisons, numbers,
 ``not``/``and``/``or``, and with two operators of this script ``min`` against ``max`` (``floor`` against ``ceil``) and floats
@@ -8,7 +8,7 @@ doubled. What is in annotations, decorators, messages of errors and of the log o
 
 The tests of a room are collected once; a process forked from there puts one mutant in place of the function's code and runs
 the room's tests that pass its statement, the shortest first and for at most ``--budget`` seconds of what they take unmutated,
-until one fails. A mutant is killed when a test fails or runs ten times as long as it should. The shares are therefore a lower
+until one fails. A mutant is killed when a test fails or runs five times as long as it should. The shares are therefore a lower
 bound: tests beyond the budget are not asked, and neither are those of other rooms.
 
 Without ``--sample 0``, which takes all, each module stands for itself with a random sample of its mutants (fixed seed).
@@ -75,7 +75,7 @@ ENDS = {
 }  # fmt: skip
 ENDS |= {second: first for first, second in ENDS.items()}
 #: How much longer than unmutated, and how many seconds beyond, the tests of a mutant may take.
-SLOWER, GRACE = 10, 20
+SLOWER, GRACE = 5, 5
 #: Address space of a mutant's process in bytes: a size that grew by mistake is an error and not the machine's end.
 MEMORY = 16 << 30
 
@@ -274,6 +274,12 @@ def _statement(tree: ast.Module, line: int, source: list[str]) -> set[int] | Non
     return set(range(last.lineno, max(end or 0, line) + 1))
 
 
+def inside_function(tree: ast.Module, line: int) -> bool:
+    """True for a line in the body of a function."""
+    functions = (n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)))
+    return any(f.body[0].lineno <= line <= (f.end_lineno or 0) for f in functions)
+
+
 class Runner:
     """Pytest plugin: instead of the tests once it runs them for the unmutated code, then for every mutant."""
 
@@ -363,6 +369,8 @@ class Runner:
             mutant = every[number]
             lines = _statement(tree, mutant.line, source)
             asked = {t for line in lines for t in passed.get(line, ())} if lines is not None else set(items)
+            if not asked and not inside_function(tree, mutant.line):
+                asked = set(items)  # a constant that is used where no test can be seen to pass: in a default value
             order, left = [], self.args.budget
             for test in sorted(asked, key=lambda t: (seconds[t], t)):
                 if order and left < seconds[test]:
@@ -397,6 +405,12 @@ def _child(work: Any, folder: str) -> None:
     os._exit(status)
 
 
+def _kept_results() -> list[Any]:
+    """Functions of tests and helpers that keep their results: a test that is given one passes nothing."""
+    found = [o for o in gc.get_objects() if type(o).__name__ == "_lru_cache_wrapper"]
+    return [f for f in found if str(getattr(f, "__module__", "")).startswith(("helpers", "test"))]
+
+
 def _covered(
     session: Any, files: dict[str, str]
 ) -> tuple[dict[str, float], list[str], dict[str, dict[int, list[str]]]]:
@@ -410,10 +424,11 @@ def _covered(
 
     class Fixtures:
         def __init__(self) -> None:
-            self.test = ""
+            self.test, self.made = "", 0
 
         def pytest_fixture_setup(self, fixturedef: Any) -> None:
             if fixturedef.scope != "function":
+                self.made += 1
                 cover.switch_context(f"fixture {fixturedef.argname}")
 
         def pytest_runtest_call(self) -> None:
@@ -421,11 +436,14 @@ def _covered(
 
     watch = Fixtures()
     session.config.pluginmanager.register(watch)
+    made: tuple[Any, int] | None = None
+    kept: list[Any] = []
     cover.start()
     for number, item in enumerate(session.items):
-        for kept in [o for o in gc.get_objects() if type(o).__name__ == "_lru_cache_wrapper"]:
-            if str(getattr(kept, "__module__", "")).split(".")[0] in {"helpers", "tests"} or "test_" in str(kept):
-                kept.cache_clear()
+        if made != (item.path, watch.made):  # looking through all objects takes a while
+            made, kept = (item.path, watch.made), _kept_results()
+        for function in kept:
+            function.cache_clear()
         watch.test = item.nodeid
         for fixture in item.fixturenames:
             users.setdefault(f"fixture {fixture}", []).append(item.nodeid)
@@ -534,9 +552,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", help="modules as room/file; then nothing is written to results/")
     parser.add_argument("--tests", nargs="+", help="with --only of one room: these files instead of all of the room's")
-    parser.add_argument("--sample", type=int, default=60, help="mutants a module, 0 for all")
+    parser.add_argument("--sample", type=int, default=40, help="mutants a module, 0 for all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--budget", type=float, default=4.0, help="seconds of tests for one mutant")
+    parser.add_argument("--budget", type=float, default=2.0, help="seconds of tests for one mutant")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--room", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from mrecg_onnx.quantizers.fake_quantization import fake_quantize, quantize_codes
 from mrecg_onnx.quantizers.grids import EPSILON, grid_from_range
-from mrecg_onnx.quantizers.range_search import PER_CHANNEL_CANDIDATES, PER_TENSOR_CANDIDATES, search_range
+from mrecg_onnx.quantizers.range_search import (
+    P_NORM,
+    PER_CHANNEL_CANDIDATES,
+    PER_TENSOR_CANDIDATES,
+    _Search,
+    _summaries,
+    search_range,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -179,3 +186,74 @@ def test_tensor_of_zeros_has_a_grid(symmetric):
     grid = search_range(torch.zeros(3, 5), 4, axis=0, symmetric=symmetric)
     assert torch.equal(grid.scale, torch.full((3,), EPSILON))
     assert not fake_quantize(torch.zeros(3, 5), grid).any()
+
+
+def test_ranges_shrink_to_a_twentieth_per_tensor_and_to_a_fifth_per_channel():
+    """In steps of a hundredth: 95 of them per tensor and 80 per channel, as MQBench's observers have it."""
+    assert (P_NORM, PER_TENSOR_CANDIDATES, PER_CHANNEL_CANDIDATES) == (2.4, 95, 80)
+    for least, options in ((0.06, {}), (0.21, {"axis": 0}), (0.91, {"candidates": 10})):
+        # All but one value are on the smallest grid, so that none loses less.
+        x = torch.cat([torch.full((200_000,), least / 3), torch.tensor([1.0])])[None]
+        assert float(search_range(x, 2, **options).scale) == pytest.approx(least / 3, rel=1e-5)
+    x = torch.cat([torch.full((200_000,), 0.06), torch.tensor([-1.0])])
+    assert float(search_range(x, 2, symmetric=True).scale) == pytest.approx(0.06, rel=1e-5)
+
+
+def test_error_without_an_exponent_is_that_of_2_4():
+    x = values("outliers", 5, (4000,))
+    assert search_range(x, 3).scale == search_range(x, 3, p=2.4).scale
+    assert search_range(x, 3).scale != search_range(x, 3, p=3.0).scale
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 2.4, 0.5])
+def test_errors_are_the_mean_powers_of_the_distance_in_steps_of_the_whole_range(p):
+    x = values("normal", 0, (2, 50))
+    low, high = x.amin(1), x.amax(1)
+    search = _Search(x, 3, symmetric=False, p=p, low=low, high=high)
+    scale = torch.stack([(high - low) / 7, (high - low) / 9, (high - low) / 20])
+    zero = torch.tensor([[3.0, 4.0], [2.0, 2.0], [5.0, 0.0]])
+    found = search.errors(scale, zero, level=-1)
+    for k in range(3):
+        for c in range(2):
+            whole = float((high[c] - low[c]) / 7)
+            expected = error(x[c], scale[k, c], zero[k, c], 3, p) / whole**p
+            assert float(found[k, c]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_zero_points_of_use_leave_no_code_idle_and_none_lacking():
+    """At a scale of 1: 2 below 0 and 4 above fit 3 bits with zero points of 2 or 3; at half of it codes lack at both ends."""
+    x = torch.tensor([[-2.0, 0.3, 4.0]])
+    search = _Search(x, 3, symmetric=False, p=2.0, low=torch.tensor([-2.0]), high=torch.tensor([4.0]))
+    assert [t.tolist() for t in search.bounds(torch.tensor([[1.0]]))] == [[[2.0]], [[3.0]]]
+    assert [t.tolist() for t in search.bounds(torch.tensor([[0.5]]))] == [[[0.0]], [[4.0]]]
+    assert [t.tolist() for t in search.bounds(torch.tensor([[0.9]]))] == [[[2.0]], [[3.0]]]
+    assert search.bounds(torch.tensor([[100.0]]))[1].tolist() == [[6.0]]
+    scale, zero = search.zero_points(torch.tensor([[1.0]]))
+    assert (scale.tolist(), zero.tolist()) == ([[1.0], [1.0]], [[2.0], [3.0]])
+    assert search.free.tolist() == [True]
+    for low, high, symmetric in ((0.0, 4.0, False), (-2.0, 0.0, False), (-2.0, 4.0, True)):
+        other = _Search(x, 3, symmetric=symmetric, p=2.0, low=torch.tensor([low]), high=torch.tensor([high]))
+        assert other.free.tolist() == [False]
+
+
+def test_summary_keeps_the_sum_and_the_share_of_all_values():
+    x = torch.stack([values("outliers", 0, (5000,)), values("positive", 1, (5000,))])
+    found = _summaries(x, (256, 1024, 4096))
+    assert [tuple(means.shape) for means, _ in found][:2] == [(2, 256), (2, 1024)]
+    assert len(found) == 2  # a third of all values would save little
+    for means, share in found:
+        torch.testing.assert_close(share.sum(1), torch.ones(2))
+        torch.testing.assert_close((means * share).sum(1), x.mean(1), rtol=1e-4, atol=1e-5)
+        assert (share >= 0).all()
+        for row, weights, own in zip(means, share, x, strict=True):
+            used = row[weights > 0]
+            assert torch.equal(used, used.sort().values)
+            assert float(own.min()) <= float(used[0])
+            assert float(used[-1]) <= float(own.max())
+            # Half of the borders stand equally far apart: no mean is of values farther from each other than that.
+            order = own.sort().values
+            spread = float(order[-1] - order[0]) / (len(row) // 2 + 1)
+            nearest = (order[:, None] - used[None]).abs().amin(1).max()
+            assert float(nearest) <= 1.01 * spread
+    assert _summaries(x[:, :500], (256,)) == []
+    assert len(_summaries(x[:, :512], (256,))) == 1
