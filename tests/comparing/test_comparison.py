@@ -40,7 +40,7 @@ from mrecg_onnx.comparing import (
     running,
     table,
 )
-from mrecg_onnx.comparing.cells import CellError, CellProcess, Job, pack, unpack
+from mrecg_onnx.comparing.cells import CellError, Job, pack
 from mrecg_onnx.comparing.plots import draw_cells
 from mrecg_onnx.converters.errors import ExportError, MrecgError, SettingsError
 from mrecg_onnx.measures import mcnemar_p
@@ -313,18 +313,6 @@ def test_a_method_that_cannot_do_the_bits_fails_as_a_cell(
     assert started == ["quantize nearest", "validate nearest"]
 
 
-def test_a_process_that_dies_is_a_failed_cell(here: Here) -> None:
-    settings = dataclasses.replace(SETTINGS, method="nearest")
-    images = str(here.folder / "images")
-    job = Job("model.onnx", images, images, str(here.folder / "x.onnx"), str(here.folder / "x.units"), settings)
-    with CellProcess("quantize", job) as process:
-        process._process.kill()
-        with pytest.raises(CellError, match=r"SIGKILL .*memory"):
-            process.result()
-    with CellProcess("no such stage", job) as process, pytest.raises(CellError, match="KeyError: 'no such stage'"):
-        process.result()
-
-
 def test_an_error_in_a_cells_process_arrives_as_its_one_line(here: Here, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "model_nearest_w4a4.onnx").mkdir(parents=True)
@@ -387,27 +375,6 @@ def test_without_matplotlib_everything_else_is_written(
     result = here.compare(tmp_path / "out", methods=["nearest"], repeats=0)
     assert {path.name for path in result.written} == {"comparison.md", "comparison.csv", "comparison.json"}
     assert any("mrecg-onnx[plot]" in warning for warning in result.warnings)
-
-
-# --- small parts -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("count", [1, 7, 8, 9, 100])
-def test_flags_survive_packing(count: int) -> None:
-    flags = np.random.default_rng(count).random(count) < 0.5
-    assert len(pack(flags)) == 2 * -(-count // 8)
-    assert (unpack(pack(flags), count) == flags).all()
-
-
-def test_widths() -> None:
-    assert Widths.parse("w2a4") == Widths(2, 4)
-    assert str(Widths.parse("W8A32")) == "W8A32"
-
-
-@pytest.mark.parametrize("text", ["", "W4", "A4", "4A4", "W1A4", "W4A9", "W4A33", "W4A4x", "W4 A4"])
-def test_widths_that_are_none(text: str) -> None:
-    with pytest.raises(SettingsError, match=re.escape(f"'{text}'")):
-        Widths.parse(text)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -545,25 +512,6 @@ def test_control_c_ends_the_cells_process_and_says_what_is_kept(here: Here, tmp_
     assert all(ended(child) for child in children)
     assert (out / "model_nearest_w4a4.onnx").is_file()
     assert "| nearest |" in (out / "comparison.md").read_text()
-
-
-def test_a_child_ends_with_its_parent(here: Here, tmp_path: Path) -> None:
-    settings = dataclasses.replace(SETTINGS, method="brecq", iters=100000)
-    model, images = str(here.folder / "model.onnx"), str(here.folder / "images")
-    job = Job(model, images, images, str(tmp_path / "x.onnx"), str(tmp_path / "x.units"), settings)
-    process = CellProcess("quantize", job)
-
-    def leave(_: object) -> None:
-        raise EOFError
-
-    with pytest.raises(EOFError):
-        process.result(leave)
-    child = psutil.Process(process._process.pid)
-    assert process._process.stdin is not None
-    process._process.stdin.close()  # all that a parent's death looks like from the child
-    assert process._process.wait(30) != 0
-    assert not child.is_running()
-    assert not (tmp_path / "x.onnx").exists()
 
 
 def test_help_lists_what_all_cells_share() -> None:

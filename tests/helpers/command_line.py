@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import onnx
     from click.testing import Result
 
+#: Options of runs that learn no longer than a test has to wait for.
+FAST = ("--iters", "5", "--samples", "16", "--threads", "1")
+
 
 def classifier(seed: int = 0) -> onnx.ModelProto:
     """Stem, a residual block, an inverted bottleneck with shortcut, two plain convolutions, a classifier."""
@@ -81,3 +84,7 @@ def fails(*arguments: object, code: int = 1, says: tuple[str, ...] = (), start: 
     assert not result.stdout
     assert files(Path.cwd()) == before
     return lines[0]
+
+
+def quantize_fails(model: str | Path, *options: object, code: int = 1, says: tuple[str, ...] = ()) -> str:
+    return fails("quantize", model, "--calib", "images", *FAST, *options, code=code, says=says)

@@ -1,0 +1,91 @@
+"""Outputs that cannot be written, runs that are interrupted, and errors that nobody foresaw."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+from helpers.command_line import FAST, fails, files, quantize_fails, run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("option", ["--output", "--json"])
+def test_a_path_that_cannot_be_written_is_refused_before_the_work(here: Path, option: str) -> None:
+    for path in ("missing/out.onnx", "images", "model.onnx/out.onnx"):
+        line = quantize_fails("model.onnx", option, path, says=(path,))
+        assert "folder" in line
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in the file system")
+@pytest.mark.parametrize("option", ["--output", "--json"])
+def test_a_device_or_pipe_is_not_replaced_by_a_file(here: Path, option: str) -> None:
+    os.mkfifo(here / "pipe")
+    quantize_fails("model.onnx", option, "pipe", says=("is a named pipe, no file",))
+    assert (here / "pipe").is_fifo()
+
+
+def test_an_interrupted_run_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mrecg_onnx.learning import learner
+
+    real, calls = learner.reconstruct_unit, []
+
+    def interrupt(*arguments: object, **options: object) -> object:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(learner, "reconstruct_unit", interrupt)
+    line = fails("quantize", "model.onnx", "--calib", "images", *FAST, "--json", "r.json", start="Interrupted")
+    assert line == "Interrupted: nothing was written"
+
+
+def test_an_interruption_after_the_file_is_there_says_so(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mrecg_onnx.commands.quantize.write_json", interrupt)
+    result = run("quantize", "model.onnx", "--calib", "images", "--method", "nearest", "--json", "r.json")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "Interrupted: model_w4a4.onnx was written"
+    onnx.checker.check_model("model_w4a4.onnx")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for one process")
+@pytest.mark.skipif(signal.getsignal(signal.SIGINT) is signal.SIG_IGN, reason="started in the background: no Ctrl-C")
+def test_control_c_ends_a_real_run(here: Path) -> None:
+    before = files(here)
+    command = [sys.executable, str(ROOT / "cli.py"), "quantize", "model.onnx", "--calib", "images", "--iters", "100000"]
+    with subprocess.Popen(
+        [*command, "--threads", "1", "--scheme", "none"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        for line in process.stderr:
+            if line.startswith("calibrate"):
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(60) == 1
+        assert rest.splitlines() == ["Interrupted: nothing was written"]
+        assert not process.stdout.read()
+    assert files(here) == before
+
+
+def test_an_unforeseen_error_takes_one_line_and_debug_shows_where(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(*_: object, **__: object) -> None:
+        message = "no\nidea"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("mrecg_onnx.quantization.verify", explode)
+    quantize_fails("model.onnx", says=("unexpected", "RuntimeError: no idea", "--debug"))
+    result = run("quantize", "model.onnx", "--calib", "images", *FAST, "--debug")
+    assert result.exit_code == 1
+    assert "Traceback" in result.stderr
+    assert "explode" in result.stderr

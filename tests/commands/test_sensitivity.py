@@ -1,0 +1,28 @@
+"""The command that ranks layers by what their quantization costs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from helpers.command_line import fails, works
+
+
+def test_sensitivity_ranks_and_tries_on_labelled_images(here: Path) -> None:
+    result = works(
+        "sensitivity", "model.onnx", "--calib", "images", "--data", "images", "--limit", "8", "--method", "nearest",
+        "--top", "2", "--json", "ranking.json",
+    )  # fmt: skip
+    assert "top-1" in result.stdout
+    assert "8, labelled" in result.stdout
+    assert re.search(r"--bits '.*=[WA]8'", result.stdout)
+    found = json.loads((here / "ranking.json").read_text())
+    assert len(found["suggestions"]) == 2
+    assert found["labelled"] is True
+    assert found["ranked"][0]["losses"].keys() == {str(w) for w in range(2, 9)}
+
+
+def test_sensitivity_needs_images_for_labels(here: Path) -> None:
+    fails("sensitivity", "model.onnx", "--calib", "images", "--labels", "x.csv", code=2, says=("--data",))
+    fails("sensitivity", "model.onnx", "--calib", "images", "--json", "model.onnx", code=2, says=("model itself",))
