@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mrecg_onnx import __version__
-from mrecg_onnx.comparing.inputs import Plan
+from mrecg_onnx.comparing.inputs import Inputs
 from mrecg_onnx.comparing.plots import draw_cells, have_matplotlib
 from mrecg_onnx.comparing.progress import Tell
 from mrecg_onnx.comparing.result import Cell, Comparison, Widths
@@ -95,20 +95,20 @@ def compare(
         raise SettingsError(f"latency of {repeats} runs with {latency_batch} images: give >= 0 runs and >= 1 images")
     if world_size() > 1:
         raise SettingsError("compare runs each cell in a process of its own: start it without torchrun")
-    plan = Plan.make(Path(model), calib, data, Path(folder), settings, labels=labels, limit=limit, outputs=outputs)
-    plan.latency = {"batch": latency_batch, "repeats": repeats, "threads": settings.threads}
-    plan.claim_folder()
+    inputs = Inputs.make(Path(model), calib, data, Path(folder), settings, labels=labels, limit=limit, outputs=outputs)
+    inputs.latency = {"batch": latency_batch, "repeats": repeats, "threads": settings.threads}
+    inputs.claim_folder()
     base = base_method or chosen[0]
     pairs = [(method, width) for width in widths for method in chosen]
     cells: list[Cell] = []
     for number, (method, width) in enumerate(pairs, 1):
         tell = Tell(report, f"{method} {width}", number, len(pairs))
-        cells.append(run_cell(plan, method, width, tell))
-        _write_table(plan, base, cells)
+        cells.append(run_cell(inputs, method, width, tell))
+        _write_table(inputs, base, cells)
         tell(cells[-1])
     if repeats:
-        cells = measure_latency(plan, cells, report)
-    return _write_table(plan, base, cells, plot=True)
+        cells = measure_latency(inputs, cells, report)
+    return _write_table(inputs, base, cells, plot=True)
 
 
 def _methods(methods: Sequence[str], base_method: str | None) -> list[str]:
@@ -133,16 +133,16 @@ def _widths(bits: Sequence[str | Widths]) -> list[Widths]:
 # --- putting the cells together -----------------------------------------------------------------------------------------
 
 
-def _write_table(plan: Plan, base: str, cells: Sequence[Cell], *, plot: bool = False) -> Comparison:
+def _write_table(inputs: Inputs, base: str, cells: Sequence[Cell], *, plot: bool = False) -> Comparison:
     """Put the cells together and write them down.
 
     Raises:
         ExportError: the folder cannot be written.
     """
-    fp32 = plan.fp32 or {}
+    fp32 = inputs.fp32 or {}
     warnings = [*fp32.get("warnings", []), *(f"{cell.name}: {text}" for cell in cells for text in cell.warnings)]
     known = [cell.speedup * cell.latency_s for cell in cells if cell.speedup is not None and cell.latency_s is not None]
-    stem = plan.folder / NAME
+    stem = inputs.folder / NAME
     written = [stem.with_suffix(suffix) for suffix in (".md", ".csv", ".json")]
     if plot and any(cell.error is None for cell in cells):
         if have_matplotlib():
@@ -150,18 +150,18 @@ def _write_table(plan: Plan, base: str, cells: Sequence[Cell], *, plot: bool = F
         else:
             warnings.append("there is no plot: matplotlib is missing; pip install 'mrecg-onnx[plot]' and run again")
     found = Comparison(
-        model=plan.model,
-        calib=str(plan.calib),
-        data=plan.data,
-        folder=plan.folder,
-        settings=plan.settings,
+        model=inputs.model,
+        calib=str(inputs.calib),
+        data=inputs.data,
+        folder=inputs.folder,
+        settings=inputs.settings,
         base_method=base,
         cells=tuple(_against_base(cell, base, cells) for cell in cells),
         images=fp32.get("images", 0),
         fp32_top1=Accuracy(**fp32["top1"]) if fp32.get("top1") else None,
-        fp32_size_bytes=size_bytes(plan.model),
+        fp32_size_bytes=size_bytes(inputs.model),
         fp32_latency_s=float(np.median(known)) if known else None,
-        latency_batch=plan.latency["batch"],
+        latency_batch=inputs.latency["batch"],
         warnings=tuple(warnings),
         written=tuple(written),
         environment=_environment(),
@@ -173,7 +173,7 @@ def _write_table(plan: Plan, base: str, cells: Sequence[Cell], *, plot: bool = F
         if len(written) > 3:
             draw_cells(found, written[3])
     except OSError as error:
-        raise ExportError(f"{plan.folder}: the table cannot be written: {error.strerror or error}") from error
+        raise ExportError(f"{inputs.folder}: the table cannot be written: {error.strerror or error}") from error
     return found
 
 

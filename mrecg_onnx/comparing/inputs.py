@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from mrecg_onnx.data import InputSpec
 
-__all__ = ["Plan"]
+__all__ = ["Inputs"]
 
 #: Settings that change how a cell is computed but not what of it is compared: they may differ from call to call.
 _FREE = frozenset({"memory", "compile"})
@@ -33,7 +33,7 @@ MEASURE = "variance"
 
 
 @dataclass
-class Plan:
+class Inputs:
     """The inputs of all cells, and what tells them from those of another comparison."""
 
     model: Path
@@ -62,7 +62,7 @@ class Plan:
         labels: str | Path | None,
         limit: int | None,
         outputs: Sequence[str] | None,
-    ) -> Plan:
+    ) -> Inputs:
         """Open model and data once, before any work."""
         session = open_session(model)
         specs = input_specs(session)

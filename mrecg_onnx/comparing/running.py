@@ -19,7 +19,7 @@ from mrecg_onnx.validating import Accuracy, source_sha256
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mrecg_onnx.comparing.inputs import Plan
+    from mrecg_onnx.comparing.inputs import Inputs
     from mrecg_onnx.comparing.progress import ComparisonProgress
     from mrecg_onnx.comparing.result import Widths
 
@@ -60,33 +60,33 @@ class Record:
             raise ExportError(f"{self.path}: cannot be written: {error.strerror or error}") from error
 
 
-def run_cell(plan: Plan, method: str, widths: Widths, tell: Tell) -> Cell:
+def run_cell(inputs: Inputs, method: str, widths: Widths, tell: Tell) -> Cell:
     """One cell from what is there or by its own process; whatever goes wrong in it stays in it."""
     cell = Cell(method, widths)
     tell()
     try:
-        job = plan.job(method, widths)
-        record = Record(plan.cells / f"{plan.stem(method, widths)}.json")
-        made = record.get("quantize", plan.quantized_by)
-        checked = record.get("validate", plan.validated_by)
+        job = inputs.job(method, widths)
+        record = Record(inputs.cells / f"{inputs.stem(method, widths)}.json")
+        made = record.get("quantize", inputs.quantized_by)
+        checked = record.get("validate", inputs.validated_by)
         if made is not None and _sha256(job.output) != made["sha256"]:
             made = None  # the file is gone or another one
         kept = made is not None and checked is not None
         if made is None:
             with CellProcess("quantize", job) as process:
                 made = process.result(lambda inner: tell(inner=inner))
-            record.put("quantize", plan.quantized_by, made)
+            record.put("quantize", inputs.quantized_by, made)
             shutil.rmtree(job.checkpoint, ignore_errors=True)
             checked = None
         if checked is None:
             tell(stage="validate")
             with CellProcess("validate", job) as process:
                 checked = process.result()
-            record.put("validate", plan.validated_by, checked)
+            record.put("validate", inputs.validated_by, checked)
     except (MrecgError, OSError) as error:
         logger.info("cell %s failed: %s", cell.name, error)
         return dataclasses.replace(cell, error=" ".join(str(error).split()))
-    plan.fp32 = checked["fp32"]
+    inputs.fp32 = checked["fp32"]
     return _cell(cell, Path(job.output), made, checked, kept=kept)
 
 
@@ -113,7 +113,9 @@ def _cell(cell: Cell, file: Path, made: dict[str, Any], checked: dict[str, Any],
     )
 
 
-def measure_latency(plan: Plan, cells: list[Cell], report: Callable[[ComparisonProgress], None] | None) -> list[Cell]:
+def measure_latency(
+    inputs: Inputs, cells: list[Cell], report: Callable[[ComparisonProgress], None] | None
+) -> list[Cell]:
     """Latency of every finished cell, in turn with the float model, where it is not known for these files."""
     timed = []
     total = sum(cell.error is None for cell in cells)
@@ -124,11 +126,11 @@ def measure_latency(plan: Plan, cells: list[Cell], report: Callable[[ComparisonP
         tell = Tell(report, cell.name, 1 + sum(c.file is not None for c in timed), total)
         tell(stage="latency")
         try:
-            record = Record(plan.cells / f"{plan.stem(cell.method, cell.widths)}.json")
-            by = plan.latency | {"sha256": _sha256(cell.file), "data": plan.validated_by["data"]}
+            record = Record(inputs.cells / f"{inputs.stem(cell.method, cell.widths)}.json")
+            by = inputs.latency | {"sha256": _sha256(cell.file), "data": inputs.validated_by["data"]}
             found = record.get("latency", by)
             if found is None:
-                job = dataclasses.replace(plan.job(cell.method, cell.widths), latency=plan.latency)
+                job = dataclasses.replace(inputs.job(cell.method, cell.widths), latency=inputs.latency)
                 with CellProcess("latency", job) as process:
                     found = process.result()
                 record.put("latency", by, found)
