@@ -1,6 +1,7 @@
 """Mutants of the mathematics: how many of them the tests of their own room notice.
 
-usage: PYTHONPATH=tests python benchmarks/mutants.py [--only learning/windows ...] [--sample 40] [--budget 2] [--jobs 2]
+usage: PYTHONPATH=tests python benchmarks/mutants.py [--rooms learning ...] [--sample 40] [--budget 2] [--jobs 2]
+           [--only learning/windows ... [--tests FILE ...]] [--draw]
 
 Cosmic Ray makes the mutants of the modules below, each with one token changed: signs, factors, bounds, comparisons, numbers,
 ``not``/``and``/``or``, and with two operators of this script ``min`` against ``max`` (``floor`` against ``ceil``) and floats
@@ -509,74 +510,97 @@ def run_room(args: argparse.Namespace) -> int:
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
-def write(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """Table and list of survivors."""
+def measured(room: str, args: argparse.Namespace, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of the mutants of some modules of a room, made in a process of their own."""
+    options = [f"--{k}={getattr(args, k)}" for k in ("sample", "seed", "budget", "jobs")]
+    options += ["--tests", *args.tests] if args.tests else []
+    subprocess.run([sys.executable, __file__, "--room", room, *options, "--only", *names], check=True)
+    rows = [json.loads(line) for line in (WORK / f"{room}.jsonl").read_text(encoding="utf-8").splitlines()]
+    return sorted(rows, key=lambda r: (names.index(r["module"].split("/")[1]), r["line"], r["column"], r["after"]))
+
+
+def keep(room: str, rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """Put the rows of a room into mutants.json."""
     from _record import header  # noqa: PLC0415
 
-    reasons = {
-        (entry["module"], entry["before"], entry["after"]): entry["reason"]
-        for entry in tomllib.loads((ROOT / "benchmarks" / "mutants.toml").read_text(encoding="utf-8")).get(
-            "survivor", []
-        )
-    }
     record = header()
     record["versions"] |= {n: metadata.version(n) for n in ("cosmic-ray", "coverage", "pytest", "hypothesis")}
-    names = list(dict.fromkeys(row["module"] for row in rows))
+    record |= {"sample": args.sample, "seed": args.seed, "budget": args.budget}
+    path = RESULTS / "mutants.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known[room] = {"record": record, "rows": rows}
+    path.write_text(json.dumps({r: known[r] for r in ROOMS if r in known}, indent=1) + "\n", encoding="utf-8")
+
+
+def write() -> None:
+    """Table and list of survivors, from mutants.json."""
+    known = json.loads((RESULTS / "mutants.json").read_text(encoding="utf-8"))
+    said = tomllib.loads((ROOT / "benchmarks" / "mutants.toml").read_text(encoding="utf-8")).get("survivor", [])
+    reasons = {(entry["module"], entry["before"], entry["after"]): entry["reason"] for entry in said}
+    rows = [row for room in known.values() for row in room["rows"]]
     text = [
         "# Mutants", "",
-        "Written by `python benchmarks/mutants.py`, whose head says what is changed and when a mutant counts as killed.", "",
-        f"Seed {args.seed}, at most {args.sample or 'all'} mutants a module, tests of up to {args.budget:g} s for each.", "",
+        "Written by `python benchmarks/mutants.py`, whose head says what is changed and when a mutant counts as killed;",
+        "all rows, also those of the killed ones with the test that did it, in mutants.json.", "",
         "| module | mutants | of | killed | survived | share |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
-    for name in [*names, "all"]:
-        part = [row for row in rows if name in {row["module"], "all"}]
+    modules = {
+        name: [row for row in rows if row["module"] == name] for name in dict.fromkeys(r["module"] for r in rows)
+    }
+    figures = {}
+    for name, part in (modules | {"all": rows}).items():
         survived = sum(row["survived"] for row in part)
         of = sum({row["module"]: row["of"] for row in part}.values())
-        share = 100 * (len(part) - survived) / len(part)
-        text.append(f"| {name} | {len(part)} | {of} | {len(part) - survived} | {survived} | {share:.1f} % |")
-    text += ["", "## Survivors", "", "| file, line | was | became | why |", "|---|---|---|---|"]
+        figures[name] = of, (len(part) - survived) / len(part)
+        counts = f"{len(part)} | {of} | {len(part) - survived} | {survived}"
+        text.append(f"| {name} | {counts} | {100 * figures[name][1]:.1f} % |")
+    whole = figures.pop("all")[0]
+    weighted = sum(of * share for of, share in figures.values()) / whole
+    text += ["", f"Each module's share weighted by the number of all its mutants: {100 * weighted:.1f} %.", ""]
+    text += ["## Survivors", "", "| file, line | was | became | why |", "|---|---|---|---|"]
     for row in (row for row in rows if row["survived"]):
         why = reasons.get((row["module"], row["before"], row["after"]), "not looked into")
         was, became = (row[part].replace("|", "\\|") for part in ("before", "after"))
         text.append(f"| mrecg_onnx/{row['module']}.py, {row['line']} | `{was}` | `{became}` | {why} |")
+    text.append("")
+    for room, found in known.items():
+        record = found["record"]
+        sizes = f"at most {record['sample'] or 'all'} mutants a module, seed {record['seed']}, tests of {record['budget']:g} s"
+        text.append(f"- {room}: `{record['command']}`, {record['date']}, commit {record['commit']}; {sizes}.")
     versions = ", ".join(f"{n} {v}" for n, v in record["versions"].items())
-    text += [
-        "", f"Command: `{record['command']}`, {record['date']}, commit {record['commit']}.",
-        f"Python {record['python']}, {versions}.", f"Machine: {record['machine']}.",
-    ]  # fmt: skip
+    text += ["", f"Python {record['python']}, {versions}. Machine: {record['machine']}."]
     (RESULTS / "mutants.md").write_text("\n".join(text) + "\n", encoding="utf-8")
-    print("\n".join(text[7 : 12 + len(names)]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rooms", nargs="+", choices=list(ROOMS), default=list(ROOMS), help="others keep their rows")
     parser.add_argument("--only", nargs="+", help="modules as room/file; then nothing is written to results/")
     parser.add_argument("--tests", nargs="+", help="with --only of one room: these files instead of all of the room's")
     parser.add_argument("--sample", type=int, default=40, help="mutants a module, 0 for all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=float, default=2.0, help="seconds of tests for one mutant")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--draw", action="store_true", help="only write the table again")
     parser.add_argument("--room", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.room:
         raise SystemExit(run_room(args))
     os.environ["OMP_NUM_THREADS"] = "1"
     WORK.mkdir(parents=True, exist_ok=True)
-    wanted = {room: [n for n in names if not args.only or f"{room}/{n}" in args.only] for room, names in ROOMS.items()}
-    rows: list[dict[str, Any]] = []
-    for room, names in wanted.items():
+    for room in args.rooms if not args.draw else ():
+        names = [n for n in ROOMS[room] if not args.only or f"{room}/{n}" in args.only]
         if not names:
             continue
-        options = [f"--{k}={getattr(args, k)}" for k in ("sample", "seed", "budget", "jobs")]
-        options += ["--tests", *args.tests] if args.tests else []
-        subprocess.run([sys.executable, __file__, "--room", room, *options, "--only", *names], check=True)
-        rows += [json.loads(line) for line in (WORK / f"{room}.jsonl").read_text(encoding="utf-8").splitlines()]
-    if args.only:
-        for row in rows:
-            if row["survived"]:
-                print(f"{row['module']}:{row['line']}: {row['before']}  ->  {row['after']}  ({row['by']})")
-        return
-    write(sorted(rows, key=lambda r: (list(ROOMS).index(r["module"].split("/")[0]), r["module"], r["line"])), args)
+        rows = measured(room, args, names)
+        if args.only:
+            for row in rows:
+                if row["survived"]:
+                    print(f"{row['module']}:{row['line']}: {row['before']}  ->  {row['after']}  ({row['by']})")
+        else:
+            keep(room, rows, args)
+    if not args.only:
+        write()
 
 
 if __name__ == "__main__":

@@ -239,7 +239,7 @@ def test_gradients_at_known_values(kernels, monkeypatch):
 
 
 def test_values_that_are_not_in_one_piece_are_quantized_all_the_same():
-    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).t().requires_grad_()
+    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))[:, ::2].requires_grad_()
     scale = torch.tensor(0.3, requires_grad=True)
     y = learnable_fake_quantize(x, scale, 2.0, 7)
     assert torch.equal(y, fake_quantize(x.detach(), Grid(scale.detach(), torch.tensor(2.0), 3)))
@@ -254,3 +254,14 @@ def test_codes_end_at_the_largest_code_of_each_channel():
     x = torch.tensor([[-9.0, -9.0], [0.6, 0.6], [99.0, 99.0]])
     assert quantize_codes(x, grid).tolist() == [[0.0, 0.0], [2.0, 2.0], [3.0, 15.0]]
     assert fake_quantize(x, grid).tolist() == [[-0.5, -0.5], [0.5, 0.5], [1.0, 7.0]]
+
+
+def test_gradient_on_the_ends_of_the_range_is_that_of_torchs_clamp(monkeypatch):
+    """Where the operations themselves are differentiated the ends belong to the inside."""
+    pair = fake_quantization._forward_math, fake_quantization._backward_math
+    monkeypatch.setattr(fake_quantization, "_kernels", pair)
+    x = torch.tensor([-0.5, 1.0, -0.75, 1.25], requires_grad=True)
+    scale = torch.tensor(0.5, requires_grad=True)
+    learnable_fake_quantize(x, scale, 1.0, 3).sum().backward()
+    assert x.grad.tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert float(scale.grad) == -1 + 2

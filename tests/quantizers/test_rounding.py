@@ -285,6 +285,16 @@ def test_fused_gradient_is_plain_autograds_of_the_soft_weight_and_the_regularize
     assert learned.V.grad[0, :2].tolist() == [0, 0]
 
 
+def test_without_a_weight_the_regularizer_has_no_gradient():
+    slopes = []
+    for options in ((None,), (2.0,), (2.0, 0.0)):
+        learned = double_rounding()
+        learned.soft(*options).sum().backward()
+        slopes.append(learned.V.grad)
+    assert torch.equal(slopes[0], slopes[1])
+    assert torch.equal(slopes[0], slopes[2])
+
+
 def test_first_variables_stop_a_ten_thousandth_of_a_step_before_a_whole_number():
     grid = Grid(torch.tensor([1.0]), torch.tensor([4.0]), 4, 0)
     rest = torch.tensor([[0.0, 1e-5, 0.25, 0.5, 0.99999]])

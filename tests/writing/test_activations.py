@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -20,7 +23,7 @@ from mrecg_onnx.planning import BitRule
 from mrecg_onnx.planning.plan import ActivationPlan
 from mrecg_onnx.quantizers import Grid, fake_quantize, quantize_codes
 from mrecg_onnx.runtimes import fused_op_counts
-from mrecg_onnx.writing.activations import code_bounds
+from mrecg_onnx.writing.activations import channel_bounds, code_bounds
 from mrecg_onnx.writing.qdq import export
 
 
@@ -44,6 +47,70 @@ def test_bounds_of_codes_are_exactly_the_clamp_in_front(seed, bits, low, width):
     least, most = code_bounds(plan, grid)
     assert torch.equal(quantize_codes(x, grid).clamp(least, most), quantize_codes(clamped, grid))
     assert torch.equal(fake_quantize(clamped, grid), (quantize_codes(x, grid).clamp(least, most) - zero) * scale)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "codes"),
+    [
+        (None, None, (0, 15)),
+        (0.0, None, (4, 15)),
+        (0.0, 3.0, (4, 10)),
+        (-1.3, 2.2, (1, 8)),
+        (-9.0, 99.0, (0, 15)),
+        (50.0, 60.0, (15, 15)),
+        (-60.0, -50.0, (0, 0)),
+    ],
+)
+def test_codes_of_known_bounds(low, high, codes):
+    """Steps of 0.5 around the code 4."""
+    grid = Grid(torch.tensor(0.5), torch.tensor(4.0), 4)
+    assert code_bounds(ActivationPlan("x", ("x",), ("x",), 4, "clip", low, high), grid) == codes
+
+
+def test_largest_codes_of_channels_are_those_of_their_widths_and_their_clamps():
+    grid = Grid(torch.tensor(0.5), torch.tensor(1.0), 4)
+    plain = ActivationPlan("x", ("x",), ("x",), 4)
+    clamped = replace(plain, absorbs="min", ceilings=(1.0, 6.2, 99.0, -9.0))
+    narrow = replace(grid, ceiling=torch.tensor([15.0, 7.0, 3.0, 15.0]))
+    assert channel_bounds(plain, grid) is None
+    assert channel_bounds(clamped, grid).tolist() == [3, 13, 15, 0]
+    assert channel_bounds(plain, narrow).tolist() == [15, 7, 3, 15]
+    both = channel_bounds(clamped, narrow)
+    assert (both.tolist(), both.dtype) == ([3, 7, 3, 0], np.uint8)
+
+
+def test_channels_of_fewer_bits_meet_their_largest_codes_in_the_file():
+    stage = simulated(conv_relu(), abits=4)
+    grid = stage.simulation.activations["relu_out"]
+    ceiling = torch.tensor([3.0, 15.0, 7.0, 15.0] * 4)
+    stage.simulation.activations["relu_out"] = replace(grid, ceiling=ceiling)
+    result = export(stage.graph, stage.simulation, {})
+    least = node(result.model, "relu_out_Min")
+    bound = initializers(result.model)[least.input[1]]
+    assert bound.shape == (1, 16, 1, 1)
+    assert bound.flatten().tolist() == ceiling.tolist()
+    # The channels' bounds do it all: there is no Clip.
+    assert maker(result.model, least.input[0]).op_type == "QuantizeLinear"
+    metadata = {p.key: p.value for p in result.model.metadata_props}
+    assert json.loads(metadata["mrecg_onnx.channel_bits"]) == {"relu_out": [2, 4, 3, 4] * 4}
+    (found,) = run(result.model, {n: x.numpy() for n, x in stage.data.items()})
+    assert sqnr_db(stage.simulation.run(stage.data)["output"].numpy(), found) > 60
+
+
+def test_sixteen_bits_are_uint16_at_opset_21_without_bounds():
+    stage, result = exported(conv_clip(), abits=16, target="qnn")
+    assert {grid.bits for grid in stage.simulation.activations.values()} >= {16}
+    assert {o.domain: o.version for o in result.model.opset_import}[""] >= 21
+    names = [a.name for a in stage.plan.activations if stage.simulation.activations[a.name].bits == 16]
+    values = initializers(result.model)
+    for name in names:
+        assert values[f"{name}_zero_point"].dtype == np.uint16
+        assert values[f"{name}_zero_point"] == int(stage.simulation.activations[name].zero_point)
+        assert f"{name}_low" not in values
+    assert node(result.model, "clip").op_type == "Clip"
+    assert verify(result, stage.simulation, stage.data).sqnr_db > 60
+    narrow = exported(conv_clip(), abits=8)[1]
+    assert {o.domain: o.version for o in narrow.model.opset_import}[""] == 13
 
 
 @pytest.mark.parametrize("build", [conv_clip, clip_signed, clip_positive, clip_above, clip_twice])

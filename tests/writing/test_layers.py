@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -185,6 +186,31 @@ def test_bias_that_does_not_fit_stays_float_with_a_warning(caplog):
     # The layer cannot fuse, nobody expects it to, and the one line says so.
     said = "layer 'conv2': the bias does not fit int32 and stays in float, so the layer runs in float"
     assert [warning.startswith(said) for warning in found.warnings].count(True) == 1
+
+
+@pytest.mark.parametrize(
+    ("steps", "fits"), [(2**31 - 128, True), (-(2**31 - 128), True), (2**31, False), (-(2**31), False)]
+)
+def test_largest_bias_is_the_largest_int32(steps, fits):
+    stage = simulated(conv_clip())
+    layer = stage.plan.layer("conv2")
+    weights = stage.simulation.weights["conv2"]
+    # Scales of a power of two: the bias is exactly so many steps.
+    scale = torch.full_like(weights.grid.scale, 2.0**-8)
+    stage.simulation.weights["conv2"] = replace(weights, grid=replace(weights.grid, scale=scale))
+    grid = stage.simulation.activations[layer.input]
+    stage.simulation.activations[layer.input] = replace(grid, scale=torch.tensor(2.0**-4))
+    bias = torch.zeros(len(scale))
+    bias[2] = steps * 2.0**-12
+    stage.simulation.biases["conv2"] = bias
+    result = export(stage.graph, stage.simulation, {})
+    assert result.float_biases == ([] if fits else ["conv2"])
+    if fits:
+        codes = initializers(result.model)[f"{layer.bias}_quantized"]
+        assert codes.dtype == np.int32
+        assert codes.tolist() == [0, 0, steps, *[0] * (len(scale) - 3)]
+        found = initializers(result.model)[f"{layer.bias}_scale"]
+        assert found.tolist() == [2.0**-12] * len(scale)
 
 
 def test_layer_without_bias_gets_none():
