@@ -161,6 +161,18 @@ def test_two_units_without_capacity_do_not_differ():
     assert pairs(select_eq4([1.0, 0.0, 0.0, 4.0, 3.0, 1.0], 1, None, relative=True)) == [(2, 3)]
 
 
+def test_units_without_capacity_do_not_weigh_more_than_others():
+    capacities = [1.0, 0.0, 0.0, 0.0, 4.0, 2.0, 1.0]
+    # Of three pairs that may be joined 0 to 4 differs most, 4 to 2 by half, two nothings not at all.
+    assert pairs(select_eq4(capacities, 1, None, relative=True)) == [(3, 4)]
+    assert pairs(select_eq4(capacities, 2, None, relative=True)) == [(3, 4), (4, 5)]
+
+
+def test_a_run_of_three_units_is_allowed_from_the_first_pair_on():
+    mask = select_eq4([0.0, 10.0, 0.0, 10.0, 10.0, 10.0], 2, None)
+    assert pairs(mask) == [(1, 2), (2, 3)]
+
+
 def test_the_plan_selects_by_relative_differences():
     _, plan = planned(residual(), method="mrecg", scheme="modcap", selection="relative", merges=1)
     assert plan.merges == ((0,), (1, 2), (3,))
@@ -252,7 +264,9 @@ def test_only_a_unit_that_reads_its_predecessor_is_joined_with_it():
     assert pairs(select_peaks(PUBLISHED_LOSSES, None, units=units)) == PUBLISHED_MERGES[1:]
 
 
-@pytest.mark.parametrize(("units", "merges"), [(1, 0), (2, 0), (3, 1), (4, 1), (10, 2), (18, 4), (40, 10)])
+@pytest.mark.parametrize(
+    ("units", "merges"), [(1, 0), (2, 0), (3, 1), (4, 1), (7, 2), (10, 2), (12, 3), (18, 4), (40, 10)]
+)
 def test_number_of_merges_is_a_quarter_of_the_pairs(units, merges):
     assert default_merges(units) == merges
 
