@@ -1,6 +1,6 @@
 """Mutants of the mathematics: how many of them the tests of their own room notice.
 
-usage: PYTHONPATH=tests python benchmarks/mutants.py [--rooms learning ...] [--sample 40] [--budget 2] [--jobs 2]
+usage: PYTHONPATH=tests python benchmarks/mutants.py [--rooms learning ...] [--sample 40] [--budget 4] [--jobs 2]
            [--only learning/windows ... [--tests FILE ...]] [--draw]
 
 Cosmic Ray makes the mutants of the modules below, each with one token changed: signs, factors, bounds, comparisons, numbers,
@@ -8,9 +8,9 @@ Cosmic Ray makes the mutants of the modules below, each with one token changed: 
 doubled. What is in annotations, decorators, messages of errors and of the log or asserts is left alone.
 
 The tests of a room are collected once; a process forked from there puts one mutant in place of the function's code and runs
-the room's tests that pass its statement, the shortest first and for at most ``--budget`` seconds of what they take unmutated,
-until one fails. A mutant is killed when a test fails or runs five times as long as it should. The shares are therefore a lower
-bound: tests beyond the budget are not asked, and neither are those of other rooms.
+the room's tests that pass its statement until one fails: those of the module's own file first, then the shortest, for at most
+``--budget`` seconds of what they take unmutated. A mutant is killed when a test fails or runs five times as long as it should.
+The shares are therefore a lower bound: tests beyond the budget are not asked, and neither are those of other rooms.
 
 Without ``--sample 0``, which takes all, each module stands for itself with a random sample of its mutants (fixed seed).
 Survivors are listed with the reason in mutants.toml, by the line as it was and as it became.
@@ -57,6 +57,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "network": ("simulation", "batches"),
     "writing": ("qdq", "layers", "activations", "integer_nodes", "writer"),
     "measures": ("metrics",),
+}  # fmt: skip
+#: Files of tests of a module beside the one that is called like it.
+BESIDE = {
+    "prefix": ("training_data",), "trainable": ("loop",), "losses": ("loop",), "masks": ("loop",), "rates": ("loop",),
+    "reconstruction": ("one_unit",), "judging": ("loop",),
 }  # fmt: skip
 #: Cosmic Ray's operators that touch the mathematics.
 OPERATORS = (
@@ -373,7 +378,8 @@ class Runner:
             if not asked and not inside_function(tree, mutant.line):
                 asked = set(items)  # a constant that is used where no test can be seen to pass: in a default value
             order, left = [], self.args.budget
-            for test in sorted(asked, key=lambda t: (seconds[t], t)):
+            own = {f"test_{stem}.py" for stem in (name, *BESIDE.get(name, ()))}
+            for test in sorted(asked, key=lambda t: (items[t].path.name not in own, seconds[t], t)):
                 if order and left < seconds[test]:
                     break
                 order.append(items[test])
@@ -579,7 +585,7 @@ def main() -> None:
     parser.add_argument("--tests", nargs="+", help="with --only of one room: these files instead of all of the room's")
     parser.add_argument("--sample", type=int, default=40, help="mutants a module, 0 for all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--budget", type=float, default=2.0, help="seconds of tests for one mutant")
+    parser.add_argument("--budget", type=float, default=4.0, help="seconds of tests for one mutant")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--draw", action="store_true", help="only write the table again")
     parser.add_argument("--room", help=argparse.SUPPRESS)

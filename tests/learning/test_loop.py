@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.architectures import Graph, conv_relu, residual
-from helpers.stages import Stage, simulated, tensors
+from helpers.architectures import residual
+from helpers.one_unit import data_of, single, stage_of
+from helpers.stages import Stage
 
 from mrecg_onnx.learning import UnitData, default_rates
-from mrecg_onnx.learning.judging import evaluate_unit
+from mrecg_onnx.learning.judging import Judge, evaluate_unit
 from mrecg_onnx.learning.loop import Group, Loop, learn
 from mrecg_onnx.learning.losses import output_knees, output_weights, reconstruction_loss
 from mrecg_onnx.learning.masks import Masks
@@ -22,40 +23,6 @@ from mrecg_onnx.network import bias_scale
 from mrecg_onnx.quantizers import BetaSchedule, fake_quantize
 
 CPU = torch.device("cpu")
-LOW = {"wbits": 2, "abits": 2, "first_last_bits": 2}
-
-
-def single():
-    """One convolution and its Relu."""
-    g = Graph()
-    g.relu(g.conv(g.input(), 8, 8), output="output")
-    return g.model()
-
-
-def stage_of(build=conv_relu, count: int = 6, **settings) -> Stage:
-    return simulated(build(), tensors(build(), count), **(LOW | settings))
-
-
-def store_of(x: torch.Tensor) -> Store:
-    """Halves are kept as they are: half precision has eleven bits."""
-    return Store.of((x * 64).round() / 64)
-
-
-def data_of(stage: Stage, unit, **more) -> UnitData:
-    """Inputs and targets of ``unit``, the first one of its network: quantized and float inputs differ."""
-    floating = {n: store_of(stage.data[n].clamp(-4, 4)) for n in unit.inputs}
-    quantized = {n: Store.of(s.read(0, 99), stage.simulation.activations.get(n)) for n, s in floating.items()}
-    values = {n: s.read(0, 99) for n, s in floating.items()}
-    made = stage.network.run(values, stage.network.part(unit.nodes), keep=unit.outputs)
-    count = len(next(iter(values.values())))
-    chosen = {
-        "quantized": quantized,
-        "floating": floating,
-        "targets": {n: Store.of(made[n]) for n in unit.outputs},
-        "training": torch.arange(count - 2),
-        "held_out": torch.arange(count - 2, count),
-    }
-    return UnitData(**(chosen | more))
 
 
 def loop_of(stage: Stage, unit=None, probability: float = 1.0, data: UnitData | None = None, **more) -> Loop:
@@ -454,3 +421,27 @@ def test_masks_begin_anywhere_in_the_bank():
     masks.bank = torch.arange(4.0)
     found = {tuple(masks.draw(torch.zeros(2)).tolist()) for _ in range(60)}
     assert found == {(0.0, 1.0), (1.0, 2.0), (2.0, 3.0)}
+
+
+def test_masks_lie_in_memory_as_what_they_mask():
+    masks = Masks(0.5, CPU, torch.Generator().manual_seed(0))
+    plain = torch.zeros(2, 3, 4, 5)
+    last = plain.contiguous(memory_format=torch.channels_last)
+    for like in (plain, last, plain[0], plain.flatten(1)):
+        mask = masks.draw(like)
+        assert (mask.shape, mask.stride()) == (like.shape, like.stride())
+
+
+def test_without_being_told_errors_are_squared_and_roundings_are_free():
+    assert (Judge.power, Loop.power, Loop.rounding_weight, Loop.beta) == (2.0, 2.0, 0.0, None)
+
+
+def test_loss_of_one_sample_is_that_sample_alone():
+    stage = stage_of(single)
+    unit = stage.plan.units[0]
+    data = data_of(stage, unit)
+    options = {"quantize_activations": True, "batch_size": 8, "knees": {"output": None}, "weights": {"output": 1.0}}
+    steps = stage.network.part(unit.nodes)
+    alone = [evaluate_unit(unit, steps, stage.simulation, data, torch.tensor([i]), **options) for i in range(3)]
+    together = evaluate_unit(unit, steps, stage.simulation, data, torch.arange(3), **options)
+    assert sum(alone) / 3 == pytest.approx(together, rel=1e-5)

@@ -13,6 +13,13 @@ from mrecg_onnx.network.batches import FORWARD_ELEMENTS, FORWARD_ELEMENTS_CUDA
 CPU = torch.device("cpu")
 
 
+def test_no_sample_is_left_out_of_many():
+    x = torch.arange(150.0).view(150, 1)
+    assert sum(len(batch["x"]) for batch in forward_batches({"x": x}, 64, CPU)) == 150
+    network = simulated(conv_relu()).network
+    assert sum(len(batch["x"]) for batch in whole_batches({"x": x}, 64, network)) == 150
+
+
 def test_slices_hold_all_samples_in_order():
     x = torch.arange(10.0).view(10, 1)
     parts = [batch["x"] for batch in forward_batches({"x": x}, 4, CPU)]

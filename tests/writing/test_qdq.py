@@ -238,3 +238,67 @@ def test_model_of_fixed_batch_is_quantized(tmp_path):
     assert result.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
     assert result.verification.sqnr_db > 60
     assert result.verification.warnings == ()
+
+
+def dilated_pool() -> onnx.ModelProto:
+    """An average pool that ONNX Runtime's integer kernel does not do, between two layers."""
+    g = Graph(opset=19)
+    x = g.conv(g.input(), 8, 8, "conv")
+    x = g.op("AveragePool", [x], "pool", kernel_shape=[2, 2], dilations=[2, 2])
+    g.conv(x, 8, 8, "conv2", output="output")
+    return g.model()
+
+
+def test_pool_without_an_integer_kernel_is_parted_from_its_quantizer():
+    stage, result = exported(dilated_pool())
+    apart = maker(result.model, node(result.model, "pool_out_QuantizeLinear").input[0])
+    assert (apart.name, apart.op_type, list(apart.input)) == ("pool_float", "LeakyRelu", ["pool_out"])
+    assert [a.f for a in apart.attribute if a.name == "alpha"] == [1.0]
+    shapes = {v.name: v for v in result.model.graph.value_info}
+    assert shapes[apart.output[0]].type == shapes["pool_out"].type
+    (found,) = run(result.model, {n: x.numpy() for n, x in stage.data.items()}, optimized=True)
+    wanted = stage.simulation.run(stage.data)["output"].numpy()
+    assert np.abs(found - wanted).max() <= 1.01 * float(stage.simulation.activations["output"].scale)
+    assert np.mean(found != wanted) < 0.01
+
+
+def test_pool_at_an_output_of_the_graph_needs_nothing_behind_it():
+    g = Graph(opset=19)
+    g.op("AveragePool", [g.conv(g.input(), 8, 8, "conv")], "pool", "output", kernel_shape=[2, 2], dilations=[2, 2])
+    _, result = exported(g.model())
+    pool = node(result.model, "pool")
+    assert "LeakyRelu" not in {n.op_type for n in result.model.graph.node} or pool.output[0] != "output"
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_layer_with_a_float_weight_reads_one_equal_scale_a_channel(groups, transposed):
+    """ConvTranspose keeps its inputs in the weight's first axis, Conv a group's in the second."""
+    g = Graph()
+    x = g.relu(g.conv(g.input(), 8, 12, "conv"))
+    shape = (12, 8 // groups, 1, 1) if transposed else (8, 12 // groups, 1, 1)
+    inputs = [x, g.weight("own.weight", shape, 12), g.bias("own.bias", 8)]
+    x = g.op("ConvTranspose" if transposed else "Conv", inputs, "own", group=groups)
+    g.conv(g.relu(x, "relu2"), 8, 8, "conv2", output="output")
+    stage, result = exported(g.model(), exclude=["own"])
+    reader = maker(result.model, node(result.model, "own").input[0])
+    values = initializers(result.model)
+    scale, zero = (values[name] for name in reader.input[1:])
+    grid = stage.simulation.activations["relu_out"]
+    assert scale.tolist() == [float(grid.scale)] * 12
+    assert zero.tolist() == [int(grid.zero_point)] * 12
+    assert [a.i for a in reader.attribute if a.name == "axis"] == [1]
+    (found,) = run(result.model, {n: x.numpy() for n, x in stage.data.items()}, optimized=True)
+    wanted = stage.simulation.run(stage.data)["output"].numpy()
+    assert np.mean(np.abs(found - wanted) > 1e-5) < 0.01
+
+
+@pytest.mark.parametrize(("opset", "version"), [(11, 6), (17, 8)])
+def test_old_files_are_raised_and_new_ones_stay(opset, version):
+    g = Graph(opset=13)
+    g.relu(g.conv(g.input(), 8, 8, "conv"), output="output")
+    stage = simulated(g.model())
+    stage.graph.opset_imports[""], stage.graph.ir_version = opset, version
+    result = export(stage.graph, stage.simulation, {})
+    assert {o.domain: o.version for o in result.model.opset_import}[""] == max(13, opset)
+    assert result.model.ir_version == max(7, version)
