@@ -60,7 +60,8 @@ def convert(
 
     Args:
         model: the quantized model; not changed. Only one that was written for the target ``ort`` can get another one.
-        container: a row of :data:`writing.containers.CONTAINERS`; None keeps the one it has where the target allows it.
+        container: a row of :data:`mrecg_onnx.writing.containers.CONTAINERS`; None keeps the one it has where the target
+            allows it.
         target: one of :data:`mrecg_onnx.targets.target.TARGET_NAMES` or the path of a file of rules; None keeps the one it has.
         output: where to write the result; it appears there whole or not at all.
 

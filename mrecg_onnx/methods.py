@@ -15,7 +15,8 @@ from mrecg_onnx.converters.choices import Between, OneOf, SettingsGroup
 
 __all__ = ["METHODS", "RANGE_NAMES", "Method", "MethodSettings", "Phase", "method_of"]
 
-#: Activation ranges (``--range``); :data:`quantizers.ranges.RANGES` says what they are. Here, where torch is not needed.
+#: Activation ranges (``--range``); :data:`mrecg_onnx.quantizers.ranges.RANGES` says what they are. Here, where torch is not
+#: needed.
 RANGE_NAMES = ("output", "mse", "minmax", "percentile", "entropy", "aciq")
 
 

@@ -23,7 +23,7 @@ __all__ = ["QuantizationResult"]
 
 @dataclass(frozen=True)
 class QuantizationResult:
-    """What :func:`quantize` made and measured.
+    """What :func:`mrecg_onnx.quantize` made and measured.
 
     Attributes:
         model: the quantized model.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,3 +75,14 @@ class Settings(ZeroqSettings, RangeSettings, LearnerSettings, RewritingSettings,
         """Plain dictionary of all settings, as stored in the output file's metadata."""
         plain = dataclasses.asdict(self) | {"preprocess": self.preprocess.to_json()}
         return {name: plain[name] for name in STORED_ORDER}
+
+
+def _attributes() -> str:
+    """What the groups say of their fields, one below the other: ``help(mrecg_onnx.Settings)`` is where a user looks."""
+    said = (inspect.cleandoc(group.__dict__.get("__doc__") or "") for group in reversed(Settings.__mro__[1:]))
+    return "\n".join(
+        text.partition("\nAttributes:\n")[2].partition("\n\n")[0] for text in said if "\nAttributes:\n" in text
+    )
+
+
+Settings.__doc__ = f"{inspect.cleandoc(Settings.__doc__ or '')}\n\nAttributes:\n{_attributes()}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 
 import pytest
 
@@ -132,3 +133,8 @@ def test_widths_that_a_method_cannot_do(name):
         Settings(method=name, wbits=2)
     assert MethodSettings(method=name)
     assert BitSettings(wbits=2)
+
+
+def test_help_explains_every_field():
+    explained = re.findall(r"^    (\w+): ", inspect.getdoc(Settings).partition("Attributes:")[2], re.MULTILINE)
+    assert sorted(explained) == sorted(field.name for field in dataclasses.fields(Settings))

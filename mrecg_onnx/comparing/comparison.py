@@ -1,7 +1,7 @@
 """Several methods at several widths on one model: every combination a cell, measured alike, kept as it is finished.
 
-Each cell is quantized and validated in a process of its own (:mod:`comparing.cells`): its peak memory is its own, and what
-ends it does not end the others. What is finished lies in the folder; the same call goes on from there.
+Each cell is quantized and validated in a process of its own (:mod:`mrecg_onnx.comparing.cells`): its peak memory is its own,
+and what ends it does not end the others. What is finished lies in the folder; the same call goes on from there.
 """
 
 from __future__ import annotations

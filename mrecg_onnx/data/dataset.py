@@ -35,7 +35,7 @@ _LOAD_CHUNK = 64  # images decoded at a time by load()
 
 
 class Dataset(ABC):
-    """Model inputs by index, read when asked for; made by :func:`open_calibration` and :func:`open_validation`.
+    """Model inputs by index, read when asked for; made by :mod:`mrecg_onnx.data.opening`.
 
     ``len()`` counts what was chosen, including images that turn out to be unreadable.
 

@@ -3,7 +3,7 @@
 What is read:
 
 * a folder, searched recursively and sorted, or one image: decoded by Pillow, brought to the model's size and normalized
-  as a :class:`Preprocess` says;
+  as a :class:`~mrecg_onnx.data.Preprocess` says;
 * ``.npy`` (models with one input) or ``.npz`` (arrays by input name), one file or a folder of them: ready inputs, batch
   first, fed as they are.
 """

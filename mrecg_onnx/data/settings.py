@@ -24,8 +24,8 @@ class DataSettings(SettingsGroup):
         batch_size: images an iteration, of learning or of making them.
         seed: seed of every random choice.
         preprocess: how an image becomes an input: a Preprocess, the name of a profile ("imagenet", "unit", "raw") or a file with
-            one (:mod:`data.profiles`). By default what a file beside the model says, else ImageNet's mean and deviation
-            where the input has three channels; others have to be told.
+            one (:mod:`mrecg_onnx.data.profiles`). By default what a file beside the model says, else ImageNet's mean and
+            deviation where the input has three channels; others have to be told.
     """
 
     samples: Annotated[int | None, AtLeast(1)] = None

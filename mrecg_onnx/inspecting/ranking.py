@@ -1,7 +1,8 @@
 """Which layers and tensors a model's accuracy hangs on, the loss of each at every width, and what more bits would bring back.
 
-Losses are those of the bit allocation (:mod:`widths.costs`): one quantizer alone, all else float. What a suggestion brings
-back is measured on the whole network quantized as the settings say, rounded to nearest: with the suggestion and without it.
+Losses are those of the bit allocation (:mod:`mrecg_onnx.widths.costs`): one quantizer alone, all else float. What a
+suggestion brings back is measured on the whole network quantized as the settings say, rounded to nearest: with the
+suggestion and without it.
 """
 
 from __future__ import annotations

@@ -204,8 +204,8 @@ def split_unit(
 ) -> UnitResult:
     """Split the layers of one unit and write what is better, split or nearest, into ``simulation``.
 
-    A solver like :func:`learning.reconstruction.reconstruct_unit`, which learns by gradient and reads more settings; those
-    without a meaning here are ignored.
+    A solver like :func:`mrecg_onnx.learning.reconstruction.reconstruct_unit`, which learns by gradient and reads more
+    settings; those without a meaning here are ignored.
 
     Args:
         unit: one layer with what follows it; of several layers each sees those before it split.

@@ -5,8 +5,8 @@
    steps: one for each weight tensor, which multiplies the scales of its channels, and one for each activation. Zero points
    stay.
 
-The loss is the task's without labels (:mod:`measures.task`). Powell's line search asks for one step at a time, in the
-order of the network: what lies before the first tensor that moved is kept from one evaluation to the next, and so are the
+The loss is the task's without labels (:mod:`mrecg_onnx.measures.task`). Powell's line search asks for one step at a time, in
+the order of the network: what lies before the first tensor that moved is kept from one evaluation to the next, and so are the
 weights that did not move.
 """
 

@@ -165,7 +165,7 @@ class Prefix:
         return self._run(unit, self.floating, {n: self._store(n) for n in unit.outputs}, run)
 
     def data(self, unit: UnitPlan, targets: dict[str, Store], training: Tensor, held_out: Tensor) -> UnitData:
-        """Everything :func:`reconstruct_unit` needs."""
+        """Everything :func:`~mrecg_onnx.learning.reconstruct_unit` needs."""
         reads, earlier = self._reads(unit), self.units[: self.units.index(unit)]
         known = {n for u in earlier for n in u.inputs}
         return UnitData(

@@ -65,13 +65,14 @@ def reconstruct_unit(
         learn_weight_scales: so are those of weights, one a channel. Noisy inputs want smaller gains than clean ones.
         learn_bias: biases are learned too (they are int32 in the file: free to move).
         rounding_weight: weight of the rounding regularizer.
-        knee: see :func:`reconstruction_loss`, in standard deviations of the output; None for the squared error.
+        knee: see :func:`~mrecg_onnx.learning.losses.reconstruction_loss`, in standard deviations of the output; None for the
+            squared error.
         window: side of the largest map in pixels, 0 for whole maps.
         seed: for batches, windows and masks.
         clock: seconds, monotonic.
         rounding: a row of :data:`mrecg_onnx.quantizers.rounding.ROUNDINGS`; None leaves weights and biases as they are.
         anneal: schedule of the regularizer, a row of :data:`mrecg_onnx.quantizers.rounding.ANNEALS`.
-        power: see :func:`reconstruction_loss`.
+        power: see :func:`~mrecg_onnx.learning.losses.reconstruction_loss`.
         workers: the processes that learn this unit together, each on its own samples.
         report: called with (iteration, loss) every now and then.
 

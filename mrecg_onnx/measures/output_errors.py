@@ -45,7 +45,8 @@ class OutputScales:
     """What the outputs' squared errors are divided by, settled once on the float outputs.
 
     Attributes:
-        signal: by name of each float output, its variance (:attr:`measures.metrics.OutputSums.signal`; 1 where it is 0).
+        signal: by name of each float output, its variance (:attr:`mrecg_onnx.measures.metrics.OutputSums.signal`; 1 where it
+            is 0).
         scores: the only float output where that is class scores [N, C] (C > 1) and not a reconstruction, which has as many
             values as an input; None else.
     """

@@ -41,8 +41,8 @@ _DEPENDS = "mrecg_onnx.depends_on_input"
 #: Element types of activations.
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
 
-#: Keys of a node's ``meta``, written by :func:`planning.fallback.mark_fallbacks`: why torch cannot run it; the outer values
-#: that its subgraphs read; the node of the main graph whose subgraph it is in.
+#: Keys of a node's ``meta``, written by :func:`mrecg_onnx.planning.fallback.mark_fallbacks`: why torch cannot run it; the
+#: outer values that its subgraphs read; the node of the main graph whose subgraph it is in.
 FALLBACK, CAPTURES, OWNER = "mrecg_onnx.fallback", "mrecg_onnx.captures", "mrecg_onnx.owner"
 
 

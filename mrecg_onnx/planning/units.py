@@ -10,8 +10,9 @@
    only scale and shift each channel (a BatchNormalization that could not be folded).
 5. A branch structure with more than eight layers (a U-Net, a dense block) is cut inside, where the fewest tensors are
    alive, into units with several inputs and outputs.
-6. A node that torch cannot run (:mod:`planning.fallback`) is a unit of its own without layers, wherever it stands: nothing
-   is trained through it. Ops without weights between two such nodes, or in front of the first, are with one of them.
+6. A node that torch cannot run (:mod:`mrecg_onnx.planning.fallback`) is a unit of its own without layers, wherever it
+   stands: nothing is trained through it. Ops without weights between two such nodes, or in front of the first, are with one
+   of them.
 
 Reproduces the base partition of the MRECG code base (docs/method.md 3) on ResNet, RegNet and MobileNetV2.
 """

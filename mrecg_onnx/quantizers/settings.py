@@ -16,8 +16,9 @@ class RangeSettings(MethodSettings):
     """Ranges: the method's own, or others.
 
     Attributes:
-        ranges: a row of :data:`quantizers.ranges.RANGES` for activations, "auto" for the method's own. "output": several norms
-            propose a range and the network's output chooses; "mse": the papers' p = 2.4 alone; "minmax", for weights, too.
+        ranges: a row of :data:`mrecg_onnx.quantizers.ranges.RANGES` for activations, "auto" for the method's own. "output":
+            several norms propose a range and the network's output chooses; "mse": the papers' p = 2.4 alone; "minmax", for
+            weights, too.
         percentile: share of the values, in percent, that the range "percentile" keeps on either side.
     """
 

@@ -176,10 +176,11 @@ def choose_scales(
 
     Args:
         network: the float network.
-        streams: from :func:`find_streams`.
+        streams: from :func:`~mrecg_onnx.rewriting.find_streams`.
         quantizers: activation quantizers with their widths.
         data: calibration inputs by name.
-        layers: quantized layers, where Relu6 may become a bound a channel (:func:`bound_channels`). Channels may then shrink as
+        layers: quantized layers, where Relu6 may become a bound a channel (:func:`~mrecg_onnx.rewriting.bound_channels`).
+            Channels may then shrink as
             well as grow, and the weights of who reads the stream pay for it: their error is part of that decision.
     """
     judge = _Judge(network, quantizers, data, layers)

@@ -35,7 +35,7 @@ def fused_op_counts(model: Model) -> Counter[str]:
     The optimized graph is written to a temporary folder and read back; bodies of If, Loop and Scan are counted too.
 
     Args:
-        model: As in :func:`open_session`.
+        model: As in :func:`~mrecg_onnx.runtimes.open_session`.
 
     Returns:
         Operator types, of all domains together (``QLinearConv`` is standard, ``QLinearAdd`` is com.microsoft).
@@ -78,15 +78,15 @@ def kernels(
     """Run a model under ONNX Runtime's profiler and say which kernels ran, the costliest first.
 
     Args:
-        model: As in :func:`open_session`.
+        model: As in :func:`~mrecg_onnx.runtimes.open_session`.
         feeds: Inputs by name.
-        threads: As in :func:`open_session`.
-        device: As in :func:`open_session`.
+        threads: As in :func:`~mrecg_onnx.runtimes.open_session`.
+        device: As in :func:`~mrecg_onnx.runtimes.open_session`.
         runs: Profiled runs, >= 1, after one that is not counted.
 
     Raises:
         ModelError: ONNX Runtime refuses the model, or fails on the inputs.
-        SettingsError: As in :func:`open_session`.
+        SettingsError: As in :func:`~mrecg_onnx.runtimes.open_session`.
     """
     options = session_options("all", threads)
     with tempfile.TemporaryDirectory(prefix="mrecg_onnx_") as folder:

@@ -25,8 +25,8 @@ def latency(
     Each timed run follows an untimed one of the same session: the change of session leaves cold caches and sleeping
     worker threads, which a deployed model does not meet. Measured on 2 cores (ms, FP32 MobileNetV2 and ResNet-20,
     medians of 100): each alone 2.5 and 0.47; taking turns 6.5 and 0.65 (the waiting session's threads spin); with
-    :func:`open_session`'s stop of the spinning 2.6 and 4.0 (threads are woken late); with the untimed run too 2.5
-    and 0.57.
+    :func:`~mrecg_onnx.runtimes.open_session`'s stop of the spinning 2.6 and 4.0 (threads are woken late); with the untimed run
+    too 2.5 and 0.57.
 
     Args:
         sessions: Sessions by name, all taking the same inputs.

@@ -17,7 +17,8 @@ class TargetSettings(SettingsGroup):
     """Form of the file.
 
     Attributes:
-        target: where the file is meant to run: one of :data:`targets.target.TARGET_NAMES`, or the path of a file of rules.
+        target: where the file is meant to run: one of :data:`mrecg_onnx.targets.target.TARGET_NAMES`, or the path of a file
+            of rules.
         container: how codes are stored, a row of :data:`mrecg_onnx.writing.containers.CONTAINERS`.
     """
 

@@ -6,8 +6,8 @@
    activations do not meet in a constraint: two small problems.
 
 A budget says what an item spends at each width: the average (its number of weights times bits; a tensor counts once), or the
-packed file (:mod:`widths.packed_size`). First and last layers have widths of their own and do not count for an average, as in
-the usual W4A4; they take part under a size, which their weights may be half of. What ``--bits`` fixes counts.
+packed file (:mod:`mrecg_onnx.widths.packed_size`). First and last layers have widths of their own and do not count for an
+average, as in the usual W4A4; they take part under a size, which their weights may be half of. What ``--bits`` fixes counts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From the file for ONNX Runtime (:mod:`writing.qdq`) to the form that a target's rules ask for.
+"""From the file for ONNX Runtime (:mod:`mrecg_onnx.writing.qdq`) to the form that a target's rules ask for.
 
 Every step keeps what the graph computes, bit for bit, where it is run as written:
 
