@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from helpers.architectures import Graph, residual
 from helpers.stages import Stage, simulated, tensors
 
 from mrecg_onnx.converters.errors import ModelError
+from mrecg_onnx.data import InputSpec, Preprocess
 from mrecg_onnx.learning import Prefix, prefix
 from mrecg_onnx.learning.prefix import Inputs
 from mrecg_onnx.machine import Pool, Store
@@ -34,7 +36,7 @@ def prefix_of(stage: Stage, **options) -> Prefix:
     return Prefix(stage.simulation, stage.plan.units, inputs_of(stage), Pool(), **chosen)
 
 
-@pytest.fixture(params=[1, 3, 100])
+@pytest.fixture(params=[1, 3, 5, 100])
 def size(request, monkeypatch) -> int:
     """Images that go forward at a time."""
     monkeypatch.setattr(prefix, "forward_size", lambda *_: request.param)
@@ -54,6 +56,37 @@ def test_a_share_of_the_images_is_held_out_with_all_their_copies(count, share, h
     again = Inputs({}, {}, count * copies, copies).split(share, seed=0)
     assert torch.equal(training, again[0])
     assert not torch.equal(training, Inputs({}, {}, count * copies, copies).split(share, seed=1)[0])
+
+
+class Folder:
+    """Images in batches of three, as a data set hands them out."""
+
+    def __init__(self, images: torch.Tensor, layout: str) -> None:
+        self.images, self.preprocess = images.numpy(), Preprocess(layout=layout)
+        self.inputs = [InputSpec("input", (None, *images.shape[1:]), np.dtype(np.float32))]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, size: int):
+        for start in range(0, len(self.images), 3):
+            part = self.images[start : start + 3]
+            yield {"input": part}, range(start, start + len(part))
+
+
+@pytest.mark.parametrize(("layout", "axis"), [("nchw", 3), ("nhwc", 2)])
+@pytest.mark.parametrize("flip", [True, False])
+def test_images_are_read_with_their_mirror_images_along_the_width(layout, axis, flip):
+    images = torch.randn(7, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    simulation = stage_of().simulation
+    read = Inputs.read(Folder(images, layout), simulation, Pool(), quantize_activations=False, flip=flip)
+    assert (read.count, read.copies) == ((14, 2) if flip else (7, 1))
+    found = read.floating["input"].read(0, 99)
+    assert len(read.floating["input"]) == read.count
+    torch.testing.assert_close(found[:: read.copies], images, rtol=2e-3, atol=2e-3)
+    if flip:
+        torch.testing.assert_close(found[1::2], images.flip(axis), rtol=2e-3, atol=2e-3)
+    assert read.quantized["input"] is read.floating["input"]
 
 
 # --- values ------------------------------------------------------------------------------------------------------

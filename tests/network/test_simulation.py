@@ -160,6 +160,18 @@ def test_one_scale_for_the_whole_weight_grows_for_the_largest_bias():
     torch.testing.assert_close(found, 3.0 * own.grid.scale[1])
 
 
+def test_layers_that_are_not_yet_quantized_have_no_scale_to_grow():
+    simulation = scaled_bias(3.0 * BIAS_MAX)
+    layer = simulation.plan.quantized_layers[1]
+    weight = simulation.weights.pop(layer.name)
+    simulation.fit_biases()
+    assert layer.name not in simulation.weights
+    simulation.weights[layer.name] = weight
+    simulation.activations.clear()
+    simulation.fit_biases()
+    assert simulation.weights[layer.name] is weight
+
+
 def test_bias_of_another_length_than_the_scales_is_left_alone():
     """It is not int32 in the file: its layer keeps it as it is."""
     simulation = scaled_bias(3.0 * BIAS_MAX)
@@ -249,6 +261,13 @@ def test_deferred_tensors_are_quantized_where_they_are_read_and_not_where_they_a
     late = simulation.run({second.input: raw}, steps[cut : cut + 1], keep=[output], deferred={between})[output]
     early = simulation.run({second.input: made}, steps[cut : cut + 1], keep=[output])[output]
     assert torch.equal(late, early)
+    plain = [
+        simulation.run(
+            {second.input: raw}, steps[cut : cut + 1], keep=[output], quantize_activations=False, deferred=names
+        )
+        for names in ((), {between})
+    ]
+    assert torch.equal(plain[0][output], plain[1][output])
 
 
 def test_state_of_a_unit_is_what_it_reads_and_makes_and_can_be_put_back():
