@@ -302,3 +302,16 @@ def test_old_files_are_raised_and_new_ones_stay(opset, version):
     result = export(stage.graph, stage.simulation, {})
     assert {o.domain: o.version for o in result.model.opset_import}[""] == max(13, opset)
     assert result.model.ir_version == max(7, version)
+
+
+def test_float_bias_beside_a_quantized_weight_keeps_its_input_apart():
+    """Behind one scale a tensor ONNX Runtime would quantize the bias itself, to int32."""
+    stage = simulated(residual())
+    bias = stage.network.step("conv2").module.bias.detach()
+    stage.simulation.biases["conv2"] = bias + 1e9
+    result = export(stage.graph, stage.simulation, {})
+    assert result.float_biases == ["conv2"]
+    reader = maker(result.model, node(result.model, "conv2").input[0])
+    values = initializers(result.model)
+    assert values[reader.input[1]].shape == values[reader.input[2]].shape == (8,)
+    assert values[maker(result.model, node(result.model, "conv1").input[0]).input[1]].shape == ()
