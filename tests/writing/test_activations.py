@@ -80,7 +80,7 @@ def test_largest_codes_of_channels_are_those_of_their_widths_and_their_clamps():
 
 
 def test_channels_of_fewer_bits_meet_their_largest_codes_in_the_file():
-    stage = simulated(conv_relu(), abits=4)
+    stage = simulated(conv_relu(), abits=4, first_last_bits=4)
     grid = stage.simulation.activations["relu_out"]
     ceiling = torch.tensor([3.0, 15.0, 7.0, 15.0] * 4)
     stage.simulation.activations["relu_out"] = replace(grid, ceiling=ceiling)

@@ -272,12 +272,13 @@ def test_pool_at_an_output_of_the_graph_needs_nothing_behind_it():
 
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_layer_with_a_float_weight_reads_one_equal_scale_a_channel(groups, transposed):
+@pytest.mark.parametrize("bias", [False, True])
+def test_layer_with_a_float_weight_reads_one_equal_scale_a_channel(groups, transposed, bias):
     """ConvTranspose keeps its inputs in the weight's first axis, Conv a group's in the second."""
     g = Graph()
     x = g.relu(g.conv(g.input(), 8, 12, "conv"))
     shape = (12, 8 // groups, 1, 1) if transposed else (8, 12 // groups, 1, 1)
-    inputs = [x, g.weight("own.weight", shape, 12), g.bias("own.bias", 8)]
+    inputs = [x, g.weight("own.weight", shape, 12), *([g.bias("own.bias", 8)] if bias else [])]
     x = g.op("ConvTranspose" if transposed else "Conv", inputs, "own", group=groups)
     g.conv(g.relu(x, "relu2"), 8, 8, "conv2", output="output")
     stage, result = exported(g.model(), exclude=["own"])
