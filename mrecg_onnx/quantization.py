@@ -16,8 +16,8 @@ from mrecg_onnx.data import Dataset
 from mrecg_onnx.learning import Learner
 from mrecg_onnx.machine import Run, full_precision, open_run
 from mrecg_onnx.planning import merge_by
-from mrecg_onnx.preparation import Prepared, calibrated, prepare
-from mrecg_onnx.progress import Report
+from mrecg_onnx.preparation import Calibrated, Prepared, calibrated, prepare
+from mrecg_onnx.progress import Report, UnitResult
 from mrecg_onnx.provenance import identity, metadata
 from mrecg_onnx.results import QuantizationResult
 from mrecg_onnx.settings import Settings
@@ -78,7 +78,8 @@ def quantize(
         if output is not None:
             run.once(lambda: save_model(chosen.made.model, output))
         where = Path(output) if output is not None else None
-        return dataclasses.replace(chosen.made, output=where, trials=chosen.trials, seconds=run.clock.seconds)
+        seconds = run.once(lambda: run.clock.seconds)
+        return dataclasses.replace(chosen.made, output=where, trials=chosen.trials, seconds=seconds)
 
 
 def _made(run: Run, ready: Prepared, allocation: Allocation | None) -> QuantizationResult:
@@ -90,7 +91,19 @@ def _made(run: Run, ready: Prepared, allocation: Allocation | None) -> Quantizat
         learner.merge(merge_by(learner.plan, ready.settings, [unit.final_loss for unit in probe], "loss"))
     learner.learn()
     learner.correct_biases()
-    held, verification = run.once(lambda: _written(run, ready, learner, metadata(ready, learner.plan, start.protected)))
+    return run.once(lambda: _result(run, ready, start, learner, probe, allocation))
+
+
+def _result(
+    run: Run,
+    ready: Prepared,
+    start: Calibrated,
+    learner: Learner,
+    probe: tuple[UnitResult, ...],
+    allocation: Allocation | None,
+) -> QuantizationResult:
+    """The file, and what was found on the way to it; made in the first process, so that all return the same."""
+    held, verification = _written(run, ready, learner, metadata(ready, learner.plan, start.protected))
     for warning in verification.warnings:
         logger.warning("%s", warning)
     return QuantizationResult(

@@ -95,6 +95,7 @@ settings = Settings(**json.loads(sys.argv[1]))
 result = quantize("model.onnx", "calib.npz", settings, output="two.onnx", report=told.append)
 seen["told"] = len(told)
 seen["images"] = result.images
+seen["result"] = result.to_json()
 quantize("model.onnx", "calib.npz", Settings(**json.loads(sys.argv[2])), output="steady.onnx")
 seen["losses"] = [[unit.loss, unit.loss_nearest, unit.kept] for unit in result.units]
 
@@ -204,6 +205,12 @@ def distance(here: Path, path: Path) -> float:
     """Output SQNR of a file against the float model on inputs that were not seen, in dB."""
     fed = feeds(small(), 128, seed=99)
     return sqnr_db(*(run_padded(open_session(p, level="off"), fed)["output"] for p in (here / "model.onnx", path)))
+
+
+def test_all_processes_return_the_same_result(together):
+    first, second = (seen["result"] for seen in together)
+    assert first == second
+    assert first["seconds"]["verify"] > 0
 
 
 def test_two_processes_learn_what_one_does(here, together, tmp_path):
