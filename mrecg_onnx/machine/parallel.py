@@ -186,6 +186,10 @@ def joined(device: str) -> Iterator[Workers]:
         torch.cuda.set_device(local_rank())
     ours = not dist.is_initialized()
     if ours:
+        # Imported later, its functions take the group as their default argument and keep it: threads of gloo are then still
+        # there when the interpreter ends, and what they hold aborts the process (torch 2.13).
+        import torch.distributed.nn  # noqa: F401
+
         with _guarded():
             # A name of its own: the store still has the addresses of a group that was there before.
             name = f"mrecg_onnx/{next(_groups)}"
