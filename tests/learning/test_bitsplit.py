@@ -58,7 +58,7 @@ def test_splitting_weights_is_no_worse_than_the_best_symmetric_range(bits, seed)
     grid = search_range(weight, bits, axis=0, symmetric=True, p=2.0)
     nearest = quantize_codes(weight, grid) * grid.scale[:, None]
     errors = [(w - weight).double().square().sum(1) for w in (state.matrix[0], nearest)]
-    assert torch.all(errors[0] <= errors[1] * (1 + 1e-6))  # scales are single precision
+    assert torch.all(errors[0] <= errors[1] * (1 + 1e-5))  # scales are single precision: 6e-8 of a weight of 127 steps
     assert torch.all(state.alpha > 0)
     assert float(state.codes.abs().max()) <= 2 ** (bits - 1) - 1
     # alpha is <W, S> / <S, S>.
