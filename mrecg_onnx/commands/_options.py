@@ -231,7 +231,12 @@ learning_options = all_of(
     option(BITS, "--target", **TARGET),
     option(BITS, "--container", **CONTAINER),
     option(METHOD, "--protect", type=int, metavar="N", help="Raise the N most sensitive tensors to 8 bits."),
-    option(IMAGES, "--augment", type=click.Choice(["none", "flip"]), help="Learn from mirror images, too."),
+    option(
+        IMAGES,
+        "--augment",
+        type=click.Choice(["none", "flip", "shift", "crop"]),
+        help="Learn from mirror images, too, or from three random variants of each image, moved or cropped.",
+    ),
     option(METHOD, "--iters", type=int, metavar="N", help="Iterations a unit."),
     option(METHOD, "--batch-size", type=int, metavar="N", help="Images an iteration."),
     option(EXPERT, "--percentile", type=float, metavar="PERCENT", help="What --range percentile keeps on either side."),

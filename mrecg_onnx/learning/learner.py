@@ -134,7 +134,12 @@ class Learner:
         quantized = any(p.keep_quantized is not None for p in self._method.passes) or settings.bias_correction
         with run.stage("read"):
             inputs = Inputs.read(
-                share, self.simulation, pool, quantize_activations=quantized, flip=settings.augment == "flip"
+                share,
+                self.simulation,
+                pool,
+                quantize_activations=quantized,
+                augment=settings.augment,
+                seed=settings.seed + SEED_STRIDE * run.workers.rank,
             )
             self.images = int(run.workers.total([inputs.count // inputs.copies])[0])
             training, held_out = inputs.split(settings.held_out, settings.seed)

@@ -16,7 +16,7 @@ from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.data import Dataset
 from mrecg_onnx.machine import Pool, Store
 from mrecg_onnx.measures import OutputScales, OutputSums, add_sums, output_sums, task_loss
-from mrecg_onnx.network import WHOLE, Simulation, Step, forward_size, made_shapes
+from mrecg_onnx.network import WHOLE, Simulation, Step, augmented, forward_size, made_shapes, mirrored
 from mrecg_onnx.planning import UnitPlan
 from mrecg_onnx.quantizers import Grid
 
@@ -24,6 +24,8 @@ __all__ = ["Inputs", "Prefix", "UnitData"]
 
 #: Images read at a time.
 READ = 64
+#: Samples made of an image by ``augment``: itself, and its mirror image or random variants.
+COPIES = {"none": 1, "flip": 2, "shift": 4, "crop": 4}
 
 
 @dataclass
@@ -59,7 +61,7 @@ class Inputs:
         floating: by input name.
         quantized: likewise; the same store where an input has no quantizer.
         count: samples.
-        copies: samples made of one image, next to each other.
+        copies: samples made of one image, next to each other, the image itself first.
     """
 
     floating: dict[str, Store]
@@ -69,7 +71,14 @@ class Inputs:
 
     @classmethod
     def read(
-        cls, dataset: Dataset, simulation: Simulation, pool: Pool, *, quantize_activations: bool, flip: bool = False
+        cls,
+        dataset: Dataset,
+        simulation: Simulation,
+        pool: Pool,
+        *,
+        quantize_activations: bool,
+        augment: str = "none",
+        seed: int = 0,
     ) -> Inputs:
         """Read all of ``dataset`` once.
 
@@ -78,16 +87,19 @@ class Inputs:
             simulation: knows the quantizers of the inputs.
             pool: where the samples are kept.
             quantize_activations: False keeps everything float.
-            flip: a mirror image follows every image.
+            augment: what follows every image, a row of :data:`COPIES`.
+            seed: of random variants.
 
         Raises:
             DataError: too many files cannot be read.
-            SettingsError: mirror images are asked for and the inputs are no images.
+            SettingsError: variants are asked for and the inputs are no images.
         """
-        if flip and dataset.preprocess is None:
-            raise SettingsError("--augment flip needs a folder of images: arrays may be anything")
-        axis = 2 if dataset.preprocess is not None and dataset.preprocess.layout == "nhwc" else -1
-        names, copies = [spec.name for spec in dataset.inputs], 1 + flip
+        copies = COPIES[augment]
+        if copies > 1 and dataset.preprocess is None:
+            raise SettingsError(f"--augment {augment} needs a folder of images: arrays may be anything")
+        layout = dataset.preprocess.layout if dataset.preprocess is not None else None
+        generator = torch.Generator().manual_seed(seed)
+        names = [spec.name for spec in dataset.inputs]
         grids = simulation.activations if quantize_activations else {}
         room = len(dataset) * copies
         floating = {n: Store(pool, room) for n in names}
@@ -96,8 +108,8 @@ class Inputs:
         for arrays, indices in dataset.batches(READ):
             for name in names:
                 x = torch.from_numpy(arrays[name]).to(simulation.network.device)
-                if flip:
-                    x = torch.stack((x, x.flip(axis)), 1).flatten(0, 1)
+                if copies > 1:
+                    x = _with_variants(x, augment, layout or "nchw", generator)
                 for store in {id(s): s for s in (floating[name], quantized[name])}.values():
                     store.write(count, x)
             count += len(indices) * copies
@@ -110,12 +122,25 @@ class Inputs:
         self.floating, self.quantized = {}, {}
 
     def split(self, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
-        """Indices to train on and to judge on, drawn image by image: a mirror image is no judge of its original."""
+        """Indices to train on and to judge on.
+
+        Drawn image by image: a variant of an image that is learned from is no judge, and those of a judge are left out, as
+        the network will be asked about images as they are.
+        """
         images = self.count // self.copies
         order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
         order = order.view(-1, 1) * self.copies + torch.arange(self.copies)
         held = round(images * held_out)
-        return order[held:].flatten(), order[:held].flatten()
+        return order[held:].flatten(), order[:held, 0]
+
+
+def _with_variants(images: Tensor, augment: str, layout: str, generator: torch.Generator) -> Tensor:
+    """``images``, each followed by its variants."""
+    if augment == "flip":
+        variants = [mirrored(images, layout)]
+    else:
+        variants = [augmented(images, augment, generator, layout) for _ in range(COPIES[augment] - 1)]
+    return torch.stack((images, *variants), 1).flatten(0, 1)
 
 
 class Prefix:

@@ -23,7 +23,8 @@ class LearningSettings(DataSettings, MethodSettings):
         joint_iters: iterations of joined units: "sum", those of all members, so that every weight is moved as often as alone;
             "same" as every other unit, as published (in short runs joining then costs more than it brings, docs/method.md 4).
         probe_fraction: iterations of the probing run as a share of ``iters``.
-        augment: "flip": units learn from the mirror image of every calibration image, too; "none".
+        augment: units learn from variants of every calibration image, too: "flip" is its mirror image, "shift" and "crop" are
+            three random ones, moved by up to an eighth of the side or cropped to half the area at least; "none".
         held_out: share of the calibration images on which a unit is compared with nearest rounding.
         window: largest side, in pixels, of the maps a unit is trained on; 0 for whole maps.
         lr_rounding: Adam's rate for the rounding variables, None for a rate that grows as ``iters`` shrinks.
@@ -42,7 +43,7 @@ class LearningSettings(DataSettings, MethodSettings):
     iters: Annotated[int, AtLeast(1)] = 1000
     joint_iters: Annotated[str, OneOf("sum", "same")] = "sum"
     probe_fraction: Annotated[float, Between(0.001, 1.0)] = 0.1
-    augment: Annotated[str, OneOf("none", "flip")] = "none"
+    augment: Annotated[str, OneOf("none", "flip", "shift", "crop")] = "none"
     held_out: Annotated[float, Between(0.0, 0.5)] = 0.125
     window: Annotated[int, AtLeast(0)] = 28
     lr_rounding: float | None = None

@@ -188,7 +188,7 @@ def joined(device: str) -> Iterator[Workers]:
     if ours:
         # Imported later, its functions take the group as their default argument and keep it: threads of gloo are then still
         # there when the interpreter ends, and what they hold aborts the process (torch 2.13).
-        import torch.distributed.nn  # noqa: F401
+        import torch.distributed.nn
 
         with _guarded():
             # A name of its own: the store still has the addresses of a group that was there before.

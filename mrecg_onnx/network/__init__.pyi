@@ -1,3 +1,4 @@
+from .augmentation import augmented, mirrored
 from .batches import WHOLE, forward_batches, forward_size, made_shapes, whole_batches
 from .bridging import bridged, own_batch, rebridged
 from .parts import advance, read_behind
@@ -14,11 +15,13 @@ __all__ = [
     "Step",
     "WeightHook",
     "advance",
+    "augmented",
     "bias_scale",
     "bridged",
     "forward_batches",
     "forward_size",
     "made_shapes",
+    "mirrored",
     "own_batch",
     "read_behind",
     "rebridged",

@@ -226,7 +226,8 @@ def test_held_out_images_are_not_trained_on(calibration, monkeypatch):
     assert all((len(training), len(held_out)) == (64, 0) for training, held_out in seen)
 
 
-def test_mirror_images_stay_on_the_side_of_their_originals(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("augment", "copies"), [("flip", 2), ("shift", 4), ("crop", 4)])
+def test_variants_of_images_are_learned_from_beside_their_originals_which_judge(tmp_path, monkeypatch, augment, copies):
     pixels = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
     for number, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"{number:02d}.png")
@@ -236,24 +237,32 @@ def test_mirror_images_stay_on_the_side_of_their_originals(tmp_path, monkeypatch
     original = learner.reconstruct_unit
 
     def spy(unit, simulation, data, **options):
-        images = next(iter(data.floating.values())).read(0, 40)
+        images = next(iter(data.floating.values())).read(0, 20 * copies)
         seen.append((images, data.training.tolist(), data.held_out.tolist()))
         return original(unit, simulation, data, **options)
 
     monkeypatch.setattr(learner, "reconstruct_unit", spy)
-    settings = Settings(method="qdrop", iters=2, augment="flip", held_out=0.25, equalize="off")
+    settings = Settings(method="qdrop", iters=2, augment=augment, held_out=0.25, equalize="off")
     result = quantize(g.model(), tmp_path, settings)
     images, training, held_out = seen[0]
+    own = Settings(preprocess="imagenet").preprocess
+    files = open_calibration(tmp_path, [InputSpec("input", (None, 3, 16, 16), np.dtype(np.float32))], own)
     assert result.images == 20
-    assert torch.equal(images[0::2].flip(-1), images[1::2])
-    assert sorted(training + held_out) == list(range(40))
-    assert len(held_out) == 10
-    assert {index ^ 1 for index in held_out} == set(held_out)
+    assert torch.allclose(images[0::copies], torch.from_numpy(files.batch(range(20))["input"]), atol=1e-2)
+    if augment == "flip":
+        assert torch.equal(images[0::2].flip(-1), images[1::2])
+    else:
+        assert all(not torch.equal(images[0::copies], images[k::copies]) for k in range(1, copies))
+    assert len(held_out) == 5
+    assert all(index % copies == 0 for index in held_out)
+    left_out = [index + k for index in held_out for k in range(copies)]
+    assert sorted(training + left_out) == list(range(20 * copies))
 
 
-def test_mirror_images_of_arrays_are_refused(calibration):
-    with pytest.raises(SettingsError, match="--augment flip needs a folder of images"):
-        quantize(tiny(), calibration, Settings(method="qdrop", iters=2, augment="flip"))
+@pytest.mark.parametrize("augment", ["flip", "shift", "crop"])
+def test_variants_of_arrays_are_refused(calibration, augment):
+    with pytest.raises(SettingsError, match=f"--augment {augment} needs a folder of images"):
+        quantize(tiny(), calibration, Settings(method="qdrop", iters=2, augment=augment))
 
 
 def test_units_between_which_an_image_has_many_rows(tmp_path):
