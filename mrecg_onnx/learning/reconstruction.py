@@ -97,7 +97,19 @@ def reconstruct_unit(
     )
     knees, weights = output_knees(data.targets, knee, workers), output_weights(data.targets, power, workers)
     masks = Masks(keep_quantized if keep_quantized is not None else 1.0, network.device, generator)
-    loop = Loop(unit, steps, simulation, data, trainable, masks, quantize, knees, weights, rounding_weight, power)
+    loop = Loop(
+        simulation=simulation,
+        trainable=trainable,
+        masks=masks,
+        quantize_activations=quantize,
+        rounding_weight=rounding_weight,
+        unit=unit,
+        steps=steps,
+        data=data,
+        knees=knees,
+        weights=weights,
+        power=power,
+    )
     sample = {n: store.read(0, 1) for n, store in data.quantized.items()}
     shapes = {n: tuple(x.shape) for n, x in sample.items()} | made_shapes(network, steps, sample)
     size = forward_size(shapes.values(), network.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,7 +16,11 @@ __all__ = ["Trainable"]
 
 
 class Trainable:
-    """Everything a unit learns: rounding variables and bias shifts by layer, log-ratios of scales by quantizer."""
+    """Everything a unit learns: rounding variables and bias shifts by layer, log-ratios of scales by quantizer.
+
+    ``rounding`` is a row of :data:`mrecg_onnx.quantizers.rounding.ROUNDINGS`, or what makes the variables of a float weight and
+    its codes; None leaves weights and biases as they are.
+    """
 
     def __init__(
         self,
@@ -27,7 +31,7 @@ class Trainable:
         learn_scales: bool,
         learn_weight_scales: bool,
         learn_bias: bool,
-        rounding: str | None = "adaround",
+        rounding: str | Callable[[Tensor, QuantizedWeight], LearnedRounding] | None = "adaround",
     ) -> None:
         self.rounding: dict[str, LearnedRounding] = {}
         self.bias: dict[str, Tensor] = {}
@@ -38,8 +42,12 @@ class Trainable:
             module = simulation.network.step(name).module
             if name in simulation.weights and rounding is not None:
                 weight: Tensor = module.weight.detach()  # type: ignore[assignment, operator]
-                self.rounding[name] = ROUNDINGS[rounding](weight, simulation.weights[name].grid)
-                scale = simulation.weights[name].grid.scale
+                quantized = simulation.weights[name]
+                named = isinstance(rounding, str)
+                self.rounding[name] = (
+                    ROUNDINGS[rounding](weight, quantized.grid) if named else rounding(weight, quantized)
+                )
+                scale = quantized.grid.scale
                 self.log_gain[name] = torch.zeros_like(scale, requires_grad=learn_weight_scales)
                 bias: Tensor | None = simulation.biases.get(name, module.bias)  # type: ignore[arg-type]
                 if bias is not None:

@@ -12,8 +12,9 @@ from helpers.one_unit import data_of, single, stage_of
 from helpers.stages import Stage
 
 from mrecg_onnx.learning import UnitData, default_rates
+from mrecg_onnx.learning.descent import Group
 from mrecg_onnx.learning.judging import Judge, evaluate_unit
-from mrecg_onnx.learning.loop import Group, Loop, learn
+from mrecg_onnx.learning.loop import Loop, learn
 from mrecg_onnx.learning.losses import output_knees, output_weights, reconstruction_loss
 from mrecg_onnx.learning.masks import Masks
 from mrecg_onnx.learning.trainable import Trainable
@@ -43,7 +44,8 @@ def loop_of(stage: Stage, unit=None, probability: float = 1.0, data: UnitData | 
         "knees": dict.fromkeys(unit.outputs),
         "weights": dict.fromkeys(unit.outputs, 1.0),
     }
-    return Loop(unit, steps, stage.simulation, data, trainable, masks, **(given | more))
+    parts = {"unit": unit, "steps": steps, "simulation": stage.simulation, "data": data}
+    return Loop(**parts, trainable=trainable, masks=masks, **(given | more))
 
 
 # --- biases ------------------------------------------------------------------------------------------------------

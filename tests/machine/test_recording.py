@@ -10,7 +10,7 @@ import torch
 from helpers.learned import small
 from helpers.stages import feeds
 
-from mrecg_onnx.learning import loop
+from mrecg_onnx.learning import descent
 from mrecg_onnx.machine import recording
 from mrecg_onnx.machine.recording import MOST, Iterations
 from mrecg_onnx.quantization import quantize
@@ -115,10 +115,10 @@ def test_what_is_recorded_reads_nothing_but_its_batch(recorded, monkeypatch, tmp
 
     plain = losses()
     assert not recorded
-    monkeypatch.setattr(loop, "_records", lambda device, workers: True)
+    monkeypatch.setattr(descent, "_records", lambda device, workers: True)
     monkeypatch.setattr(recording.Iterations, "stream", lambda iterations: contextlib.nullcontext())
     # Numbers stay Python's: rounded to float32 they are others by 1e-7, which forty steps of rounding make one of ten percent.
-    monkeypatch.setattr(loop._Number, "set", lambda number, value: value)
+    monkeypatch.setattr(descent.Number, "set", lambda number, value: value)
     assert losses() == pytest.approx(plain, rel=1e-6)
     # One recording before the regularizer sets in, one behind, a unit.
     assert len(recorded) == 2 * len(plain)
