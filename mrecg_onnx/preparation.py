@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -14,18 +15,21 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from mrecg_onnx import __version__
 from mrecg_onnx.calibrating import (
     IMAGES,
     Sensitivity,
     activation_grids,
     make_images,
     measure_sensitivity,
-    nearest_weights,
+    recalled_activation_grids,
+    recalled_nearest_weights,
 )
 from mrecg_onnx.converters.errors import DataError, SettingsError
+from mrecg_onnx.converters.save import digest
 from mrecg_onnx.data import ZEROQ, Dataset, InputSpec, for_images, holds_images, open_calibration, require_numbers
 from mrecg_onnx.learning import Lapq, minimise_steps
-from mrecg_onnx.machine import Run, Workers, pick_device
+from mrecg_onnx.machine import NOTHING_KEPT, Kept, Run, Workers, pick_device
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.network import Network, Simulation, State, bridged, rebridged
 from mrecg_onnx.planning import (
@@ -40,10 +44,11 @@ from mrecg_onnx.planning import (
     place,
 )
 from mrecg_onnx.progress import Progress
-from mrecg_onnx.quantizers import Grid, chosen_ranges, symmetric_eight
+from mrecg_onnx.quantizers import Grid, chosen_ranges, range_name, symmetric_eight
 from mrecg_onnx.rewriting import (
     Absorbed,
     Equalized,
+    Stream,
     allocate_activations,
     allocate_weights,
     apply_absorption,
@@ -52,6 +57,7 @@ from mrecg_onnx.rewriting import (
     choose_absorptions,
     choose_scales,
     find_streams,
+    recalled_scales,
 )
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets import load_target
@@ -67,6 +73,8 @@ PARITY_IMAGES = 8
 #: Images held in full for what comes before reconstruction: parity, equalization, and ranges where no more are wanted for them.
 #: Spread over the whole set.
 HEAD = 64
+#: Folder of what is decided before anything is learned, in the folder of the run.
+PREPARED = "prepared"
 #: Steps of a tensor, over those of what is joined into it, from which it is not quantized: two bits are lost.
 COARSER = 4.0
 
@@ -89,6 +97,7 @@ class Prepared:
         channel_grids: activation grids with widths a channel, by quantizer; the graph is rescaled for them.
         absorbed: decision for every tensor whose channels could be shifted.
         ranging: where images for ranges are read from when they are more than ``data`` holds; None: they are the first of it.
+        kept: what earlier runs decided, and where this one's decisions go.
     """
 
     source: onnx.ModelProto | str | Path
@@ -104,11 +113,27 @@ class Prepared:
     channel_grids: dict[str, Grid] = field(default_factory=dict)
     absorbed: list[Absorbed] = field(default_factory=list)
     ranging: Dataset | None = None
+    kept: Kept = NOTHING_KEPT
 
     @property
     def images(self) -> int:
         """How many images :attr:`data` holds."""
         return len(next(iter(self.data.values())))
+
+    def image_digest(self) -> str:
+        """SHA-256 of which images were chosen and of those in :attr:`data` as they are fed, in hexadecimal."""
+        found = hashlib.sha256(self.dataset.fingerprint().encode())
+        for name in sorted(self.data):  # arrays prepared in another way may have the same names and sizes
+            found.update(self.data[name].contiguous().numpy().data)
+        return found.hexdigest()
+
+    @property
+    def here(self) -> Kept:
+        """:attr:`kept`, for what depends on the float network as it is now and on the images."""
+        if self.kept.folder is None:
+            return self.kept
+        network = {"model": digest(ir.to_proto(self.graph)), "batch": self.network.batch}
+        return self.kept.on({"images": self.image_digest(), **network})
 
 
 @dataclass(frozen=True)
@@ -201,7 +226,7 @@ def prepare(
     def rebuilt() -> Network:
         return rebridged(original, graph, few, network)[0]
 
-    ready = Prepared(model, original, graph, plan, settings, dataset, data, network, parity)
+    ready = Prepared(model, original, graph, plan, settings, dataset, data, network, parity, kept=_kept(run))
     if min(settings.range_images, len(dataset)) > HEAD:
         ready.ranging = dataset
     if settings.equalize == "auto" and plan.activations:
@@ -214,6 +239,10 @@ def prepare(
         with clock.stage("allocate"):
             _widen_channels(ready, rebuilt, workers)
     return ready
+
+
+def _kept(run: Run) -> Kept:
+    return NOTHING_KEPT if run.folder is None else Kept(run.folder / PREPARED, {"version": __version__})
 
 
 def _require_gradients(graph: ir.Model, settings: Settings) -> None:
@@ -235,7 +264,11 @@ def _equalize(ready: Prepared, rebuilt: Callable[[], Network], workers: Workers)
     """Rescale the channels of every stream as its own decision says."""
     graph, plan, bounded = ready.graph, ready.plan, ready.settings.relu6 == "auto"
     streams, layers = find_streams(graph, bounded=bounded), plan.quantized_layers if bounded else ()
-    ready.equalized = workers.once(lambda: choose_scales(ready.network, streams, plan.activations, ready.data, layers))
+
+    def choose(some: list[Stream]) -> list[Equalized]:
+        return choose_scales(ready.network, some, plan.activations, ready.data, layers)
+
+    ready.equalized = workers.once(lambda: recalled_scales(ready.here, streams, plan.activations, layers, choose))
     for entry in ready.equalized:
         if entry.alpha:
             apply_scale(graph, entry.stream, entry.scale)
@@ -290,25 +323,29 @@ def search_grids(
     settings: Settings,
     only: Collection[str] | None = None,
     dataset: Dataset | None = None,
+    kept: Kept = NOTHING_KEPT,
 ) -> dict[str, Grid]:
     """Activation grids by quantizer name, searched as the settings say; those in ``only``, or all.
 
-    The images for ranges are read from ``dataset``, or are the first of ``data``.
+    The images for ranges are read from ``dataset``, or are the first of ``data``. Grids that ``kept`` has of this network and
+    these images are not searched again.
 
     Where tensors of very different ranges (boxes and scores) are joined into an output of the graph the result has none: the
     runtime joins their values, as one scale would leave the smaller ones no codes. What else is joined has the grid of the
     result, which saves one of two roundings and a pass of the Concat.
     """
-    row = chosen_ranges(settings)
-    grids = activation_grids(
-        network,
-        plan.activations,
-        data,
-        images=settings.range_images,
-        only=only,
-        estimators=row.proposals,
-        dataset=dataset,
-    )
+
+    def search(names: Collection[str]) -> dict[str, Grid]:
+        images, estimators = settings.range_images, chosen_ranges(settings).proposals
+        return activation_grids(
+            network, chosen, data, images=images, only=names, estimators=estimators, dataset=dataset
+        )
+
+    name = range_name(settings)
+    chosen = [quantizer for quantizer in plan.activations if only is None or quantizer.name in only]
+    found_by = {"range": name, "range images": settings.range_images}
+    found_by |= {"percentile": settings.percentile} if name == "percentile" else {}
+    grids = recalled_activation_grids(kept.on(found_by), chosen, network.device, search)
     if load_target(settings.target).symmetric:
         grids = {name: symmetric_eight(grid) for name, grid in grids.items()}
     plans = {quantizer.name: quantizer for quantizer in plan.activations}
@@ -327,14 +364,20 @@ def search_grids(
 
 
 def calibrate(
-    network: Network, plan: Plan, data: dict[str, Tensor], settings: Settings, dataset: Dataset | None = None
+    network: Network,
+    plan: Plan,
+    data: dict[str, Tensor],
+    settings: Settings,
+    dataset: Dataset | None = None,
+    kept: Kept = NOTHING_KEPT,
 ) -> Simulation:
     """Nearest-rounded weights and searched activation ranges: where every method starts.
 
-    ``dataset`` is as in :func:`search_grids`.
+    ``dataset`` and ``kept`` are as in :func:`search_grids`.
     """
-    grids = search_grids(network, plan, data, settings, dataset=dataset)
-    weights = nearest_weights(network, plan.quantized_layers, min_max=chosen_ranges(settings).min_max_weights)
+    grids = search_grids(network, plan, data, settings, dataset=dataset, kept=kept)
+    whole = chosen_ranges(settings).min_max_weights
+    weights = recalled_nearest_weights(kept, network, plan.quantized_layers, min_max=whole)
     simulation = Simulation(network, plan, grids, weights)
     if METHODS[settings.method].allocate:
         each = settings.channel_bits != "off"
@@ -350,9 +393,8 @@ def calibrated(run: Run, ready: Prepared) -> Calibrated:
     """Every quantizer in place: ranges, and what the settings want of them before anything is learned."""
     with run.stage("calibrate"):
         simulation = Simulation(ready.network, ready.plan)
-        simulation.adopt(
-            run.once(lambda: calibrate(ready.network, ready.plan, ready.data, ready.settings, ready.ranging).state())
-        )
+        seen = ready.network, ready.plan, ready.data, ready.settings, ready.ranging
+        simulation.adopt(run.once(lambda: calibrate(*seen, kept=ready.here).state()))
         simulation.activations.update(ready.channel_grids)
     start = Calibrated(simulation)
     if ready.settings.protect:
@@ -372,7 +414,8 @@ def _protected(run: Run, ready: Prepared, simulation: Simulation) -> Calibrated:
     sensitivities = run.once(lambda: measure_sensitivity(simulation, ready.data))
     protected = tuple(s.name for s in sensitivities if s.bits < BYSTANDER_BITS)[: settings.protect]
     plan = dataclasses.replace(plan, activations=place(ready.graph, plan.layers, settings, frozenset(protected)))
-    grids = run.once(lambda: search_grids(ready.network, plan, ready.data, settings, protected, ready.ranging))
+    seen = ready.network, plan, ready.data, settings, protected, ready.ranging
+    grids = run.once(lambda: search_grids(*seen, kept=ready.here))
     raised = Simulation(ready.network, plan, simulation.activations | grids, simulation.weights, simulation.biases)
     return Calibrated(raised, tuple(sensitivities), protected)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -30,16 +29,13 @@ def identity(ready: Prepared, protected: tuple[str, ...]) -> dict[str, Any]:
 
     Decisions that a last digit may tip are in it, too: other threads or another device sum in another order.
     """
-    images = hashlib.sha256(ready.dataset.fingerprint().encode())
-    for name in sorted(ready.data):  # arrays prepared in another way may have the same names and sizes
-        images.update(ready.data[name].contiguous().numpy().data)
     settings = {
         k: v for k, v in _kept_settings(ready.settings).items() if k not in {"device", "threads", "memory", "compile"}
     }
     return {
         "version": __version__,
         "model": digest(ready.original),
-        "images": images.hexdigest(),
+        "images": ready.image_digest(),
         "equalized": {e.stream.name: (e.alpha, e.bounded) for e in ready.equalized},
         "absorbed": [a.tensor for a in ready.absorbed if a.used],
         "protected": list(protected),

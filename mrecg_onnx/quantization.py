@@ -56,7 +56,8 @@ def quantize(
             from the model's BatchNormalization statistics (a folder of that name is ``"./zeroq"``).
         settings: every choice; the defaults are those of the command line.
         output: where to write the result; it appears there whole or not at all.
-        checkpoint: folder for finished units; the same call goes on with those it finds there.
+        checkpoint: folder for finished work; the same call goes on with the units it finds there, another one starts from the
+            equalization and the ranges that hold for it.
         data: images on which ``max_drop`` is measured, as :func:`mrecg_onnx.validate` takes them; needed with it.
         labels: labels for them, as for :func:`mrecg_onnx.validate`.
         report: called as the work proceeds.

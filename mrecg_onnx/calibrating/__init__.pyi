@@ -5,6 +5,7 @@ from .activation_ranges import (
     sample_activations,
     sampled_range,
 )
+from .kept_grids import recalled_activation_grids, recalled_nearest_weights
 from .nearest_rounding import SYMMETRIC_FROM, nearest_weights
 from .sensitivity import Sensitivity, measure_sensitivity
 from .settings import ZeroqSettings
@@ -21,6 +22,8 @@ __all__ = [
     "measure_sensitivity",
     "nearest_weights",
     "proposed_grids",
+    "recalled_activation_grids",
+    "recalled_nearest_weights",
     "require_finite",
     "sample_activations",
     "sampled_range",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.data import Dataset
-from mrecg_onnx.measures import output_error, with_float_outputs
-from mrecg_onnx.network import WHOLE, Network, advance, forward_batches, whole_batches
+from mrecg_onnx.measures import OutputSums, add_sums, combined_error, output_sums, with_float_outputs
+from mrecg_onnx.network import WHOLE, Network, Step, advance, forward_batches, forward_size, made_shapes, whole_batches
 from mrecg_onnx.planning import BYSTANDER_BITS, ActivationPlan
 from mrecg_onnx.quantizers import Estimator, Grid, fake_quantize, min_max, mse, search_range
 
@@ -22,12 +22,19 @@ __all__ = [
     "sampled_range",
 ]
 
-#: Values kept of each tensor for the range search; the true minimum and maximum are kept beside them.
-SAMPLED_VALUES = 1 << 17
+#: Values kept of each tensor for the range search, and of each batch at least; the true minimum and maximum are kept beside
+#: them.
+SAMPLED_VALUES, LEAST_SAMPLED = 1 << 17, 64
 #: Proposals with both ends of the range this near, in widths of the range, are one.
 SAME_RANGE = 0.04
-#: Images on which proposals are judged.
-JUDGED_IMAGES = 16
+#: Images on which proposals are judged at most, and those of them that all proposals are judged on.
+JUDGED_IMAGES, FIRST_JUDGED = 16, 4
+#: A first proposal that moves the output less than this (relative L2) is kept: next to all that is rounded with it, the others
+#: have nothing to gain.
+ADEQUATE = 0.007
+#: A proposal is out of the race where its error is more than this share above the least one, after the first images, after
+#: the next ones, and later: the fewer images, the less they tell.
+MARGINS = (0.3, 0.15, 0.1)
 
 
 def require_finite(name: str, value: Tensor) -> Tensor:
@@ -36,28 +43,53 @@ def require_finite(name: str, value: Tensor) -> Tensor:
     Raises:
         DataError: ``value`` holds NaN or Inf; the tensor is named.
     """
-    if value.is_floating_point() and value.numel() and not bool(torch.isfinite(value.amin() + value.amax())):
-        raise DataError(f"tensor '{name}' holds NaN or Inf on the calibration images: the float model is broken there")
+    if value.numel():
+        _require_finite(name, value, value.amin(), value.amax())
     return value
 
 
-class _Sampler:
-    """Keeps an evenly spread sample of a tensor's values over batches, and its true range."""
+def _require_finite(name: str, value: Tensor, low: Tensor, high: Tensor) -> None:
+    if value.is_floating_point() and not bool(torch.isfinite(low + high)):
+        raise DataError(f"tensor '{name}' holds NaN or Inf on the calibration images: the float model is broken there")
 
-    def __init__(self, per_batch: int) -> None:
-        self.per_batch = per_batch
+
+class _Sampler:
+    """Keeps an evenly spread sample of a tensor's values over batches, and its true range.
+
+    Which values are kept does not depend on how many images come at a time.
+    """
+
+    def __init__(self, images: int) -> None:
+        self.images = images
         self.parts: list[Tensor] = []
         self.low, self.high = torch.tensor(float("inf")), torch.tensor(float("-inf"))
+        self._next: dict[str, int] = {}
 
-    def add(self, name: str, value: Tensor) -> None:
-        flat = require_finite(name, value).detach().reshape(-1)
-        if not flat.numel():
+    def add(self, name: str, value: Tensor, images: int) -> None:
+        """Take values of the tensor ``name`` on the next ``images``.
+
+        Raises:
+            DataError: it holds NaN or Inf.
+        """
+        value, count = value.detach(), value.numel()
+        if not count:
             return
-        low, high = flat.amin(), flat.amax()
+        low, high = value.amin(), value.amax()
+        _require_finite(name, value, low, high)
         self.low, self.high = torch.minimum(self.low.to(low), low), torch.maximum(self.high.to(high), high)
         # An odd stride walks through all channels and positions.
-        stride = max(1, flat.numel() // self.per_batch) | 1
-        self.parts.append(flat[::stride].float().clone())
+        stride = max(1, min(count * self.images // (images * SAMPLED_VALUES), count // LEAST_SAMPLED)) | 1
+        start = self._next.get(name, 0) % stride
+        self._next[name] = (start - count) % stride
+        self.parts.append(_every(value, start, stride).float())
+
+
+def _every(value: Tensor, start: int, stride: int) -> Tensor:
+    """Every ``stride``-th value from ``start`` on, of images in any layout without a copy of them all."""
+    if value.is_contiguous():
+        return value.view(-1)[start::stride].clone()
+    index = torch.arange(start, value.numel(), stride, device=value.device)
+    return value[torch.unravel_index(index, value.shape)]
 
 
 def sample_activations(
@@ -66,7 +98,6 @@ def sample_activations(
     data: Mapping[str, Tensor] | Dataset,
     *,
     images: int,
-    batch_size: int = WHOLE,
 ) -> dict[str, _Sampler]:
     """Values of each quantizer's tensors (``reads``) on ``images`` samples of the float network.
 
@@ -77,20 +108,30 @@ def sample_activations(
     """
     owner = {name: plan.name for plan in quantizers for name in plan.reads}
     count = min(images, len(data) if isinstance(data, Dataset) else len(next(iter(data.values()))))
-    per_batch = max(64, SAMPLED_VALUES * batch_size // max(1, count))
-    samplers = {plan.name: _Sampler(per_batch) for plan in quantizers}
+    samplers = {plan.name: _Sampler(count) for plan in quantizers}
+    size = held = 0
 
     def look(name: str, value: Tensor) -> Tensor:
         if name in owner:
-            samplers[owner[name]].add(name, value)
+            samplers[owner[name]].add(name, value, held)
         return value
 
     with torch.no_grad():
-        for batch in forward_batches(data, batch_size, network.device, count):
-            for name, value in batch.items():
-                look(name, value)
-            network.run(batch, activation=look)
+        for read in forward_batches(data, WHOLE, network.device, count):
+            size = size or _at_once(network, read)
+            for batch in forward_batches(read, size, network.device):
+                held = len(next(iter(batch.values())))
+                for name, value in batch.items():
+                    look(name, value)
+                network.run(batch, activation=look)
     return samplers
+
+
+def _at_once(network: Network, data: Mapping[str, Tensor]) -> int:
+    """Images such as those of ``data`` to run at a time: memory of large tensors comes anew for each of them, and costs time."""
+    one = next(forward_batches(data, 1, network.device, 1))
+    size = min(WHOLE, forward_size(made_shapes(network, network.steps, one).values(), network.device))
+    return max(size, network.batch or 1)
 
 
 def sampled_range(values: Tensor, bits: int, p: float) -> Grid:
@@ -168,25 +209,84 @@ def _least_output_error(
 ) -> dict[str, Grid]:
     """The proposal for each tensor that moves the network's output least when only that tensor is quantized.
 
-    The network is walked once; at each tensor with a choice the rest of it is run for every proposal. Outputs of the network in
-    ``handed_out`` are quantized, others are what they are in front of a quantizer.
+    The network is walked once; at each tensor with a choice the rest of it is run for the proposals. They race: all are judged
+    on a few images first, and those far behind on no more (:data:`MARGINS`); where the first proposal does well enough
+    (:data:`ADEQUATE`) there is no race. Outputs of the network in ``handed_out`` are quantized, others are what they are in
+    front of a quantizer.
     """
     result = {name: grids[0] for name, grids in proposals.items()}
     if all(len(grids) == 1 for grids in proposals.values()):
         return result
-    batch = next(whole_batches(data, JUDGED_IMAGES, network))
+    heats = list(_heats(network, data))
     with torch.no_grad():
-        reference = network.run(batch)
-        live: dict[str, Tensor] = dict(batch)
+        judge = _Judge(network, [network.run(batch) for batch in heats])
+        lives: list[dict[str, Tensor]] = [dict(batch) for batch in heats]
         for i, step in enumerate([None, *network.steps]):
-            names = list(batch) if step is None else list(step.outputs)
+            names = list(heats[0]) if step is None else list(step.outputs)
             rest = network.steps[i:]
             if step is not None:
-                live = advance(network, live, step, rest)
+                lives = [advance(network, live, step, rest) for live in lives]
             for name in names:
-                if len(proposals.get(name, ())) > 1 and name in live:
-                    made = (network.run({**live, name: fake_quantize(live[name], g)}, rest) for g in proposals[name])
-                    floats = {} if name in handed_out else {name: live[name]}
-                    errors = [output_error(with_float_outputs(outputs, floats), reference) for outputs in made]
-                    result[name] = proposals[name][errors.index(min(errors))]
+                if len(proposals.get(name, ())) > 1 and name in lives[0]:
+                    result[name] = judge.best(name, proposals[name], lives, rest, given=name not in handed_out)
     return result
+
+
+def _heats(network: Network, data: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The first images in batches: :data:`FIRST_JUDGED` spread over them, then the others, as many as are run at a time."""
+    count = min(JUDGED_IMAGES, len(next(iter(data.values()))))
+    apart = -(-count // FIRST_JUDGED)
+    order = torch.tensor([i for start in range(apart) for i in range(start, count, apart)])
+    first = len(range(0, count, apart))
+    spread = {name: x[order.to(x.device)] for name, x in data.items()}
+    yield from whole_batches({name: x[:first] for name, x in spread.items()}, first, network)
+    if count > first:
+        later = {name: x[first:] for name, x in spread.items()}
+        yield from whole_batches(later, max(FIRST_JUDGED, _at_once(network, data)), network)
+
+
+class _Judge:
+    """Runs the rest of a network on a tensor's proposals.
+
+    Args:
+        network: the float network.
+        references: its outputs on each batch.
+    """
+
+    def __init__(self, network: Network, references: Sequence[Mapping[str, Tensor]]) -> None:
+        self.network, self.references = network, references
+
+    def best(
+        self,
+        name: str,
+        grids: Sequence[Grid],
+        lives: Sequence[Mapping[str, Tensor]],
+        rest: Sequence[Step],
+        *,
+        given: bool,
+    ) -> Grid:
+        """The grid of the least output error.
+
+        Args:
+            name: the tensor.
+            grids: what is proposed for it.
+            lives: values at this point of the network by name, for each batch.
+            rest: the steps behind.
+            given: an output of this name is handed out in float.
+        """
+        sums: list[dict[str, OutputSums]] = [{} for _ in grids]
+        running = list(range(len(grids)))
+        errors: dict[int, float] = {}
+        for heat, (live, reference) in enumerate(zip(lives, self.references, strict=True)):
+            floats = {name: live[name]} if given else {}
+            for k in running:
+                made = self.network.run({**live, name: fake_quantize(live[name], grids[k])}, rest)
+                add_sums(sums[k], output_sums(with_float_outputs(made, floats), reference))
+                errors[k] = combined_error(sums[k].values())
+                if k == heat == 0 and errors[k] < ADEQUATE:
+                    return grids[0]
+            enough = min(errors[k] for k in running) * (1.0 + MARGINS[min(heat, len(MARGINS) - 1)])
+            running = [k for k in running if errors[k] <= enough]
+            if len(running) == 1:
+                break
+        return grids[min(running, key=errors.__getitem__)]

@@ -195,7 +195,7 @@ learning_options = all_of(
         help="Memory to stay within, such as 2GB; more goes to temporary files.  [default: half of what is free]",
     ),
     option(
-        RUN, "--checkpoint", type=PATH, metavar="DIR", help="Keep finished units here; the same command goes on there."
+        RUN, "--checkpoint", type=PATH, metavar="DIR", help="Keep finished work here; the same command goes on there."
     ),
     option(
         METHOD,

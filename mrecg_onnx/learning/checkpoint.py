@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +14,47 @@ from torch import Tensor
 
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.files import require_regular, write_whole
+from mrecg_onnx.machine import short_digest
 from mrecg_onnx.network import QuantizedWeight, State
 from mrecg_onnx.progress import UnitResult
 from mrecg_onnx.quantizers import Grid
 
 __all__ = ["Checkpoint"]
 
+logger = logging.getLogger(__name__)
+
 
 class Checkpoint:
     """A folder with one file for each finished unit, and a description of the run they belong to.
+
+    A run that finds units of another one there, in whatever it differs, keeps its own in a folder beside them (``run-`` and a
+    digest of its description), and goes on with those.
 
     Args:
         folder: made where it does not exist.
         run: what makes two runs the same, as plain JSON data.
 
     Raises:
-        SettingsError: the folder holds units of another run; what differs is named.
+        SettingsError: the folder cannot be used, or its description is damaged.
     """
 
     def __init__(self, folder: str | Path, run: dict[str, Any]) -> None:
         self.folder = Path(folder)
         run = json.loads(json.dumps(run))
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            description = self.folder / "run.json"
-            require_regular(description)
-            if not description.exists():
-                write_whole(description, json.dumps(run, indent=1))
-            found = dict(json.loads(description.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise SettingsError(f"--checkpoint {folder}: cannot be used ({error})") from error
-        differ = sorted(k for k in {*found, *run} if found.get(k) != run.get(k))
+        differ = _different(self.folder, run)
+        if differ:
+            self.folder /= f"run-{short_digest([json.dumps(run, sort_keys=True)])[:16]}"
+            logger.warning(
+                "--checkpoint %s: the units in it belong to another run (different: %s); those of this one are in %s",
+                folder,
+                ", ".join(differ),
+                self.folder,
+            )
+            differ = _different(self.folder, run)
         if differ:
             raise SettingsError(
-                f"--checkpoint {folder}: the units in it belong to another run (different: {', '.join(differ)}); "
-                "name another folder or remove this one"
+                f"--checkpoint {self.folder}: the units in it belong to another run (different: {', '.join(differ)}); "
+                "remove this folder"
             )
 
     def load(
@@ -98,6 +105,20 @@ class Checkpoint:
 
     def _path(self, stage: str, number: int) -> Path:
         return self.folder / f"{stage}-{number:04d}.pt"
+
+
+def _different(folder: Path, run: dict[str, Any]) -> list[str]:
+    """What of the run described in ``folder`` is not as ``run`` has it; a folder without a description gets that of ``run``."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        description = folder / "run.json"
+        require_regular(description)
+        if not description.exists():
+            write_whole(description, json.dumps(run, indent=1))
+        found = dict(json.loads(description.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise SettingsError(f"--checkpoint {folder}: cannot be used ({error})") from error
+    return sorted(k for k in {*found, *run} if found.get(k) != run.get(k))
 
 
 def _plain(grid: Grid) -> dict[str, Tensor | int | bool | None]:

@@ -1,7 +1,7 @@
-"""What the method needs of the machine: processes, memory and recorded kernels.
+"""What the method needs of the machine: processes, memory, disk and recorded kernels.
 
 Several processes that share the images and average gradients, a budget of memory with files behind it where cached activations
-do not fit, and iterations that a GPU replays.
+do not fit, decisions kept for the next run, and iterations that a GPU replays.
 """
 
 import lazy_loader

@@ -1,6 +1,7 @@
 from .byte_sizes import byte_size, parse_byte_size
 from .cache import Pool, Region, Store, channels_last, give_back
 from .device import full_precision, pick_device
+from .kept import NOTHING_KEPT, Kept, short_digest
 from .parallel import ALONE, Workers, is_first, joined, local_rank, world_size
 from .recording import Batch, Iterations
 from .run import Run, open_run
@@ -8,8 +9,10 @@ from .settings import MachineSettings
 
 __all__ = [
     "ALONE",
+    "NOTHING_KEPT",
     "Batch",
     "Iterations",
+    "Kept",
     "MachineSettings",
     "Pool",
     "Region",
@@ -26,5 +29,6 @@ __all__ = [
     "open_run",
     "parse_byte_size",
     "pick_device",
+    "short_digest",
     "world_size",
 ]

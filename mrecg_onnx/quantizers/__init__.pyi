@@ -6,8 +6,9 @@ from .fake_quantization import (
     quantize_codes,
 )
 from .grids import EPSILON, Grid, symmetric_eight, whole_reciprocal
+from .plain_grids import plain_grid, restored_grid
 from .range_search import P_NORM, search_range
-from .ranges import Estimator, chosen_ranges, gauss_clip, is_laplace, laplace_clip, min_max, mse
+from .ranges import Estimator, chosen_ranges, gauss_clip, is_laplace, laplace_clip, min_max, mse, range_name
 from .rounding import ROUNDINGS, BetaSchedule, LearnedRounding
 from .settings import RangeSettings
 
@@ -30,7 +31,10 @@ __all__ = [
     "learnable_fake_quantize",
     "min_max",
     "mse",
+    "plain_grid",
     "quantize_codes",
+    "range_name",
+    "restored_grid",
     "search_range",
     "symmetric_eight",
     "whole_reciprocal",

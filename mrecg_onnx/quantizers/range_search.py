@@ -19,9 +19,9 @@ P_NORM = 2.4
 PER_TENSOR_CANDIDATES, PER_CHANNEL_CANDIDATES = 95, 80
 #: The coarse net of the search for scale and zero point, how many of its best are refined, and the ratio of scales that is fine.
 SCALES, ZERO_POINTS, SEEDS, FINEST = 12, 8, 3, 1.01
-#: Values of the coarser summary of a channel: so many for each code, and at least; the finer one has a multiple of them.
+#: Values of the coarsest summary of a channel: so many for each code, and at least; each finer one has a multiple of them.
 SUMMARY_PER_CODE, LEAST_SUMMARY, FINER = 4, 256, 4
-#: Ranges that shrink together of which the finer summary decides, and grids of each kind that are compared on all values.
+#: Ranges that shrink together of which a finer summary decides, and grids of each kind that are compared on the finest one.
 KEPT, FINALISTS = 12, 5
 #: Values that are quantized at a time: half a megabyte, which the caches of small machines like; a GPU needs more to be busy.
 CHUNK, CHUNK_CUDA = 1 << 17, 1 << 22
@@ -45,7 +45,7 @@ def search_range(
     them): ends that shrink together round the zero point of a range such as SiLU's, -0.28 to 10, to 0 at 4 bits, and all that is
     negative is cut. The result is never worse than the best of the first kind.
 
-    Many values are searched in summaries of them (:func:`_summaries`); the best few grids are compared on all.
+    Many values are searched in summaries of them (:func:`_summaries`); the best few grids are compared on the finest.
 
     Args:
         x: the values, any shape.
@@ -84,11 +84,12 @@ _Grids = tuple[Tensor, Tensor]
 
 
 class _Search:
-    """Measures grids on the values of one tensor, on all of them and on two summaries.
+    """Measures grids on the values of one tensor, or on summaries of them.
 
     Attributes:
         free: channels with values of both signs on a grid that is not symmetric, shape (C,): the zero point of others is given.
-        levels: (values [C, n], share of each in the mean or None), from the coarsest to all of them.
+        levels: (values [C, n], share of each in the mean or None), from the coarsest on: the finest summary, or all values where
+            they are few.
     """
 
     def __init__(self, x: Tensor, bits: int, symmetric: bool, p: float, low: Tensor, high: Tensor) -> None:
@@ -98,7 +99,9 @@ class _Search:
         self.free = (low < 0) & (high > 0) & (not symmetric)
         self.full = grid_from_range(low, high, bits, symmetric=symmetric)[0]
         size = max(LEAST_SUMMARY, SUMMARY_PER_CODE << bits)
-        self.levels = [*_summaries(x, (size, FINER * size)), (x, None)]
+        sizes = (size, FINER * size, FINER * FINER * size)
+        summaries = _summaries(x, sizes)
+        self.levels = summaries if len(summaries) == len(sizes) else [*summaries, (x, None)]
 
     def errors(self, scale: Tensor, zero: Tensor, level: int) -> Tensor:
         """Mean error of each grid, [K, C], in units of the full range's step."""

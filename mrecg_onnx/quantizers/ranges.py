@@ -34,6 +34,7 @@ __all__ = [
     "min_max",
     "mse",
     "percentile",
+    "range_name",
     "ranges_of",
 ]
 
@@ -199,9 +200,13 @@ RANGES: dict[str, Ranges] = {
 
 
 def chosen_ranges(settings: RangeSettings) -> Ranges:
-    """The row that ``settings`` ask for; with "auto" the method's own."""
-    name = METHODS[settings.method].ranges if settings.ranges == "auto" else settings.ranges
-    return ranges_of(name, settings.percentile)
+    """The row that ``settings`` ask for."""
+    return ranges_of(range_name(settings), settings.percentile)
+
+
+def range_name(settings: RangeSettings) -> str:
+    """Name of the row that ``settings`` ask for; with "auto" the method's own."""
+    return METHODS[settings.method].ranges if settings.ranges == "auto" else settings.ranges
 
 
 def ranges_of(name: str, share: float) -> Ranges:

@@ -12,11 +12,20 @@ from helpers.architectures import Graph, max_pool, residual
 from helpers.stages import feeds, planned, saved, simulated, tensors
 from onnx import numpy_helper
 
-from mrecg_onnx.calibrating.activation_ranges import JUDGED_IMAGES, activation_grids, sample_activations
+from mrecg_onnx.calibrating import activation_ranges
+from mrecg_onnx.calibrating.activation_ranges import (
+    ADEQUATE,
+    FIRST_JUDGED,
+    JUDGED_IMAGES,
+    MARGINS,
+    activation_grids,
+    sample_activations,
+)
 from mrecg_onnx.converters.errors import DataError, ModelError, MrecgError
 from mrecg_onnx.measures.output_errors import output_error
+from mrecg_onnx.network import Network
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.quantizers import search_range
+from mrecg_onnx.quantizers import Grid, min_max, search_range
 from mrecg_onnx.quantizers.ranges import RANGES
 from mrecg_onnx.settings import Settings
 
@@ -91,6 +100,79 @@ def test_choice_among_norms_is_never_worse_for_the_output_than_the_papers_alone(
             fed = {n: hook(n, x) for n, x in batch.items()}
             errors.append(output_error(stage.network.run(fed, activation=hook), reference))
         assert errors[1] <= errors[0] * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 16])
+def test_sample_does_not_depend_on_how_many_images_are_run_at_a_time(monkeypatch, size):
+    model = residual()
+    stage, data = simulated(model), tensors(model, 250)
+    expected = sample_activations(stage.network, stage.plan.activations, data, images=230)
+    monkeypatch.setattr(activation_ranges, "_at_once", lambda *_: size)
+    found = sample_activations(stage.network, stage.plan.activations, data, images=230)
+    for name, sampler in expected.items():
+        torch.testing.assert_close(torch.cat(found[name].parts), torch.cat(sampler.parts), rtol=1e-4, atol=1e-5)
+        assert float(found[name].low) == pytest.approx(float(sampler.low), rel=1e-4, abs=1e-6)
+        assert float(found[name].high) == pytest.approx(float(sampler.high), rel=1e-4, abs=1e-6)
+    whole = data["input"][:230].reshape(-1)
+    stride = max(1, len(whole) // activation_ranges.SAMPLED_VALUES) | 1
+    assert stride > 1
+    assert torch.equal(torch.cat(found["input"].parts), whole[::stride])
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 4, 6), (2, 3), (7,)])
+@pytest.mark.parametrize("stride", [1, 3, 7])
+def test_every_nth_value_is_the_same_in_any_layout(shape, stride):
+    x = torch.randn(shape)
+    expected = x.reshape(-1)[2::stride]
+    other = x.movedim(0, -1).contiguous().movedim(-1, 0)
+    for value in (x, other):
+        assert torch.equal(activation_ranges._every(value, 2, stride), expected)
+
+
+# --- proposals in a race -----------------------------------------------------------------------------------------
+
+
+def proposals(*shares: float):
+    """Estimators of the whole range shrunk to ``shares`` of it."""
+    return [lambda x, bits, low, high, s=s: min_max(x, bits, low * s, high * s) for s in shares]
+
+
+def raced(monkeypatch, bits: int, *shares: float) -> tuple[Grid, list[int]]:
+    """The grid of the first layer's output, and the images of each run of what is behind it, on :data:`JUDGED_IMAGES`."""
+    stage = simulated(residual(), abits=bits, ranges="mse")
+    run, sizes = Network.run, []
+
+    def counted(self, values, steps=None, **options):
+        if steps is not None and len(steps) > 1 and "relu1_out" in values:
+            sizes.append(len(values["relu1_out"]))
+        return run(self, values, steps, **options)
+
+    monkeypatch.setattr(Network, "run", counted)
+    estimators = proposals(*shares)
+    options = {"images": 32, "only": {"relu1_out"}, "estimators": estimators}
+    grid = activation_grids(stage.network, stage.plan.activations, stage.data, **options)["relu1_out"]
+    return grid, sizes
+
+
+def test_proposal_far_behind_is_judged_on_the_first_images_only(monkeypatch):
+    good, sizes = raced(monkeypatch, 4, 0.9, 0.05)
+    assert sizes == [FIRST_JUDGED, FIRST_JUDGED]
+    assert good.scale == raced(monkeypatch, 4, 0.05, 0.9)[0].scale
+
+
+def test_proposals_side_by_side_are_judged_on_all_images(monkeypatch):
+    assert max(MARGINS) > 0.25
+    sizes = raced(monkeypatch, 4, 0.9, 0.85)[1]
+    assert sizes[:2] == [FIRST_JUDGED, FIRST_JUDGED]
+    assert sum(sizes) == 2 * JUDGED_IMAGES
+
+
+def test_first_proposal_that_does_well_enough_has_no_rivals(monkeypatch):
+    first, sizes = raced(monkeypatch, 8, 0.95, 1.0)
+    assert sizes == [FIRST_JUDGED]
+    assert first.scale < raced(monkeypatch, 8, 1.0)[0].scale
+    monkeypatch.setattr(activation_ranges, "ADEQUATE", ADEQUATE / 1e6)
+    assert len(raced(monkeypatch, 8, 0.95, 1.0)[1]) > 1
 
 
 # --- broken values -----------------------------------------------------------------------------------------------

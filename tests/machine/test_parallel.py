@@ -56,11 +56,11 @@ def small() -> onnx.ModelProto:
 
 #: What each of two processes does, one after the other, and what it saw.
 TOGETHER = """
-import json, os, sys
+import hashlib, json, os, sys
 from pathlib import Path
 import numpy as np
 import torch
-from mrecg_onnx import Settings, quantize, validate
+from mrecg_onnx import Settings, preparation, quantize, validate
 from mrecg_onnx.commands import main
 from mrecg_onnx.converters.errors import DataError, MrecgError
 from mrecg_onnx.machine.parallel import is_first, joined, local_size
@@ -99,6 +99,17 @@ seen["images"] = result.images
 seen["result"] = result.to_json()
 quantize("model.onnx", "calib.npz", Settings(**json.loads(sys.argv[2])), output="steady.onnx")
 seen["losses"] = [[unit.loss, unit.loss_nearest, unit.kept] for unit in result.units]
+
+# Each process has a folder of its own, as on two machines.
+searched = []
+search = preparation.activation_grids
+preparation.activation_grids = lambda *a, **k: searched.append(len(k["only"])) or search(*a, **k)
+nearest = Settings(method="nearest", wbits=4, abits=4)
+seen["prepared"] = []
+for _ in range(2):
+    made = quantize("model.onnx", "calib.npz", nearest, checkpoint=f"prepared{rank}").model.SerializeToString()
+    seen["prepared"].append([hashlib.sha256(made).hexdigest(), len(searched)])
+preparation.activation_grids = search
 
 np.save("few.npy", np.load("calib.npz")["input"][:3]) if rank == 0 else None
 with joined("cpu") as workers:
@@ -205,6 +216,17 @@ def test_both_return_the_result_and_one_reports(together):
     assert second["told"] == 0
 
 
+def test_what_is_kept_before_the_learning_is_the_first_process_s(here, together):
+    """It reads and writes the folder, and decides; the other gets its decisions and has no such folder."""
+    (first, again), (other, other_again) = (seen["prepared"] for seen in together)
+    assert first == [first[0], 1]
+    assert again == first
+    assert other == other_again == [first[0], 0]
+    assert {path.name for path in (here / "prepared0").iterdir()} == {"prepared"}
+    assert len(list((here / "prepared0" / "prepared").iterdir())) == 3
+    assert not (here / "prepared1").exists()
+
+
 def test_no_thread_of_the_group_is_left_to_abort_the_end_of_the_process(together):
     """Threads of gloo that hold tensors when the interpreter ends abort it, in one of eight jobs on a busy machine."""
     assert [seen["threads"] for seen in together] == [[], []]
@@ -283,7 +305,10 @@ def test_lost_process_ends_the_job_in_one_line(here, died):
     assert "--checkpoint" in said[0]
     assert not died.stdout
     assert not (here / "again.onnx").exists()
-    assert sorted(path.name for path in (here / "kept").iterdir()) == ["reconstruct-0000.pt", "run.json"]
+    assert sorted(path.name for path in (here / "kept").iterdir() if path.is_file()) == [
+        "reconstruct-0000.pt",
+        "run.json",
+    ]
 
 
 def test_same_command_goes_on_after_a_lost_process(here, together, died):
