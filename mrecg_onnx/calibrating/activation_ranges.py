@@ -10,7 +10,7 @@ from torch import Tensor
 from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.data import Dataset
 from mrecg_onnx.measures import OutputSums, add_sums, combined_error, output_sums, with_float_outputs
-from mrecg_onnx.network import WHOLE, Network, Step, advance, forward_batches, forward_size, made_shapes, whole_batches
+from mrecg_onnx.network import WHOLE, Network, Step, advance, forward_batches, images_at_once, whole_batches
 from mrecg_onnx.planning import BYSTANDER_BITS, ActivationPlan
 from mrecg_onnx.quantizers import Estimator, Grid, fake_quantize, min_max, mse, search_range
 
@@ -118,20 +118,13 @@ def sample_activations(
 
     with torch.no_grad():
         for read in forward_batches(data, WHOLE, network.device, count):
-            size = size or _at_once(network, read)
+            size = size or images_at_once(network, read)
             for batch in forward_batches(read, size, network.device):
                 held = len(next(iter(batch.values())))
                 for name, value in batch.items():
                     look(name, value)
                 network.run(batch, activation=look)
     return samplers
-
-
-def _at_once(network: Network, data: Mapping[str, Tensor]) -> int:
-    """Images such as those of ``data`` to run at a time: memory of large tensors comes anew for each of them, and costs time."""
-    one = next(forward_batches(data, 1, network.device, 1))
-    size = min(WHOLE, forward_size(made_shapes(network, network.steps, one).values(), network.device))
-    return max(size, network.batch or 1)
 
 
 def sampled_range(values: Tensor, bits: int, p: float) -> Grid:
@@ -242,7 +235,7 @@ def _heats(network: Network, data: Mapping[str, Tensor]) -> Iterator[dict[str, T
     yield from whole_batches({name: x[:first] for name, x in spread.items()}, first, network)
     if count > first:
         later = {name: x[first:] for name, x in spread.items()}
-        yield from whole_batches(later, max(FIRST_JUDGED, _at_once(network, data)), network)
+        yield from whole_batches(later, max(FIRST_JUDGED, images_at_once(network, data)), network)
 
 
 class _Judge:

@@ -14,7 +14,7 @@ from torch import Tensor
 from mrecg_onnx.checking.outputs import Arrays
 from mrecg_onnx.checking.tracing import Run
 from mrecg_onnx.converters.save import openable
-from mrecg_onnx.network import Simulation, forward_batches
+from mrecg_onnx.network import Simulation, forward_batches, images_at_once
 from mrecg_onnx.runtimes import Level, open_session, open_with, run_padded
 from mrecg_onnx.targets import Target
 
@@ -25,9 +25,10 @@ RUNTIME_IMAGES = 64
 
 
 def run_simulation(simulation: Simulation, data: Mapping[str, Tensor], batch_size: int) -> tuple[Arrays, Arrays]:
-    """Outputs of the float network and of the simulation."""
+    """Outputs of the float network and of the simulation, at most ``batch_size`` images at a time."""
     parts: tuple[dict[str, list[npt.NDArray[np.generic]]], ...] = ({}, {})
-    for batch in forward_batches(data, batch_size, simulation.network.device):
+    size = images_at_once(simulation.network, data, batch_size)
+    for batch in forward_batches(data, size, simulation.network.device):
         with torch.no_grad():
             made = simulation.network.run(batch), simulation.run(batch)
         for part, outputs in zip(parts, made, strict=True):

@@ -12,7 +12,7 @@ from mrecg_onnx.data import Dataset
 from mrecg_onnx.machine import channels_last
 from mrecg_onnx.network.steps import Network, Step
 
-__all__ = ["WHOLE", "forward_batches", "forward_size", "made_shapes", "whole_batches"]
+__all__ = ["WHOLE", "forward_batches", "forward_size", "images_at_once", "made_shapes", "whole_batches"]
 
 #: Images to run through a whole network at a time where each of its tensors is looked at.
 WHOLE = 16
@@ -63,6 +63,16 @@ def forward_size(shapes: Iterable[tuple[int, ...]], device: torch.device) -> int
     """Images to run forward at a time on ``device`` where one image's tensors have ``shapes``: 1 to 256."""
     elements = FORWARD_ELEMENTS_CUDA if device.type == "cuda" else FORWARD_ELEMENTS
     return max(1, min(256, elements // max((1, *map(math.prod, shapes)))))
+
+
+def images_at_once(network: Network, data: Mapping[str, Tensor], most: int = WHOLE) -> int:
+    """Images such as those of ``data`` to run through ``network`` at a time: at most ``most``, and its own batch at least.
+
+    Memory of large tensors is new for every one of them: the system clears it, which takes as long as computing.
+    """
+    one = next(forward_batches(data, 1, network.device, 1))
+    size = min(most, forward_size(made_shapes(network, network.steps, one).values(), network.device))
+    return max(size, network.batch or 1)
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def test_sample_does_not_depend_on_how_many_images_are_run_at_a_time(monkeypatch
     model = residual()
     stage, data = simulated(model), tensors(model, 250)
     expected = sample_activations(stage.network, stage.plan.activations, data, images=230)
-    monkeypatch.setattr(activation_ranges, "_at_once", lambda *_: size)
+    monkeypatch.setattr(activation_ranges, "images_at_once", lambda *_: size)
     found = sample_activations(stage.network, stage.plan.activations, data, images=230)
     for name, sampler in expected.items():
         torch.testing.assert_close(torch.cat(found[name].parts), torch.cat(sampler.parts), rtol=1e-4, atol=1e-5)
