@@ -267,6 +267,8 @@ class _Judge:
             rest: the steps behind.
             given: an output of this name is handed out in float.
         """
+        # Rounding shows on every image, what is cut off only on those that have it: the widest range stays to the end.
+        widest = max(range(len(grids)), key=lambda k: float(grids[k].scale))
         sums: list[dict[str, OutputSums]] = [{} for _ in grids]
         running = list(range(len(grids)))
         errors: dict[int, float] = {}
@@ -279,7 +281,7 @@ class _Judge:
                 if k == heat == 0 and errors[k] < ADEQUATE:
                     return grids[0]
             enough = min(errors[k] for k in running) * (1.0 + MARGINS[min(heat, len(MARGINS) - 1)])
-            running = [k for k in running if errors[k] <= enough]
+            running = [k for k in running if errors[k] <= enough or k == widest]
             if len(running) == 1:
                 break
         return grids[min(running, key=errors.__getitem__)]

@@ -167,6 +167,19 @@ def test_proposals_side_by_side_are_judged_on_all_images(monkeypatch):
     assert sum(sizes) == 2 * JUDGED_IMAGES
 
 
+def test_widest_proposal_stays_for_what_only_a_late_image_has(monkeypatch):
+    """The first images show what narrow ranges gain in rounding, and nothing of what they cut off."""
+    model = residual()
+    stage, data = simulated(model, ranges="mse"), tensors(model, 32)
+    data["input"][1] *= 100  # image 0, 4, 8 and 12 are the first
+    found = {}
+    for margins in (MARGINS, (1e9, 1e9, 1e9)):
+        monkeypatch.setattr(activation_ranges, "MARGINS", margins)
+        options = {"images": 32, "only": {"input"}, "estimators": proposals(0.01, 0.02, 1.0)}
+        found[margins] = activation_grids(stage.network, stage.plan.activations, data, **options)["input"].scale
+    assert len(set(map(float, found.values()))) == 1
+
+
 def test_first_proposal_that_does_well_enough_has_no_rivals(monkeypatch):
     first, sizes = raced(monkeypatch, 8, 0.95, 1.0)
     assert sizes == [FIRST_JUDGED]
