@@ -313,7 +313,7 @@ class _EnoughError(Exception):
 def base_settings(args: argparse.Namespace, **changes: Any) -> mrecg_onnx.Settings:
     """W4A4 by QDrop on few images."""
     options = {"samples": args.images, "batch_size": args.batch, "threads": args.threads, "device": args.device}
-    return mrecg_onnx.Settings(**{"method": "qdrop", "held_out": HELD_OUT, **options, **changes})
+    return mrecg_onnx.Settings(**{"method": "qdrop", "stop": "off", "held_out": HELD_OUT, **options, **changes})
 
 
 def model_path(args: argparse.Namespace, model: str) -> Path:
@@ -572,8 +572,8 @@ def measure_accuracy(args: argparse.Namespace, model: str) -> dict[str, Any]:
     for seed in args.seeds:
         for name, loop in loops.items():
             settings = mrecg_onnx.Settings(
-                method="qdrop", iters=args.accuracy_iters, samples=args.accuracy_images, batch_size=args.batch, seed=seed,
-                threads=args.threads, device=args.device,
+                method="qdrop", stop="off", iters=args.accuracy_iters, samples=args.accuracy_images, seed=seed,
+                batch_size=args.batch, threads=args.threads, device=args.device,
             )  # fmt: skip
             out = Path("build") / "benchmarks" / f"speed-{model}-{name}-{seed}.onnx"
             out.parent.mkdir(parents=True, exist_ok=True)

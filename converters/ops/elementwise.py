@@ -239,7 +239,13 @@ _register_functions()
 
 
 def _leaky_relu(node: OnnxNode) -> Callable[..., Tensor]:
-    return functools.partial(F.leaky_relu, negative_slope=node.attributes.get("alpha", 0.01))
+    slope = node.attributes.get("alpha", 0.01)
+    # Slope 1, a branch of a plan, is no work: torch would make two passes over the map, forward and back.
+    return _same if slope == 1.0 else functools.partial(F.leaky_relu, negative_slope=slope)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def _elu(node: OnnxNode) -> Callable[..., Tensor]:

@@ -238,6 +238,12 @@ learning_options = all_of(
         help="Learn from mirror images, too, or from three random variants of each image, moved or cropped.",
     ),
     option(METHOD, "--iters", type=int, metavar="N", help="Iterations a unit."),
+    option(
+        METHOD,
+        "--stop",
+        type=click.Choice(["auto", "off"]),
+        help="auto: --iters in rounds, fewer where the loss on held-out images has settled; off: all in one.",
+    ),
     option(METHOD, "--batch-size", type=int, metavar="N", help="Images an iteration."),
     option(EXPERT, "--percentile", type=float, metavar="PERCENT", help="What --range percentile keeps on either side."),
     option(

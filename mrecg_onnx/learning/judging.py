@@ -80,7 +80,8 @@ class Judge:
     workers: Workers = ALONE
 
     def __post_init__(self) -> None:
-        self._before = self.simulation.state()
+        self._before = self._held = self.simulation.state()
+        self.best: float | None = None
         self.nearest = self._loss()
 
     def _loss(self) -> float:
@@ -98,12 +99,23 @@ class Judge:
             workers=self.workers,
         )
 
+    def offer(self) -> float:
+        """Loss of what ``simulation`` holds now; it is kept in mind where it is the least so far."""
+        found = self._loss()
+        if self.best is None or found < self.best:
+            self.best, self._held = found, self.simulation.state()
+        return found
+
     def choose(self) -> tuple[float, str]:
-        """Loss of what ``simulation`` holds now, and "learned"; "nearest" where that is no worse: then it is put back."""
-        learned = self._loss()
-        if learned < self.nearest:
-            return learned, "learned"
+        """Least loss that was offered, and "learned"; "nearest" where that is no worse: then it is put back.
+
+        Where nothing was, what ``simulation`` holds now is.
+        """
+        best = self.offer() if self.best is None else self.best
+        if best < self.nearest:
+            self.simulation.adopt(self._held)
+            return best, "learned"
         for name in self.simulation.biases.keys() - self._before.biases.keys():
             del self.simulation.biases[name]
         self.simulation.adopt(self._before)
-        return learned, "nearest"
+        return best, "nearest"

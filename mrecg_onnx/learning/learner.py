@@ -258,6 +258,7 @@ def reconstruct(prefix: Prefix, lessons: _Lessons, phase: Phase, iters: int) -> 
                 window=settings.window,
                 seed=settings.seed + i + SEED_STRIDE * workers.rank,
                 clock=time.perf_counter,
+                stop=settings.stop == "auto",
                 workers=workers,
                 report=tell,
             )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch import Tensor
-from torch.nn import functional
 
 from mrecg_onnx.machine import Store, Workers
 from mrecg_onnx.measures import OutputSums
+from mrecg_onnx.quantizers import inner
 
 __all__ = ["output_knees", "output_weights", "reconstruction_loss"]
 
@@ -33,11 +35,30 @@ def reconstruction_loss(
         total = ((output - target) * (gradient + 1.0)).square().sum()
     elif power != 2.0:
         total = (output - target).abs().pow(power).sum()
-    elif knee is None:
-        total = functional.mse_loss(output, target, reduction="sum")
     else:
-        total = 2.0 * functional.huber_loss(output, target, reduction="sum", delta=knee)
+        total = _RobustError.apply(output, target, knee)  # type: ignore[no-untyped-call]
     return total / (output.numel() / (output.shape[1] if output.dim() > 1 else 1))
+
+
+class _RobustError(torch.autograd.Function):
+    """Sum of squares, or twice Huber's loss: with c = clip(e, -d, d) that is c (2 e - c), and its gradient is 2 c.
+
+    Gradients keep the layout of the output; those of torch's losses are contiguous, and every operation in front of them copies
+    (batch of 2 MB, one thread: 0.6 ms against 0.25, and a quarter of that for each copy saved).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, target: Tensor, knee: float | None) -> Tensor:
+        error = output.detach() - target
+        clipped = error if knee is None else error.clamp(-knee, knee)
+        ctx.save_for_backward(clipped)
+        squares = inner(clipped, clipped)
+        return squares if knee is None else 2.0 * inner(clipped, error) - squares
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (clipped,) = ctx.saved_tensors
+        return clipped * (2.0 * grads[0]), None, None
 
 
 def output_knees(targets: Mapping[str, Store], share: float | None, workers: Workers) -> dict[str, float | None]:

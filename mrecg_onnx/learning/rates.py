@@ -24,6 +24,14 @@ class LearningRates:
     rounding: float
     scale: float
 
+    def over(self, iters: int, length: int) -> LearningRates:
+        """What is for ``iters`` iterations, for a round of ``length``."""
+        whole, part = default_rates(iters), default_rates(length)
+        return LearningRates(
+            self.rounding * part.rounding / whole.rounding,
+            self.scale * part.scale / whole.scale,
+        )
+
 
 def default_rates(iters: int) -> LearningRates:
     """Rates for ``iters`` iterations: the published ones at 20,000, larger in shorter runs (measured, see docs)."""

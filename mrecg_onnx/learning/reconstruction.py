@@ -8,6 +8,7 @@ with the float ones under drop.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -17,6 +18,7 @@ from mrecg_onnx.learning.losses import output_knees, output_weights
 from mrecg_onnx.learning.masks import Masks
 from mrecg_onnx.learning.prefix import UnitData
 from mrecg_onnx.learning.rates import LearningRates
+from mrecg_onnx.learning.rounds import rounds, settled
 from mrecg_onnx.learning.trainable import Trainable
 from mrecg_onnx.learning.windows import plan_windows
 from mrecg_onnx.machine import ALONE, Workers
@@ -48,6 +50,7 @@ def reconstruct_unit(
     rounding: str | None = "adaround",
     anneal: str = "linear",
     power: float = 2.0,
+    stop: bool = False,
     workers: Workers = ALONE,
     report: Callable[[int, float], None] | None = None,
 ) -> UnitResult:
@@ -73,6 +76,7 @@ def reconstruct_unit(
         rounding: a row of :data:`mrecg_onnx.quantizers.rounding.ROUNDINGS`; None leaves weights and biases as they are.
         anneal: schedule of the regularizer, a row of :data:`mrecg_onnx.quantizers.rounding.ANNEALS`.
         power: see :func:`~mrecg_onnx.learning.losses.reconstruction_loss`.
+        stop: iterations come in rounds, until the held-out loss settles (:mod:`mrecg_onnx.learning.rounds`): ``iters`` at most.
         workers: the processes that learn this unit together, each on its own samples.
         report: called with (iteration, loss) every now and then.
 
@@ -125,19 +129,35 @@ def reconstruct_unit(
 
     kinds = list(trainable.rounding.values())
     smooth = scales + [t for t in (*trainable.shift.values(), *trainable.log_gain.values()) if t.requires_grad]
-    groups: list[Group] = []
-    if kinds:
-        variables = [t for r in kinds for t in r.variables]
-        groups.append(Group(variables, rates.rounding * kinds[0].rate, decays=kinds[0].decays))
-    if smooth:
-        groups.append(Group(smooth, rates.scale, decays=True))
-    learn(loop, groups, windows, iters, batch_size, generator, BetaSchedule(iters, anneal=anneal), workers, report)
-
-    simulation.weights.update(trainable.codes())
-    simulation.biases.update(trainable.biases())
-    if learn_scales and quantize:
-        simulation.activations.update(trainable.grids())
+    done, losses = 0, list[float]()
+    for length in rounds(iters) if stop else (iters,):
+        if done:
+            for kind in kinds:
+                kind.reopen()
+        pace = rates.over(iters, length)
+        groups: list[Group] = []
+        if kinds:
+            variables = [t for r in kinds for t in r.variables]
+            groups.append(Group(variables, pace.rounding * kinds[0].rate, decays=kinds[0].decays))
+        if smooth:
+            groups.append(Group(smooth, pace.scale, decays=True))
+        told = None if report is None else partial(_tell, report, done)
+        schedule = BetaSchedule(length, anneal=anneal)
+        learn(loop, groups, windows, length, batch_size, generator, schedule, workers, told)
+        done += length
+        simulation.weights.update(trainable.codes())
+        simulation.biases.update(trainable.biases())
+        if learn_scales and quantize:
+            simulation.activations.update(trainable.grids())
+        losses.append(judge.offer())
+        if stop and settled(losses):
+            break
     learned, kept = judge.choose()
     sizes = [r.variables[0].numel() for r in kinds]
     unsettled = sum(r.unsettled() * n for r, n in zip(kinds, sizes, strict=True)) / max(1, sum(sizes))
-    return UnitResult(unit.name, unit.layers, iters, nearest, learned, kept, unsettled, clock() - begin)
+    return UnitResult(unit.name, unit.layers, done, nearest, learned, kept, unsettled, clock() - begin)
+
+
+def _tell(report: Callable[[int, float], None], done: int, iteration: int, loss: float) -> None:
+    """Report an iteration of a round behind ``done`` others."""
+    report(done + iteration, loss)

@@ -22,6 +22,8 @@ class LearningSettings(DataSettings, MethodSettings):
         iters: iterations a reconstruction unit.
         joint_iters: iterations of joined units: "sum", those of all members, so that every weight is moved as often as alone;
             "same" as every other unit, as published (in short runs joining then costs more than it brings, docs/method.md 4).
+        stop: "auto": a unit's iterations come in up to eight rounds, each with a whole schedule and rates of its length, and it
+            is left when two rounds hardly lower its held-out loss: ``iters`` is the most. "off": one schedule, all of ``iters``.
         probe_fraction: iterations of the probing run as a share of ``iters``.
         augment: units learn from variants of every calibration image, too: "flip" is its mirror image, "shift" and "crop" are
             three random ones, moved by up to an eighth of the side or cropped to half the area at least; "none".
@@ -44,6 +46,7 @@ class LearningSettings(DataSettings, MethodSettings):
     joint_iters: Annotated[str, OneOf("sum", "same")] = "sum"
     probe_fraction: Annotated[float, Between(0.001, 1.0)] = 0.1
     augment: Annotated[str, OneOf("none", "flip", "shift", "crop")] = "none"
+    stop: Annotated[str, OneOf("auto", "off")] = "off"
     held_out: Annotated[float, Between(0.0, 0.5)] = 0.125
     window: Annotated[int, AtLeast(0)] = 28
     lr_rounding: float | None = None

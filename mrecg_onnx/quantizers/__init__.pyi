@@ -2,6 +2,7 @@ from .fake_quantization import (
     compile_kernels,
     fake_quantize,
     fake_quantize_weight,
+    inner,
     learnable_fake_quantize,
     quantize_codes,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "fake_quantize",
     "fake_quantize_weight",
     "gauss_clip",
+    "inner",
     "is_laplace",
     "laplace_clip",
     "learnable_fake_quantize",

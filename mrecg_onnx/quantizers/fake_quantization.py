@@ -12,7 +12,14 @@ from torch import Tensor
 
 from mrecg_onnx.quantizers.grids import Grid
 
-__all__ = ["compile_kernels", "fake_quantize", "fake_quantize_weight", "learnable_fake_quantize", "quantize_codes"]
+__all__ = [
+    "compile_kernels",
+    "fake_quantize",
+    "fake_quantize_weight",
+    "inner",
+    "learnable_fake_quantize",
+    "quantize_codes",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +59,7 @@ class _LearnableFakeQuantize(torch.autograd.Function):
         if _kernels is None and x.device.type == "cpu":
             ctx.lower, ctx.upper = lower, upper
             ctx.step = step = float(scale)
-            y = torch.clamp(x, lower * step, upper * step).div_(step).round_().mul_(step)
+            y = torch.clamp(x, lower * step, upper * step).mul_(1.0 / step).round_().mul_(step)
             if keep is not None:
                 torch.lerp(x, y, keep, out=y)
             ctx.save_for_backward(x, y, keep)
@@ -77,7 +84,7 @@ class _LearnableFakeQuantize(torch.autograd.Function):
         if keep is not None:
             # A mask of floats and ``lerp`` take a tenth of the time of a boolean ``where``.
             torch.lerp(grad, grad_x, keep, out=grad_x)
-        grad_scale = (_inner(grad, other) - _inner(grad_x, x)) / ctx.step if ctx.needs_input_grad[1] else None
+        grad_scale = (inner(grad, other) - inner(grad_x, x)) / ctx.step if ctx.needs_input_grad[1] else None
         return grad_x if ctx.needs_input_grad[0] else None, grad_scale, None, None, None
 
 
@@ -133,8 +140,8 @@ def compile_kernels(device: torch.device, *, on: bool = True) -> bool:
     return True
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of products of two dense tensors of the same strides (channels-last too, hence no reshape, which would copy)."""
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of products of two tensors of the same strides without gaps (channels-last too: ``reshape`` would copy); shape ()."""
     return torch.dot(a.as_strided((a.numel(),), (1,)), b.as_strided((b.numel(),), (1,)))
 
 

@@ -38,6 +38,8 @@ __all__ = [
 
 #: Stretch of the sigmoid (AdaRound, eq. 23).
 ZETA, GAMMA = 1.1, -0.1
+#: Largest |V| with which a round begins: h is .08 or .88 there, a leaning that gradients still reach.
+REOPENED = 1.5
 
 
 def h(V: Tensor) -> Tensor:
@@ -130,6 +132,10 @@ class LearnedRounding(Protocol):
         """Integer codes, float tensor in [qmin, qmax], the weight's shape."""
         ...
 
+    def reopen(self) -> None:
+        """Make decisions open again, for another round of learning."""
+        ...
+
     def unsettled(self) -> float:
         """Share of weights whose hard value is not yet the soft one."""
         ...
@@ -182,6 +188,11 @@ class SoftRounding:
         up = (self.V.detach() >= 0).to(self._floor.dtype)
         return torch.minimum(torch.maximum(self._floor + up, self._lower), self._upper) + self._zero
 
+    def reopen(self) -> None:
+        """Decided weights go back to where they lean, inside the flat ends of h: from there they may change their mind."""
+        with torch.no_grad():
+            self.V.clamp_(-REOPENED, REOPENED)
+
     def unsettled(self) -> float:
         """Share of variables that are still between 0.05 and 0.95."""
         with torch.no_grad():
@@ -230,6 +241,9 @@ class StraightRounding:
         """Integer codes, float tensor in [qmin, qmax]."""
         with torch.no_grad():
             return torch.clamp(torch.round(self._steps()), self._lower, self._upper) + self._zero
+
+    def reopen(self) -> None:
+        """Nothing: weights move on from where they are."""
 
     def unsettled(self) -> float:
         """0: what is learned from is rounded all along."""

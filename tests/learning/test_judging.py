@@ -50,7 +50,9 @@ def test_what_is_better_is_kept(judged):
     unit, simulation, judge = judged
     (name,) = unit.layers
     better = simulation.weights[name] = float_weight(simulation, name)
+    offered = judge.offer()
     loss, kept = judge.choose()
+    assert loss == offered
     assert kept == "learned"
     assert loss < judge.nearest
     assert simulation.weights[name] is better
@@ -64,7 +66,9 @@ def test_what_is_worse_is_put_back_with_its_bias(judged):
     simulation.activations.update(scaled)
     simulation.weights[name] = QuantizedWeight(torch.zeros_like(before.weights[name].codes), before.weights[name].grid)
     simulation.biases[name] = torch.full_like(simulation.network.step(name).module.bias, 5.0)
+    offered = judge.offer()
     loss, kept = judge.choose()
+    assert loss == offered
     assert kept == "nearest"
     assert loss > judge.nearest
     assert simulation.state() == before
@@ -72,4 +76,16 @@ def test_what_is_worse_is_put_back_with_its_bias(judged):
 
 def test_what_is_as_good_is_not_kept(judged):
     _, _, judge = judged
+    assert judge.offer() == judge.nearest
     assert judge.choose() == (judge.nearest, "nearest")
+
+
+def test_the_best_that_was_offered_is_kept(judged):
+    unit, simulation, judge = judged
+    (name,) = unit.layers
+    best = simulation.weights[name] = float_weight(simulation, name)
+    first = judge.offer()
+    simulation.weights[name] = QuantizedWeight(torch.zeros_like(best.codes), best.grid)
+    assert judge.offer() > first
+    assert judge.choose() == (first, "learned")
+    assert simulation.weights[name] is best

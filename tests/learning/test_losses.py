@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.learned import distance, results
+from torch.nn import functional
 
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.learning.losses import reconstruction_loss
@@ -43,3 +44,21 @@ def test_loss_is_the_channel_sum_and_the_mean_over_the_rest():
     output = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
     expected = (output**2).sum(1).mean()
     assert float(reconstruction_loss(output, torch.zeros(6, 10))) == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("knee", [None, 0.3, 2.0])
+@pytest.mark.parametrize("last", [True, False])
+def test_gradient_is_that_of_torch_in_the_layout_of_the_output(knee, last):
+    layout = torch.channels_last if last else torch.contiguous_format
+    output, target = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0)).unbind()
+    output = output.contiguous(memory_format=layout).requires_grad_()
+    ours = reconstruction_loss(output, target, knee)
+    wanted = (
+        functional.mse_loss(output, target, reduction="sum")
+        if knee is None
+        else 2 * functional.huber_loss(output, target, reduction="sum", delta=knee)
+    ) / (3 * 5 * 6)
+    torch.testing.assert_close(ours, wanted)
+    (slope,), (known,) = (torch.autograd.grad(loss, [output]) for loss in (ours, wanted))
+    torch.testing.assert_close(slope, known)
+    assert slope.stride() == output.stride()

@@ -188,3 +188,45 @@ def test_held_out_images_judge_and_those_that_are_learned_from_where_there_are_n
     none = learned(stage, data=replace(own, held_out=torch.arange(0))).loss_nearest
     assert judged != swapped
     assert none == pytest.approx(swapped)
+
+
+# --- rounds ------------------------------------------------------------------------------------------------------
+
+
+def test_rounds_have_rates_of_their_length_and_end_when_the_loss_has_settled(spied, monkeypatch):
+    losses = iter([5.0, 4.0, 3.0, 2.99, 2.98, 2.97])
+    monkeypatch.setattr(reconstruction.Judge, "offer", lambda judge: setattr(judge, "best", next(losses)) or judge.best)
+    result = learned(smooth_stage(), iters=1000, rates=default_rates(1000), stop=True)
+    assert [call[3] for call in spied] == [125] * 5
+    assert result.iters == 625
+    for call in spied:
+        assert [group.rate for group in call[1]] == pytest.approx(
+            [default_rates(125).rounding, default_rates(125).scale]
+        )
+        assert call[6].iters == 125
+
+
+def test_rates_that_were_chosen_grow_alike_in_rounds(spied, monkeypatch):
+    monkeypatch.setattr(reconstruction.Judge, "offer", lambda judge: setattr(judge, "best", 1.0) or 1.0)
+    chosen = default_rates(1000)
+    learned(smooth_stage(), iters=1000, rates=LearningRates(2 * chosen.rounding, 3 * chosen.scale), stop=True)
+    assert [group.rate for group in spied[0][1]] == pytest.approx(
+        [2 * default_rates(125).rounding, 3 * default_rates(125).scale]
+    )
+
+
+def test_without_stop_there_is_one_round(spied):
+    assert learned(smooth_stage(), iters=1000, rates=default_rates(1000)).iters == 1000
+    assert [call[3] for call in spied] == [1000]
+
+
+def test_rounds_are_told_as_one_run():
+    told = []
+    result = learned(smooth_stage(), iters=250, stop=True, report=lambda step, loss: told.append((step, loss)))
+    assert result.iters == 250
+    assert [step for step, _ in told] == sorted({*range(10, 125, 10), 125, *range(135, 250, 10), 250})
+
+
+def test_another_round_lowers_the_loss():
+    once, twice = (learned(smooth_stage(), iters=n, rates=default_rates(n), stop=True) for n in (125, 250))
+    assert twice.loss <= once.loss

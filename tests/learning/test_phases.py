@@ -87,7 +87,9 @@ def test_stopped_run_goes_on_in_its_phase(tmp_path, monkeypatch):
     assert trained == units[1:]
     assert again.model.SerializeToString() == whole.model.SerializeToString()
     kept = sorted(path.name for path in (tmp_path / "work").iterdir())
-    assert kept == sorted([f"{s}-{i:04d}.pt" for s in ("weights", "steps") for i in range(len(units))] + ["run.json"])
+    assert kept == sorted(
+        [f"{s}-{i:04d}.pt" for s in ("weights", "steps") for i in range(len(units))] + ["prepared", "run.json"]
+    )
 
 
 def test_activations_on_disk_give_the_same_file(tmp_path):

@@ -388,3 +388,31 @@ def test_beta_of_a_known_schedule():
     assert cosine(25) == pytest.approx(2 + 18 * 0.5 * (1 + math.cos(math.pi / 4)))
     assert BetaSchedule(1, warmup=0.0)(0) == 20.0
     assert BetaSchedule(3, warmup=0.0)(1) == pytest.approx(11.0)
+
+
+def test_a_decision_that_is_opened_leans_the_same_way_and_learns_again():
+    weight = torch.linspace(-0.7, 0.65, 60).view(6, 10)
+    grid = Grid(torch.full((6,), 0.1), torch.full((6,), 8.0), 4, axis=0)
+    soft = SoftRounding(weight, grid)
+    with torch.no_grad():
+        soft.V.mul_(100.0)
+    codes, leaning = soft.hard_codes(), soft.V.detach().clone()
+    soft.soft().sum().backward()
+    assert (soft.V.grad[leaning.abs() > 3] == 0).all()
+    soft.reopen()
+    assert torch.equal(soft.hard_codes(), codes)
+    assert soft.V.abs().max() <= 1.5
+    assert torch.equal(soft.V[leaning.abs() < 1.5], leaning[leaning.abs() < 1.5])
+    soft.V.grad = None
+    soft.soft().sum().backward()
+    assert (soft.V.grad > 0).all()
+
+
+@pytest.mark.parametrize("name", ["flexround", "ste"])
+def test_weights_that_move_freely_have_nothing_to_open(name):
+    rounding = ROUNDINGS[name](
+        torch.linspace(-1, 1, 12).view(3, 4), Grid(torch.full((3,), 0.1), torch.full((3,), 8.0), 4, axis=0)
+    )
+    before = [v.detach().clone() for v in rounding.variables]
+    rounding.reopen()
+    assert all(torch.equal(a, b) for a, b in zip(before, rounding.variables, strict=True))
