@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
@@ -23,13 +24,17 @@ MODEL = SAMPLES / "digits.onnx"
 
 @dataclass(frozen=True)
 class Step:
-    """``parent`` and by how many dB of output error it is beaten; ``why`` it is not, where ``beats`` is a weaker one."""
+    """``parent`` and by how many dB of output error it is beaten; ``why`` it is not, where ``beats`` is a weaker one.
+
+    Where a seed moves either by as much as the margin (.5 dB), the means of several seeds are compared.
+    """
 
     parent: str
     least: float
     wbits: int = 2
     beats: str = ""
     why: str = ""
+    seeds: int = 1
 
 
 #: Margins are half of what was measured at these settings, or less.
@@ -46,7 +51,7 @@ STEPS = {
         why="blocks beat layers with float activations, but its second phase learns steps from float inputs, which ranges that "
         "the network's output chose already answer better (docs/method.md 14)",
     ),
-    "brecq": Step("adaround", 0.7),
+    "brecq": Step("adaround", 0.7, seeds=3),
     "qdrop": Step(
         "brecq",
         3.0,
@@ -54,16 +59,28 @@ STEPS = {
         why="where weight scales are learned, drop only slows short runs (docs/method.md 2)",
     ),
     "mrecg": Step(
-        "brecq", 0.7, beats="adaround", why="on a net of seven units joining moves the error by less than a seed does"
+        "brecq",
+        0.7,
+        beats="adaround",
+        why="on a net of seven units joining moves the error by less than a seed does",
+        seeds=3,
     ),
 }
 
 
 @cache
-def error(method: str, wbits: int) -> float:
+def error(method: str, wbits: int, seed: int) -> float:
     """Output SQNR against FP32 on the validation images, in dB."""
     settings = mrecg_onnx.Settings(
-        wbits=wbits, abits=4, method=method, iters=100, samples=128, threads=1, lapq_images=128, lapq_evaluations=240
+        wbits=wbits,
+        abits=4,
+        method=method,
+        iters=100,
+        samples=128,
+        seed=seed,
+        threads=1,
+        lapq_images=128,
+        lapq_evaluations=240,
     )
     result = mrecg_onnx.quantize(MODEL, SAMPLES / "calib", settings)
     session = open_session(MODEL)
@@ -86,4 +103,8 @@ def parameter(method: str) -> object:
 @pytest.mark.parametrize("method", map(parameter, STEPS))
 def test_each_beats_its_weaker_parent_or_says_why_not(method: str) -> None:
     step = STEPS[method]
-    assert error(method, step.wbits) > error(step.beats or step.parent, step.wbits) + step.least
+    better, weaker = (
+        mean(error(name, step.wbits, seed) for seed in range(step.seeds))
+        for name in (method, step.beats or step.parent)
+    )
+    assert better > weaker + step.least
