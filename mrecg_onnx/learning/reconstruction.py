@@ -12,8 +12,9 @@ from functools import partial
 
 import torch
 
+from mrecg_onnx.learning.descent import Group
 from mrecg_onnx.learning.judging import Judge
-from mrecg_onnx.learning.loop import Group, Loop, learn
+from mrecg_onnx.learning.loop import Loop, learn
 from mrecg_onnx.learning.losses import output_knees, output_weights
 from mrecg_onnx.learning.masks import Masks
 from mrecg_onnx.learning.prefix import UnitData

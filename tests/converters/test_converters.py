@@ -801,6 +801,13 @@ class TestBridge:
         y, z = to_torch(make(body))(torch.ones(2, 4))
         assert torch.equal(z, 2 * y)
 
+    @pytest.mark.parametrize(("slope", "passed_on"), [(1.0, True), (0.5, False)])
+    def test_a_branch_hands_on_what_it_reads(self, slope, passed_on):
+        module = to_torch(make(f"g (float[2, 4] x) => (float[2, 4] y) {{ y = LeakyRelu<alpha = {slope}>(x) }}"))
+        x = torch.tensor([[-1.0, 0.0, 2.0, -3.0]] * 2)
+        assert (module(x) is x) == passed_on
+        assert torch.equal(module(x), torch.where(x < 0, slope * x, x))
+
     def test_absent_inputs_in_the_middle(self):
         body = "g (float[2, 4] x) => (float[2, 4] y) { y = Clip(x, , high) }"
         model = make(body, high=np.float32(0.5))
