@@ -20,7 +20,7 @@ class UnitResult:
         iters: iterations made.
         loss_nearest: loss with nearest rounding, on the samples that decided.
         loss: loss with learned rounding after the hard decision, on the same samples.
-        kept: "learned" or "nearest".
+        kept: "learned" or "nearest"; what the units were left with where the network is learned after them ("units").
         unsettled: share of rounding variables between 0.05 and 0.95 at the end.
         seconds: wall time.
     """
@@ -46,7 +46,7 @@ class Progress:
 
     Attributes:
         stage: "load", "zeroq", "plan", "equalize", "allocate", "calibrate", "sensitivity", "lapq", "read", "probe",
-            "reconstruct", "export" or "verify".
+            "reconstruct", "finish", "export" or "verify".
         unit: name of the unit at work, "" in other stages.
         done: units (or other steps) finished.
         total: how many there are.

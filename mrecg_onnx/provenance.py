@@ -29,9 +29,9 @@ def identity(ready: Prepared, protected: tuple[str, ...]) -> dict[str, Any]:
 
     Decisions that a last digit may tip are in it, too: other threads or another device sum in another order.
     """
-    settings = {
-        k: v for k, v in _kept_settings(ready.settings).items() if k not in {"device", "threads", "memory", "compile"}
-    }
+    # Units do not depend on what follows them; its outcome is kept by the number of its steps.
+    free = {"device", "threads", "memory", "compile", "finish"}
+    settings = {k: v for k, v in _kept_settings(ready.settings).items() if k not in free}
     return {
         "version": __version__,
         "model": digest(ready.original),

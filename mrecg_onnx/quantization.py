@@ -1,4 +1,4 @@
-"""The main job on one page: load, plan, equalize, calibrate, merge, reconstruct, export, verify."""
+"""The main job on one page: load, plan, equalize, calibrate, merge, reconstruct, finish, export, verify."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from mrecg_onnx.checking import Verification, verify
 from mrecg_onnx.converters import check_writable, save_model
 from mrecg_onnx.data import Dataset
+from mrecg_onnx.finishing import FinishResult, finish
 from mrecg_onnx.learning import Learner
 from mrecg_onnx.machine import Run, full_precision, open_run
 from mrecg_onnx.planning import merge_by
@@ -92,7 +93,8 @@ def _made(run: Run, ready: Prepared, allocation: Allocation | None) -> Quantizat
         learner.merge(merge_by(learner.plan, ready.settings, [unit.final_loss for unit in probe], "loss"))
     learner.learn()
     learner.correct_biases()
-    return run.once(lambda: _result(run, ready, start, learner, probe, allocation))
+    finished = finish(run, learner.simulation, ready.dataset, ready.settings, learner.same)
+    return run.once(lambda: _result(run, ready, start, learner, probe, finished, allocation))
 
 
 def _result(
@@ -101,6 +103,7 @@ def _result(
     start: Calibrated,
     learner: Learner,
     probe: tuple[UnitResult, ...],
+    finished: FinishResult | None,
     allocation: Allocation | None,
 ) -> QuantizationResult:
     """The file, and what was found on the way to it; made in the first process, so that all return the same."""
@@ -126,6 +129,7 @@ def _result(
         lapq=start.lapq,
         phases=learner.phases,
         corrections=learner.corrections,
+        finished=finished,
         absorbed=tuple(ready.absorbed),
         allocation=allocation,
     )

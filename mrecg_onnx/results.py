@@ -11,6 +11,7 @@ import onnx
 
 from mrecg_onnx.calibrating import Sensitivity
 from mrecg_onnx.checking import Verification
+from mrecg_onnx.finishing import FinishResult
 from mrecg_onnx.learning import Lapq
 from mrecg_onnx.planning import Plan
 from mrecg_onnx.progress import UnitResult
@@ -45,6 +46,7 @@ class QuantizationResult:
         lapq: what the joint search for steps found, None without one.
         phases: outcome of every unit by phase, in order.
         corrections: with ``bias_correction``, the largest shift of each layer's bias; empty where it brought nothing.
+        finished: outcome of the finishing stage, None without one.
         allocation: widths chosen by integer programming, None where they were given.
         trials: files made on the search for ``max_drop``, in order.
     """
@@ -67,6 +69,7 @@ class QuantizationResult:
     lapq: Lapq | None = None
     phases: dict[str, tuple[UnitResult, ...]] = field(default_factory=dict)
     corrections: dict[str, float] = field(default_factory=dict)
+    finished: FinishResult | None = None
     absorbed: tuple[Absorbed, ...] = ()
     allocation: Allocation | None = None
     trials: tuple[Trial, ...] = ()
@@ -91,6 +94,7 @@ class QuantizationResult:
             "origin": self.origin,
             "lapq": dataclasses.asdict(self.lapq) if self.lapq else None,
             "corrections": self.corrections,
+            "finished": dataclasses.asdict(self.finished) if self.finished else None,
             "absorbed": [dataclasses.asdict(a) for a in self.absorbed],
             "allocation": self.allocation.to_json() if self.allocation else None,
             "trials": [dataclasses.asdict(t) for t in self.trials],

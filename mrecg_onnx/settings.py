@@ -10,7 +10,7 @@ from typing import Any
 from mrecg_onnx.calibrating import ZeroqSettings
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.data import PreprocessField
-from mrecg_onnx.learning import LearnerSettings
+from mrecg_onnx.finishing import FinishSettings
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.planning import BudgetSettings, PlanSettings
 from mrecg_onnx.quantizers import RangeSettings
@@ -26,12 +26,12 @@ STORED_ORDER = (
     "memory", "compile", "drop", "selection", "merges", "joint_iters", "penalty", "alpha", "probe_fraction", "lr_rounding",
     "lr_scale", "rounding", "anneal", "allocation", "size_budget", "avg_wbits", "max_drop", "bias_correction", "loss", "knee",
     "learn_bias", "learn_weight_scales", "rounding_weight", "ranges", "percentile", "channel_bits", "lapq_evaluations",
-    "lapq_images", "range_samples", "held_out", "window", "zeroq_iters", "stop",
+    "lapq_images", "range_samples", "held_out", "window", "zeroq_iters", "stop", "finish",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(ZeroqSettings, RangeSettings, LearnerSettings, RewritingSettings, BudgetSettings, PlanSettings):
+class Settings(ZeroqSettings, RangeSettings, FinishSettings, RewritingSettings, BudgetSettings, PlanSettings):
     """Settings of :func:`mrecg_onnx.quantize`: the fields of all groups, each by its keyword.
 
     Every room describes its own: :class:`~mrecg_onnx.methods.MethodSettings` (method, base),
@@ -39,8 +39,8 @@ class Settings(ZeroqSettings, RangeSettings, LearnerSettings, RewritingSettings,
     :class:`~mrecg_onnx.planning.BitSettings` (widths), :class:`~mrecg_onnx.planning.BudgetSettings` (budgets),
     :class:`~mrecg_onnx.planning.MergeSettings` (merged units), :class:`~mrecg_onnx.quantizers.RangeSettings` (ranges),
     :class:`~mrecg_onnx.machine.MachineSettings` (device, memory), :class:`~mrecg_onnx.calibrating.ZeroqSettings` (made images),
-    :class:`~mrecg_onnx.rewriting.RewritingSettings` (equalization) and :class:`~mrecg_onnx.learning.LearningSettings`
-    (reconstruction).
+    :class:`~mrecg_onnx.rewriting.RewritingSettings` (equalization), :class:`~mrecg_onnx.learning.LearningSettings`
+    (reconstruction) and :class:`~mrecg_onnx.finishing.FinishSettings` (the network together).
 
     Raises:
         SettingsError: a value is out of its range, or contradicts another.

@@ -14,6 +14,7 @@ from mrecg_onnx.calibrating import ZeroqSettings
 from mrecg_onnx.converters.choices import SettingsGroup
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.data import DataSettings
+from mrecg_onnx.finishing import FinishSettings
 from mrecg_onnx.learning import LearningSettings
 from mrecg_onnx.machine import MachineSettings
 from mrecg_onnx.methods import METHODS, MethodSettings
@@ -25,7 +26,7 @@ from mrecg_onnx.targets import TargetSettings
 
 GROUPS = (
     MethodSettings, TargetSettings, DataSettings, BitSettings, BudgetSettings, MergeSettings, RangeSettings, MachineSettings,
-    ZeroqSettings, RewritingSettings, LearningSettings,
+    ZeroqSettings, RewritingSettings, LearningSettings, FinishSettings,
 )  # fmt: skip
 #: A value that is not the default, for each field.
 OTHERS = {
@@ -38,7 +39,7 @@ OTHERS = {
     "size_budget": 10**6, "avg_wbits": 3.5, "max_drop": 1.0, "bias_correction": True, "loss": "mse", "knee": 1.0,
     "learn_bias": False, "learn_weight_scales": False, "rounding_weight": 0.1, "ranges": "mse", "percentile": 99.0,
     "channel_bits": "off", "lapq_evaluations": 3, "lapq_images": 4, "range_samples": 6, "held_out": 0.25, "window": 0,
-    "zeroq_iters": 2, "stop": "auto",
+    "zeroq_iters": 2, "stop": "auto", "finish": 3,
 }  # fmt: skip
 
 

@@ -33,6 +33,23 @@ __all__ = [
     "plan_options",
 ]
 
+
+class Steps(click.ParamType):  # type: ignore[type-arg]
+    """A number of steps, "off" (0) or "auto" (None)."""
+
+    name = "steps"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """The number that ``value`` means."""
+        words = {"auto": None, "off": 0}
+        if value in words:
+            return words[value]
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"'{value}' is not a number of steps, auto or off", param, ctx)
+
+
 #: Whether a path exists is for the method to say: its message names what was wrong with what.
 PATH = click.Path(path_type=Path)
 
@@ -243,6 +260,16 @@ learning_options = all_of(
         "--stop",
         type=click.Choice(["auto", "off"]),
         help="auto: --iters in rounds, fewer where the loss on held-out images has settled; off: all in one.",
+    ),
+    option(
+        METHOD,
+        "--finish",
+        type=Steps(),
+        metavar="STEPS|auto|off",
+        help="Steps in which the whole network is learned together in the end, towards the float network's answers; kept where "
+        "held-out images gain. auto: two fifths of --iters, at most 400, where the method learns units and most weights have 2 "
+        "or 3 bits.  [default: off]",
+        show_default=False,
     ),
     option(METHOD, "--batch-size", type=int, metavar="N", help="Images an iteration."),
     option(EXPERT, "--percentile", type=float, metavar="PERCENT", help="What --range percentile keeps on either side."),

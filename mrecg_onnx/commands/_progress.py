@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["TimeLeft", "cells", "counter", "duration", "progress"]
 
 #: Stages that take units one after the other.
-LEARNING = frozenset({"probe", *(phase.stage for method in METHODS.values() for phase in method.passes)})
+LEARNING = frozenset({"probe", "finish", *(phase.stage for method in METHODS.values() for phase in method.passes)})
 
 
 def duration(seconds: float) -> str:

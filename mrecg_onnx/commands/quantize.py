@@ -144,6 +144,7 @@ def _summary(result: QuantizationResult, model: Path, *, images_ignored: bool) -
             "budget": _budgets(result),
             "method": _method(result),
             "units": _units(result),
+            "finish": _finish(result),
             "parity": f"{result.parity:.1e} relative, torch against ONNX Runtime on the float model",
             "verification": _verification(result),
             "kernels": _kernels(result),
@@ -226,6 +227,18 @@ def _units(result: QuantizationResult) -> list[str]:
     kept = f"; {len(nearest)} kept nearest rounding, better on held-out images: {_some(nearest)[0]}" if nearest else ""
     lines = [f"{len(learned)} learned, {len(merged)} of them merged{kept}"]
     return lines + [f"merged: {name}" for name in merged]
+
+
+def _finish(result: QuantizationResult) -> str:
+    found = result.finished
+    if found is None:
+        return ""
+    if found.kept != "learned":
+        return f"{found.iters} steps of the whole network left out: on held-out images they brought nothing"
+    return (
+        f"{found.iters} steps of the whole network: loss on held-out images {found.loss_nearest:.4g} -> {found.loss:.4g}, "
+        f"{found.changed / max(1, found.weights):.2%} of the weights moved to another code, {found.frozen} swung and were held"
+    )
 
 
 def _verification(result: QuantizationResult) -> list[str]:

@@ -1,17 +1,29 @@
 from .bitsplit import split_unit
+from .checkpoint import Checkpoint
+from .descent import Descent, Group
 from .lapq import Lapq, minimise_steps
 from .learner import Learner
-from .prefix import Prefix, UnitData
+from .masks import Masks
+from .prefix import Inputs, Prefix, UnitData
 from .rates import default_rates
 from .reconstruction import reconstruct_unit
 from .settings import LearnerSettings, LearningSettings
+from .trainable import Trainable
+from .training_pass import TrainingPass
 
 __all__ = [
+    "Checkpoint",
+    "Descent",
+    "Group",
+    "Inputs",
     "Lapq",
     "Learner",
     "LearnerSettings",
     "LearningSettings",
+    "Masks",
     "Prefix",
+    "Trainable",
+    "TrainingPass",
     "UnitData",
     "default_rates",
     "minimise_steps",

@@ -7,7 +7,7 @@ import io
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from mrecg_onnx.quantizers import Grid
 __all__ = ["Checkpoint"]
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result", bound=UnitResult)
 
 
 class Checkpoint:
@@ -58,9 +60,16 @@ class Checkpoint:
             )
 
     def load(
-        self, stage: str, number: int, layers: tuple[str, ...], device: torch.device
-    ) -> tuple[UnitResult, State] | None:
+        self,
+        stage: str,
+        number: int,
+        layers: tuple[str, ...],
+        device: torch.device,
+        kind: type[Result] = UnitResult,  # type: ignore[assignment]
+    ) -> tuple[Result, State] | None:
         """What was kept of unit ``number`` of ``stage``, which has these ``layers``; None if it is not there.
+
+        Its result is of the class that was saved, ``kind``.
 
         Raises:
             DataError: the file cannot be read, or is of another unit.
@@ -71,7 +80,7 @@ class Checkpoint:
         try:
             require_regular(path)
             found = torch.load(path, map_location=device, weights_only=True)
-            result = UnitResult(**{**found["result"], "layers": tuple(found["result"]["layers"])})
+            result = kind(**{**found["result"], "layers": tuple(found["result"]["layers"])})
             state = State(
                 {n: Grid(**g) for n, g in found["activations"].items()},
                 {n: QuantizedWeight(w["codes"], Grid(**w["grid"])) for n, w in found["weights"].items()},

@@ -81,6 +81,7 @@ class Learner:
         simulation: the network with what has been learned.
         phases: outcome of every unit by phase, in order.
         corrections: largest shift of each layer's bias; empty where correction brought nothing, or was not asked for.
+        same: as given.
         images: how many images were learned from, all processes together; None where none were.
         skipped: images that could not be read, with the reason.
 
@@ -100,6 +101,7 @@ class Learner:
         self.phases: dict[str, tuple[UnitResult, ...]] = {}
         self.corrections: dict[str, float] = {}
         self.images: int | None = None
+        self.same = same
         self._run, self._settings, self._method = run, settings, method_of(settings)
         share = dataset.shard(run.workers.rank, run.workers.size)
         self.skipped = _skipped(run.workers, dataset)

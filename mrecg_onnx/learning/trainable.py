@@ -43,9 +43,10 @@ class Trainable:
             if name in simulation.weights and rounding is not None:
                 weight: Tensor = module.weight.detach()  # type: ignore[assignment, operator]
                 quantized = simulation.weights[name]
-                named = isinstance(rounding, str)
                 self.rounding[name] = (
-                    ROUNDINGS[rounding](weight, quantized.grid) if named else rounding(weight, quantized)
+                    ROUNDINGS[rounding](weight, quantized.grid)
+                    if isinstance(rounding, str)
+                    else rounding(weight, quantized)
                 )
                 scale = quantized.grid.scale
                 self.log_gain[name] = torch.zeros_like(scale, requires_grad=learn_weight_scales)
@@ -60,7 +61,7 @@ class Trainable:
         self.log_ratio = {n: torch.zeros((), device=device, requires_grad=learn_scales) for n in self.start}
         for name in reversed(list(self.start)):
             for copy in simulation.quantizers[name].copies if name in simulation.quantizers else ():
-                if copy in self.start and self.start[copy] is self.start[name]:
+                if copy in self.start and _same(self.start[copy], self.start[name]):
                     self.log_ratio[copy] = self.log_ratio[name]  # one grid stays one
 
     def scale(self, name: str) -> Tensor:
@@ -96,3 +97,10 @@ class Trainable:
         """Learned weight grid."""
         grid = self.rounding[name].grid
         return replace(grid, scale=grid.scale * torch.exp(self.log_gain[name].detach()))
+
+
+def _same(a: Grid, b: Grid) -> bool:
+    """True for grids of the same codes: what copies values keeps them, also where an earlier phase learned each by name."""
+    return a is b or (
+        a.bits == b.bits and bool(torch.equal(a.scale, b.scale)) and bool(torch.equal(a.zero_point, b.zero_point))
+    )

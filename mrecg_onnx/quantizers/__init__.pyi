@@ -7,6 +7,7 @@ from .fake_quantization import (
     quantize_codes,
 )
 from .grids import EPSILON, Grid, symmetric_eight, whole_reciprocal
+from .latent_rounding import LatentRounding
 from .plain_grids import plain_grid, restored_grid
 from .range_search import P_NORM, search_range
 from .ranges import Estimator, chosen_ranges, gauss_clip, is_laplace, laplace_clip, min_max, mse, range_name
@@ -20,6 +21,7 @@ __all__ = [
     "BetaSchedule",
     "Estimator",
     "Grid",
+    "LatentRounding",
     "LearnedRounding",
     "RangeSettings",
     "chosen_ranges",

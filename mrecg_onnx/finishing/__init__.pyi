@@ -1,0 +1,4 @@
+from .settings import FinishSettings
+from .stage import FinishResult, finish
+
+__all__ = ["FinishResult", "FinishSettings", "finish"]
