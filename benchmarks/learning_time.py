@@ -28,7 +28,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import mrecg_onnx
-from mrecg_onnx.learning import judging, learner, loop, masks, prefix, reconstruction
+from mrecg_onnx.learning import judging, learner, loop, masks, prefix, reconstruction, training_pass
 
 RESULTS = Path(__file__).parent / "results"
 #: Parts of learning by the function that does them.
@@ -110,7 +110,7 @@ def profiled(run: Callable[[], Any]) -> dict[str, float]:
             (loop.Loop, "weight"),
             (masks.Masks, "draw"),
             (loop, "reconstruction_loss"),
-            (loop, "learnable_fake_quantize"),
+            (training_pass, "learnable_fake_quantize"),
         ):
             stack.enter_context(named(owner, name))
         stack.enter_context(patch.object(reconstruction, "learn", watched))
@@ -149,7 +149,8 @@ def write_markdown(builds: dict[str, dict[str, dict[str, Any]]]) -> str:
     """The tables for people."""
     lines = ["# Where the time of learning goes", "",
              "Written by `python benchmarks/learning_time.py`; commands, dates, versions are in the JSON file beside this one.",
-             "CPU seconds of one thread, and shares of the iterations' operations below torch's profiler.", ""]  # fmt: skip
+             "CPU seconds of one thread, and shares of the iterations' operations below torch's profiler. On a busy machine",
+             "seconds of two builds compare only where they were taken in turn; shares do.", ""]  # fmt: skip
     for key in sorted({key for rows in builds.values() for key in rows}):
         rows = {name: rows[key] for name, rows in builds.items() if key in rows}
         row = next(iter(rows.values()))
