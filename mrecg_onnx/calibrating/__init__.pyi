@@ -3,7 +3,6 @@ from .activation_ranges import (
     proposed_grids,
     require_finite,
     sample_activations,
-    sampled_range,
 )
 from .kept_grids import recalled_activation_grids, recalled_nearest_weights
 from .nearest_rounding import SYMMETRIC_FROM, nearest_weights
@@ -26,5 +25,4 @@ __all__ = [
     "recalled_nearest_weights",
     "require_finite",
     "sample_activations",
-    "sampled_range",
 ]

@@ -12,14 +12,13 @@ from mrecg_onnx.data import Dataset
 from mrecg_onnx.measures import OutputSums, add_sums, combined_error, output_sums, with_float_outputs
 from mrecg_onnx.network import WHOLE, Network, Step, advance, forward_batches, images_at_once, whole_batches
 from mrecg_onnx.planning import BYSTANDER_BITS, ActivationPlan
-from mrecg_onnx.quantizers import Estimator, Grid, fake_quantize, min_max, mse, search_range
+from mrecg_onnx.quantizers import Estimator, Grid, fake_quantize, min_max, mse
 
 __all__ = [
     "activation_grids",
     "proposed_grids",
     "require_finite",
     "sample_activations",
-    "sampled_range",
 ]
 
 #: Values kept of each tensor for the range search, and of each batch at least; the true minimum and maximum are kept beside
@@ -125,12 +124,6 @@ def sample_activations(
                     look(name, value)
                 network.run(batch, activation=look)
     return samplers
-
-
-def sampled_range(values: Tensor, bits: int, p: float) -> Grid:
-    """Grid of ``bits`` bits with the least mean |x - Q(x)|^p for ``values`` of any shape, searched on a sample of them."""
-    stride = max(1, values.numel() // SAMPLED_VALUES) | 1
-    return search_range(values.reshape(-1)[::stride], bits, p=p, low=values.amin(), high=values.amax())
 
 
 def activation_grids(

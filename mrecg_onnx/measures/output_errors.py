@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mrecg_onnx.measures.metrics import OutputSums, combined_error
 
-__all__ = ["OutputScales", "output_error", "output_sums", "with_float_outputs"]
+__all__ = ["OutputScales", "image_errors", "output_error", "output_sums", "with_float_outputs"]
 
 
 def output_sums(outputs: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[str, OutputSums]:
@@ -33,6 +33,25 @@ def _energy(x: Tensor) -> Tensor:
 def output_error(outputs: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
     """Relative L2 error of a network's outputs: :func:`mrecg_onnx.measures.metrics.combined_error` of all of them."""
     return combined_error(output_sums(outputs, reference).values())
+
+
+def image_errors(outputs: Mapping[str, Tensor], reference: Mapping[str, Tensor], signal: Mapping[str, float]) -> Tensor:
+    """Squared error of each image, float64 of shape [N]: their mean is the square of :func:`output_error`.
+
+    Args:
+        outputs: of the network that is measured, by name, [N, ...].
+        reference: of the float network.
+        signal: what squared differences are divided by, for each float output (:attr:`OutputSums.signal` of all images, of
+            which those here may be some).
+    """
+    floating = [name for name, wanted in reference.items() if wanted.is_floating_point()]
+    found = []
+    for name in floating or reference:
+        o, r = outputs[name].detach(), reference[name].detach()
+        differs = (o.double() - r.double()).square() / signal[name] if floating else (o != r).double()
+        values = differs.reshape(len(r), -1)
+        found.append(values.mean(1) if values.shape[1] else values.new_zeros(len(r)))
+    return torch.stack(found).mean(0)
 
 
 def with_float_outputs(made: Mapping[str, Tensor], floats: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ tensor by the error that rounding it to nearest brings to the network's output.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,20 +20,23 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from mrecg_onnx.calibrating import sampled_range
-from mrecg_onnx.measures import output_error
 from mrecg_onnx.network import Network, forward_batches
 from mrecg_onnx.planning import ActivationPlan, channel_ceilings, clamp_bounds, constant, is_clamp, is_weighted, readers
-from mrecg_onnx.quantizers import fake_quantize
+from mrecg_onnx.quantizers import Grid, fake_quantize
+from mrecg_onnx.rewriting.channel_samples import ChannelSample
+from mrecg_onnx.rewriting.racing import Contender
 from mrecg_onnx.rewriting.rescaling import replace_constant
 from mrecg_onnx.rewriting.streams import usable_weight
+from mrecg_onnx.rewriting.walk import Walk
 
 __all__ = ["Absorbed", "apply_absorption", "choose_absorptions"]
 
-#: Images on which the error is measured, and norms of the range search.
+#: Images on which the error is measured, at most, and norms of the range search.
 IMAGES, NORMS = 16, (1.5, 2.4)
 #: The error must fall at least by this share.
 MIN_GAIN = 0.02
+#: The share of the squared error that is then left, at most.
+GAINED = (1 - MIN_GAIN) ** 2
 #: Left above 0 of what a channel never falls below.
 MARGIN = 0.02
 
@@ -46,7 +50,7 @@ class Absorbed:
         producer: layer in front, whose bias is lowered.
         consumers: layers behind, whose biases are raised.
         shift: c of each channel, 0 where nothing is absorbed; the tensor's units.
-        error_before: relative error of the output with this tensor alone quantized.
+        error_before: relative error of the output with this tensor alone quantized, on as many images as the decision took.
         error_after: the same with c taken off; what was absorbed is used where this is less.
         used: whether it is.
     """
@@ -127,10 +131,18 @@ def choose_absorptions(
     with torch.no_grad():
         for batch in forward_batches(data, IMAGES, network.device):
             network.run(batch, activation=look)
-        batch = next(forward_batches(data, IMAGES, network.device))
-        reference = network.run(batch)
+    walk = Walk(network, data, IMAGES)
+    samples = {name: ChannelSample(walk.images) for name in most}
+
+    def sample(name: str, value: Tensor) -> Tensor:
+        if name in samples:
+            samples[name].add(value)
+        return value
+
+    walk.look(sample)
+    race = walk.race(1 - GAINED)
     result = []
-    for tensor, producer, behind in candidates:
+    for tensor, producer, behind in sorted(candidates, key=lambda c: walk.start([c[0].name or ""])):
         name = tensor.name or ""
         if name not in most:  # never had an element
             continue
@@ -139,18 +151,22 @@ def choose_absorptions(
         if not bool((shift > 0).any()):
             continue
         before, after = (
-            min(_error(network, batch, reference, name, bits[name], s, p) for p in NORMS)
+            [_shifted(walk, name, samples[name].grid(bits[name], p, shift=s), s) for p in NORMS]
             for s in (torch.zeros_like(shift), shift)
         )
+        found = race.winner(after)
+        used = all(race.better(found, one, GAINED) for one in before)
+        slices = max(1, min(one.slices for one in (*before, found)))
+        errors = [min(float(one.errors(slices).mean()) for one in some) for some in (before, [found])]
         result.append(
             Absorbed(
                 name,
                 producer.name or "",
                 tuple(n.name or "" for n in behind),
                 tuple(float(x) for x in shift),
-                before,
-                after,
-                after < before * (1 - MIN_GAIN),
+                math.sqrt(errors[0]),
+                math.sqrt(errors[1]),
+                used,
             )
         )
     return result
@@ -166,26 +182,17 @@ def _ceilings(tensor: ir.Value, like: Tensor) -> Tensor:
     return torch.full_like(like, bounds[1] if bounds is not None and bounds[1] is not None else torch.inf)
 
 
-def _error(
-    network: Network,
-    batch: Mapping[str, Tensor],
-    reference: Mapping[str, Tensor],
-    tensor: str,
-    bits: int,
-    shift: Tensor,
-    p: float,
-) -> float:
-    """Relative error of the output with ``tensor`` quantized after ``shift`` was taken off."""
+def _shifted(walk: Walk, tensor: str, grid: Grid, shift: Tensor) -> Contender[bool]:
+    """The network with ``tensor`` quantized after ``shift`` was taken off."""
 
     def activation(name: str, value: Tensor) -> Tensor:
         if name != tensor:
             return value
         c = shift.view(1, -1, *[1] * (value.dim() - 2))
         moved = (value - c).clamp(min=0.0)
-        return fake_quantize(moved, sampled_range(moved, bits, p)) + c
+        return fake_quantize(moved, grid) + c
 
-    with torch.no_grad():
-        return output_error(network.run(batch, activation=activation), reference)
+    return walk.contender(bool((shift > 0).any()), walk.start([tensor]), activation)
 
 
 def apply_absorption(model: ir.Model, absorbed: Absorbed) -> None:

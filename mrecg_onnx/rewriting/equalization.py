@@ -14,6 +14,7 @@ output, none where it does not help. Weights take no part in the choice: learned
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,13 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mrecg_onnx.calibrating import nearest_weights, sampled_range
-from mrecg_onnx.measures import output_error
-from mrecg_onnx.network import Network, Step, WeightHook, forward_batches, read_behind, whole_batches
+from mrecg_onnx.calibrating import nearest_weights
+from mrecg_onnx.network import ActivationHook, Network, Step, WeightHook, forward_batches
 from mrecg_onnx.planning import ActivationPlan, LayerPlan
-from mrecg_onnx.quantizers import fake_quantize
+from mrecg_onnx.quantizers import Grid, fake_quantize
+from mrecg_onnx.rewriting.channel_samples import ChannelSample
+from mrecg_onnx.rewriting.racing import Contender
 from mrecg_onnx.rewriting.rescaling import along_input
 from mrecg_onnx.rewriting.streams import Stream
+from mrecg_onnx.rewriting.walk import Walk
 
 __all__ = ["Equalized", "choose_scales"]
 
@@ -39,12 +42,14 @@ MIN_SPREAD = 1.15
 MIN_ERROR = 0.01
 #: An exponent must lower the error at least this much, or the stream stays as it is.
 MIN_GAIN = 0.02
+#: The share of the squared error that is then left, at most.
+GAINED = (1 - MIN_GAIN) ** 2
 #: Bounds of s: beyond them a channel is dead or an outlier of its own kind.
 SMALLEST, LARGEST = 0.02, 50.0
 #: Images on which the largest value of a channel below a ceiling is measured, and the room left above it.
 CEILING_IMAGES, HEADROOM = 64, 1.05
-#: Images on which an exponent is judged, and norms of the range search it is judged with.
-IMAGES, NORMS = 16, (1.5, 2.4)
+#: Images on which an exponent is judged, at most, and norms of the range search it is judged with.
+IMAGES, NORMS = 16, (2.4, 1.5)
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,8 @@ class Equalized:
     """What was decided for one stream: alpha 0 leaves it as it was.
 
     ``spread`` is the largest channel over the median one before; the errors are relative to the float output, with only
-    this stream quantized. ``bounded``: its Clips become a Relu and an upper bound for each channel, so that channels shrink, too.
+    this stream quantized, on as many images as the decision took. ``bounded``: its Clips become a Relu and an upper bound
+    for each channel, so that channels shrink, too.
     """
 
     stream: Stream
@@ -73,62 +79,87 @@ class _Judge:
     def __init__(
         self,
         network: Network,
-        quantizers: Sequence[ActivationPlan],
+        streams: Sequence[Stream],
+        quantizers: Mapping[str, ActivationPlan],
         data: Mapping[str, Tensor],
         layers: Sequence[LayerPlan] = (),
     ) -> None:
-        self.network = network
+        self.network, self.streams, self.quantizers, self.data = network, streams, quantizers, data
         self.layers = {layer.name: layer for layer in layers}
-        self.quantizers = {plan.name: plan for plan in quantizers}
-        self.data = data
-        self.batch = next(whole_batches(data, IMAGES, network))
-        with torch.no_grad():
-            self.reference = network.run(self.batch)
-
-    def begin(self, stream: Stream) -> None:
-        """Run the network up to ``stream`` once: every judgement on it goes on from there."""
-        steps = self.network.steps
-        names = set(stream.tensors) & set(self.quantizers)
-        start = next((i for i, step in enumerate(steps) if names & set(step.outputs)), 0)
-        self._rest = steps[start:]
-        # Outputs made in front of the stream belong to every judgement, too.
-        needed = read_behind(self.network, self._rest)
-        made = {n for step in steps[:start] for n in step.outputs}
-        with torch.no_grad():
-            self._live = self.network.run(self.batch, steps[:start], keep=needed & (made | set(self.batch)))
-
-    def floors(self, streams: Sequence[Stream]) -> dict[str, Tensor]:
-        """How small s may become under the ceilings, by name of each stream that has some: shape (C,), at most 1."""
-        bounds = {tensor: (stream, bound) for stream in streams for tensor, bound in stream.ceilings}
-        found = {s.name: torch.zeros(s.channels, device=self.network.device) for s in streams if s.ceilings}
+        self.walk = Walk(network, data, IMAGES)
+        self.race = self.walk.race(1 - GAINED)
+        wanted = {n for s in streams for n in s.tensors if n in quantizers}
+        self.channels = {name: ChannelSample(self.walk.images) for name in wanted}
+        self._bounds = {tensor: (stream.name, bound) for stream in streams for tensor, bound in stream.ceilings}
+        self._floors: dict[str, Tensor] | None = None
+        self._peaks: dict[str, Tensor] = {}
 
         def look(name: str, value: Tensor) -> Tensor:
-            if name in bounds and value.numel():
-                stream, bound = bounds[name]
-                share = value.transpose(0, 1).flatten(1).amax(1) * (HEADROOM / bound)
-                found[stream.name] = torch.maximum(found[stream.name], share)
-            return value
+            if name in self.channels and value.numel():
+                self.channels[name].add(value)
+            return self._peak(name, value)
 
+        self.walk.look(look)
+
+    def _peak(self, name: str, value: Tensor) -> Tensor:
+        """Activation hook: the largest value of each channel below a ceiling."""
+        if name in self._bounds and value.numel():
+            most = value.transpose(0, 1).flatten(1).amax(1)
+            self._peaks[name] = torch.maximum(self._peaks.get(name, most), most)
+        return value
+
+    def floor(self, stream: Stream) -> Tensor:
+        """How small s may become under the ceilings of ``stream``: shape (C,), at most 1; without any :data:`SMALLEST`."""
+        if not stream.ceilings:
+            return torch.tensor(SMALLEST)
+        if self._floors is None:
+            self._floors = self._measured()
+        return self._floors[stream.name]
+
+    def _measured(self) -> dict[str, Tensor]:
+        """Floors by name of each stream with ceilings, on more images than those that judge."""
+        more = {name: x[self.walk.images : CEILING_IMAGES] for name, x in self.data.items()}
+        last = max(i for i, step in enumerate(self.network.steps) if set(self._bounds) & set(step.outputs))
         with torch.no_grad():
-            for batch in forward_batches(self.data, IMAGES, self.network.device, CEILING_IMAGES):
-                self.network.run(batch, activation=look)
+            for batch in forward_batches(more, IMAGES, self.network.device):
+                self.network.run(batch, self.network.steps[: last + 1], keep=(), activation=self._peak)
+        found = {s.name: torch.zeros(s.channels, device=self.network.device) for s in self.streams if s.ceilings}
+        for tensor, most in self._peaks.items():
+            stream, bound = self._bounds[tensor]
+            found[stream] = torch.maximum(found[stream], most * (HEADROOM / bound))
         return {name: floor.clamp(max=1.0) for name, floor in found.items()}
 
-    def magnitudes(self, stream: Stream) -> tuple[Tensor, dict[str, Tensor]]:
-        """m_c over the stream's quantized tensors, shape (C,), and those tensors by name."""
-        names = [n for n in stream.tensors if n in self.quantizers]
-        with torch.no_grad():
-            values = self.network.run(self.batch, keep=names)
-        fourth = torch.stack([v.transpose(0, 1).flatten(1).pow(4).mean(1) for v in values.values()]).mean(0)
-        return fourth.pow(0.25), values
+    def quantized(self, stream: Stream) -> dict[str, ChannelSample]:
+        """What is known of the stream's quantized tensors that had a value, by name."""
+        return {n: self.channels[n] for n in stream.tensors if n in self.channels and self.channels[n].seen}
 
-    def error(self, scale: Tensor, values: Mapping[str, Tensor], readers: Sequence[str] = ()) -> float:
-        """Relative error of the output with only the tensors ``values`` quantized, under the best of the norms.
+    def magnitude(self, stream: Stream) -> Tensor:
+        """m_c over the stream's quantized tensors, shape (C,)."""
+        found = [x.fourth / x.seen for x in self.quantized(stream).values()]
+        if not found:
+            return torch.zeros(stream.channels, device=self.network.device)
+        return torch.stack(found).mean(0).pow(0.25)
+
+    def contenders(
+        self,
+        stream: Stream,
+        option: float,
+        scale: Tensor,
+        readers: Sequence[str] = (),
+        norms: Sequence[float] = NORMS,
+    ) -> list[Contender[float]]:
+        """The stream quantized alone under ``scale``, with the range of each of ``norms`` that has one of its own.
 
         The weights of ``readers`` are quantized, too, as the scale makes them.
         """
-        weight = self._rescaled(scale, readers)
-        return min(self._error(scale, values, p, weight) for p in NORMS)
+        start = self.walk.start([n for n in stream.tensors if n in self.quantizers])
+        weight = self._rescaled(scale, readers) if readers else None
+        seen: list[dict[str, Grid]] = []
+        for p in norms:
+            grids = {n: x.grid(self.quantizers[n].bits, p, scale) for n, x in self.quantized(stream).items()}
+            if not any(all(_equal(grid, other[name]) for name, grid in grids.items()) for other in seen):
+                seen.append(grids)
+        return [self.walk.contender(option, start, _rounding(grids, scale), weight) for grids in seen]
 
     def _rescaled(self, scale: Tensor, readers: Sequence[str]) -> WeightHook:
         """Weight hook that rounds the weights of ``readers`` to nearest, multiplied by ``scale``, and divides them again."""
@@ -146,23 +177,23 @@ class _Judge:
 
         return hook
 
-    def _error(self, scale: Tensor, values: Mapping[str, Tensor], p: float, weight: WeightHook) -> float:
-        grids = {}
-        for name, value in values.items():
-            stretched = value / scale.view(1, -1, *[1] * (value.dim() - 2))
-            grids[name] = sampled_range(stretched, self.quantizers[name].bits, p)
 
-        def activation(name: str, value: Tensor) -> Tensor:
-            if name not in grids:
-                return value
-            s = scale.view(1, -1, *[1] * (value.dim() - 2))
-            return fake_quantize(value / s, grids[name]) * s
+def _equal(one: Grid, other: Grid) -> bool:
+    return bool(one.scale == other.scale) and bool(one.zero_point == other.zero_point)
 
-        with torch.no_grad():
-            outputs = self.network.run(
-                self._live, self._rest, keep=self.network.outputs, activation=activation, weight=weight
-            )
-        return output_error(outputs, self.reference)
+
+def _rounding(grids: Mapping[str, Grid], scale: Tensor) -> ActivationHook:
+    """Activation hook that divides the tensors of ``grids`` by ``scale``, rounds them and multiplies them again."""
+    # One pass: a step of the tensor is s_c steps of the channel.
+    each = {
+        name: Grid(grid.scale * scale, grid.zero_point.expand_as(scale), grid.bits, axis=1)
+        for name, grid in grids.items()
+    }
+
+    def activation(name: str, value: Tensor) -> Tensor:
+        return fake_quantize(value, each[name]) if name in each else value
+
+    return activation
 
 
 def choose_scales(
@@ -183,39 +214,72 @@ def choose_scales(
             Channels may then shrink as
             well as grow, and the weights of who reads the stream pay for it: their error is part of that decision.
     """
-    judge = _Judge(network, quantizers, data, layers)
-    streams = [s for s in streams if any(name in judge.quantizers for name in s.tensors)]
-    floors = judge.floors(streams)
-    result = []
-    for stream in streams:
-        judge.begin(stream)
-        magnitude, values = judge.magnitudes(stream)
-        middle = magnitude.median().clamp(min=1e-12)
-        spread = float(magnitude.amax() / middle)
-        floor = floors.get(stream.name, torch.tensor(SMALLEST))
+    plans = {plan.name: plan for plan in quantizers}
+    streams = [s for s in streams if any(name in plans for name in s.tensors)]
+    if not streams:
+        return []
+    judge = _Judge(network, streams, plans, data, layers)
+    # The walk does not go back.
+    order = sorted(streams, key=lambda s: judge.walk.start([n for n in s.tensors if n in plans]))
+    found = {stream.name: _choose(judge, stream) for stream in order}
+    return [found[stream.name] for stream in streams]
 
-        def scaled(alpha: float, unit: Tensor, floor: Tensor, magnitude: Tensor = magnitude) -> Tensor:
-            ratio = torch.where(magnitude > 0, magnitude / unit, torch.ones_like(magnitude))
-            return torch.maximum(ratio.pow(alpha).clamp(SMALLEST, LARGEST), floor.to(ratio))
 
-        below = magnitude.amax() if stream.ceilings else middle
-        plain = scaled(0.0, below, floor)
-        before = judge.error(plain, values)
-        best = (before, 0.0)
-        worth_it = spread >= MIN_SPREAD and before >= MIN_ERROR
-        if worth_it and (stream.grouped or not stream.ceilings):
-            best = min(best, (judge.error(scaled(FIRST_ALPHA, below, floor), values), FIRST_ALPHA))
-            if best[1]:
-                best = min([best, *((judge.error(scaled(a, below, floor), values), a) for a in OTHER_ALPHAS)])
-        if best[0] > before * (1 - MIN_GAIN):
-            best = (before, 0.0)
-        scale, bounded = scaled(best[1], below, floor), False
-        readers = [n for n in stream.consumers if n in judge.layers]
-        if worth_it and stream.ceilings and readers:
-            free = torch.tensor(SMALLEST)
-            tried = [(judge.error(scaled(a, middle, free), values, readers), a) for a in (FIRST_ALPHA, *OTHER_ALPHAS)]
-            if min(tried)[0] < judge.error(scale, values, readers) * (1 - MIN_GAIN):
-                scale, bounded = scaled(min(tried)[1], middle, free), True
-                best = (judge.error(scale, values), min(tried)[1])
-        result.append(Equalized(stream, best[1], spread, before, best[0], tuple(float(x) for x in scale), bounded))
-    return result
+def _choose(judge: _Judge, stream: Stream) -> Equalized:
+    """The decision for one stream."""
+    race, magnitude = judge.race, judge.magnitude(stream)
+    middle = magnitude.median().clamp(min=1e-12)
+    spread = float(magnitude.amax() / middle)
+
+    def scaled(alpha: float, unit: Tensor, floor: Tensor) -> Tensor:
+        ratio = torch.where(magnitude > 0, magnitude / unit, torch.ones_like(magnitude))
+        return torch.maximum(ratio.pow(alpha).clamp(SMALLEST, LARGEST), floor.to(ratio))
+
+    def tried(alpha: float, unit: Tensor, floor: Tensor, readers: Sequence[str] = ()) -> list[Contender[float]]:
+        return judge.contenders(stream, alpha, scaled(alpha, unit, floor), readers)
+
+    scale, bounded = torch.ones_like(magnitude), False
+    plain = judge.contenders(stream, 0.0, scale)
+    if spread < MIN_SPREAD:
+        return _decided(stream, spread, plain, plain[0], scale)
+    for one in plain:
+        if race.below(one, MIN_ERROR**2):
+            return _decided(stream, spread, [one], one, scale)
+    after = race.winner(plain)
+    if stream.grouped or not stream.ceilings:
+        unit, floor = magnitude.amax() if stream.ceilings else middle, judge.floor(stream)
+        first = tried(FIRST_ALPHA, unit, floor)
+        lead = race.winner([*plain, *first])
+        if lead.option:
+            # The norm that suits one exponent suits the others.
+            norm = NORMS[first.index(lead)]
+            others = [judge.contenders(stream, a, scaled(a, unit, floor), norms=[norm]) for a in OTHER_ALPHAS]
+            found = race.winner([lead, *(one for some in others for one in some)])
+            if all(race.better(found, one, GAINED) for one in plain):
+                after, scale = found, scaled(found.option, unit, floor)
+    readers = [n for n in stream.consumers if n in judge.layers]
+    if stream.ceilings and readers:
+        free = torch.tensor(SMALLEST)
+        now = judge.contenders(stream, 0.0, scale, readers)
+        found = race.winner([one for a in (FIRST_ALPHA, *OTHER_ALPHAS) for one in tried(a, middle, free, readers)])
+        if all(race.better(found, one, GAINED) for one in now):
+            scale, bounded = scaled(found.option, middle, free), True
+            after = race.winner(judge.contenders(stream, found.option, scale))
+    return _decided(stream, spread, plain, after, scale, bounded=bounded)
+
+
+def _decided(
+    stream: Stream,
+    spread: float,
+    plain: Sequence[Contender[float]],
+    after: Contender[float],
+    scale: Tensor,
+    *,
+    bounded: bool = False,
+) -> Equalized:
+    """What was found, with the errors on the images that all were measured on."""
+    slices = max(1, min(one.slices for one in (*plain, after)))
+    before = min(float(one.errors(slices).mean()) for one in plain)
+    error = float(after.errors(slices).mean()) if after.option else before
+    scales = tuple(float(x) for x in scale)
+    return Equalized(stream, after.option, spread, math.sqrt(before), math.sqrt(error), scales, bounded)

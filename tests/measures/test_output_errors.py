@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mrecg_onnx.measures.output_errors import output_error
+from mrecg_onnx.measures.output_errors import image_errors, output_error, output_sums
 
 
 def test_each_output_counts_relative_to_its_own_variance():
@@ -30,3 +30,20 @@ def test_constant_outputs_and_those_without_floats_have_an_error_too():
     assert output_error(others, classes) == pytest.approx(0.5)  # a quarter of the values differ, whatever their numbers
     both, wrong = classes | {"y": torch.tensor([1.0, -1.0])}, others | {"y": torch.tensor([1.1, -1.1])}
     assert output_error(wrong, both) == pytest.approx(0.1, rel=1e-4)  # floats decide where there are any
+
+
+def test_errors_of_images_make_that_of_all():
+    random = torch.Generator().manual_seed(0)
+    reference = {n: torch.randn(6, *shape, generator=random) for n, shape in (("scores", (5,)), ("boxes", (3, 4)))}
+    outputs = {n: x + torch.randn(x.shape, generator=random) for n, x in reference.items()} | {
+        "none": torch.zeros(6, 0)
+    }
+    reference["none"] = torch.zeros(6, 0)
+    signal = {n: s.signal or 1.0 for n, s in output_sums(reference, reference).items()}
+    errors = image_errors(outputs, reference, signal)
+    assert errors.shape == (6,)
+    assert float(errors.mean().sqrt()) == pytest.approx(output_error(outputs, reference), rel=1e-6)
+    first = {n: x[:1] for n, x in outputs.items()}
+    assert image_errors(first, {n: x[:1] for n, x in reference.items()}, signal).tolist() == [float(errors[0])]
+    classes = {"top": torch.tensor([[0], [9]])}
+    assert image_errors({"top": torch.tensor([[0], [3]])}, classes, {}).tolist() == [0.0, 1.0]
