@@ -203,11 +203,13 @@ class _Course:
         self._augment = settings.augment if settings.augment != "none" else "shift"
         own = network.batch or 1
         self._size = -(-max(1, settings.batch_size // workers.size) // own) * own
-        bytes_each, sizes = training_bytes(simulation, {n: s.read(0, own) for n, s in inputs.floating.items()})
+        # Some graphs do not run on one image, whose axis a Squeeze takes away.
+        self._least = least = network.batch or 2
+        bytes_each, sizes = training_bytes(simulation, {n: s.read(0, least) for n, s in inputs.floating.items()})
         room = max(1, run.cache_budget())
-        self._part = max(own, min(self._size, room // bytes_each // own * own))
-        whole = own * bytes_each <= room
-        parts = [list(network.steps)] if whole else slices(simulation, sizes, room // own)
+        self._part = max(least, min(self._size, room // bytes_each // own * own))
+        whole = least * bytes_each <= room
+        parts = [list(network.steps)] if whole else slices(simulation, sizes, room // least)
         network_unit = UnitPlan("network", (), tuple(simulation.weights), (), (), 0.0)
         plain = [n for n, g in simulation.activations.items() if g.axis is None and g.ceiling is None]
         trainable = Trainable(
@@ -236,7 +238,7 @@ class _Course:
 
     def trains(self) -> bool:
         """Whether any gradient comes back from the outputs."""
-        return self.run.loss(*self._both(self._batch(self.simulation.network.batch or 1))).requires_grad
+        return self.run.loss(*self._both(self._batch(self._least))).requires_grad
 
     def step(self, number: int) -> Tensor:
         """Take step ``number``; returns the loss before it."""

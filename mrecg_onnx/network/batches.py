@@ -70,9 +70,18 @@ def images_at_once(network: Network, data: Mapping[str, Tensor], most: int = WHO
 
     Memory of large tensors is new for every one of them: the system clears it, which takes as long as computing.
     """
-    one = next(forward_batches(data, 1, network.device, 1))
-    size = min(most, forward_size(made_shapes(network, network.steps, one).values(), network.device))
-    return max(size, network.batch or 1)
+    count = len(next(iter(data.values())))
+    # All where they are few, else two: some graphs do not run on one, whose axis a Squeeze takes away.
+    few = count if count <= WHOLE else 2
+    shapes: list[tuple[int, ...]] = []
+
+    def note(_: str, value: Tensor) -> Tensor:
+        shapes.append(tuple(value.shape))
+        return value
+
+    with torch.no_grad():
+        network.run(next(forward_batches(data, few, network.device, few)), activation=note)
+    return max(min(most, few * forward_size(shapes, network.device)), network.batch or 1)
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -90,9 +90,9 @@ def test_summaries_of_many_values_find_what_the_values_do(bits, kind, seed, p):
 def test_search_from_coarse_to_fine_is_as_good_as_trying_all_pairs(bits, kind, seed, p, size):
     x = values(kind, seed, (size,))
     grid = search_range(x, bits, p=p)
-    # The steps of both nets differ: on few values, where the error is ragged, by more.
+    # The steps of both nets differ: on few values, where the error is ragged, by more, and so has p = 1 narrow valleys.
     assert (
-        error(x, grid.scale, grid.zero_point, bits, p) <= all_pairs(x, bits, p) * (1.01 if size > 1000 else 1.1) + NOISE
+        error(x, grid.scale, grid.zero_point, bits, p) <= all_pairs(x, bits, p) * (1.03 if size > 1000 else 1.1) + NOISE
     )
 
 
