@@ -10,7 +10,16 @@ from torch import Tensor
 from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.data import Dataset
 from mrecg_onnx.measures import OutputSums, add_sums, combined_error, output_sums, with_float_outputs
-from mrecg_onnx.network import WHOLE, Network, Step, advance, forward_batches, images_at_once, whole_batches
+from mrecg_onnx.network import (
+    WHOLE,
+    Network,
+    Step,
+    advance,
+    forward_batches,
+    images_at_once,
+    interleaved,
+    whole_batches,
+)
 from mrecg_onnx.planning import BYSTANDER_BITS, ActivationPlan
 from mrecg_onnx.quantizers import Estimator, Grid, fake_quantize, min_max, mse
 
@@ -222,7 +231,7 @@ def _heats(network: Network, data: Mapping[str, Tensor]) -> Iterator[dict[str, T
     """The first images in batches: :data:`FIRST_JUDGED` spread over them, then the others, as many as are run at a time."""
     count = min(JUDGED_IMAGES, len(next(iter(data.values()))))
     apart = -(-count // FIRST_JUDGED)
-    order = torch.tensor([i for start in range(apart) for i in range(start, count, apart)])
+    order = interleaved(count, apart)
     first = len(range(0, count, apart))
     spread = {name: x[order.to(x.device)] for name, x in data.items()}
     yield from whole_batches({name: x[:first] for name, x in spread.items()}, first, network)

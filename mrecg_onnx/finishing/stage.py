@@ -51,8 +51,6 @@ FEW_BITS = 3
 JUDGES = 256
 #: Images that held-out networks are run on at a time.
 FORWARD = 16
-#: Keeps the random numbers of different processes apart.
-SEED_STRIDE = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -148,9 +146,10 @@ def _finished(
     before = simulation.state()
     nearest = best = judge.loss()
     learned, kept = nearest, before
+    asked = {max(1, round(part * steps)) for part in ASKED}
     for step in range(steps):
         loss = course.step(step)
-        if step + 1 in {max(1, round(share * steps)) for share in ASKED}:
+        if step + 1 in asked:
             course.write()
             learned = judge.loss()
             if learned < best:
@@ -197,7 +196,7 @@ class _Course:
     ) -> None:
         self.simulation, self.steps, self.training, self.inputs = simulation, steps, training, inputs
         network, workers = simulation.network, run.workers
-        self._generator = torch.Generator().manual_seed(settings.seed + SEED_STRIDE * workers.rank)
+        self._generator = torch.Generator().manual_seed(workers.seed(settings.seed))
         # The format of images is known; arrays may be anything.
         self._layout = dataset.preprocess.layout or "nchw" if dataset.preprocess is not None else None
         self._augment = settings.augment if settings.augment != "none" else "shift"

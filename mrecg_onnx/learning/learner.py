@@ -38,8 +38,6 @@ MIN_PROBE = 50
 COMPILE_FROM = 10_000
 #: Held-out images on which corrected biases are compared with those before.
 CORRECTION_IMAGES = 128
-#: Keeps the random numbers of different processes apart: more than there are units.
-SEED_STRIDE = 1_000_003
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +139,7 @@ class Learner:
                 pool,
                 quantize_activations=quantized,
                 augment=settings.augment,
-                seed=settings.seed + SEED_STRIDE * run.workers.rank,
+                seed=run.workers.seed(settings.seed),
             )
             self.images = int(run.workers.total([inputs.count // inputs.copies])[0])
             training, held_out = inputs.split(settings.held_out, settings.seed)
@@ -258,7 +256,7 @@ def reconstruct(prefix: Prefix, lessons: _Lessons, phase: Phase, iters: int) -> 
                 anneal=method.anneal,
                 power=phase.power,
                 window=settings.window,
-                seed=settings.seed + i + SEED_STRIDE * workers.rank,
+                seed=workers.seed(settings.seed + i),
                 clock=time.perf_counter,
                 stop=settings.stop == "auto",
                 workers=workers,

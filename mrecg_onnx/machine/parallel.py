@@ -26,6 +26,8 @@ __all__ = ["ALONE", "Workers", "is_first", "joined", "local_rank", "local_size",
 
 T = TypeVar("T")
 
+#: Keeps the random numbers of different processes apart: more than there are units.
+SEED_STRIDE = 1_000_003
 #: Numbers the groups of this process; all processes count alike.
 _groups = count()
 
@@ -51,6 +53,10 @@ class Workers:
     def first(self) -> bool:
         """True in the process that writes and reports."""
         return self.rank == 0
+
+    def seed(self, seed: int) -> int:
+        """The seed of this process for what each draws for itself, where all were given ``seed``: the first keeps it."""
+        return seed + SEED_STRIDE * self.rank
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over all processes, in one exchange."""

@@ -1,5 +1,5 @@
 from .augmentation import augmented, mirrored
-from .batches import WHOLE, forward_batches, forward_size, images_at_once, made_shapes, whole_batches
+from .batches import WHOLE, forward_batches, forward_size, images_at_once, interleaved, made_shapes, whole_batches
 from .bridging import bridged, own_batch, rebridged
 from .parts import advance, read_behind
 from .simulation import QuantizedWeight, Simulation, State, bias_scale
@@ -21,6 +21,7 @@ __all__ = [
     "forward_batches",
     "forward_size",
     "images_at_once",
+    "interleaved",
     "made_shapes",
     "mirrored",
     "own_batch",

@@ -12,7 +12,7 @@ from mrecg_onnx.data import Dataset
 from mrecg_onnx.machine import channels_last
 from mrecg_onnx.network.steps import Network, Step
 
-__all__ = ["WHOLE", "forward_batches", "forward_size", "images_at_once", "made_shapes", "whole_batches"]
+__all__ = ["WHOLE", "forward_batches", "forward_size", "images_at_once", "interleaved", "made_shapes", "whole_batches"]
 
 #: Images to run through a whole network at a time where each of its tensors is looked at.
 WHOLE = 16
@@ -50,6 +50,11 @@ def whole_batches(
     index = torch.arange(filled).clamp(max=count - 1)
     whole = {name: x[index.to(x.device)] if filled > count else x for name, x in data.items()}
     yield from forward_batches(whole, -(-size // batch) * batch, network.device, filled)
+
+
+def interleaved(count: int, apart: int) -> Tensor:
+    """Indices of ``count`` images, every ``apart``-th one first, then those behind them: neighbours of a set are often alike."""
+    return torch.tensor([i for start in range(apart) for i in range(start, count, apart)])
 
 
 def made_shapes(network: Network, steps: Sequence[Step], sample: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

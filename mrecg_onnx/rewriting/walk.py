@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mrecg_onnx.measures import image_errors, output_sums
-from mrecg_onnx.network import ActivationHook, Network, WeightHook, read_behind, whole_batches
+from mrecg_onnx.network import ActivationHook, Network, WeightHook, interleaved, read_behind, whole_batches
 from mrecg_onnx.rewriting.racing import Contender, Errors, Race
 
 __all__ = ["Walk"]
@@ -45,10 +45,9 @@ class Walk:
 
     def __init__(self, network: Network, data: Mapping[str, Tensor], images: int) -> None:
         self.network = network
-        # Neighbours of a set are often alike: the first slice is spread over all.
+        # The first slice is spread over all.
         count = min(images, len(next(iter(data.values()))))
-        apart = max(1, count // FIRST_SLICE)
-        order = torch.tensor([i for start in range(apart) for i in range(start, count, apart)])
+        order = interleaved(count, max(1, count // FIRST_SLICE))
         whole = next(whole_batches({name: x[order.to(x.device)] for name, x in data.items()}, images, network))
         self.images = len(next(iter(whole.values())))
         own, edges = network.batch or 1, [0]
