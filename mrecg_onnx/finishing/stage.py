@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,21 +146,25 @@ def _finished(
         return None
     before = simulation.state()
     nearest = best = judge.loss()
-    learned, kept = nearest, before
+    kept = before
     asked = {max(1, round(part * steps)) for part in ASKED}
-    for step in range(steps):
-        loss = course.step(step)
-        if step + 1 in asked:
-            course.write()
-            learned = judge.loss()
-            if learned < best:
-                best, kept = learned, simulation.state()
-            logger.info(
-                "finishing, step %d of %d: loss on held-out images %.4g, before %.4g", step + 1, steps, learned, nearest
-            )
-        if run.report is not None and (step % 10 == 9 or step == steps - 1):
-            run.report(Progress(STAGE, "network", 0, 1, step + 1, steps, float(loss)))
-    course.end()
+    with course.running():
+        for step in range(steps):
+            loss = course.step(step)
+            if step + 1 in asked:
+                course.write()
+                learned = judge.loss()
+                if learned < best:
+                    best, kept = learned, simulation.state()
+                logger.info(
+                    "finishing, step %d of %d: loss on held-out images %.4g, before %.4g",
+                    step + 1,
+                    steps,
+                    learned,
+                    nearest,
+                )
+            if run.report is not None and (step % 10 == 9 or step == steps - 1):
+                run.report(Progress(STAGE, "network", 0, 1, step + 1, steps, float(loss)))
     _put_back(simulation, workers.once(lambda: kept))
     changed = sum(int((q.codes != before.weights[n].codes).sum()) for n, q in simulation.weights.items())
     result = FinishResult(
@@ -232,8 +237,6 @@ class _Course:
         self._descent = Descent([g for g in groups if g.params], network.device, workers)
         self._oscillations: Oscillations | None = None
         self._iterations = Iterations(self._iterate, network.device, record=self._descent.recorded)
-        self._stream = self._iterations.stream()
-        self._stream.__enter__()
 
     def trains(self) -> bool:
         """Whether any gradient comes back from the outputs."""
@@ -250,10 +253,14 @@ class _Course:
             self._oscillations.watch()
         return loss
 
-    def end(self) -> None:
-        """Let go of what the steps needed."""
-        self._descent.forget()
-        self._stream.__exit__(None, None, None)
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Steps belong inside; what they needed goes with it, however it ends."""
+        with self._iterations.stream():
+            try:
+                yield
+            finally:
+                self._descent.forget()
 
     @property
     def frozen(self) -> int:
