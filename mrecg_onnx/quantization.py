@@ -8,9 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import onnx
-import torch
 
-from mrecg_onnx.checking import Verification, verify
+from mrecg_onnx.checking import Verification, checked_images, verify
 from mrecg_onnx.converters import check_writable, save_model
 from mrecg_onnx.data import Dataset
 from mrecg_onnx.finishing import FinishResult, finish
@@ -29,9 +28,6 @@ from mrecg_onnx.writing import Contained, contained, export, retarget
 __all__ = ["QuantizationResult", "quantize"]
 
 logger = logging.getLogger(__name__)
-
-#: Images on which the exported file is compared with the simulation.
-VERIFY_IMAGES = 256
 
 
 @full_precision()
@@ -143,6 +139,6 @@ def _written(run: Run, ready: Prepared, learner: Learner, entries: dict[str, str
         simulation.fit_biases()
         exported = export(ready.graph, simulation, entries)
     with run.stage("verify"):
-        checked = {name: torch.from_numpy(array) for name, array in ready.dataset.load(VERIFY_IMAGES).items()}
+        checked = checked_images(ready.data, ready.dataset)
         held = contained(retarget(exported.model, target), ready.settings.container, highest=target.opset[1])
         return held, verify(exported, simulation, checked, held=held, target=target)

@@ -25,7 +25,7 @@ from mrecg_onnx.converters.registry import converter
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Elementwise", "OnnxCast", "OnnxClip", "OnnxSoftmax"]
+__all__ = ["Elementwise", "OnnxCast", "OnnxClip", "OnnxSoftmax", "overwriting"]
 
 
 class Elementwise(nn.Module):
@@ -81,6 +81,16 @@ class OnnxClip(nn.Module):
     def extra_repr(self) -> str:
         """Show the bounds."""
         return f"min={self.min}, max={self.max}"
+
+
+def overwriting(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """What computes the same as ``module`` and writes it over its only argument, of float32; None without."""
+    if isinstance(module, OnnxClip):
+        least, most = module.min, module.max
+        if least is None or most is None or not least < most:
+            return None
+        return functools.partial(F.hardtanh_, min_val=least, max_val=most)
+    return torch.relu_ if isinstance(module, Elementwise) and module.function is F.relu else None
 
 
 class OnnxSoftmax(nn.Module):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mrecg_onnx.converters.errors import DataError
+from mrecg_onnx.converters.parity import all_finite
 from mrecg_onnx.data import Dataset
 from mrecg_onnx.measures import OutputSums, add_sums, combined_error, output_sums, with_float_outputs
 from mrecg_onnx.network import (
@@ -51,7 +52,7 @@ def require_finite(name: str, value: Tensor) -> Tensor:
     Raises:
         DataError: ``value`` holds NaN or Inf; the tensor is named.
     """
-    if value.numel():
+    if value.numel() and not all_finite(value):
         _require_finite(name, value, value.amin(), value.amax())
     return value
 

@@ -1,3 +1,3 @@
-from .verification import Verification, verify, verify_container
+from .verification import Verification, checked_images, verify, verify_container
 
-__all__ = ["Verification", "verify", "verify_container"]
+__all__ = ["Verification", "checked_images", "verify", "verify_container"]

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime as ort
 import torch
 from torch import Tensor
 
 from mrecg_onnx.checking.outputs import Arrays
 from mrecg_onnx.checking.tracing import Run
 from mrecg_onnx.converters.save import openable
-from mrecg_onnx.network import Simulation, forward_batches, images_at_once
+from mrecg_onnx.network import Simulation, forward_batches
 from mrecg_onnx.runtimes import Level, open_session, open_with, run_padded
 from mrecg_onnx.targets import Target
 
@@ -25,12 +26,12 @@ RUNTIME_IMAGES = 64
 
 
 def run_simulation(simulation: Simulation, data: Mapping[str, Tensor], batch_size: int) -> tuple[Arrays, Arrays]:
-    """Outputs of the float network and of the simulation, at most ``batch_size`` images at a time."""
+    """Outputs of the float network and of the simulation, ``batch_size`` images at a time."""
     parts: tuple[dict[str, list[npt.NDArray[np.generic]]], ...] = ({}, {})
-    size = images_at_once(simulation.network, data, batch_size)
-    for batch in forward_batches(data, size, simulation.network.device):
+    weight = simulation.weight_hook()
+    for batch in forward_batches(data, batch_size, simulation.network.device):
         with torch.no_grad():
-            made = simulation.network.run(batch), simulation.run(batch)
+            made = simulation.network.run(batch), simulation.run(batch, weight=weight)
         for part, outputs in zip(parts, made, strict=True):
             for name, value in outputs.items():
                 part.setdefault(name, []).append(value.cpu().numpy())
@@ -40,8 +41,7 @@ def run_simulation(simulation: Simulation, data: Mapping[str, Tensor], batch_siz
 
 def run_file(model: onnx.ModelProto, level: Level, data: Mapping[str, Tensor], batch_size: int) -> Arrays:
     """Outputs of a file in ONNX Runtime at ``level``, ``batch_size`` images at a time."""
-    with openable(model) as source:
-        session = open_session(source, level=level)
+    session = _opened(model, level)
     parts: dict[str, list[npt.NDArray[np.generic]]] = {}
     count = len(next(iter(data.values())))
     for start in range(0, count, batch_size):
@@ -49,6 +49,12 @@ def run_file(model: onnx.ModelProto, level: Level, data: Mapping[str, Tensor], b
         for name, value in run_padded(session, feeds).items():
             parts.setdefault(name, []).append(value)
     return {name: np.concatenate(rows) for name, rows in parts.items()}
+
+
+def _opened(model: onnx.ModelProto, level: Level) -> ort.InferenceSession:
+    """On as many threads as torch has here: more would wait for each other on a machine that gives no more."""
+    with openable(model) as source:
+        return open_session(source, level=level, threads=torch.get_num_threads())
 
 
 def run_at_default(
@@ -65,11 +71,13 @@ def run_at_default(
 
 
 def onnx_runtime(level: Level) -> Run:
-    """ONNX Runtime, for one model after the other."""
+    """ONNX Runtime, for one model after the other; what runs the same model again finds it open."""
+    last: list[tuple[onnx.ModelProto, ort.InferenceSession]] = []
 
     def run(model: onnx.ModelProto, data: Arrays) -> Arrays:
-        with openable(model) as source:
-            return run_padded(open_session(source, level=level), data)
+        if not last or last[0][0] is not model:
+            last[:] = [(model, _opened(model, level))]
+        return run_padded(last[0][1], data)
 
     return run
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from mrecg_onnx.checking.outputs import Arrays
 from mrecg_onnx.converters.passes.values import claim
 from mrecg_onnx.measures import OutputSums, output_sums, sqnr_db, with_float_outputs
-from mrecg_onnx.network import Simulation
+from mrecg_onnx.network import Simulation, forward_batches
 from mrecg_onnx.quantizers import Grid, fake_quantize
 
 __all__ = ["Departure", "Trace", "bisect", "follow", "kept_float", "probed"]
@@ -123,10 +123,9 @@ def follow(
     network, trace = simulation.network, Trace()
     grown, probes = probed(model, codes)
     parts: dict[str, list[npt.NDArray[np.generic]]] = {}
-    count = len(next(iter(data.values())))
-    for start in range(0, count, batch_size):
-        batch = {name: x[start : start + batch_size] for name, x in data.items()}
-        made = run(grown, {name: x.numpy() for name, x in batch.items()})
+    weight = simulation.weight_hook()
+    for batch in forward_batches(data, batch_size, network.device):
+        made = run(grown, {name: x.cpu().contiguous().numpy() for name, x in batch.items()})
         rows = len(next(iter(made.values())))
         seen = {quantizer: made[probe] for quantizer, probe in probes.items()}
         for name in network.outputs:
@@ -146,8 +145,8 @@ def follow(
             return there
 
         with torch.no_grad():
-            inputs = {name: forced(name, x[:rows].to(network.device)) for name, x in batch.items()}
-            outputs = network.run(inputs, activation=forced, weight=simulation.weight_hook())
+            inputs = {name: forced(name, x[:rows]) for name, x in batch.items()}
+            outputs = network.run(inputs, activation=forced, weight=weight)
         expected = with_float_outputs(outputs, floats)
         actual = {name: torch.from_numpy(np.array(made[name])).to(expected[name].device) for name in expected}
         for name, sums in output_sums(actual, expected).items():

@@ -9,6 +9,7 @@ import click
 from mrecg_onnx.commands._console import show
 from mrecg_onnx.commands._errors import guarded
 from mrecg_onnx.commands._files import check_writes, write_json
+from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._options import PATH, output_options
 from mrecg_onnx.commands._progress import counter
 from mrecg_onnx.commands._sections import Command, Option
@@ -66,8 +67,9 @@ def benchmark_command(
         counts = _numbers("--threads", threads) if threads else (None,)
         check_writes({"--json": json_file, "--plot": plot_file}, files)
 
-        from mrecg_onnx.comparing import draw_timings, have_matplotlib
-        from mrecg_onnx.validating import benchmark
+        with loading():
+            from mrecg_onnx.comparing import draw_timings, have_matplotlib
+            from mrecg_onnx.validating import benchmark
 
         if plot_file is not None and not have_matplotlib():
             raise SettingsError("--plot needs matplotlib: pip install 'mrecg-onnx[plot]'")

@@ -9,6 +9,7 @@ import click
 
 from mrecg_onnx.commands._console import show, warn
 from mrecg_onnx.commands._errors import Failure, Interrupted, guarded
+from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._options import (
     CALIBRATION,
     PATH,
@@ -132,7 +133,8 @@ def compare_command(
         settings = settings_from(options)
         names, bits = _names("--methods", methods), _names("--bits", widths)
 
-        from mrecg_onnx.comparing import compare
+        with loading():
+            from mrecg_onnx.comparing import compare
 
         with cells(settings.iters) as report:
             try:

@@ -8,6 +8,7 @@ import click
 
 from mrecg_onnx.commands._console import show
 from mrecg_onnx.commands._errors import guarded
+from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._options import CONTAINER, PATH, TARGET
 from mrecg_onnx.commands._sections import Command, Option
 from mrecg_onnx.commands._tables import grid, mebibytes, ratio
@@ -52,7 +53,8 @@ def convert_command(
     parts = [Path(target).stem if target else "", container or ""]
     out = out or Path("_".join([quantized.stem, *filter(None, parts if any(parts) else ["converted"])]) + ".onnx")
     with guarded(debug=debug, writes=[out]):
-        from mrecg_onnx.conversion import convert
+        with loading():
+            from mrecg_onnx.conversion import convert
 
         show(_summary(convert(quantized, container, target, output=out)))
 

@@ -10,6 +10,7 @@ import click
 from mrecg_onnx.commands._console import show
 from mrecg_onnx.commands._errors import guarded
 from mrecg_onnx.commands._files import check_writes, write_json
+from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._options import (
     CALIBRATION,
     PATH,
@@ -63,7 +64,8 @@ def inspect_command(
     """  # noqa: D301 - click wants the character, not backslash and b
     with guarded(debug=debug, writes=[json_file] if json_file else []):
         settings = settings_from(options)
-        from mrecg_onnx.inspecting import inspect
+        with loading():
+            from mrecg_onnx.inspecting import inspect
 
         check_writes({"--json": json_file}, [model], "the model itself")
         with progress(settings.iters) as report:

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from mrecg_onnx.commands._console import say, show, warn
 from mrecg_onnx.commands._errors import guarded
 from mrecg_onnx.commands._files import check_writes, write_json
+from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._options import (
     PATH,
     budget_options,
@@ -98,7 +99,8 @@ def quantize_command(
         for sentence in unused_options(settings, given, calib):
             warn(sentence)
 
-        from mrecg_onnx.quantization import quantize
+        with loading():
+            from mrecg_onnx.quantization import quantize
 
         with progress(settings.iters) as report:
             result = quantize(

@@ -9,6 +9,7 @@ import click
 from mrecg_onnx.commands._console import show
 from mrecg_onnx.commands._errors import guarded
 from mrecg_onnx.commands._files import check_writes, write_json
+from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._options import (
     PATH,
     calib_option,
@@ -87,7 +88,8 @@ def sensitivity_command(
     """  # noqa: D301 - click wants the character, not backslash and b
     with guarded(debug=debug, writes=[json_file] if json_file else []):
         settings = settings_from(options)
-        from mrecg_onnx.inspecting import rank
+        with loading():
+            from mrecg_onnx.inspecting import rank
 
         if labels is not None and data is None:
             raise SettingsError("--labels are for --data: give the images, too")

@@ -9,6 +9,7 @@ import click
 from mrecg_onnx.commands._console import show
 from mrecg_onnx.commands._errors import guarded
 from mrecg_onnx.commands._files import check_writes, write_json
+from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._options import PATH, image_options, labels_option, output_options, outputs_option
 from mrecg_onnx.commands._progress import counter
 from mrecg_onnx.commands._sections import Command, Option
@@ -77,7 +78,8 @@ def validate_command(
     mrecg-onnx validate model.onnx model_w4a4.onnx --data labelled_images/
     """  # noqa: D301 - click wants the character, not backslash and b
     with guarded(debug=debug, writes=[json_file] if json_file else []):
-        from mrecg_onnx.validating import validate
+        with loading():
+            from mrecg_onnx.validating import validate
 
         check_writes({"--json": json_file}, [fp32, quantized])
         plain = ("labels", "limit", "batch_size", "latency_batch", "repeats", "threads", "device")

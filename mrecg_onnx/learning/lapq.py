@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from mrecg_onnx.calibrating import activation_grids, nearest_weights
@@ -147,6 +146,8 @@ def _powell(
     search: _Search, start: float, evaluations: int, report: Callable[[int, int, float], None] | None
 ) -> tuple[float, int]:
     """Minimise over the logarithms of the steps; leaves ``search`` at the best place seen. Returns its loss and the cost."""
+    from scipy.optimize import minimize  # noqa: PLC0415 - a quarter of a second to load, for one method
+
     seen: dict[bytes, float] = {np.zeros(search.size).tobytes(): start}
     best, place = start, np.zeros(search.size)
 

@@ -23,7 +23,7 @@ from mrecg_onnx.quantizers import Grid
 __all__ = ["Inputs", "Prefix", "UnitData"]
 
 #: Images read at a time.
-READ = 64
+READ = 16
 #: Samples made of an image by ``augment``: itself, and its mirror image or random variants.
 COPIES = {"none": 1, "flip": 2, "shift": 4, "crop": 4}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import mmap
 import os
 import sys
@@ -23,7 +24,7 @@ from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.machine.byte_sizes import byte_size
 from mrecg_onnx.quantizers import Grid, quantize_codes
 
-__all__ = ["Pool", "Region", "Store", "default_memory", "give_back"]
+__all__ = ["Pool", "Region", "Store", "default_memory", "give_back", "keep_freed"]
 
 #: ((row start, row stop), (column start, column stop)) of a map.
 Region = tuple[tuple[int, int], tuple[int, int]]
@@ -32,6 +33,12 @@ Region = tuple[tuple[int, int], tuple[int, int]]
 PEAK = 10
 #: Share of the free memory of a GPU that the cache may take.
 GPU_SHARE = 0.6
+#: Bytes from which the system gives a block of its own (the most that glibc takes), and bytes that are kept when they are freed.
+KEPT_AT_ONCE, KEPT_FREED = 32 << 20, 128 << 20
+#: Numbers that are written at a time.
+WRITTEN = 1 << 18
+#: glibc's names for them.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def default_memory() -> int:
@@ -61,6 +68,20 @@ def give_back() -> None:
     """Return what was freed to the system: glibc keeps half a gigabyte of pieces after the range search of a small network."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def keep_freed() -> None:
+    """Let the process keep what it frees for what it needs next, up to 128 MB, instead of returning and getting it page by page.
+
+    The system clears every page that it hands out: half a second in five for the tensors of a network that are larger than the
+    processor's cache. glibc does this for up to 64 MB by itself, less at first; whoever has set it otherwise is left alone.
+    """
+    if any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")):
+        return
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, KEPT_AT_ONCE)
+        library.mallopt(_M_TRIM_THRESHOLD, KEPT_FREED)
 
 
 def channels_last(device: torch.device) -> bool:
@@ -216,22 +237,33 @@ class Store:
             raise DataError(
                 f"samples of different shapes, {tuple(x.shape[1:])} and {self.shape}: they cannot be calibrated together"
             )
-        rows = slice(start * self.rows, start * self.rows + len(x))
+        # A few rows at a time, so that all passes over them find them in the processor's cache.
+        room, first = WRITTEN if x.device.type == "cpu" else x.numel(), start * self.rows
+        for part in torch.split(x, max(1, room // max(1, math.prod(self.shape)))):
+            self._put(block, first, part)
+            first += len(part)
+        block.trim()
+
+    def _put(self, block: _Block, first: int, x: Tensor) -> None:
+        """Write rows from ``first`` on."""
+        rows = slice(first, first + len(x))
         if x.is_floating_point():
             x = x.float()
+            flat = (x.permute(0, 2, 3, 1) if self._last else x).reshape(len(x), -1)
+            exact = flat.double().view(-1)
             self._values += x.numel()
-            self._sum += float(x.sum(dtype=torch.float64))
-            self._squares += float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
+            self._sum += float(exact.sum())
+            self._squares += float(torch.dot(exact, exact))
         if self.grid is not None:
-            x = quantize_codes(x, self.grid) - self._offset
+            x = quantize_codes(x, self.grid)
+            x = x.sub_(self._offset) if self._offset else x
         elif x.is_floating_point():
             assert self._exponent is not None
-            peak = x.reshape(len(x), -1).abs().amax(1) if x.numel() else x.new_zeros(len(x))
+            peak = torch.maximum(flat.amax(1), -flat.amin(1)) if x.numel() else x.new_zeros(len(x))
             exponent = torch.floor(torch.log2(peak.clamp(min=2.0**-100))).sub_(PEAK)
             self._exponent[rows] = exponent.to(self._exponent.device)
             x = x * torch.exp2(-exponent).view(-1, *[1] * len(self.shape))
-        block.tensor[rows] = (x.permute(0, 2, 3, 1) if self._last else x).to(block.tensor.dtype)
-        block.trim()
+        block.tensor[rows] = x.permute(0, 2, 3, 1) if self._last else x
 
     def _allocate(self, x: Tensor) -> _Block:
         self.shape = tuple(x.shape[1:])
@@ -272,9 +304,19 @@ class Store:
 
     def read(self, start: int, stop: int) -> Tensor:
         """Samples ``start`` to ``stop`` in order, as :meth:`gather`."""
-        return self.gather(torch.arange(start, min(stop, self.count)))
+        assert self._block is not None, "nothing was written yet"
+        rows = slice(start * self.rows, min(stop, self.count) * self.rows)
+        values = self._block.tensor[rows]
+        found = self._decode(values if self._coded else values.clone(), rows)
+        self._block.trim()
+        return found
 
-    def _decode(self, rows: Tensor, index: Tensor) -> Tensor:
+    @property
+    def _coded(self) -> bool:
+        """What is kept are no values as they were."""
+        return self.grid is not None or self._exponent is not None
+
+    def _decode(self, rows: Tensor, index: Tensor | slice) -> Tensor:
         rows = rows.to(self.pool.device, non_blocking=True)
         if self.grid is not None:
             shift = self.grid.zero_point.to(rows.device) - self._offset

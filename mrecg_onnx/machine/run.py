@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import psutil
 
-from mrecg_onnx.machine.cache import default_memory, give_back
+from mrecg_onnx.machine.cache import default_memory, give_back, keep_freed
 from mrecg_onnx.machine.device import pick_device
 from mrecg_onnx.machine.parallel import ALONE, Workers, joined, local_size
 from mrecg_onnx.progress import Clock, Report
@@ -81,6 +81,7 @@ def open_run(
         SettingsError: there is no such device.
         WorkerError: the other processes cannot be reached.
     """
+    keep_freed()
     memory = memory or default_memory() // local_size()
     with joined(pick_device(device).type) as workers:
         clock = Clock(report if workers.first else None)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -204,6 +203,8 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
         raise ValueError(f"confidence = {confidence} is not between 0 and 1")
     if not 0 <= correct <= n or n < 1:
         raise ValueError(f"{correct} successes in {n} trials have no interval")
+    from scipy.stats import binomtest  # noqa: PLC0415 - takes half a second to load, and quantize does without
+
     interval = binomtest(correct, n).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -228,6 +229,8 @@ def mcnemar_p(a_right: Flags, b_right: Flags) -> float:
         raise ValueError(f"the same images are wanted, got {a_right.shape} and {b_right.shape}")
     only_a = int(np.count_nonzero(a_right & ~b_right))
     only_b = int(np.count_nonzero(~a_right & b_right))
+    from scipy.stats import binomtest  # noqa: PLC0415 - as above
+
     return float(binomtest(only_a, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0
 
 

@@ -16,8 +16,9 @@ __all__ = ["WHOLE", "forward_batches", "forward_size", "images_at_once", "interl
 
 #: Images to run through a whole network at a time where each of its tensors is looked at.
 WHOLE = 16
-#: See :func:`forward_size`: 16 MB of float32, near a processor and little beside the cache; a GPU needs more to be busy.
-FORWARD_ELEMENTS, FORWARD_ELEMENTS_CUDA = 1 << 22, 1 << 26
+#: Numbers of the largest tensor of a unit (:func:`forward_size`) and of a whole network (:func:`images_at_once`), whose later
+#: tensors are small: 4 MB and 16 MB of float32, which a processor's caches still hold; a GPU needs more to be busy.
+FORWARD_ELEMENTS, WHOLE_ELEMENTS, FORWARD_ELEMENTS_CUDA = 1 << 20, 1 << 22, 1 << 26
 
 
 def forward_batches(
@@ -64,9 +65,9 @@ def made_shapes(network: Network, steps: Sequence[Step], sample: Mapping[str, Te
     return {name: tuple(value.shape) for name, value in made.items()}
 
 
-def forward_size(shapes: Iterable[tuple[int, ...]], device: torch.device) -> int:
+def forward_size(shapes: Iterable[tuple[int, ...]], device: torch.device, elements: int = FORWARD_ELEMENTS) -> int:
     """Images to run forward at a time on ``device`` where one image's tensors have ``shapes``: 1 to 256."""
-    elements = FORWARD_ELEMENTS_CUDA if device.type == "cuda" else FORWARD_ELEMENTS
+    elements = FORWARD_ELEMENTS_CUDA if device.type == "cuda" else elements
     return max(1, min(256, elements // max((1, *map(math.prod, shapes)))))
 
 
@@ -75,9 +76,8 @@ def images_at_once(network: Network, data: Mapping[str, Tensor], most: int = WHO
 
     Memory of large tensors is new for every one of them: the system clears it, which takes as long as computing.
     """
-    count = len(next(iter(data.values())))
-    # All where they are few, else two: some graphs do not run on one, whose axis a Squeeze takes away.
-    few = count if count <= WHOLE else 2
+    # Not on one: some graphs do not run on one image, whose axis a Squeeze takes away.
+    few = min(2, len(next(iter(data.values()))))
     shapes: list[tuple[int, ...]] = []
 
     def note(_: str, value: Tensor) -> Tensor:
@@ -86,7 +86,8 @@ def images_at_once(network: Network, data: Mapping[str, Tensor], most: int = WHO
 
     with torch.no_grad():
         network.run(next(forward_batches(data, few, network.device, few)), activation=note)
-    return max(min(most, few * forward_size(shapes, network.device)), network.batch or 1)
+    each = ((-(-math.prod(shape) // few),) for shape in shapes)
+    return max(min(most, forward_size(each, network.device, WHOLE_ELEMENTS)), network.batch or 1)
 
 
 def _dense(x: Tensor) -> Tensor:

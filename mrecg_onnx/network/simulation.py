@@ -191,11 +191,13 @@ class Simulation:
         keep: Iterable[str] | None = None,
         quantize_activations: bool = True,
         deferred: Collection[str] = (),
+        weight: WeightHook | None = None,
     ) -> dict[str, Tensor]:
         """Run the quantized network (or some steps of it) without gradients; see :meth:`Network.run`.
 
         Without ``steps`` and ``keep`` it is the file that is run: its outputs are quantized where the plan says so.
-        Tensors in ``deferred`` are quantized where they enter ``steps``, not where they are made.
+        Tensors in ``deferred`` are quantized where they enter ``steps``, not where they are made. ``weight`` is a
+        :meth:`weight_hook` that serves several runs.
         """
         hook = self.activation_hook() if quantize_activations else None
         values = dict(values)
@@ -208,7 +210,7 @@ class Simulation:
         if steps is None and keep is None and hook is not None:
             hook = _noting(hook, self.float_outputs, outputs)
         with torch.no_grad():
-            found = self.network.run(values, steps, keep=keep, activation=hook, weight=self.weight_hook())
+            found = self.network.run(values, steps, keep=keep, activation=hook, weight=weight or self.weight_hook())
         # Hooks see whole batches; what comes of images that were put in to fill one is cut off behind them.
         return found | {name: x[: len(found[name])] if x.dim() else x for name, x in outputs.items()}
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from mrecg_onnx.converters.errors import ConversionError
-from mrecg_onnx.converters.ops.elementwise import OnnxCast
+from mrecg_onnx.converters.ops.elementwise import OnnxCast, overwriting
 
 __all__ = ["ActivationHook", "Network", "Step", "WeightHook"]
 
@@ -111,6 +111,8 @@ class Network:
             )
         self.steps = [self._unrounded(step) for step in self.steps]
         self._by_node = {step.node: step for step in self.steps}
+        over = ((step.node, overwriting(step.module)) for step in self.steps if len(step.arguments) == 1)
+        self._over = {node: call for node, call in over if call is not None}
 
     def _unrounded(self, step: Step) -> Step:
         """Outputs are compared and learned from in float32: the Cast that a model of half precision ends with is left out.
@@ -165,7 +167,8 @@ class Network:
             values: tensors by name; graph inputs or the inputs of a unit. Not changed.
             steps: what to run, in topological order.
             keep: names to return; the graph's outputs by default. Everything else is freed after its last use.
-            activation: replaces each value as it is made (not the given ones).
+            activation: replaces each value as it is made (not the given ones). A copy is needed of what is to be looked at
+                later: without gradients a Relu or Clip writes over what the layer in front of it made.
             weight: weight and bias of weighted steps; the module's own without.
 
         Returns:
@@ -176,15 +179,25 @@ class Network:
         last = {name: i for i, step in enumerate(steps) for name in step.arguments if name is not None}
         images = 0 if self.batch is None else self._images(values)
         live: dict[str, Tensor] = {**self._constants, **self._filled(values, images)}
+        fresh = dict.fromkeys(wanted, False)  # values in memory of their own, which nobody else holds or wants
         for i, step in enumerate(steps):
             call = _own(step) if weight is None or not step.weighted else _substituted(step, *weight(step))
+            first = step.arguments[0] if step.arguments else None
+            if first is not None and fresh.get(first) and last[first] == i:
+                call = self._over.get(step.node, call)
             made = self._made(step, [None if name is None else live[name] for name in step.arguments], call)
             for name, value in zip(step.outputs, made, strict=True):
                 live[name] = value if activation is None else activation(name, value)
+                fresh.setdefault(name, self._is_fresh(step, value) and live[name] is value)
             for used in (*step.arguments, *step.outputs):
                 if used is not None and last.get(used, -1) <= i and used not in wanted and used not in self._constants:
                     live.pop(used, None)
         return {name: self._cut(name, live[name], images) for name in wanted if name in live}
+
+    def _is_fresh(self, step: Step, made: Tensor) -> bool:
+        """True where the steps behind may write over what ``step`` made: a layer's output, while no gradients are wanted."""
+        plain = self.batch is None and made.dtype == torch.float32 and not torch.is_grad_enabled()
+        return plain and step.weighted
 
     def measure(self, images: Mapping[str, Tensor], names: Iterable[str]) -> None:
         """Note how many rows an image has in each of the tensors ``names`` (:attr:`rows`).
@@ -253,7 +266,7 @@ class Network:
 
         def keep(name: str, value: Tensor) -> Tensor:
             if name in self.rows:
-                seen[name] = value[: -self.rows[name]]
+                seen[name] = value[: -self.rows[name]].clone()
             return value
 
         def compare(name: str, value: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mrecg_onnx.quantizers.fake_quantization import limited_
 from mrecg_onnx.quantizers.grids import EPSILON, Grid, grid_from_range
 
 __all__ = ["P_NORM", "search_range"]
@@ -66,7 +68,7 @@ def search_range(
     high = channels.amax(1) if high is None else high.reshape(-1).to(channels)
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     steps = candidates or (PER_TENSOR_CANDIDATES if axis is None else PER_CHANNEL_CANDIDATES)
-    search = _Search(channels, bits, symmetric, p, low, high)
+    search = _Search(_levels(x, axis, channels, bits), bits, symmetric, p, low, high)
     shrink = 1.0 - 0.01 * torch.arange(steps, device=x.device, dtype=channels.dtype)[:, None]  # [K, 1]
     shrunk = grid_from_range(low * shrink, high * shrink, bits, symmetric=symmetric)
     families = [search.foremost(*shrunk, KEPT, level=0)]
@@ -81,6 +83,8 @@ def search_range(
 
 #: Scales and zero points of some grids of each channel, both of shape [K, C].
 _Grids = tuple[Tensor, Tensor]
+#: Values [C, n], and the share of each in the mean, None where all count alike.
+_Level = tuple[Tensor, Tensor | None]
 
 
 class _Search:
@@ -88,20 +92,16 @@ class _Search:
 
     Attributes:
         free: channels with values of both signs on a grid that is not symmetric, shape (C,): the zero point of others is given.
-        levels: (values [C, n], share of each in the mean or None), from the coarsest on: the finest summary, or all values where
-            they are few.
+        levels: as given (:func:`_levels`).
     """
 
-    def __init__(self, x: Tensor, bits: int, symmetric: bool, p: float, low: Tensor, high: Tensor) -> None:
+    def __init__(self, levels: list[_Level], bits: int, symmetric: bool, p: float, low: Tensor, high: Tensor) -> None:
         self.p, self.low, self.high = p, low, high
         top = (1 << (bits - 1)) - 1
         self.qmin, self.qmax = -top if symmetric else 0, top if symmetric else (1 << bits) - 1
         self.free = (low < 0) & (high > 0) & (not symmetric)
         self.full = grid_from_range(low, high, bits, symmetric=symmetric)[0]
-        size = max(LEAST_SUMMARY, SUMMARY_PER_CODE << bits)
-        sizes = (size, FINER * size, FINER * FINER * size)
-        summaries = _summaries(x, sizes)
-        self.levels = summaries if len(summaries) == len(sizes) else [*summaries, (x, None)]
+        self.levels = levels
 
     def errors(self, scale: Tensor, zero: Tensor, level: int) -> Tensor:
         """Mean error of each grid, [K, C], in units of the full range's step."""
@@ -118,7 +118,7 @@ class _Search:
             for k in range(0, len(scale), along):
                 at = slice(k, k + along), slice(c, c + across)
                 exact = part * inverse[at][:, :, None]
-                e = torch.round(exact).clamp_(lower[at][:, :, None], upper[at][:, :, None]).sub_(exact)
+                e = limited_(torch.round(exact), lower[at][:, :, None], upper[at][:, :, None]).sub_(exact)
                 e = _powers_(e, self.p)
                 result[at] = e.mean(2) if weight is None else e.mul_(weight).sum(2)
         return result * (scale / self.full) ** self.p
@@ -186,8 +186,38 @@ def _powers_(e: Tensor, p: float) -> Tensor:
     """``|e|^p`` in place. Logarithm and exponential of base 2 take half the time of a general power on a CPU."""
     if p == 1.0:
         return e.abs_()
+    if p == 1.5:
+        return e.abs_().mul_(e.sqrt())
     e.square_()
-    return e if p == 2.0 else e.log2_().mul_(p / 2.0).exp2_()
+    if p == 2.0:
+        return e
+    if e.device.type == "cpu":  # numpy takes a third of torch's time
+        with np.errstate(divide="ignore"):
+            np.log2(e.numpy(), out=e.numpy())
+    else:
+        e.log2_()
+    return e.mul_(p / 2.0).exp2_()
+
+
+#: The values that were searched last, and their levels: several norms search the same ones.
+_last: tuple[weakref.ref[Tensor], tuple[int, int | None, int], list[_Level]] | None = None
+
+
+def _levels(x: Tensor, axis: int | None, channels: Tensor, bits: int) -> list[_Level]:
+    """Summaries of ``channels`` [C, n], the values of ``x``, from the coarsest on, and all values where they are few."""
+    global _last  # noqa: PLW0603 - recognized by the tensor itself
+    key = (x._version, axis, bits)  # noqa: SLF001 - torch's count of changes in place
+    if _last is not None and _last[0]() is x and _last[1] == key:
+        return _last[2]
+    size = max(LEAST_SUMMARY, SUMMARY_PER_CODE << bits)
+    sizes = (size, FINER * size, FINER * FINER * size)
+    found: list[_Level] = [*_summaries(channels, sizes)]
+    if len(found) == len(sizes):
+        _last = weakref.ref(x), key, found
+    else:
+        found.append((channels, None))
+        _last = None
+    return found
 
 
 def _summaries(x: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, Tensor]]:

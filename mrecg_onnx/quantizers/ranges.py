@@ -10,9 +10,7 @@ from functools import cache, partial
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import brentq
-from scipy.special import lambertw
-from scipy.stats import norm
+from scipy.special import lambertw, ndtr
 from torch import Tensor
 
 from mrecg_onnx.methods import METHODS
@@ -157,9 +155,11 @@ def gauss_clip(bits: int) -> float:
     1.71, 2.15 and 2.55 at 2, 3 and 4 bits. The noise is 2 int_t^inf (x - t)^2 phi(x) dx + t^2 / (3 4^bits) with
     t = alpha / sigma (Banner 2019, appendix).
     """
+    from scipy.optimize import brentq  # noqa: PLC0415 - a quarter of a second to load, for one kind of range
 
     def slope(t: float) -> float:
-        return float(2.0 * t / (3.0 * 4.0**bits) - 4.0 * (norm.pdf(t) - t * norm.sf(t)))
+        density = math.exp(-t * t / 2.0) / math.sqrt(2.0 * math.pi)
+        return float(2.0 * t / (3.0 * 4.0**bits) - 4.0 * (density - t * float(ndtr(-t))))
 
     return float(brentq(slope, 0.0, 20.0))
 

@@ -151,7 +151,7 @@ def choose_absorptions(
         if not bool((shift > 0).any()):
             continue
         before, after = (
-            [_shifted(walk, name, samples[name].grid(bits[name], p, shift=s), s) for p in NORMS]
+            [_shifted(walk, name, grid, s) for grid in samples[name].grids(bits[name], NORMS, shift=s)]
             for s in (torch.zeros_like(shift), shift)
         )
         found = race.winner(after)

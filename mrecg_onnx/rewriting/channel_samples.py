@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -41,8 +42,10 @@ class ChannelSample:
         at = torch.arange(len(chosen), device=flat.device) * stride
         self.parts.append((chosen, (at // places if first else at) % channels))
 
-    def grid(self, bits: int, p: float, scale: Tensor | float = 1.0, shift: Tensor | float = 0.0) -> Grid:
-        """One grid for the values divided by ``scale``, or for what they are above ``shift``; both of shape (C,)."""
+    def grids(
+        self, bits: int, norms: Sequence[float], scale: Tensor | float = 1.0, shift: Tensor | float = 0.0
+    ) -> list[Grid]:
+        """The grid of each norm for the values divided by ``scale``, or for what they are above ``shift``; both of shape (C,)."""
         values, channels = (torch.cat(parts) for parts in zip(*self.parts, strict=True))
         each, moved = torch.as_tensor(scale).to(self.low), torch.as_tensor(shift).to(self.low)
         ends = ((end - moved) / each for end in (self.low, self.high))
@@ -51,4 +54,4 @@ class ChannelSample:
         found = (values - moved[channels]) / each[channels]
         if moved.any():
             found, low, high = (x.clamp(min=0.0) for x in (found, low, high))
-        return search_range(found, bits, p=p, low=low.amin(), high=high.amax())
+        return [search_range(found, bits, p=p, low=low.amin(), high=high.amax()) for p in norms]

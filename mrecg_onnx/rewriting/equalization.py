@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from mrecg_onnx.calibrating import nearest_weights
-from mrecg_onnx.network import ActivationHook, Network, Step, WeightHook, forward_batches
+from mrecg_onnx.network import ActivationHook, Network, Step, WeightHook, forward_batches, images_at_once
 from mrecg_onnx.planning import ActivationPlan, LayerPlan
 from mrecg_onnx.quantizers import Grid, fake_quantize
 from mrecg_onnx.rewriting.channel_samples import ChannelSample
@@ -121,7 +121,7 @@ class _Judge:
         more = {name: x[self.walk.images : CEILING_IMAGES] for name, x in self.data.items()}
         last = max(i for i, step in enumerate(self.network.steps) if set(self._bounds) & set(step.outputs))
         with torch.no_grad():
-            for batch in forward_batches(more, IMAGES, self.network.device):
+            for batch in forward_batches(more, images_at_once(self.network, self.data), self.network.device):
                 self.network.run(batch, self.network.steps[: last + 1], keep=(), activation=self._peak)
         found = {s.name: torch.zeros(s.channels, device=self.network.device) for s in self.streams if s.ceilings}
         for tensor, most in self._peaks.items():
@@ -155,8 +155,9 @@ class _Judge:
         start = self.walk.start([n for n in stream.tensors if n in self.quantizers])
         weight = self._rescaled(scale, readers) if readers else None
         seen: list[dict[str, Grid]] = []
-        for p in norms:
-            grids = {n: x.grid(self.quantizers[n].bits, p, scale) for n, x in self.quantized(stream).items()}
+        found = {n: x.grids(self.quantizers[n].bits, norms, scale) for n, x in self.quantized(stream).items()}
+        for k in range(len(norms)):
+            grids = {name: each[k] for name, each in found.items()}
             if not any(all(_equal(grid, other[name]) for name, grid in grids.items()) for other in seen):
                 seen.append(grids)
         return [self.walk.contender(option, start, _rounding(grids, scale), weight) for grids in seen]
@@ -185,10 +186,7 @@ def _equal(one: Grid, other: Grid) -> bool:
 def _rounding(grids: Mapping[str, Grid], scale: Tensor) -> ActivationHook:
     """Activation hook that divides the tensors of ``grids`` by ``scale``, rounds them and multiplies them again."""
     # One pass: a step of the tensor is s_c steps of the channel.
-    each = {
-        name: Grid(grid.scale * scale, grid.zero_point.expand_as(scale), grid.bits, axis=1)
-        for name, grid in grids.items()
-    }
+    each = {name: Grid(grid.scale * scale, grid.zero_point, grid.bits, axis=1) for name, grid in grids.items()}
 
     def activation(name: str, value: Tensor) -> Tensor:
         return fake_quantize(value, each[name]) if name in each else value

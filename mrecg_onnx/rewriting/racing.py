@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 __all__ = ["CONFIDENCE", "Contender", "Race"]
 
@@ -112,4 +112,4 @@ class Race:
 
 @cache
 def _quantile(freedom: int) -> float:
-    return float(student.ppf(CONFIDENCE, freedom))
+    return float(stdtrit(freedom, CONFIDENCE))

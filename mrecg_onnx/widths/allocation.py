@@ -25,7 +25,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.machine import byte_size
@@ -247,6 +246,8 @@ def choose_widths(costs: Sequence[Mapping[int, float]], spent: Sequence[Mapping[
     Raises:
         ValueError: the least there is to spend is more already.
     """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # noqa: PLC0415 - a quarter of a second, where widths are chosen
+
     if not spent:
         return []
     least = sum(min(row.values()) for row in spent)

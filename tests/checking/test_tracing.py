@@ -9,6 +9,8 @@ import torch
 from helpers.pooled import counting_pads, pooled
 from helpers.stages import Stage, simulated
 
+from mrecg_onnx.checking import executions
+from mrecg_onnx.checking.executions import onnx_runtime
 from mrecg_onnx.checking.tracing import bisect, follow, kept_float, probed
 from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.runtimes import fused_op_counts, open_session, run_padded
@@ -65,3 +67,35 @@ def test_codes_on_an_edge_are_no_fault(stage):
     assert found.share > 0.05
     assert found.far == 0
     assert found.most == pytest.approx(1, abs=0.01)
+
+
+def test_a_trace_is_the_same_however_many_images_are_run_at_a_time(stage):
+    made, exported = stage
+    few = {name: x[:8] for name, x in made.data.items()}
+    whole, parts = (
+        follow(exported.model, exported.codes, made.simulation, few, onnx_runtime("all"), size) for size in (8, 3)
+    )
+    assert {n: (d.values, d.moved, d.far) for n, d in whole.departures.items()} == {
+        n: (d.values, d.moved, d.far) for n, d in parts.departures.items()
+    }
+    assert all(np.allclose(whole.run[name], parts.run[name]) for name in whole.run)
+    assert [x.count for x in whole.outputs.values()] == [x.count for x in parts.outputs.values()]
+
+
+def test_a_model_is_opened_once_for_all_batches(stage, monkeypatch):
+    made, exported = stage
+    opened = []
+
+    def counting(source, **options):
+        opened.append(options)
+        return open_session(source, **options)
+
+    monkeypatch.setattr(executions, "open_session", counting)
+    run, data = onnx_runtime("off"), {name: x[:2].numpy() for name, x in made.data.items()}
+    first = run(exported.model, data)
+    again = run(exported.model, data)
+    assert opened == [{"level": "off", "threads": torch.get_num_threads()}]
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    run(probed(exported.model, exported.codes)[0], data)
+    run(exported.model, data)
+    assert len(opened) == 3

@@ -12,6 +12,8 @@ from helpers.pooled import counting_pads, pooled
 from helpers.stages import Stage, feeds, simulated
 from onnx import numpy_helper
 
+from mrecg_onnx.checking import executions, verification
+from mrecg_onnx.checking.outputs import check_outputs
 from mrecg_onnx.checking.verification import verify
 from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.quantization import quantize
@@ -89,3 +91,29 @@ def test_figures_of_a_target_are_those_of_its_runtime(tmp_path):
         written, default = (run_padded(open_session(result.model, level=level), data) for level in ("off", "all"))
         least = min(sqnr_db(written[n], default[n]) for n in written)
         assert result.verification.sqnr_fused_db == pytest.approx(least, abs=1e-6)
+
+
+@pytest.mark.parametrize(("room", "images"), [(1 << 20, 80), (1, 64)])
+def test_small_images_are_many_and_large_ones_those_that_are_held(tmp_path, monkeypatch, room, images):
+    source = pooled()
+    np.savez(tmp_path / "x.npz", **feeds(source, 80))
+    monkeypatch.setattr(verification, "NUMBERS", room)
+    found = quantize(source, tmp_path / "x.npz", Settings(method="nearest", wbits=8, abits=8)).verification
+    assert found.images == images
+    assert not found.warnings
+
+
+def test_what_differs_on_one_image_of_many_shows_in_the_figures(stage):
+    """Saturation, say, in one image of 64: the mean over all outputs has it."""
+    made, exported = stage
+    data = {name: x.repeat(2, 1, 1, 1) for name, x in made.data.items()}
+    assert len(data["x"]) == 64
+    right = verify(exported, made.simulation, data)
+    floating, simulated = executions.run_simulation(made.simulation, data, 8)
+    wrong = {name: x.copy() for name, x in simulated.items()}
+    wrong["y"][40] *= 0.8
+    plain = executions.run_file(exported.model, "off", data, 8)
+    checks = {c.name: c for c in check_outputs(floating, wrong, plain, plain)}
+    assert right.sqnr_db > 60
+    assert checks["y"].simulation_db < 40
+    assert not checks["beside"].simulation_db < 60

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mrecg_onnx.converters import check_parity, check_writable, load_model, normalize, save_model, to_torch
 from mrecg_onnx.converters.errors import ConversionError, DataError, ExportError, ModelError
 from mrecg_onnx.converters.ops.weighted import OnnxConv, OnnxConvTranspose, OnnxGemm, OnnxMatMulConst
-from mrecg_onnx.converters.parity import relative_error, run_onnx
+from mrecg_onnx.converters.parity import all_finite, relative_error, run_onnx
 from mrecg_onnx.converters.passes.gemm import split_matmul_bias
 
 OPSETS = range(7, 26)
@@ -1147,3 +1147,18 @@ class TestOperators:
             s = Shape(like) y = Resize<mode = "nearest">(x, , , s) }"""
         model = make(body, 13)
         assert check_parity(model, to_torch(model), feeds(model)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("values", "finite"),
+    [
+        ([1.0, 2.0], True),
+        ([], True),
+        ([1.0, float("nan")], False),
+        ([float("inf"), float("-inf")], False),
+        ([3e38] * 4, True),
+    ],
+)
+def test_a_sum_tells_what_is_not_finite_and_one_too_large_does_not(values, finite):
+    assert all_finite(torch.tensor(values)) is finite
+    assert all_finite(torch.tensor([1, 2]))

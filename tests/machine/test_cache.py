@@ -22,6 +22,7 @@ from onnx import numpy_helper
 
 from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.learning import learner
+from mrecg_onnx.machine import cache
 from mrecg_onnx.machine.cache import Pool, Store, _free_in_group, default_memory
 from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.quantizers import Grid, fake_quantize, quantize_codes
@@ -394,3 +395,23 @@ def test_codes_of_sixteen_bits_are_kept_without_loss(scale: float, zero: int, se
     codes = np.random.default_rng(seed).integers(0, 65536, (3, 50))
     x = (torch.from_numpy(codes.astype(np.float32)) - grid.zero_point) * grid.scale
     assert torch.equal(Store.of(x, grid).read(0, 3), fake_quantize(x, grid))
+
+
+def test_large_batches_are_written_in_parts(monkeypatch):
+    x = normal((7, 3, 4, 5), 0)
+    whole_at_once = Store.of(x)
+    monkeypatch.setattr(cache, "WRITTEN", 2 * 3 * 4 * 5)
+    in_parts = Store.of(x)
+    assert torch.equal(in_parts.read(0, 7), whole_at_once.read(0, 7))
+    assert in_parts.moments == pytest.approx(whole_at_once.moments)
+    rows = Store(Pool(), 3, rows=2)
+    rows.write(1, x[:4])
+    assert torch.equal(rows.read(1, 3), whole_at_once.read(0, 4))
+
+
+def test_what_is_read_is_no_part_of_the_store():
+    for x in (torch.arange(12).view(4, 3), normal((4, 3), 0)):
+        store = Store.of(x)
+        before = store.read(1, 3).clone()
+        store.read(1, 3).zero_()
+        assert torch.equal(store.read(1, 3), before)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrecg_onnx.measures import OutputSums, add_sums, agreement, mcnemar_p, sqnr_db, topk_correct, wilson_interval
@@ -157,6 +157,7 @@ def test_top_k_refuses_what_it_cannot_rank(logits, labels, k, message):
         topk_correct(logits, labels, k)
 
 
+@settings(deadline=None)  # scipy.stats is loaded by the first of them
 @given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilson_interval_follows_its_formula(counts):
     correct, n = counts
@@ -191,6 +192,7 @@ def flags(*counts):
     return pairs[:, 0], pairs[:, 1]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 20), st.integers(0, 20))
 def test_mcnemar_is_the_exact_binomial_sum_and_symmetric(only_a, only_b):
     n, k = only_a + only_b, min(only_a, only_b)

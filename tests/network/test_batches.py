@@ -7,8 +7,8 @@ import torch
 from helpers.architectures import conv_relu
 from helpers.stages import network_of, simulated, tensors
 
-from mrecg_onnx.network import forward_batches, forward_size, made_shapes, whole_batches
-from mrecg_onnx.network.batches import FORWARD_ELEMENTS, FORWARD_ELEMENTS_CUDA
+from mrecg_onnx.network import WHOLE, batches, forward_batches, forward_size, images_at_once, made_shapes, whole_batches
+from mrecg_onnx.network.batches import FORWARD_ELEMENTS, FORWARD_ELEMENTS_CUDA, WHOLE_ELEMENTS
 
 CPU = torch.device("cpu")
 
@@ -46,13 +46,14 @@ def test_slices_of_a_network_with_a_batch_of_its_own_are_whole_batches(batch, si
 
 
 def test_many_small_images_run_together_and_one_at_least_of_large_ones():
-    assert (FORWARD_ELEMENTS, FORWARD_ELEMENTS_CUDA) == (2**22, 2**26)
+    assert (FORWARD_ELEMENTS, FORWARD_ELEMENTS_CUDA) == (2**20, 2**26)
     assert forward_size([(1, 2, 4), (1,)], CPU) == 256
     assert forward_size([], CPU) == 256
-    assert forward_size([(1, 3), (1, 4, 512, 512), ()], CPU) == 4
+    assert forward_size([(1, 3), (1, 4, 256, 256), ()], CPU) == 4
     assert forward_size([(1, 4, 512, 512)], torch.device("cuda")) == 64
-    assert forward_size([(2**22 // 3,)], CPU) == 3
-    assert forward_size([(2**22 // 3 + 1,)], CPU) == 2
+    assert forward_size([(2**20 // 3,)], CPU) == 3
+    assert forward_size([(2**20 // 3 + 1,)], CPU) == 2
+    assert forward_size([(1, 4, 512, 512)], CPU, elements=2**22) == 4
     assert forward_size([(2**23, 2)], CPU) == 1
 
 
@@ -76,3 +77,21 @@ def test_slices_are_in_one_piece():
     assert torch.equal(batch["image"], x)
     assert batch["image"].is_contiguous() or batch["image"].is_contiguous(memory_format=torch.channels_last)
     assert batch["rows"].is_contiguous()
+
+
+def test_a_whole_network_runs_on_as_many_images_as_its_largest_tensor_leaves_room_for():
+    model = conv_relu()
+    network, data = network_of(model), tensors(model, 20)
+    most = max(x[0].numel() for x in network.run(data, keep=[n for s in network.steps for n in s.outputs]).values())
+    most = max(most, *(x[0].numel() for x in data.values()))
+    assert images_at_once(network, data) == min(WHOLE, WHOLE_ELEMENTS // most)
+    assert images_at_once(network, data, 5) == 5
+    network.batch = 7
+    assert images_at_once(network, data, 5) == 7
+
+
+def test_large_images_run_one_by_one(monkeypatch):
+    model = conv_relu()
+    network, data = network_of(model), tensors(model, 20)
+    monkeypatch.setattr(batches, "WHOLE_ELEMENTS", 1)
+    assert images_at_once(network, data) == 1

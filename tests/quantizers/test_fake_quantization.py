@@ -20,6 +20,7 @@ from mrecg_onnx.quantizers.fake_quantization import (
     fake_quantize,
     fake_quantize_weight,
     learnable_fake_quantize,
+    limited_,
     quantize_codes,
 )
 from mrecg_onnx.quantizers.grids import Grid
@@ -265,3 +266,20 @@ def test_gradient_on_the_ends_of_the_range_is_that_of_torchs_clamp(monkeypatch):
     learnable_fake_quantize(x, scale, 1.0, 3).sum().backward()
     assert x.grad.tolist() == [1.0, 1.0, 0.0, 0.0]
     assert float(scale.grad) == -1 + 2
+
+
+@pytest.mark.parametrize("zero", [5.0, [5.0], [5.0] * 6])
+def test_one_zero_point_does_for_scales_of_many_channels(zero):
+    x = values("normal", 0, (4, 6, 3, 3)) * 3
+    scale = torch.linspace(0.1, 0.6, 6)
+    found = fake_quantize(x, Grid(scale, torch.tensor(zero), 4, axis=1))
+    each = [fake_quantize(x[:, c], Grid(scale[c], torch.tensor(5.0), 4)) for c in range(6)]
+    assert torch.equal(found, torch.stack(each, 1))
+
+
+def test_limits_are_those_of_clamp():
+    x = values("outliers", 0, (5, 7, 40))
+    lower, upper = -torch.rand(5, 7, 1), torch.rand(5, 7, 1)
+    expected = x.clamp(lower, upper)
+    assert torch.equal(limited_(x, lower, upper), expected)
+    assert torch.equal(x, expected)

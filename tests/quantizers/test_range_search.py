@@ -11,6 +11,7 @@ from helpers.values import BITS, KINDS, SEEDS, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mrecg_onnx.quantizers import range_search
 from mrecg_onnx.quantizers.fake_quantization import fake_quantize, quantize_codes
 from mrecg_onnx.quantizers.grids import EPSILON, grid_from_range
 from mrecg_onnx.quantizers.range_search import (
@@ -209,7 +210,7 @@ def test_error_without_an_exponent_is_that_of_2_4():
 def test_errors_are_the_mean_powers_of_the_distance_in_steps_of_the_whole_range(p):
     x = values("normal", 0, (2, 50))
     low, high = x.amin(1), x.amax(1)
-    search = _Search(x, 3, symmetric=False, p=p, low=low, high=high)
+    search = _Search([(x, None)], 3, symmetric=False, p=p, low=low, high=high)
     scale = torch.stack([(high - low) / 7, (high - low) / 9, (high - low) / 20])
     zero = torch.tensor([[3.0, 4.0], [2.0, 2.0], [5.0, 0.0]])
     found = search.errors(scale, zero, level=-1)
@@ -223,7 +224,7 @@ def test_errors_are_the_mean_powers_of_the_distance_in_steps_of_the_whole_range(
 def test_zero_points_of_use_leave_no_code_idle_and_none_lacking():
     """At a scale of 1: 2 below 0 and 4 above fit 3 bits with zero points of 2 or 3; at half of it codes lack at both ends."""
     x = torch.tensor([[-2.0, 0.3, 4.0]])
-    search = _Search(x, 3, symmetric=False, p=2.0, low=torch.tensor([-2.0]), high=torch.tensor([4.0]))
+    search = _Search([(x, None)], 3, symmetric=False, p=2.0, low=torch.tensor([-2.0]), high=torch.tensor([4.0]))
     assert [t.tolist() for t in search.bounds(torch.tensor([[1.0]]))] == [[[2.0]], [[3.0]]]
     assert [t.tolist() for t in search.bounds(torch.tensor([[0.5]]))] == [[[0.0]], [[4.0]]]
     assert [t.tolist() for t in search.bounds(torch.tensor([[0.9]]))] == [[[2.0]], [[3.0]]]
@@ -232,7 +233,7 @@ def test_zero_points_of_use_leave_no_code_idle_and_none_lacking():
     assert (scale.tolist(), zero.tolist()) == ([[1.0], [1.0]], [[2.0], [3.0]])
     assert search.free.tolist() == [True]
     for low, high, symmetric in ((0.0, 4.0, False), (-2.0, 0.0, False), (-2.0, 4.0, True)):
-        other = _Search(x, 3, symmetric=symmetric, p=2.0, low=torch.tensor([low]), high=torch.tensor([high]))
+        other = _Search([(x, None)], 3, symmetric=symmetric, p=2.0, low=torch.tensor([low]), high=torch.tensor([high]))
         assert other.free.tolist() == [False]
 
 
@@ -257,3 +258,29 @@ def test_summary_keeps_the_sum_and_the_share_of_all_values():
             assert float(nearest) <= 1.01 * spread
     assert _summaries(x[:, :500], (256,)) == []
     assert len(_summaries(x[:, :512], (256,))) == 1
+
+
+def test_values_are_summed_up_once_for_all_norms_and_again_when_they_have_changed(monkeypatch):
+    calls = []
+
+    def counting(*arguments):
+        calls.append(len(arguments[0]))
+        return _summaries(*arguments)
+
+    monkeypatch.setattr(range_search, "_summaries", counting)
+    x, other = values("outliers", 0, (50_000,)), values("normal", 1, (50_000,))
+    fresh = [search_range(x.clone(), 4, p=p) for p in (2.4, 1.0, 2.0)]
+    calls.clear()
+    found = [search_range(x, 4, p=p) for p in (2.4, 1.0, 2.0)]
+    assert len(calls) == 1
+    assert [g.scale for g in found] == [g.scale for g in fresh]
+    search_range(x, 3)
+    search_range(other, 3)
+    search_range(x, 3)
+    assert len(calls) == 4
+    x.mul_(2)
+    twice = search_range(x, 3)
+    assert len(calls) == 5
+    assert float(twice.scale) == pytest.approx(
+        2 * float(search_range(values("outliers", 0, (50_000,)), 3).scale), rel=1e-5
+    )

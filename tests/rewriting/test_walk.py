@@ -102,7 +102,7 @@ def test_decisions_are_those_of_whole_runs():
                 for name, value in values.items():
                     sample = ChannelSample(IMAGES)
                     sample.add(value)
-                    grids[name] = sample.grid(bits[name], p, scale)
+                    (grids[name],) = sample.grids(bits[name], [p], scale)
 
                 def rounding(name, value, grids=grids, each=each):
                     return fake_quantize(value / each, grids[name]) * each if name in grids else value

@@ -77,7 +77,7 @@ def test_the_solver_prints_nothing(capfd, monkeypatch):
         os.write(1, b"tmpSolver.run();")
         return milp(*args, **kwargs)
 
-    monkeypatch.setattr("mrecg_onnx.widths.allocation.milp", noisy)
+    monkeypatch.setattr("scipy.optimize.milp", noisy)
     assert choose_widths([{2: 1.0, 4: 0.0}], [{2: 2, 4: 4}], 3) == [2]
     print("results")
     assert capfd.readouterr().out == "results\n"

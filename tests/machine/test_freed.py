@@ -1,0 +1,68 @@
+"""What is freed stays with the process, but for what the user has set."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+
+import pytest
+
+from mrecg_onnx.machine import cache
+from mrecg_onnx.machine.cache import KEPT_AT_ONCE, KEPT_FREED, keep_freed
+
+#: Page faults of ten tensors of 16 MB, made one after the other, two at a time.
+FAULTS = """
+import resource, sys, torch
+from mrecg_onnx.machine.cache import keep_freed
+if sys.argv[1] == "kept": keep_freed()
+count = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+pair = lambda: (torch.ones(1 << 22), torch.ones(1 << 22), torch.ones(1 << 22))
+pair(), pair()
+before = count()
+for _ in range(10): pair()
+print(count() - before)
+"""
+
+
+class Library:
+    def __init__(self) -> None:
+        self.told: list[tuple[int, int]] = []
+
+    def mallopt(self, option: int, value: int) -> int:
+        self.told.append((option, value))
+        return 1
+
+
+@pytest.fixture
+def library(monkeypatch) -> Library:
+    found = Library()
+    monkeypatch.setattr(cache.ctypes, "CDLL", lambda _: found)
+    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    return found
+
+
+def test_both_limits_are_set(library):
+    keep_freed()
+    assert library.told == [(-3, KEPT_AT_ONCE), (-1, KEPT_FREED)]
+
+
+def test_who_has_set_them_is_left_alone(library, monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000")
+    keep_freed()
+    assert not library.told
+
+
+def test_another_library_of_c_is_no_error(library, monkeypatch):
+    monkeypatch.delattr(Library, "mallopt")
+    keep_freed()
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library")
+def test_large_tensors_are_not_made_of_new_pages():
+    def faults(kind: str) -> int:
+        command = [sys.executable, "-c", FAULTS, kind]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert faults("kept") < faults("plain") / 4
