@@ -39,6 +39,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SETTINGS: dict[str, Any] = {"method": "qdrop", "wbits": 2, "iters": 20, "batch_size": 16, "equalize": "off"}
 #: Enough of everything for the learning to differ little from seed to seed (standard deviation 0.5 to 1.4 dB).
 STEADY: dict[str, Any] = {**SETTINGS, "wbits": 3, "iters": 200, "ranges": "mse", "range_samples": 8}
+#: The whole network learned together, right after rounding to nearest.
+WHOLE: dict[str, Any] = {**SETTINGS, "method": "nearest", "ranges": "mse", "finish": 60}
 UNITS = 3
 
 
@@ -99,6 +101,10 @@ seen["images"] = result.images
 seen["result"] = result.to_json()
 quantize("model.onnx", "calib.npz", Settings(**json.loads(sys.argv[2])), output="steady.onnx")
 seen["losses"] = [[unit.loss, unit.loss_nearest, unit.kept] for unit in result.units]
+
+end = quantize("model.onnx", "calib.npz", Settings(**json.loads(sys.argv[3])))
+digest = hashlib.sha256(end.model.SerializeToString()).hexdigest()
+seen["finished"] = [digest, end.finished.kept, end.finished.loss_nearest, end.finished.loss]
 
 # Each process has a folder of its own, as on two machines.
 searched = []
@@ -185,7 +191,7 @@ def here(tmp_path_factory) -> Path:
 def together(here) -> list[dict[str, Any]]:
     """What each of two processes saw."""
     (here / "together.py").write_text(TOGETHER, encoding="utf-8")
-    done = torchrun(here, "together.py", json.dumps(SETTINGS), json.dumps(STEADY))
+    done = torchrun(here, "together.py", json.dumps(SETTINGS), json.dumps(STEADY), json.dumps(WHOLE))
     assert done.returncode == 0, done.stderr
     return [json.loads((here / f"rank{rank}.json").read_text()) for rank in range(2)]
 
@@ -252,6 +258,18 @@ def test_two_processes_learn_what_one_does(here, together, tmp_path):
         found[name] = distance(here, tmp_path / "out.onnx")
     assert found["two"] == pytest.approx(found["one"], abs=4.0)
     assert min(found["two"], found["one"]) > found["nearest"] + 6, found
+
+
+def test_two_processes_finish_a_network_as_one_does(here, together):
+    """Each sees half of the images; the judge's are those of both."""
+    first, second = (seen["finished"] for seen in together)
+    assert first == second
+    _, kept, before, after = first
+    alone = quantize(here / "model.onnx", here / "calib.npz", Settings(**WHOLE)).finished
+    assert alone is not None
+    assert kept == alone.kept == "learned"
+    assert after < 0.7 * before
+    assert after == pytest.approx(alone.loss, rel=0.5)
 
 
 def test_batch_that_cannot_be_divided_is_a_usage_error(here, together):
