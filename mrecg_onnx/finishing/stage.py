@@ -24,7 +24,7 @@ from mrecg_onnx.learning import Checkpoint, Descent, Group, Inputs, Masks, Train
 from mrecg_onnx.machine import Batch, Iterations, Pool, Run, Workers, give_back
 from mrecg_onnx.measures import OutputScales, OutputSums, add_sums, output_sums, task_loss
 from mrecg_onnx.methods import METHODS
-from mrecg_onnx.network import Simulation, State, augmented
+from mrecg_onnx.network import Mixing, Simulation, State, augmented
 from mrecg_onnx.planning import UnitPlan
 from mrecg_onnx.progress import Progress, UnitResult
 from mrecg_onnx.quantizers import LatentRounding
@@ -36,9 +36,10 @@ logger = logging.getLogger(__name__)
 STAGE = "finish"
 #: Farthest that a weight starts from its code, in steps: an edge is half a step away.
 REACH = 0.25
-#: Adam's rates: for weights in steps of their grid, for logarithms of scales, for biases in units of their spread.
-RATE_WEIGHTS, RATE_SCALES, RATE_BIASES = 2e-2, 1e-3, 1e-3
-#: Steps in which the rates grow to their full size: Adam's first steps are as long as its rate, whatever the gradient.
+#: Rates: of momentum by layer for weights in steps of their grid, of Adam for logarithms of scales, for biases in units of their
+#: spread.
+RATE_WEIGHTS, RATE_SCALES, RATE_BIASES = 1e-2, 1e-3, 1e-3
+#: Steps in which the rates grow to their full size: the first steps are as long as the rate, whatever the gradient.
 WARM_UP = 10
 #: Share of the steps at the end in which weights that swing are frozen.
 SETTLING = 0.1
@@ -233,7 +234,7 @@ class _Course:
         self.roundings: dict[str, LatentRounding] = dict(trainable.rounding)  # type: ignore[arg-type]
         ratios = list({id(t): t for t in trainable.log_ratio.values()}.values())
         groups = [
-            Group([r.latent for r in self.roundings.values()], RATE_WEIGHTS, decays=True),
+            Group([r.latent for r in self.roundings.values()], RATE_WEIGHTS, decays=True, by_layer=True),
             Group([*ratios, *trainable.log_gain.values()], RATE_SCALES, decays=True),
             Group(list(trainable.shift.values()), RATE_BIASES, decays=True),
         ]
@@ -280,13 +281,17 @@ class _Course:
         self.simulation.fit_biases()
 
     def _batch(self, size: int) -> Batch:
-        """Random variants of ``size`` random images, by part and input."""
+        """Random variants of ``size`` random images, some mixed with each other, by part and input."""
         index = self.training[torch.randint(0, len(self.training), (size,), generator=self._generator)]
+        mixings: dict[int, Mixing] = {}  # by length: what belongs together is mixed alike
         found: Batch = {}
         for name, store in self.inputs.floating.items():
             x = store.gather(index)
             if self._layout is not None and x.dim() == 4:
                 x = augmented(x, self._augment, self._generator, self._layout)
+                if len(x) not in mixings:
+                    mixings[len(x)] = Mixing.draw(len(x), self._generator)
+                x = mixings[len(x)].mix(x)
             found |= {(str(i), name): part for i, part in enumerate(torch.split(x, self._part * store.rows))}
         return found
 

@@ -1,14 +1,16 @@
-"""Adam on groups of variables, each with its rate and schedule, in one process or averaged over several, recordable on a GPU."""
+"""Descent on groups of variables, each with its rule, rate and schedule, in one process or averaged over several, recordable on a GPU."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mrecg_onnx.learning.momentum import LayerMomentum
 from mrecg_onnx.machine import Workers
 
 __all__ = ["Descent", "Group", "Number"]
@@ -19,11 +21,12 @@ FUSED = frozenset({"cpu", "cuda"})
 
 @dataclass(frozen=True)
 class Group:
-    """Variables with one rate of Adam; ``decays``: it falls to 0 along a cosine."""
+    """Variables with one rate of Adam; ``decays``: it falls to 0 along a cosine; ``by_layer``: of :class:`LayerMomentum`."""
 
     params: list[Tensor]
     rate: float
     decays: bool
+    by_layer: bool = False
 
 
 class Number:
@@ -42,7 +45,7 @@ def _records(device: torch.device, workers: Workers) -> bool:
 
 
 class Descent:
-    """Adam on ``groups``; gradients are averaged over ``workers``.
+    """Adam (or what a group asks for) on ``groups``; gradients are averaged over ``workers``.
 
     Attributes:
         recorded: iterations are recorded: on a GPU, where no other process takes part in them.
@@ -52,15 +55,21 @@ class Descent:
         self.groups, self.workers = groups, workers
         self.recorded = _records(device, workers)
         self._rates = [Number(device, recorded=self.recorded) for _ in groups]
-        self._adam = torch.optim.Adam(
-            [{"params": g.params, "lr": number.set(g.rate)} for g, number in zip(groups, self._rates, strict=True)],
-            fused=device.type in FUSED,
-            capturable=self.recorded,
-        )
+        self._entries: list[dict[str, Any]] = [
+            {"params": g.params, "lr": number.set(g.rate)} for g, number in zip(groups, self._rates, strict=True)
+        ]
+        adam = [entry for g, entry in zip(groups, self._entries, strict=True) if not g.by_layer]
+        layers = [entry for g, entry in zip(groups, self._entries, strict=True) if g.by_layer]
+        # torch's optimizers keep the dictionaries that they are given: rates are set in these.
+        self._rules: list[torch.optim.Optimizer] = []
+        if adam:
+            self._rules.append(torch.optim.Adam(adam, fused=device.type in FUSED, capturable=self.recorded))
+        if layers:
+            self._rules.append(LayerMomentum(layers))
 
     def schedule(self, share: float, warmth: float = 1.0) -> None:
         """Set the rates for an iteration at ``share`` of the way, 0 to 1, times ``warmth`` where they decay."""
-        for group, entry, number in zip(self.groups, self._adam.param_groups, self._rates, strict=True):
+        for group, entry, number in zip(self.groups, self._entries, self._rates, strict=True):
             if group.decays:
                 entry["lr"] = number.set(group.rate * warmth * 0.5 * (1 + math.cos(math.pi * share)))
 
@@ -74,9 +83,11 @@ class Descent:
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
         self.workers.mean_([t.grad for group in self.groups for t in group.params if t.grad is not None])
-        self._adam.step()
+        for rule in self._rules:
+            rule.step()
         return total
 
     def forget(self) -> None:
         """Let the gradients go."""
-        self._adam.zero_grad(set_to_none=True)
+        for rule in self._rules:
+            rule.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-from .augmentation import augmented, mirrored
+from .augmentation import Mixing, augmented, mirrored
 from .batches import WHOLE, forward_batches, forward_size, images_at_once, interleaved, made_shapes, whole_batches
 from .bridging import bridged, own_batch, rebridged
 from .parts import advance, read_behind
@@ -8,6 +8,7 @@ from .steps import ActivationHook, Network, Step, WeightHook
 __all__ = [
     "WHOLE",
     "ActivationHook",
+    "Mixing",
     "Network",
     "QuantizedWeight",
     "Simulation",

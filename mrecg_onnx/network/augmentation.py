@@ -1,14 +1,15 @@
-"""Random variants of images: mirrored, shifted, cropped and brought back to size."""
+"""Random variants of images: mirrored, shifted, cropped and brought back to size; and images mixed with each other."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["augmented", "mirrored"]
+__all__ = ["Mixing", "augmented", "mirrored"]
 
 #: Largest shift, as a share of the side: 4 pixels of CIFAR's 32, as usual in training there.
 SHIFT = 1 / 8
@@ -20,6 +21,36 @@ AREA, RATIO = 0.5, 4 / 3
 def mirrored(images: Tensor, layout: str = "nchw") -> Tensor:
     """``images`` with left and right exchanged; the same shape."""
     return images.flip(2 if layout == "nhwc" else -1)
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Which images of a batch are mixed with which, and how much of each stays (mixup: Zhang et al. 2018, eq. 1).
+
+    Without labels: the float network says what a mixture is (as in Beyer et al. 2022, "function matching").
+
+    Attributes:
+        partner: another image for each, int64 of shape [N].
+        share: what stays of each image, in [0, 1], float32 of shape [N]; 1 leaves it as it is.
+    """
+
+    partner: Tensor
+    share: Tensor
+
+    @classmethod
+    def draw(cls, count: int, generator: torch.Generator) -> Mixing:
+        """One half of ``count`` images mixed with others, each at a share drawn evenly; ``generator`` is of the CPU."""
+        partner = torch.randperm(count, generator=generator)
+        share = torch.rand(count, generator=generator)
+        alone = torch.rand(count, generator=generator) < 0.5
+        return cls(partner, torch.where(alone, 1.0, share))
+
+    def mix(self, images: Tensor) -> Tensor:
+        """The mixtures of ``images`` [N, ...]; same shape, type and order in memory."""
+        share = self.share.to(images.device).view(-1, *[1] * (images.dim() - 1))
+        values = images if images.is_floating_point() else images.float()
+        made = torch.lerp(values[self.partner.to(images.device)], values, share.to(values.dtype))
+        return made if images.is_floating_point() else made.round().to(images.dtype)
 
 
 def augmented(images: Tensor, kind: str, generator: torch.Generator, layout: str = "nchw") -> Tensor:

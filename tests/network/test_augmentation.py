@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mrecg_onnx.network import augmented, mirrored
+from mrecg_onnx.network import Mixing, augmented, mirrored
 
 #: Every pixel its own value, so that it can be followed.
 SIDE = 16
@@ -85,3 +85,26 @@ def test_crops_are_parts_of_half_the_area_or_more_at_full_size():
 def test_a_mirror_image_is_its_own_way_back():
     assert torch.equal(mirrored(mirrored(IMAGES)), IMAGES)
     assert torch.equal(mirrored(IMAGES.permute(0, 2, 3, 1), "nhwc").permute(0, 3, 1, 2), mirrored(IMAGES))
+
+
+def test_half_of_a_batch_is_mixed_at_shares_between_both():
+    count = 400
+    mixing = Mixing.draw(count, seeded())
+    images = torch.arange(float(count)).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+    made = mixing.mix(images)
+    assert made.shape == images.shape
+    assert torch.equal(made, made[:, :1, :1, :1].expand_as(made))
+    value, partner = made[:, 0, 0, 0], mixing.partner.float()
+    torch.testing.assert_close(value, mixing.share * images[:, 0, 0, 0] + (1 - mixing.share) * partner)
+    whole = (value == images[:, 0, 0, 0]).float().mean()
+    assert 0.4 < whole < 0.6
+    assert sorted(mixing.partner.tolist()) == list(range(count))
+    assert torch.equal(mixing.partner, Mixing.draw(count, seeded()).partner)
+
+
+def test_mixtures_keep_type_and_order_in_memory():
+    pixels = torch.randint(0, 256, (8, 3, 9, 7), dtype=torch.uint8, generator=seeded())
+    assert Mixing.draw(8, seeded()).mix(pixels).dtype == torch.uint8
+    images = IMAGES.contiguous(memory_format=torch.channels_last)
+    assert Mixing.draw(len(images), seeded()).mix(images).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(Mixing.draw(1, seeded()).mix(IMAGES[:1]), IMAGES[:1])
