@@ -1,4 +1,4 @@
-"""Descent on groups of variables, each with its rule, rate and schedule, in one process or averaged over several, recordable on a GPU."""
+"""Descent on groups of variables, each with its rule, rate and schedule, averaged over processes, recordable on a GPU."""
 
 from __future__ import annotations
 

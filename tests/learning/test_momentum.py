@@ -59,11 +59,15 @@ def test_groups_of_both_rules_follow_one_schedule():
     descent = Descent(
         [Group([adam], 0.1, decays=True), Group([layer], 0.1, decays=True, by_layer=True)], CPU, Workers()
     )
+
+    def loss() -> torch.Tensor:
+        return (adam + layer).sum()
+
     descent.schedule(1.0)
-    descent.step([lambda: (adam + layer).sum()])
+    descent.step([loss])
     assert torch.equal(adam, torch.ones(3))
     assert torch.equal(layer, torch.ones(3))
     descent.schedule(0.0)
-    descent.step([lambda: (adam + layer).sum()])
+    descent.step([loss])
     torch.testing.assert_close(adam.detach(), torch.full((3,), 0.9), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(layer.detach(), torch.full((3,), 0.9))
