@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 
 from mrecg_onnx.data import Dataset
+from mrecg_onnx.finishing.judging import Judge, Variants
 from mrecg_onnx.finishing.oscillation import Oscillations
 from mrecg_onnx.finishing.settings import FinishSettings
 from mrecg_onnx.finishing.whole_network import WholePass, slices, training_bytes
 from mrecg_onnx.learning import Checkpoint, Descent, Group, Inputs, Masks, Trainable
-from mrecg_onnx.machine import Batch, Iterations, Pool, Run, Workers, give_back
-from mrecg_onnx.measures import OutputScales, OutputSums, add_sums, output_sums, task_loss
+from mrecg_onnx.machine import Batch, Iterations, Pool, Run, give_back
+from mrecg_onnx.measures import OutputScales
 from mrecg_onnx.methods import METHODS
-from mrecg_onnx.network import Mixing, Simulation, State, augmented
+from mrecg_onnx.network import Mixing, Simulation, State
 from mrecg_onnx.planning import UnitPlan
 from mrecg_onnx.progress import Progress, UnitResult
 from mrecg_onnx.quantizers import LatentRounding
@@ -49,12 +50,8 @@ ASKED = (0.5, 0.75, 1.0)
 STEPS_SHARE, MOST_STEPS = 0.4, 400
 #: Weights up to which it was seen to gain (docs/method.md 22): at four bits units leave nothing that so few images could teach.
 FEW_BITS = 3
-#: Held-out images that decide, at most; images that tell the scales of outputs.
-JUDGES = 256
 #: Bytes of activations that training keeps on the CPU at most: MobileNetV2 takes as long in parts of 4 images as in parts of 32.
 ROOM = 1 << 30
-#: Images that held-out networks are run on at a time.
-FORWARD = 16
 
 
 @dataclass(frozen=True)
@@ -140,8 +137,9 @@ def _finished(
         share, simulation, Pool(run.cache_budget(), simulation.network.device), quantize_activations=False
     )
     training, held_out = inputs.split(settings.held_out, settings.seed)
-    judge = _Judge(simulation, inputs, (held_out if len(held_out) else training)[:JUDGES], workers)
-    course = _Course(run, simulation, inputs, training, settings, share, judge.scales, steps)
+    variants = Variants.of(settings, share)
+    judge = Judge(simulation, inputs, (held_out if len(held_out) else training), workers, variants)
+    course = _Course(run, simulation, inputs, training, settings, variants, judge.scales, steps)
     if not workers.once(course.trains):
         logger.warning(
             "the finishing stage is left out: no gradient reaches a weight or a scale from the network's outputs"
@@ -198,16 +196,14 @@ class _Course:
         inputs: Inputs,
         training: Tensor,
         settings: FinishSettings,
-        dataset: Dataset,
+        variants: Variants,
         scales: OutputScales,
         steps: int,
     ) -> None:
         self.simulation, self.steps, self.training, self.inputs = simulation, steps, training, inputs
         network, workers = simulation.network, run.workers
         self._generator = torch.Generator().manual_seed(workers.seed(settings.seed))
-        # The format of images is known; arrays may be anything.
-        self._layout = dataset.preprocess.layout or "nchw" if dataset.preprocess is not None else None
-        self._augment = settings.augment if settings.augment != "none" else "shift"
+        self._variants = variants
         own = network.batch or 1
         self._size = -(-max(1, settings.batch_size // workers.size) // own) * own
         # Some graphs do not run on one image, whose axis a Squeeze takes away.
@@ -286,9 +282,8 @@ class _Course:
         mixings: dict[int, Mixing] = {}  # by length: what belongs together is mixed alike
         found: Batch = {}
         for name, store in self.inputs.floating.items():
-            x = store.gather(index)
-            if self._layout is not None and x.dim() == 4:
-                x = augmented(x, self._augment, self._generator, self._layout)
+            x = self._variants.draw(store.gather(index), self._generator)
+            if self._variants.images(x):
                 if len(x) not in mixings:
                     mixings[len(x)] = Mixing.draw(len(x), self._generator)
                 x = mixings[len(x)].mix(x)
@@ -310,32 +305,3 @@ class _Course:
             return self.run.loss(part, answers) * (len(next(iter(part.values()))) / total)
 
         return self._descent.step([lambda number=number: loss(number) for number in numbers])  # type: ignore[misc]
-
-
-class _Judge:
-    """The loss on held-out images, of all processes together."""
-
-    def __init__(self, simulation: Simulation, inputs: Inputs, index: Tensor, workers: Workers) -> None:
-        self.simulation, self.workers = simulation, workers
-        sums: dict[str, OutputSums] = {}
-        self.pairs: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
-        for part in torch.split(index, FORWARD):
-            images = {n: s.gather(part) for n, s in inputs.floating.items()}
-            with torch.no_grad():
-                answers = simulation.network.run(images)
-            add_sums(sums, output_sums(answers, answers))
-            self.pairs.append((images, answers))
-        together: dict[str, OutputSums] = {}
-        for found in workers.gather(sums):
-            add_sums(together, found)
-        self.scales = OutputScales.of(together, self.pairs[0][1], self.pairs[0][0])
-
-    def loss(self) -> float:
-        """Mean over the images of :func:`mrecg_onnx.measures.task_loss` for the network as the file has it."""
-        total, count = 0.0, 0
-        for images, answers in self.pairs:
-            rows = len(next(iter(images.values())))
-            total += rows * float(task_loss(self.simulation.run(images), answers, self.scales))
-            count += rows
-        total, images_of_all = self.workers.total([total, count])
-        return total / max(1.0, images_of_all)
