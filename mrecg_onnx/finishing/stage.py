@@ -25,7 +25,7 @@ from mrecg_onnx.learning import Checkpoint, Descent, Group, Inputs, Masks, Train
 from mrecg_onnx.machine import Batch, Iterations, Pool, Run, give_back
 from mrecg_onnx.measures import OutputScales
 from mrecg_onnx.methods import METHODS
-from mrecg_onnx.network import Mixing, Simulation, State
+from mrecg_onnx.network import Simulation, State
 from mrecg_onnx.planning import UnitPlan
 from mrecg_onnx.progress import Progress, UnitResult
 from mrecg_onnx.quantizers import LatentRounding
@@ -279,15 +279,11 @@ class _Course:
     def _batch(self, size: int) -> Batch:
         """Random variants of ``size`` random images, some mixed with each other, by part and input."""
         index = self.training[torch.randint(0, len(self.training), (size,), generator=self._generator)]
-        mixings: dict[int, Mixing] = {}  # by length: what belongs together is mixed alike
+        images = self._variants.draw({n: s.gather(index) for n, s in self.inputs.floating.items()}, self._generator)
         found: Batch = {}
-        for name, store in self.inputs.floating.items():
-            x = self._variants.draw(store.gather(index), self._generator)
-            if self._variants.images(x):
-                if len(x) not in mixings:
-                    mixings[len(x)] = Mixing.draw(len(x), self._generator)
-                x = mixings[len(x)].mix(x)
-            found |= {(str(i), name): part for i, part in enumerate(torch.split(x, self._part * store.rows))}
+        for name, x in images.items():
+            parts = torch.split(x, self._part * self.inputs.floating[name].rows)
+            found |= {(str(i), name): part for i, part in enumerate(parts)}
         return found
 
     def _both(self, inputs: Batch, number: str = "0") -> tuple[dict[str, Tensor], dict[str, Tensor]]:
