@@ -24,18 +24,13 @@ RESULTS = Path(__file__).parent / "results"
 RECIPES: dict[str, list[str]] = {
     "units, 1,000 iterations": ["--iters", "1000"],
     "units, 100 iterations": ["--method", "brecq", "--iters", "100"],
-    "units, 100 iterations, then 400 steps": [
-        "--method",
-        "brecq",
-        "--iters",
-        "100",
-        "--finish",
-        "400",
-        "--batch-size",
-        "64",
-    ],
+    "units, 100 iterations, then 800 steps": ["--method", "brecq", "--iters", "100", "--finish", "800"],
+    "units, 125 iterations": ["--method", "brecq", "--iters", "125"],
     "units, 1,000 iterations, then 400 steps": ["--iters", "1000", "--finish", "400"],
-}
+    "units, 1,500 iterations with mirror images, then 1,500 steps": [
+        "--method", "brecq", "--iters", "1500", "--augment", "flip", "--finish", "1500",
+    ],
+}  # fmt: skip
 
 
 def measure(network: str, bits: str, recipe: str, seed: int, root: Path) -> dict[str, Any]:
