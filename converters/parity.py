@@ -234,9 +234,10 @@ def _run_torch(module: torch.nn.Module, model: onnx.ModelProto, feeds: Arrays, *
     parameter = next(iter(module.parameters()), next(iter(module.buffers()), None))
     device = torch.device("cpu") if parameter is None else parameter.device
     tensors = [torch.from_numpy(np.array(array)).to(device) for array in feeds.values()]
-    if device.type == "cpu":  # where convolutions are faster so
-        tensors = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in tensors]
     recorder = _Recorder(module, keep=keep) if isinstance(module, fx.GraphModule) else None
+    # Convolutions on a CPU are faster so; a module of somebody else may look at its inputs in one order only.
+    if recorder is not None and device.type == "cpu":
+        tensors = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in tensors]
     with torch.no_grad():
         found = module(*tensors) if recorder is None else recorder.run(*tensors)
     outputs = found if isinstance(found, tuple) else (found,)

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: Changes where entries are written in another form, or decisions of the same name are made in another way.
-FORMAT = 1
+FORMAT = 2
 #: A larger file is not read: no run writes one.
 LARGEST = 16 << 20
 #: Decisions of a kind that are kept for each thing decided on: of as many runs, the last ones.

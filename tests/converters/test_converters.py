@@ -1162,3 +1162,16 @@ class TestOperators:
 def test_a_sum_tells_what_is_not_finite_and_one_too_large_does_not(values, finite):
     assert all_finite(torch.tensor(values)) is finite
     assert all_finite(torch.tensor([1, 2]))
+
+
+def test_a_module_of_somebody_else_sees_its_inputs_in_order():
+    class Viewing(torch.nn.Module):
+        def forward(self, x):
+            return x.view(len(x), -1)
+
+    source = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 13]> g (float[2, 3, 4, 5] x) => (float[2, 60] y) { y = Flatten(x) }'
+    )
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
+    assert check_parity(source, Viewing(), {"x": x}) == 0.0
+    assert check_parity(source, to_torch(source), {"x": x}) == 0.0
