@@ -91,3 +91,10 @@ class Descent:
         """Let the gradients go."""
         for rule in self._rules:
             rule.zero_grad(set_to_none=True)
+
+    def restart(self) -> None:
+        """Forget all that was learned about gradients; in place, for what is recorded."""
+        for rule in self._rules:
+            for state in rule.state.values():
+                for value in state.values():
+                    value.zero_()

@@ -46,11 +46,12 @@ class LayerMomentum(torch.optim.Optimizer):
         state = self.state[variable]
         if not state:
             state["mean"], state["square"] = torch.zeros_like(variable), grad.new_zeros(())
-            state["known"], state["decay"] = grad.new_zeros((2,)), grad.new_tensor((MEAN, SQUARE))
-        mean, square, known = state["mean"], state["square"], state["known"]
+            # What the means have of their full weight: they begin at zero.
+            state["mean_known"], state["square_known"] = grad.new_zeros(()), grad.new_zeros(())
+        mean, square = state["mean"], state["square"]
         mean.lerp_(grad, 1.0 - MEAN)
         square.lerp_(grad.square().mean(), 1.0 - SQUARE)
-        # What the means still lack of their full weight: they begin at zero.
-        known.copy_(1.0 - (1.0 - known) * state["decay"])
-        spread = (square / known[1]).sqrt().clamp(min=TINY)
-        variable.sub_((mean / (known[0] * spread)).clamp_(-LONGEST, LONGEST) * rate)
+        mean_known = state["mean_known"].mul_(MEAN).add_(1.0 - MEAN)
+        square_known = state["square_known"].mul_(SQUARE).add_(1.0 - SQUARE)
+        spread = (square / square_known).sqrt().clamp(min=TINY)
+        variable.sub_((mean / (mean_known * spread)).clamp_(-LONGEST, LONGEST) * rate)

@@ -131,6 +131,7 @@ def test_little_memory_gives_the_same(tmp_path):
 
 def test_what_is_worse_on_held_out_images_is_put_back(tmp_path, monkeypatch):
     monkeypatch.setattr("mrecg_onnx.finishing.stage.RATE_SCALES", 3.0)
+    monkeypatch.setattr("mrecg_onnx.finishing.stage.TRIED", ())
     stage, dataset, settings = lesson(tmp_path, residual(), finish=12)
     stage.simulation.fit_biases()
     before = stage.simulation.state()
@@ -144,6 +145,19 @@ def test_what_is_worse_on_held_out_images_is_put_back(tmp_path, monkeypatch):
         assert torch.equal(after.weights[name].grid.scale, quantized.grid.scale)
     for name, grid in before.activations.items():
         assert torch.equal(after.activations[name].scale, grid.scale)
+
+
+def test_rates_that_a_network_does_not_stand_are_lowered(tmp_path, monkeypatch, caplog):
+    """From the start again, at a quarter each time: what is learned in the end is better than the units' solution."""
+    monkeypatch.setattr("mrecg_onnx.finishing.stage.RATE_SCALES", 3.0)
+    stage, dataset, settings = lesson(tmp_path, residual(), finish=80)
+    with caplog.at_level("INFO", logger="mrecg_onnx.finishing.stage"):
+        result = finish(Run(memory=GIB), stage.simulation, dataset, settings, dict)
+    lowered = [r.message for r in caplog.records if r.message.endswith("from the start at lower rates")]
+    assert lowered
+    assert lowered[0].startswith("finishing, step 10 of 80: ")
+    assert result.kept == "learned"
+    assert result.loss < 0.9 * result.loss_nearest
 
 
 def test_the_outcome_is_kept_and_taken_up(tmp_path):

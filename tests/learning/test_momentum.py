@@ -71,3 +71,25 @@ def test_groups_of_both_rules_follow_one_schedule():
     descent.step([loss])
     torch.testing.assert_close(adam.detach(), torch.full((3,), 0.9), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(layer.detach(), torch.full((3,), 0.9))
+
+
+def test_after_a_restart_descent_is_as_new():
+    gradients = list(torch.randn(6, 5, generator=torch.Generator().manual_seed(2)))
+
+    def course(restarted: bool) -> list[torch.Tensor]:
+        variables = [torch.zeros(5, requires_grad=True) for _ in range(2)]
+        groups = [Group([x], 0.1, decays=True, by_layer=i == 1) for i, x in enumerate(variables)]
+        descent = Descent(groups, CPU, Workers())
+        if restarted:
+            for gradient in gradients[:3]:
+                descent.step([lambda g=gradient: sum((x * g).sum() for x in variables)])
+            descent.restart()
+            with torch.no_grad():
+                for x in variables:
+                    x.zero_()
+        for gradient in gradients[3:]:
+            descent.step([lambda g=gradient: sum((x * g).sum() for x in variables)])
+        return [x.detach() for x in variables]
+
+    for a, b in zip(course(False), course(True), strict=True):
+        torch.testing.assert_close(a, b)
