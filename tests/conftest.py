@@ -9,10 +9,15 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import hypothesis
 import psutil
 import pytest
 
 pytest.register_assert_rewrite("helpers.command_line")
+
+# How long an example takes, or making one, says what else the machine does.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 
 #: What a worker takes of memory at most, in bytes.
 WORKER_BYTES = 2 * 2**30
