@@ -50,8 +50,9 @@ ASKED = (0.5, 0.75, 1.0)
 #: tell no smaller difference.
 CLEARLY = 0.95
 #: Shares of the way at which they are asked whether the rates suit the network; where their loss is that many times what it was,
-#: all begins again at so much of the rates. What ResNets stand takes MobileNetV2 from a loss of 1.2 to one of 3.
-TRIED, TOO_FAR, SLOWER = (0.125, 0.25, 0.375), 1.5, 0.25
+#: all begins again at so much of the rates. What ResNets stand (one and a half times the loss on the way) takes MobileNetV2 from
+#: a loss of 1.2 to one of 3.
+TRIED, TOO_FAR, SLOWER = (0.125, 0.25, 0.375), 2.0, 0.5
 #: Steps for each iteration of a unit where the user does not say, and the most of them.
 STEPS_SHARE, MOST_STEPS = 0.4, 400
 #: Weights up to which it was seen to gain (docs/method.md 22): at four bits units leave nothing that so few images could teach.

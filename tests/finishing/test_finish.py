@@ -148,7 +148,7 @@ def test_what_is_worse_on_held_out_images_is_put_back(tmp_path, monkeypatch):
 
 
 def test_rates_that_a_network_does_not_stand_are_lowered(tmp_path, monkeypatch, caplog):
-    """From the start again, at a quarter each time: what is learned in the end is better than the units' solution."""
+    """From the start again, at half of them each time: what is learned in the end is better than the units' solution."""
     monkeypatch.setattr("mrecg_onnx.finishing.stage.RATE_SCALES", 3.0)
     stage, dataset, settings = lesson(tmp_path, residual(), finish=80)
     with caplog.at_level("INFO", logger="mrecg_onnx.finishing.stage"):
