@@ -27,9 +27,8 @@ RECIPES: dict[str, list[str]] = {
     "units, 100 iterations, then 800 steps": ["--method", "brecq", "--iters", "100", "--finish", "800"],
     "units, 125 iterations": ["--method", "brecq", "--iters", "125"],
     "units, 1,000 iterations, then 400 steps": ["--iters", "1000", "--finish", "400"],
-    "units, 1,500 iterations with mirror images, then 1,500 steps": [
-        "--method", "brecq", "--iters", "1500", "--augment", "flip", "--finish", "1500",
-    ],
+    "units, 300 iterations with mirror images": ["--method", "brecq", "--iters", "300", "--augment", "flip"],
+    "units, 1,500 iterations with mirror images": ["--method", "brecq", "--iters", "1500", "--augment", "flip"],
 }  # fmt: skip
 
 
