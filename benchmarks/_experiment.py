@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import subprocess
 import sys
 import time
@@ -236,6 +237,46 @@ def referee(root: Path, model: str | Path, dataset: str, against: Path | None = 
         command += ["--against", str(against)]
     said: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return said
+
+
+def timed(command: list[str]) -> dict[str, Any]:
+    """CPU seconds, peak megabytes and output of ``command``, run on one thread."""
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as process:
+        assert process.stdout is not None
+        said = process.stdout.read()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)[:200]}\n{said}")
+    return {"cpu": round(used.ru_utime + used.ru_stime, 1), "peak_mb": used.ru_maxrss // 1024, "said": said}
+
+
+def builds(named: Sequence[str]) -> dict[str, str]:
+    """Programs by name: this build's as "now", and those given as NAME=COMMAND."""
+    own = Path(sys.executable).with_name("mrecg-onnx")
+    return {"now": str(own), **dict(entry.split("=", 1) for entry in named)}
+
+
+def measure_missing(
+    store: Rows,
+    points: Mapping[str, dict[str, Any]],
+    measure: Callable[[str, dict[str, Any], Any], dict[str, Any]],
+    write: Callable[[Rows], None],
+    args: argparse.Namespace,
+) -> None:
+    """Measure the points without a row one by one, each kept and drawn at once; with ``--draw`` only the page is written."""
+    for key in () if args.draw else store.missing(list(points), again=args.again):
+        row = measure(key, points[key], args)
+        store.add(key, row)
+        print(json.dumps({k: v for k, v in row.items() if k != "header"}), flush=True)
+        write(store)
+    write(store)
 
 
 def measured(key: str, model: str, args: argparse.Namespace, settings: Any) -> tuple[Run, dict[str, Any]]:

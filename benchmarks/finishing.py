@@ -9,14 +9,12 @@ and checking included. Accuracy is the referee's. A row is kept as soon as it is
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from _experiment import Rows
+from _experiment import Rows, timed
 from main import SETS, referee
 
 RESULTS = Path(__file__).parent / "results"
@@ -42,13 +40,7 @@ def measure(network: str, bits: str, recipe: str, seed: int, root: Path) -> dict
         sys.executable, "-m", "mrecg_onnx", "quantize", str(model), "--calib", str(root / "data" / dataset / "calib"),
         "--wbits", wbits, "--abits", abits, "--seed", str(seed), "-o", str(out), *RECIPES[recipe],
     ]  # fmt: skip
-    with subprocess.Popen(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as child:
-        _, status, used = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise SystemExit(f"failed: {' '.join(command)}")
+    used = timed(command)
     found = referee(root, out, dataset, None)
     return {
         "network": network,
@@ -56,8 +48,8 @@ def measure(network: str, bits: str, recipe: str, seed: int, root: Path) -> dict
         "recipe": recipe,
         "seed": seed,
         "top1": found["top1"],
-        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
-        "peak_mib": used.ru_maxrss // 1024,
+        "cpu_seconds": used["cpu"],
+        "peak_mib": used["peak_mb"],
     }
 
 

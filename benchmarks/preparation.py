@@ -12,15 +12,10 @@ merged by key into benchmarks/results/preparation.json (.csv); preparation.md is
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
-from _experiment import BUILD, RESULTS, SETS, Rows, arguments, machine, referee
+from _experiment import BUILD, RESULTS, SETS, Rows, arguments, builds, machine, measure_missing, referee, timed
 
 #: What NNCF is asked for, run by its own interpreter: model, folder, file to write.
 NNCF = """
@@ -45,24 +40,6 @@ onnx.save(nncf.quantize(graph, nncf.Dataset(files, load)), out)
 """
 
 
-def timed(command: list[str]) -> dict[str, Any]:
-    """CPU seconds, peak megabytes and output of ``command``, run on one thread."""
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    ) as process:
-        assert process.stdout is not None
-        said = process.stdout.read()
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)[:200]}\n{said}")
-    return {"cpu": round(used.ru_utime + used.ru_stime, 1), "peak_mb": used.ru_maxrss // 1024, "said": said}
-
-
 def measure(key: str, point: dict[str, Any], args: Any) -> dict[str, Any]:
     model = args.data / "models" / f"{point['model']}.onnx"
     folder = args.data / "data" / SETS[point["model"]] / "calib"
@@ -77,11 +54,12 @@ def measure(key: str, point: dict[str, Any], args: Any) -> dict[str, Any]:
         found = timed([*command, "--wbits", wbits, "--abits", abits, "-o", str(out)])
     said = found.pop("said")
     equalized = re.search(r"(\d+) of (\d+) streams", said)
+    measured = referee(args.data, out, SETS[point["model"]], model)
     return {
         **point,
         **found,
         "equalized": equalized.group() if equalized else "",
-        **{k: referee(args.data, out, SETS[point["model"]], model)[k] for k in ("top1", "against_top1", "sqnr_db")},
+        **{k: measured[k] for k in ("top1", "against_top1", "sqnr_db")},
     }
 
 
@@ -112,8 +90,7 @@ def main() -> None:
     parser.add_argument("--bits", nargs="*", default=["W8A8", "W4A4"])
     parser.add_argument("--samples", nargs="*", type=int, default=[0, 200])
     args = parser.parse_args()
-    own = Path(sys.executable).with_name("mrecg-onnx")
-    args.builds = {"now": str(own), **dict(entry.split("=", 1) for entry in args.build)}
+    args.builds = builds(args.build)
     models, every = (["mobilenetv2_imagenet"], ["W8A8"]) if args.quick else (args.models, args.bits)
     store = Rows("preparation")
     points = {
@@ -126,12 +103,7 @@ def main() -> None:
             *(["nncf"] if args.nncf and not samples and bits == "W8A8" and "imagenet" in model else []),
         )
     }
-    for key in () if args.draw else store.missing(list(points), again=args.again):
-        row = measure(key, points[key], args)
-        store.add(key, row)
-        print(json.dumps({k: v for k, v in row.items() if k != "header"}), flush=True)
-        write(store)
-    write(store)
+    measure_missing(store, points, measure, write, args)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,10 @@ short_runs.md is written from them.
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
-from pathlib import Path
 from typing import Any
 
-from _experiment import BUILD, RESULTS, SETS, Rows, arguments, machine, referee
-from preparation import timed
+from _experiment import BUILD, RESULTS, SETS, Rows, arguments, builds, machine, measure_missing, referee, timed
 
 MODEL, WBITS, ABITS = "mobilenetv2_imagenet", 4, 8
 
@@ -67,8 +63,7 @@ def main() -> None:
     parser.add_argument("--samples", nargs="*", type=int, default=[0])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     args = parser.parse_args()
-    own = Path(sys.executable).with_name("mrecg-onnx")
-    args.builds = {"now": str(own), **dict(entry.split("=", 1) for entry in args.build)}
+    args.builds = builds(args.build)
     store = Rows("short_runs")
     points = {
         f"short-{iters}-{batch}-{samples}-{tool}-{seed}": {
@@ -80,12 +75,7 @@ def main() -> None:
         for seed in (args.seeds[:1] if args.quick else args.seeds)
         for tool in args.tools or args.builds
     }  # fmt: skip
-    for key in () if args.draw else store.missing(list(points), again=args.again):
-        row = measure(key, points[key], args)
-        store.add(key, row)
-        print(json.dumps({k: v for k, v in row.items() if k != "header"}), flush=True)
-        write(store)
-    write(store)
+    measure_missing(store, points, measure, write, args)
 
 
 if __name__ == "__main__":
