@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 __all__ = ["OnnxConv", "OnnxConvTranspose", "OnnxGemm", "OnnxMatMulConst", "WeightedModule"]
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 #: torch has oneDNN; and the number of images from which it takes it for any convolution.
 _ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 _MANY = 16
-_CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 def _pointwise_alone(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

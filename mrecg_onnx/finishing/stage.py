@@ -174,7 +174,7 @@ def _finished(
                     ": from the start at lower rates" if again else "",
                 )
                 if again:
-                    course.restart()
+                    course.restart(step + 1)
             if run.report is not None and (step % 10 == 9 or step == steps - 1):
                 run.report(Progress(STAGE, "network", 0, 1, step + 1, steps, float(loss)))
     _put_back(simulation, workers.once(lambda: kept))
@@ -248,7 +248,7 @@ class _Course:
         self._descent = Descent([g for g in groups if g.params], network.device, workers)
         self._variables = [t for g in groups for t in g.params]
         self._start, self._slowness = [t.detach().clone() for t in self._variables], 1.0
-        self._begun = self._taken = 0
+        self._begun = 0
         self._oscillations: Oscillations | None = None
         self._iterations = Iterations(self._iterate, network.device, record=self._descent.recorded)
 
@@ -260,7 +260,6 @@ class _Course:
         """Take step ``number``; returns the loss before it."""
         warmth = min(1.0, (number + 1 - self._begun) / WARM_UP)
         self._descent.schedule(number / self.steps, warmth * self._slowness)
-        self._taken = number + 1
         loss = self._iterations("step", self._batch(self._size))
         for rounding in self.roundings.values():
             rounding.confine()
@@ -269,14 +268,14 @@ class _Course:
             self._oscillations.watch()
         return loss
 
-    def restart(self) -> None:
-        """Go back to where the units left the network, and on from there at lower rates."""
+    def restart(self, number: int) -> None:
+        """Go back to where the units left the network, and on from there with step ``number`` at lower rates."""
         with torch.no_grad():
             for variable, start in zip(self._variables, self._start, strict=True):
                 variable.copy_(start)
         self._descent.restart()
         self._slowness *= SLOWER
-        self._begun = self._taken
+        self._begun = number
 
     @contextmanager
     def running(self) -> Iterator[None]:
