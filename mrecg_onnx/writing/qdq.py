@@ -20,7 +20,9 @@ when they are kept in 8-bit tensors, so
 9. an activation of 16 bits is uint16, which needs opset 21. The runtime has no integer kernels and no Clip for it: a Relu or
    Clip in front stays where it is, and a Pad works on the values;
 10. a pool that its integer kernel gets wrong or refuses is parted from the quantizer behind it by a LeakyRelu with slope 1,
-    which returns its input: straight between quantizers the runtime would take that kernel (measured with 1.31 and 1.32).
+    which returns its input: straight between quantizers the runtime would take that kernel (measured with 1.31 and 1.32);
+11. every reader of dequantized values has a DequantizeLinear of its own: OpenCV 5.0 stops at one with two readers, and the
+    runtime makes the same of both forms.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from mrecg_onnx.writing.exported import Exported
 from mrecg_onnx.writing.integer_nodes import note_float_layers, note_integer_nodes
 from mrecg_onnx.writing.layers import write_layer
 from mrecg_onnx.writing.opsets import MIN_IR, MIN_OPSET, WIDE_OPSET
+from mrecg_onnx.writing.readers import part_readers
 from mrecg_onnx.writing.writer import Writer
 
 __all__ = ["export"]
@@ -72,6 +75,7 @@ def export(model: ir.Model, simulation: Simulation, metadata: Mapping[str, str])
         _keep_float(writer, node)
     for node in lacking:
         _part_from_quantizer(writer, node)
+    part_readers(copy)
     copy.graph.sort()
     remove_unused(copy)  # a Pad of codes leaves the DequantizeLinear in front without a reader
     note_integer_nodes(copy, simulation, result)

@@ -28,6 +28,7 @@ from mrecg_onnx.writing.constants import along, array_of
 from mrecg_onnx.writing.containers import container_of
 from mrecg_onnx.writing.keys import TARGET_KEY
 from mrecg_onnx.writing.pairs import dequantizers, is_constant, parts_an_add, quantized_value, quantizer_of
+from mrecg_onnx.writing.readers import part_readers
 from mrecg_onnx.writing.rule_checks import broken_rules
 
 __all__ = ["retarget", "target_of"]
@@ -55,6 +56,7 @@ def retarget(model: onnx.ModelProto, target: Target, where: str = "the model") -
     if target_of(model) != "ort":
         raise ModelError(f"{where}: was written for {target_of(model)}; targets are made from a file for ort")
     graph = ir.from_proto(model)
+    part_readers(graph)  # files of older versions share them
     for rule, choice, step in _STEPS:
         if getattr(target, rule) == choice:
             step(graph, where, target)
@@ -101,18 +103,20 @@ def _plain_branches(model: ir.Model, _where: str, _target: Target) -> None:
 def _pooled_operands(model: ir.Model, _where: str, _target: Target) -> None:
     """The codes that an Add alone reads of a convolution pass a MaxPool of one code."""
     graph = model.graph
-    for node, *_ in dequantizers(model):
-        codes, users = node.inputs[0], {reader.op_type for reader in readers(node.outputs[0])}
+    for codes in dict.fromkeys(node.inputs[0] for node, *_ in dequantizers(model)):
         maker = quantizer_of(codes)
-        if codes is None or maker is None or len(readers(codes)) > 1 or users != {"Add"}:
+        if codes is None or maker is None:
             continue
+        behind = readers(codes)
+        users = {reader.op_type for node in behind for reader in readers(node.outputs[0])}
         axes = _image_axes(maker.inputs[0])
-        if not axes:
+        if users != {"Add"} or not axes or any(node.op_type != "DequantizeLinear" for node in behind):
             continue
-        pool = ir.node("MaxPool", [codes], {"kernel_shape": [1] * axes}, name=f"{node.name}_MaxPool")
+        pool = ir.node("MaxPool", [codes], {"kernel_shape": [1] * axes}, name=f"{behind[0].name}_MaxPool")
         pool.outputs[0].name = unique_name(graph, f"{codes.name}_pooled")
-        graph.insert_before(node, pool)
-        node.replace_input_with(0, pool.outputs[0])
+        graph.insert_before(behind[0], pool)
+        for node in behind:
+            node.replace_input_with(0, pool.outputs[0])
 
 
 def _image_axes(value: ir.Value | None) -> int:
