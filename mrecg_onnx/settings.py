@@ -26,7 +26,7 @@ STORED_ORDER = (
     "memory", "compile", "drop", "selection", "merges", "joint_iters", "penalty", "alpha", "probe_fraction", "lr_rounding",
     "lr_scale", "rounding", "anneal", "allocation", "size_budget", "avg_wbits", "max_drop", "bias_correction", "loss", "knee",
     "learn_bias", "learn_weight_scales", "rounding_weight", "ranges", "percentile", "channel_bits", "lapq_evaluations",
-    "lapq_images", "range_samples", "held_out", "window", "zeroq_iters", "stop", "finish",
+    "lapq_images", "range_samples", "held_out", "window", "zeroq_iters", "stop", "finish", "symmetric_weights",
 )  # fmt: skip
 
 

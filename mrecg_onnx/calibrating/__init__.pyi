@@ -5,7 +5,7 @@ from .activation_ranges import (
     sample_activations,
 )
 from .kept_grids import recalled_activation_grids, recalled_nearest_weights
-from .nearest_rounding import SYMMETRIC_FROM, nearest_weights
+from .nearest_rounding import nearest_weights
 from .sensitivity import Sensitivity, measure_sensitivity
 from .settings import ZeroqSettings
 from .zeroq import CALIBRATION_KEY, IMAGES, make_images
@@ -13,7 +13,6 @@ from .zeroq import CALIBRATION_KEY, IMAGES, make_images
 __all__ = [
     "CALIBRATION_KEY",
     "IMAGES",
-    "SYMMETRIC_FROM",
     "Sensitivity",
     "ZeroqSettings",
     "activation_grids",

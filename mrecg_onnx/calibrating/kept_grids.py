@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from mrecg_onnx.calibrating.nearest_rounding import SYMMETRIC_FROM, nearest_weights
+from mrecg_onnx.calibrating.nearest_rounding import nearest_weights
 from mrecg_onnx.machine import Kept, short_digest
 from mrecg_onnx.network import Network, QuantizedWeight
 from mrecg_onnx.planning import ActivationPlan, LayerPlan
-from mrecg_onnx.quantizers import Grid, plain_grid, quantize_codes, restored_grid
+from mrecg_onnx.quantizers import Grid, plain_grid, quantize_codes, restored_grid, weight_codes
 
 __all__ = ["recalled_activation_grids", "recalled_nearest_weights"]
 
@@ -51,7 +51,7 @@ def recalled_nearest_weights(
 ) -> dict[str, QuantizedWeight]:
     """:func:`~mrecg_onnx.calibrating.nearest_weights` of ``layers``, on kept grids where those hold.
 
-    A grid depends on the weight's values, its width and its channel axis, and not on images.
+    A grid depends on the weight's values, its width, its channel axis and its kind of codes, and not on images.
     """
     if kept.folder is None:
         return nearest_weights(network, layers, min_max=min_max)
@@ -62,7 +62,7 @@ def recalled_nearest_weights(
         layer, weight = known[name], weights[name]
         channels = None if layer.axis is None else weight.shape[layer.axis]
         grid = restored_grid(plain, bits=layer.wbits, axis=layer.axis, channels=channels, device=weight.device)
-        if grid.symmetric != (layer.wbits >= SYMMETRIC_FROM):
+        if (grid.symmetric, grid.full) != weight_codes(layer.wbits, symmetric=layer.symmetric):
             raise ValueError("the grid of another weight")
         return grid
 
@@ -74,6 +74,7 @@ def recalled_nearest_weights(
         name: {
             "bits": layer.wbits,
             "axis": layer.axis,
+            "symmetric": layer.symmetric,
             "whole range": min_max,
             "weight": short_digest(
                 [str(tuple(weights[name].shape)), weights[name].cpu().contiguous().numpy().tobytes()]

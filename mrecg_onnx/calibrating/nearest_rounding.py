@@ -8,12 +8,9 @@ from torch import Tensor
 
 from mrecg_onnx.network import Network, QuantizedWeight
 from mrecg_onnx.planning import LayerPlan
-from mrecg_onnx.quantizers import P_NORM, quantize_codes, search_range
+from mrecg_onnx.quantizers import P_NORM, quantize_codes, search_weight_range
 
-__all__ = ["SYMMETRIC_FROM", "nearest_weights"]
-
-#: From this width on weights are symmetric: the shifted asymmetric codes would not fit int8 (docs/method.md 6).
-SYMMETRIC_FROM = 8
+__all__ = ["nearest_weights"]
 
 
 def nearest_weights(
@@ -34,11 +31,11 @@ def nearest_weights(
         if layer.excluded:
             continue
         weight: Tensor = network.step(layer.name).module.weight.detach() * factor  # type: ignore[assignment, operator]
-        grid = search_range(
+        grid = search_weight_range(
             weight,
             layer.wbits,
             axis=layer.axis,
-            symmetric=layer.wbits >= SYMMETRIC_FROM,
+            symmetric=layer.symmetric,
             p=p,
             candidates=1 if min_max else None,
         )

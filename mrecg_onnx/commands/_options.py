@@ -115,6 +115,12 @@ plan_options = all_of(
     option(
         BITS, "--first-last-bits", type=int, metavar="2..8", help="Bits of the first and last layers and their inputs."
     ),
+    option(
+        BITS,
+        "--symmetric-weights/--no-symmetric-weights",
+        "symmetric_weights",
+        help="Weight codes are signed, around zero point 0, or have a zero point a channel.  [default: as the target asks]",
+    ),
     option(BITS, "--exclude", multiple=True, metavar="REGEX", help="Nodes that stay in float; repeatable."),
     option(BITS, "--bits", multiple=True, metavar="REGEX=W8A8", help="Bits of single layers by name; repeatable."),
     option(METHOD, "--method", type=click.Choice(list(METHODS)), help="How rounding is learned."),

@@ -79,6 +79,7 @@ def plan_layers(model: ir.Model, settings: BitSettings) -> tuple[LayerPlan, ...]
     excluded = excluded_nodes(model, settings.exclude)
     rules = _matching([r.pattern for r in settings.bits], [n.name or "" for n in weighted], "--bits")
     ahead, behind = ahead_of_layers(model), behind_layers(model)
+    symmetric = settings.weights_symmetric
     layers = []
     for node in weighted:
         position = weight_index(node)
@@ -137,6 +138,7 @@ def plan_layers(model: ir.Model, settings: BitSettings) -> tuple[LayerPlan, ...]
                 first=first,
                 last=last,
                 excluded=out,
+                symmetric=symmetric,
             )
         )
     if all(layer.excluded for layer in layers):

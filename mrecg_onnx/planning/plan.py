@@ -41,6 +41,7 @@ class LayerPlan:
         first: no weighted layer in front.
         last: no weighted layer behind.
         excluded: stays in float.
+        symmetric: its codes lie around zero point 0 at every width, and not from 8 bits on alone.
     """
 
     name: str
@@ -60,6 +61,7 @@ class LayerPlan:
     first: bool = False
     last: bool = False
     excluded: bool = False
+    symmetric: bool = False
 
     @property
     def bridge(self) -> bool:

@@ -57,6 +57,8 @@ class BitSettings(TargetSettings):
         residual: "wide": tensors that low-bit layers share with additions keep 8 bits, the layers read a copy of their
             own width; "shared": one quantizer of the layers' width for all, as in the papers.
         protect: number of activation tensors raised to 8 bits, the most sensitive first.
+        symmetric_weights: weights have signed codes around zero point 0 at every width, -2^(b-1)..2^(b-1)-1 (of 8 bits, which are
+            symmetric anyway, -127..127); None: where the target asks for it.
     """
 
     wbits: Annotated[int, Between(2, 8)] = 4
@@ -66,6 +68,13 @@ class BitSettings(TargetSettings):
     bits: tuple[BitRule, ...] = ()
     residual: Annotated[str, OneOf("wide", "shared")] = "wide"
     protect: Annotated[int, AtLeast(0)] = 0
+    symmetric_weights: bool | None = None
+
+    @property
+    def weights_symmetric(self) -> bool:
+        """:attr:`symmetric_weights`, or what the target says."""
+        asked = self.symmetric_weights
+        return load_target(self.target).weights == "symmetric" if asked is None else asked
 
     def check(self) -> None:
         """Widths exist and the target takes them; patterns are regular expressions."""

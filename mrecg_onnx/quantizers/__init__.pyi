@@ -6,10 +6,10 @@ from .fake_quantization import (
     learnable_fake_quantize,
     quantize_codes,
 )
-from .grids import EPSILON, Grid, symmetric_eight, whole_reciprocal
+from .grids import EPSILON, Grid, symmetric_eight, weight_codes, whole_reciprocal
 from .latent_rounding import LatentRounding
 from .plain_grids import plain_grid, restored_grid
-from .range_search import P_NORM, search_range
+from .range_search import P_NORM, search_range, search_weight_range
 from .ranges import Estimator, chosen_ranges, gauss_clip, is_laplace, laplace_clip, min_max, mse, range_name
 from .rounding import ROUNDINGS, BetaSchedule, LearnedRounding
 from .settings import RangeSettings
@@ -40,6 +40,8 @@ __all__ = [
     "range_name",
     "restored_grid",
     "search_range",
+    "search_weight_range",
     "symmetric_eight",
+    "weight_codes",
     "whole_reciprocal",
 ]

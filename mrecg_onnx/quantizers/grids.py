@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["EPSILON", "Grid", "grid_from_range", "symmetric_eight", "whole_reciprocal"]
+__all__ = ["EPSILON", "Grid", "grid_from_range", "symmetric_eight", "weight_codes", "whole_reciprocal"]
 
 #: Smallest scale: the scale of a bias is the product of two, and that of smaller ones is no normal float32.
 EPSILON = 1e-16
+#: From this width on weights are symmetric: the shifted asymmetric codes would not fit int8 (docs/method.md 6).
+SYMMETRIC_FROM = 8
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Grid:
         bits: width of the codes, 2..8, of activations 16, too.
         axis: channel axis, None for one grid per tensor.
         symmetric: the codes are -(2^(bits-1)-1)..2^(bits-1)-1 around zero_point 0 instead of 0..2^bits-1.
+        full: symmetric codes begin one lower, at -2^(bits-1): all that a signed integer of ``bits`` bits has.
         ceiling: largest code of each channel, at most qmax, where channels have widths of their own: shape (C,), along
             ``axis``, or along axis 1 of an activation whose scale is one for the tensor. ``bits`` is then the widest one's.
     """
@@ -37,11 +40,12 @@ class Grid:
     axis: int | None = None
     symmetric: bool = False
     ceiling: Tensor | None = None
+    full: bool = False
 
     @property
     def qmin(self) -> int:
         """Smallest code."""
-        return 1 - (1 << (self.bits - 1)) if self.symmetric else 0
+        return (0 if self.full else 1) - (1 << (self.bits - 1)) if self.symmetric else 0
 
     @property
     def qmax(self) -> int:
@@ -69,11 +73,25 @@ class Grid:
         return values.view(shape)
 
 
-def grid_from_range(low: Tensor, high: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+def weight_codes(bits: int, *, symmetric: bool) -> tuple[bool, bool]:
+    """:attr:`Grid.symmetric` and :attr:`Grid.full` of a weight of ``bits`` bits; ``symmetric`` is what is asked for.
+
+    Symmetric codes of up to 7 bits have the full range, as LSQ, BRECQ and QDrop give it to them: of 2 bits the narrow one would
+    leave three values. From 8 bits on all weights are symmetric, and narrow: kernels that add products of two in 16 bits
+    (x86 before VNNI) overflow with -128.
+    """
+    around = symmetric or bits >= SYMMETRIC_FROM
+    return around, around and bits < SYMMETRIC_FROM
+
+
+def grid_from_range(
+    low: Tensor, high: Tensor, bits: int, *, symmetric: bool, full: bool = False
+) -> tuple[Tensor, Tensor]:
     """Scale and zero point of the grid that covers [low, high] (made to include 0), elementwise; shapes are kept."""
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     if symmetric:
-        scale = torch.maximum(-low, high) / (2 ** (bits - 1) - 1)
+        top = 2 ** (bits - 1) - 1
+        scale = torch.maximum(-low / (top + full), high / top)
         return scale.clamp(min=EPSILON), torch.zeros_like(scale)
     scale = ((high - low) / (2**bits - 1)).clamp(min=EPSILON)
     return scale, torch.round(-low / scale).clamp(0, 2**bits - 1)

@@ -21,6 +21,7 @@ def plain_grid(grid: Grid) -> dict[str, Any]:
         "bits": grid.bits,
         "axis": grid.axis,
         "symmetric": grid.symmetric,
+        "full": grid.full,
     }
 
 
@@ -35,15 +36,17 @@ def restored_grid(
         KeyError: likewise.
     """
     scales, zeros = ([x] if channels is None else list(x) for x in (plain["scale"], plain["zero_point"]))
-    symmetric = plain["symmetric"]
-    if (plain["bits"], plain["axis"]) != (bits, axis) or not isinstance(symmetric, bool):
+    symmetric, full = plain["symmetric"], plain["full"]
+    if (plain["bits"], plain["axis"]) != (bits, axis) or not isinstance(symmetric, bool) or not isinstance(full, bool):
         raise ValueError("the grid of another tensor")
     if len(scales) != (channels or 1) or len(zeros) != len(scales):
         raise ValueError("a grid of another size")
     if not all(isinstance(x, float) and math.isfinite(x) for x in (*scales, *zeros)):
         raise ValueError("a grid without numbers")
     least, most = (0, 0) if symmetric else (0, 2**bits - 1)
+    if full and not symmetric:
+        raise ValueError("no such codes")
     if min(scales) <= 0.0 or not all(least <= z <= most and z.is_integer() for z in zeros):
         raise ValueError("no grid")
     scale, zero_point = (torch.tensor(x if channels else x[0], device=device) for x in (scales, zeros))
-    return Grid(scale, zero_point, bits, axis, symmetric)
+    return Grid(scale, zero_point, bits, axis, symmetric, full=full)

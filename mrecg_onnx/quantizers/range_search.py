@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mrecg_onnx.quantizers.fake_quantization import limited_
-from mrecg_onnx.quantizers.grids import EPSILON, Grid, grid_from_range
+from mrecg_onnx.quantizers.grids import EPSILON, Grid, grid_from_range, weight_codes
 
-__all__ = ["P_NORM", "search_range"]
+__all__ = ["P_NORM", "search_range", "search_weight_range"]
 
 #: Exponent of the error that the range search minimises (BRECQ, QDrop and MRECG all use 2.4).
 P_NORM = 2.4
@@ -35,6 +35,7 @@ def search_range(
     *,
     axis: int | None = None,
     symmetric: bool = False,
+    full: bool = False,
     p: float = P_NORM,
     low: Tensor | None = None,
     high: Tensor | None = None,
@@ -54,6 +55,7 @@ def search_range(
         bits: width, 2..8.
         axis: channel axis for one grid per channel, None for one per tensor.
         symmetric: codes around zero with zero_point 0.
+        full: those begin at -2^(bits-1) and not one above.
         p: exponent of the error.
         low: true minimum where ``x`` is only a sample, shape () or (C,).
         high: true maximum, likewise.
@@ -68,9 +70,9 @@ def search_range(
     high = channels.amax(1) if high is None else high.reshape(-1).to(channels)
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     steps = candidates or (PER_TENSOR_CANDIDATES if axis is None else PER_CHANNEL_CANDIDATES)
-    search = _Search(_levels(x, axis, channels, bits), bits, symmetric, p, low, high)
+    search = _Search(_levels(x, axis, channels, bits), bits, symmetric, p, low, high, full=full)
     shrink = 1.0 - 0.01 * torch.arange(steps, device=x.device, dtype=channels.dtype)[:, None]  # [K, 1]
-    shrunk = grid_from_range(low * shrink, high * shrink, bits, symmetric=symmetric)
+    shrunk = grid_from_range(low * shrink, high * shrink, bits, symmetric=symmetric, full=full)
     families = [search.foremost(*shrunk, KEPT, level=0)]
     if bool(search.free.any()):
         both = search.zero_points(shrunk[0]) if steps == 1 else search.scales_and_zero_points(float(shrink[-1]))
@@ -78,7 +80,21 @@ def search_range(
     scale, zero = search.best(families)
     if axis is None:
         scale, zero = scale[0], zero[0]
-    return Grid(scale, zero, bits, axis, symmetric)
+    return Grid(scale, zero, bits, axis, symmetric, full=full)
+
+
+def search_weight_range(
+    weight: Tensor,
+    bits: int,
+    *,
+    axis: int | None,
+    symmetric: bool = False,
+    p: float = P_NORM,
+    candidates: int | None = None,
+) -> Grid:
+    """:func:`search_range` of a weight: with the codes that weights of ``bits`` bits have (:func:`weight_codes`)."""
+    around, full = weight_codes(bits, symmetric=symmetric)
+    return search_range(weight, bits, axis=axis, symmetric=around, full=full, p=p, candidates=candidates)
 
 
 #: Scales and zero points of some grids of each channel, both of shape [K, C].
@@ -95,12 +111,22 @@ class _Search:
         levels: as given (:func:`_levels`).
     """
 
-    def __init__(self, levels: list[_Level], bits: int, symmetric: bool, p: float, low: Tensor, high: Tensor) -> None:
+    def __init__(
+        self,
+        levels: list[_Level],
+        bits: int,
+        symmetric: bool,
+        p: float,
+        low: Tensor,
+        high: Tensor,
+        *,
+        full: bool = False,
+    ) -> None:
         self.p, self.low, self.high = p, low, high
         top = (1 << (bits - 1)) - 1
-        self.qmin, self.qmax = -top if symmetric else 0, top if symmetric else (1 << bits) - 1
+        self.qmin, self.qmax = -top - full if symmetric else 0, top if symmetric else (1 << bits) - 1
         self.free = (low < 0) & (high > 0) & (not symmetric)
-        self.full = grid_from_range(low, high, bits, symmetric=symmetric)[0]
+        self.full = grid_from_range(low, high, bits, symmetric=symmetric, full=full)[0]
         self.levels = levels
 
     def errors(self, scale: Tensor, zero: Tensor, level: int) -> Tensor:

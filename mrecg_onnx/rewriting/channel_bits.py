@@ -22,11 +22,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mrecg_onnx.calibrating import SYMMETRIC_FROM
 from mrecg_onnx.data import Dataset
 from mrecg_onnx.network import WHOLE, Network, QuantizedWeight, State, Step, forward_batches
 from mrecg_onnx.planning import ActivationPlan, LayerPlan
-from mrecg_onnx.quantizers import EPSILON, Grid, gauss_clip, is_laplace, laplace_clip, quantize_codes, search_range
+from mrecg_onnx.quantizers import (
+    EPSILON,
+    Grid,
+    gauss_clip,
+    is_laplace,
+    laplace_clip,
+    quantize_codes,
+    search_weight_range,
+)
 from mrecg_onnx.rewriting.streams import Stream
 
 __all__ = [
@@ -68,21 +75,21 @@ def allocate_bits(sigma: Tensor, average: int) -> Tensor:
     return torch.bincount(order[passed // MOST_BITS], minlength=channels)
 
 
-def grid_of_widths(weight: Tensor, widths: Tensor, axis: int) -> Grid:
+def grid_of_widths(weight: Tensor, widths: Tensor, axis: int, *, symmetric: bool = False) -> Grid:
     """Per-channel grid with a width a channel, each searched as alone; channels of 0 bits have the code 0 only.
 
     Args:
         weight: any shape.
         widths: bits of each channel along ``axis``, integers in [0, 8], shape (C,).
         axis: channel axis.
+        symmetric: codes lie around zero at every width.
     """
     channels = weight.detach().movedim(axis, 0)
     scale, zero = torch.ones_like(channels.flatten(1)[:, 0]), torch.zeros_like(channels.flatten(1)[:, 0])
     ceiling = torch.zeros_like(zero)
     for bits in sorted({int(w) for w in widths if w}):
         chosen = widths == bits
-        symmetric = bits >= SYMMETRIC_FROM
-        grid = search_range(channels[chosen], bits, axis=0, symmetric=symmetric)
+        grid = search_weight_range(channels[chosen], bits, axis=0, symmetric=symmetric)
         scale[chosen] = grid.scale
         # Symmetric codes, moved to begin at 0.
         zero[chosen] = grid.zero_point - grid.qmin
@@ -128,7 +135,7 @@ def allocate_weights(
         widths = torch.full((len(channels),), layer.wbits, device=weight.device)
         if allocate:
             widths = allocate_bits(channels.std(1, unbiased=False), layer.wbits)
-        grid = grid_of_widths(weight, widths, layer.axis)
+        grid = grid_of_widths(weight, widths, layer.axis, symmetric=layer.symmetric)
         found.weights[layer.name], missing[layer.name] = correct_scale(
             weight, QuantizedWeight(quantize_codes(weight, grid), grid)
         )

@@ -36,6 +36,7 @@ _CHOICES = {
     "branches": ("leaky-relu", "plain"),
     "add_operands": ("plain", "pooled", "residual"),
     "layer_outputs": ("quantized", "float"),
+    "weights": ("any", "symmetric"),
     "runtime": ("onnxruntime", "openvino", "none"),
 }
 
@@ -67,6 +68,8 @@ class Target:
             operands it is the one with more layers in front of it, the other being the shortcut.
         layer_outputs: what a weighted layer writes that only float ops read: "quantized", without which ONNX Runtime runs the
             layer in float, or "float".
+        weights: "any": codes of up to 7 bits have a zero point a channel, which the stored ones are shifted by; "symmetric": they
+            are quantized around 0 unless the user says otherwise.
         wbits: narrowest and widest weights.
         abits: narrowest and widest activations whose codes lie in 8-bit tensors.
         wide_abits: further widths of activations: [16] for uint16, which needs opset 21 and bounds "float", or [].
@@ -86,6 +89,7 @@ class Target:
     branches: str
     add_operands: str
     layer_outputs: str
+    weights: str
     wbits: tuple[int, int]
     abits: tuple[int, int]
     wide_abits: tuple[int, ...]

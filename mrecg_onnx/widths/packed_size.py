@@ -79,11 +79,14 @@ class PackedSize:
 
 
 def _bytes(layer: LayerPlan, bits: int) -> int:
-    """Bytes of a layer's codes stored with ``bits`` bits, and of what unpacks them: an offset a channel."""
+    """Bytes of a layer's codes stored with ``bits`` bits, and of what unpacks them: an offset a channel, but around 0."""
     codes = math.ceil(layer.params * bits / 8)
     if bits == 8:
         return codes
     name = f"{layer.weight}_quantized"
+    if layer.symmetric:
+        cast = helper.make_node("Cast", [f"{name}_packed"], [name], to=TensorProto.INT8)
+        return codes + int(cast.ByteSize()) + _FRAMES
     shape = [layer.shape[axis] if axis == layer.axis else 1 for axis in range(len(layer.shape))]
     offset = numpy_helper.from_array(np.zeros(shape, np.int8), f"{name}_offset")
     unpacking = (

@@ -129,7 +129,7 @@ def _node_bytes(model: ir.Model) -> list[bytes]:
 
 
 def _has_two_bits(model: ir.Model) -> bool:
-    return any(value.dtype == ir.DataType.UINT2 for value in model.graph.initializers.values())
+    return any(value.dtype in {ir.DataType.UINT2, ir.DataType.INT2} for value in model.graph.initializers.values())
 
 
 def _as_it_is(_model: ir.Model, _highest: int) -> list[str]:
@@ -142,7 +142,7 @@ def _nothing(_model: ir.Model) -> None:
 
 CONTAINERS: dict[str, Container] = {
     "int8": Container("every code in an 8-bit tensor", _as_it_is, _nothing),
-    "packed": Container("weights in UINT4 or UINT2, unpacked when the file is loaded", pack, unpack),
+    "packed": Container("weights in 4- or 2-bit types, unpacked when the file is loaded", pack, unpack),
     "typed": Container("4-bit codes in true INT4 and UINT4 Q/DQ", write_typed, read_typed),
 }
 assert tuple(CONTAINERS) == CONTAINER_NAMES

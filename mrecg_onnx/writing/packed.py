@@ -1,7 +1,8 @@
 """The container ``packed``: weights in the smallest type that holds their codes, unpacked when the file is loaded.
 
-They are UINT4 or UINT2 initializers behind ``Cast(INT8)`` and ``Sub`` of one offset a channel. Both are constants to ONNX
-Runtime, which folds them when it loads the file and runs the same kernels (measured with 1.31). What it can work out itself is
+They are UINT4 or UINT2 initializers behind ``Cast(INT8)`` and ``Sub`` of one offset a channel, or, where codes lie around 0,
+INT4 or INT2 behind ``Cast`` alone. Both nodes are constants to ONNX Runtime, which folds them when it loads the file and runs
+the same kernels (measured with 1.31; 1.25 to 1.32 open all four, 1.23 those of 4 bits). What it can work out itself is
 left out: the scales of biases, which are products of two others, and the types of constants. Zero points that are 0 are one
 tensor for all layers of so many channels: the default would do, but ONNX Runtime's converter to its mobile format refuses nodes
 without (1.31 and 1.32), and its QGemm wants one, too.
@@ -22,8 +23,8 @@ from mrecg_onnx.writing.pairs import dequantizers
 
 __all__ = ["pack", "unpack"]
 
-#: Types of packed weights, the smallest first, and how many codes they have.
-_PACKED = ((ir.DataType.UINT2, 4), (ir.DataType.UINT4, 16))
+#: Types of packed weights, unsigned and signed, the smallest first, and how many codes they have.
+_PACKED = ((ir.DataType.UINT2, ir.DataType.INT2, 4), (ir.DataType.UINT4, ir.DataType.INT4, 16))
 #: Names of zero points that layers share; a layer's own ends in ``_zero_point``.
 _SHARED = re.compile(r"zeros_u?int\d+(_\d+)*")
 #: Channels from which a computed scale takes fewer bytes than a stored one: the node has about 200.
@@ -58,12 +59,16 @@ def pack(model: ir.Model, highest: int) -> list[str]:
 
 
 def _pack_weight(
-    graph: ir.Graph, constants: Constants, node: ir.Node, codes: ir.Value, kinds: Sequence[tuple[ir.DataType, int]]
+    graph: ir.Graph,
+    constants: Constants,
+    node: ir.Node,
+    codes: ir.Value,
+    kinds: Sequence[tuple[ir.DataType, ir.DataType, int]],
 ) -> bool:
     """Store a layer's codes in the smallest type of ``kinds``; False where none is smaller than INT8."""
     values, axis = array_of(codes).astype(np.int16), node.attributes.get_int("axis", 1)
     dtype, offsets = next(
-        ((dtype, found) for dtype, levels in kinds if (found := _offsets(values, axis, levels)) is not None),
+        (found for kind in kinds if (found := _typed(values, axis, *kind)) is not None),
         (None, None),
     )
     if dtype is None or offsets is None:
@@ -80,6 +85,18 @@ def _pack_weight(
         made = _insert(graph, node, "Cast", [packed], name, to=ir.DataType.INT8)
     node.replace_input_with(0, made)
     return True
+
+
+def _typed(
+    values: Array, axis: int, unsigned: ir.DataType, signed: ir.DataType, levels: int
+) -> tuple[ir.DataType, Array] | None:
+    """The type of ``levels`` codes that holds ``values`` and what is added to them first; None where neither does."""
+    lowest, highest = int(values.min()), int(values.max())
+    for dtype, low in ((unsigned, 0), (signed, -levels // 2)):
+        if low <= lowest and highest < low + levels:
+            return dtype, np.array(0)
+    offsets = _offsets(values, axis, levels)
+    return None if offsets is None else (unsigned, offsets)
 
 
 def _offsets(values: Array, axis: int, levels: int) -> Array | None:
