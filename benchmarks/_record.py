@@ -15,7 +15,17 @@ from typing import Any
 
 __all__ = ["by", "header"]
 
-_PACKAGES = ("mrecg-onnx", "torch", "onnx", "onnxruntime-gpu", "onnxruntime", "onnx2torch", "onnx-ir", "numpy")
+_PACKAGES = (
+    "mrecg-onnx",
+    "torch",
+    "onnx",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "onnx2torch",
+    "onnx-ir",
+    "numpy",
+    "ai-edge-litert",
+)
 
 
 def _cpu() -> str:

@@ -3,6 +3,7 @@ from .conversion import Conversion, convert
 from .converters.errors import MrecgError
 from .data import Preprocess
 from .inspecting import Inspection, Ranking, inspect, rank
+from .litert import LiteRTFile, to_litert
 from .planning import BitRule
 from .quantization import QuantizationResult, quantize
 from .settings import Settings
@@ -14,6 +15,7 @@ __all__ = [
     "Comparison",
     "Conversion",
     "Inspection",
+    "LiteRTFile",
     "MrecgError",
     "Preprocess",
     "QuantizationResult",
@@ -26,6 +28,7 @@ __all__ = [
     "inspect",
     "quantize",
     "rank",
+    "to_litert",
     "validate",
 ]
 

@@ -24,6 +24,7 @@ PUBLIC = [
     "Comparison",
     "Conversion",
     "Inspection",
+    "LiteRTFile",
     "MrecgError",
     "Preprocess",
     "QuantizationResult",
@@ -36,6 +37,7 @@ PUBLIC = [
     "inspect",
     "quantize",
     "rank",
+    "to_litert",
     "validate",
 ]
 

@@ -19,12 +19,21 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from mrecg_onnx.conversion import Conversion
+    from mrecg_onnx.litert import LiteRTFile
 
 __all__ = ["convert_command"]
 
 
 @click.command("convert", cls=Command)
 @click.argument("quantized", metavar="QUANT.onnx", type=PATH)
+@click.option(
+    "--to",
+    "form",
+    type=click.Choice(["onnx", "tflite"]),
+    default="onnx",
+    cls=Option,
+    help="An ONNX file, or a flatbuffer of LiteRT with integer kernels; packed has its filters in int4 where they fit.",
+)
 @click.option("--container", cls=Option, **CONTAINER)
 @click.option("--target", cls=Option, **TARGET)
 @click.option(
@@ -34,11 +43,11 @@ __all__ = ["convert_command"]
     type=PATH,
     cls=Option,
     metavar="OUT",
-    help="The file to write.  [default: <QUANT>_<target>_<container>.onnx in this folder]",
+    help="The file to write.  [default: <QUANT>_<target>_<container>.onnx in this folder, <QUANT>_<container>.tflite]",
 )
 @click.option("--debug", is_flag=True, cls=Option, help="Show log messages, and the traceback of an error.")
 def convert_command(
-    *, quantized: Path, container: str | None, target: str | None, out: Path | None, debug: bool
+    *, quantized: Path, form: str, container: str | None, target: str | None, out: Path | None, debug: bool
 ) -> None:
     """Rewrite QUANT.onnx, a result of quantize, for another target or container.
 
@@ -47,16 +56,27 @@ def convert_command(
     \b
     mrecg-onnx convert model_w4a4.onnx --container packed -o small.onnx
     mrecg-onnx convert model_w4a4.onnx --target tensorrt
+    mrecg-onnx convert model_w4a8.onnx --to tflite
     """  # noqa: D301 - click wants the character, not backslash and b
     from pathlib import Path
 
-    parts = [Path(target).stem if target else "", container or ""]
-    out = out or Path("_".join([quantized.stem, *filter(None, parts if any(parts) else ["converted"])]) + ".onnx")
+    if form == "tflite" and target:
+        raise click.UsageError("--to tflite is a target of its own: leave out --target")
+    if form == "onnx" and out is not None and out.suffix == ".tflite":
+        raise click.UsageError(f"{out} would be an ONNX file: add --to tflite")
+    parts = list(filter(None, [Path(target).stem if target else "", container or ""]))
+    if form == "onnx":
+        parts = parts or ["converted"]
+    out = out or Path("_".join([quantized.stem, *parts]) + f".{form}")
     with guarded(debug=debug, writes=[out]):
         with loading():
             from mrecg_onnx.conversion import convert
+            from mrecg_onnx.litert import to_litert
 
-        show(_summary(convert(quantized, container, target, output=out)))
+        if form == "tflite":
+            show(_litert_summary(to_litert(quantized, container or "int8", output=out)))
+        else:
+            show(_summary(convert(quantized, container, target, output=out)))
 
 
 def _summary(result: Conversion) -> RenderableType:
@@ -69,6 +89,20 @@ def _summary(result: Conversion) -> RenderableType:
             "outputs": "the same bit for bit, both graphs run as written on noise"
             if result.compared
             else "not compared: the input's sizes are free",
+            "opened by": result.opened.line(),
+            "notes": list(result.notes),
+        }
+    )
+
+
+def _litert_summary(result: LiteRTFile) -> RenderableType:
+    sizes = f"{mebibytes(len(result.content))} against {mebibytes(result.size_before)}"
+    last = [name for name, order in result.layouts.items() if order != tuple(sorted(order))]
+    return grid(
+        {
+            "output": f"{result.output}, {sizes}",
+            "operators": ", ".join(f"{name} {count}" for name, count in result.operators.items()),
+            "channels last": ", ".join(last) or "nothing that comes in or out",
             "opened by": result.opened.line(),
             "notes": list(result.notes),
         }
