@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,7 +15,7 @@ from mrecg_onnx.checking.outputs import Arrays
 from mrecg_onnx.checking.tracing import Run
 from mrecg_onnx.converters.save import openable
 from mrecg_onnx.network import Simulation, forward_batches
-from mrecg_onnx.runtimes import Level, open_session, open_with, run_padded
+from mrecg_onnx.runtimes import Level, installed, open_session, open_with, run_padded
 from mrecg_onnx.targets import Target
 
 __all__ = ["default_runtime", "onnx_runtime", "run_at_default", "run_file", "run_simulation"]
@@ -84,6 +83,6 @@ def onnx_runtime(level: Level) -> Run:
 
 def default_runtime(target: Target | None) -> Run:
     """The runtime of ``target`` where it has one of its own that is installed, else ONNX Runtime at its default level."""
-    if target is None or target.runtime != "openvino" or importlib.util.find_spec("openvino") is None:
+    if target is None or target.runtime == "onnxruntime" or not installed(target.runtime):
         return onnx_runtime("all")
     return lambda model, data: open_with(target, model, data).outputs

@@ -1,23 +1,30 @@
+from .attempts import Attempt, RuntimesReport
+from .catalogue import RUNTIMES, installed
 from .fresh_process import load, noise
 from .kernel_counts import Kernel, check_provider, elsewhere, fused_op_counts, kernels
-from .models import Model, describe, read_graph, size_bytes
+from .models import Model, describe, read_graph, size_bytes, specs_of
 from .running import run_padded
 from .sessions import PROVIDERS, Level, fixed_batch, input_specs, open_session
 from .target_runtimes import Opened, open_with
 from .timing import latency, medians
+from .trying import try_runtimes
 
 __all__ = [
     "PROVIDERS",
+    "RUNTIMES",
+    "Attempt",
     "Kernel",
     "Level",
     "Model",
     "Opened",
+    "RuntimesReport",
     "check_provider",
     "describe",
     "elsewhere",
     "fixed_batch",
     "fused_op_counts",
     "input_specs",
+    "installed",
     "kernels",
     "latency",
     "load",
@@ -28,4 +35,6 @@ __all__ = [
     "read_graph",
     "run_padded",
     "size_bytes",
+    "specs_of",
+    "try_runtimes",
 ]

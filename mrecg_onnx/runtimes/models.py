@@ -8,7 +8,10 @@ from typing import TypeAlias
 import onnx
 import onnx_ir as ir
 
-__all__ = ["Model", "describe", "read_graph", "size_bytes"]
+from mrecg_onnx.converters.errors import ModelError
+from mrecg_onnx.data import InputSpec
+
+__all__ = ["Model", "describe", "read_graph", "size_bytes", "specs_of"]
 
 Model: TypeAlias = "bytes | str | Path | onnx.ModelProto"
 
@@ -36,3 +39,24 @@ def size_bytes(model: Model) -> int:
     values = (value.const_value for value in ir.load(model).graph.initializers.values())
     beside = {Path(tensor.path) for tensor in values if isinstance(tensor, ir.ExternalTensor)}
     return Path(model).stat().st_size + sum(path.stat().st_size for path in beside)
+
+
+def specs_of(model: onnx.ModelProto, where: str = "the model") -> list[InputSpec]:
+    """What a model wants to be fed, also one that ONNX Runtime does not open; symbolic sizes become None.
+
+    Raises:
+        ModelError: it has no inputs, or one is no tensor with a batch.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    specs = []
+    for value in model.graph.input:
+        if value.name in constants:
+            continue
+        kind = value.type.tensor_type
+        if not value.type.HasField("tensor_type") or not kind.shape.dim:
+            raise ModelError(f"{where}: input '{value.name}' is no tensor with a batch: it cannot be fed")
+        shape = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in kind.shape.dim)
+        specs.append(InputSpec(value.name, shape, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)))
+    if not specs:
+        raise ModelError(f"{where}: has no inputs to feed")
+    return specs

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections import Counter
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
-from mrecg_onnx.converters.errors import ExportError, ModelError
+from mrecg_onnx.converters.errors import ExportError
+from mrecg_onnx.converters.save import save_model
 from mrecg_onnx.measures import Heads, agreement, prediction_output, sqnr_db
-from mrecg_onnx.runtimes.kernel_counts import fused_op_counts
-from mrecg_onnx.runtimes.running import run_padded
-from mrecg_onnx.runtimes.sessions import fixed_batch, open_session
+from mrecg_onnx.runtimes.attempts import reason
+from mrecg_onnx.runtimes.catalogue import RUNTIMES, Runtime, installed
+from mrecg_onnx.runtimes.fresh_process import noise
+from mrecg_onnx.runtimes.models import specs_of
+from mrecg_onnx.runtimes.openers import OPENERS, Session
+from mrecg_onnx.runtimes.running import pad_batch, run_padded
+from mrecg_onnx.runtimes.sessions import open_session
 from mrecg_onnx.targets import Target
 
-__all__ = ["MIN_AGREEMENT", "Opened", "open_with", "openvino_kernels"]
+__all__ = ["MIN_AGREEMENT", "Opened", "open_with"]
 
 #: Share of equal predictions, target's runtime against the graph run as written, below which a warning is due: integer kernels
 #: requantize once, single steps differ.
@@ -60,84 +66,51 @@ def open_with(target: Target, model: onnx.ModelProto, data: Arrays | None) -> Op
     Raises:
         ExportError: the runtime refuses the file.
     """
-    return _RUNTIMES[target.runtime](model, data)
+    row = RUNTIMES.get(target.runtime)
+    if row is None:
+        return Opened("not opened: nothing here runs this target; its rules were checked", {})
+    if not installed(row.name):
+        return Opened(f"not opened: {row.title} is not installed ({row.install})", {})
+    specs = specs_of(model)
+    size = next((spec.shape[0] for spec in specs if spec.shape[0] is not None), None)
+    feeds = data
+    if data is None:  # what kernels run is known after a run; without sizes the file is only opened
+        free = any(n is None for spec in specs for n in spec.shape[1:])
+        feeds = {} if free else noise(specs, size or 1)
+    with tempfile.TemporaryDirectory(prefix="mrecg_onnx_") as folder:
+        path = Path(folder) / "model.onnx"
+        save_model(model, path)
+        try:
+            session, found = _run(row, path, model, feeds, size)
+            kernels = session.kernels()
+        except Exception as error:  # runtimes raise what they like
+            raise ExportError(f"{row.title} refuses the file: {reason(str(error)) or type(error).__name__}") from error
+    compared = _compared(model, data, found) if data is not None else (None, {}, {})
+    return Opened(f"{row.title} {session.version}", kernels, *compared)
 
 
-def _onnxruntime(model: onnx.ModelProto, data: Arrays | None) -> Opened:
-    import onnxruntime  # noqa: PLC0415 - for its version only
-
-    try:
-        counts = fused_op_counts(model)
-        found = run_padded(open_session(model), data) if data is not None else None
-    except ModelError as error:
-        raise ExportError(f"ONNX Runtime refuses the file: {error}") from error
-    return Opened(f"ONNX Runtime {onnxruntime.__version__}", dict(counts), *_compared(model, data, found))
-
-
-def _openvino(model: onnx.ModelProto, data: Arrays | None) -> Opened:
-    if importlib.util.find_spec("openvino") is None:
-        return Opened("not opened: OpenVINO is not installed (pip install openvino)", {})
-    import openvino  # noqa: PLC0415 - an extra
-
-    try:
-        core = openvino.Core()
-        # Floats stay floats: on some processors the default is bfloat16 for what is not in integers.
-        compiled = core.compile_model(
-            core.read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-        )
-        found = None
-        if data is not None:
-            size = fixed_batch(open_session(model, level="off")) or len(next(iter(data.values())))
-            rows = len(next(iter(data.values()))) // size * size
-            parts = [compiled({n: x[i : i + size] for n, x in data.items()}) for i in range(0, rows, size)]
-            names = [output.name for output in model.graph.output]
-            found = (
-                {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)} if parts else None
-            )
-    except RuntimeError as error:
-        raise ExportError(f"OpenVINO refuses the file: {_reason(error)}") from error
-    return Opened(
-        f"OpenVINO {openvino.__version__.split('-')[0]}", openvino_kernels(compiled), *_compared(model, data, found)
-    )
+def _run(
+    row: Runtime, path: Path, model: onnx.ModelProto, feeds: Arrays | None, size: int | None
+) -> tuple[Session, dict[str, npt.NDArray[Any]]]:
+    """Open and run in this process, piece by piece where the batch is fixed."""
+    names = [output.name for output in model.graph.output]
+    if not feeds:
+        return OPENERS[row.opener](str(path), {}, names, None, row.options), {}
+    rows = len(next(iter(feeds.values())))
+    size = size or rows
+    pieces = [
+        {name: pad_batch(x[start : start + size], size) for name, x in feeds.items()} for start in range(0, rows, size)
+    ]
+    session = OPENERS[row.opener](str(path), pieces[0], names, None, row.options)
+    made = [session.run(piece) for piece in pieces]
+    return session, {name: np.concatenate([one[i] for one in made])[:rows] for i, name in enumerate(names)}
 
 
-def _reason(error: RuntimeError) -> str:
-    """The line of an OpenVINO error that says what is wrong, below those that say where in its sources."""
-    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from")]
-    return lines[0] if lines else str(error).strip()
-
-
-def openvino_kernels(compiled: object) -> dict[str, int]:
-    """Layers of a compiled model by type and the precision of the kernel that its execution graph names (I8, FP32, ...)."""
-    counts: Counter[str] = Counter()
-    for node in compiled.get_runtime_model().get_ops():  # type: ignore[attr-defined]
-        info = node.get_rt_info()
-        kind, kernel = str(info["layerType"].value), str(info["primitiveType"].value)
-        if kind not in {"Const", "Input", "Output"}:
-            counts[f"{kind} {kernel.rsplit('_', 1)[-1].upper()}"] += 1
-    return dict(counts)
-
-
-def _none(_model: onnx.ModelProto, _data: Arrays | None) -> Opened:
-    return Opened("not opened: nothing here runs this target; its rules were checked", {})
-
-
-def _compared(
-    model: onnx.ModelProto, data: Arrays | None, found: Arrays | None
-) -> tuple[float | None, dict[str, float], Arrays]:
+def _compared(model: onnx.ModelProto, data: Arrays, found: Arrays) -> tuple[float | None, dict[str, float], Arrays]:
     """Agreement and SQNR with the graph run as written on ONNX Runtime, and the outputs."""
-    if data is None or found is None:
-        return None, {}, {}
     rows = len(next(iter(found.values())))
     written = {n: x[:rows] for n, x in run_padded(open_session(model, level="off"), data).items()}
     figures = {n: sqnr_db(x, found[n]) for n, x in written.items() if x.dtype.kind == "f"}
     scores = prediction_output(written, Heads.of_model(model))
     same = agreement(*(x[scores].reshape(rows, -1) for x in (written, found))) if scores is not None else None
     return same, dict(sorted(figures.items(), key=lambda entry: entry[1])), found
-
-
-_RUNTIMES: dict[str, Callable[[onnx.ModelProto, Arrays | None], Opened]] = {
-    "onnxruntime": _onnxruntime,
-    "openvino": _openvino,
-    "none": _none,
-}

@@ -1,6 +1,6 @@
 from .benchmarking import Benchmark, FileReport, benchmark
 from .input_ranges import INPUT_RANGES_KEY, ranges_entry
-from .metadata import PREPROCESS_KEY, SOURCE_KEY, VERSION_KEY, source_sha256, stored_preprocess
+from .metadata import PREPROCESS_KEY, SOURCE_KEY, VERSION_KEY, preprocess_of, source_sha256, stored_preprocess
 from .pairing import chosen_outputs
 from .results import Accuracy, ModelReport, ValidationResult
 from .validation import gain_warnings, validate
@@ -18,6 +18,7 @@ __all__ = [
     "benchmark",
     "chosen_outputs",
     "gain_warnings",
+    "preprocess_of",
     "ranges_entry",
     "source_sha256",
     "stored_preprocess",

@@ -12,11 +12,21 @@ from mrecg_onnx.data import Preprocess
 from mrecg_onnx.writing import VERSION_KEY
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import onnxruntime as ort
 
     from mrecg_onnx.runtimes import Model
 
-__all__ = ["PREPROCESS_KEY", "SOURCE_KEY", "VERSION_KEY", "metadata_of", "source_sha256", "stored_preprocess"]
+__all__ = [
+    "PREPROCESS_KEY",
+    "SOURCE_KEY",
+    "VERSION_KEY",
+    "metadata_of",
+    "preprocess_of",
+    "source_sha256",
+    "stored_preprocess",
+]
 
 PREPROCESS_KEY = "mrecg_onnx.preprocess"
 """``metadata_props`` of a quantized file: how its calibration images were prepared, the JSON of a Preprocess."""
@@ -52,7 +62,16 @@ def stored_preprocess(session: ort.InferenceSession, name: str) -> Preprocess | 
     Raises:
         ModelError: The metadata are there and do not fit this version.
     """
-    stored = metadata_of(session).get(PREPROCESS_KEY)
+    return preprocess_of(metadata_of(session), name)
+
+
+def preprocess_of(metadata: Mapping[str, str], name: str) -> Preprocess | None:
+    """The same of the metadata alone, also of a file that ONNX Runtime does not open.
+
+    Raises:
+        ModelError: as :func:`stored_preprocess`.
+    """
+    stored = metadata.get(PREPROCESS_KEY)
     if stored is None:
         return None
     try:

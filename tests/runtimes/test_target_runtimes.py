@@ -36,7 +36,7 @@ def test_a_runtime_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_runtime_that_is_not_installed_is_said_by_the_command(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mrecg_onnx.runtimes.target_runtimes.importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setattr("mrecg_onnx.runtimes.catalogue.importlib.util.find_spec", lambda _name: None)
     said = works(*on_sample("--target", "openvino", "-o", "ov.onnx")).stdout
     assert "target openvino: not opened: OpenVINO is not installed (pip install openvino)" in " ".join(said.split())
 

@@ -1,0 +1,219 @@
+"""``mrecg-onnx runtimes``: one file in every runtime that is installed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mrecg_onnx.commands._console import show
+from mrecg_onnx.commands._errors import guarded
+from mrecg_onnx.commands._files import check_writes, write_json
+from mrecg_onnx.commands._loading import loading
+from mrecg_onnx.commands._options import PATH, image_options, output_options
+from mrecg_onnx.commands._progress import counter
+from mrecg_onnx.commands._sections import IMAGES, Command, Option
+from mrecg_onnx.commands._settings import preprocess_from
+from mrecg_onnx.commands._tables import grid, rows
+from mrecg_onnx.machine import parse_byte_size
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import RenderableType
+
+    from mrecg_onnx.data import Preprocess
+    from mrecg_onnx.runtimes import Attempt, RuntimesReport
+
+__all__ = ["runtimes_command"]
+
+
+@click.command("runtimes", cls=Command)
+@click.argument("file", metavar="FILE.onnx", type=PATH)
+@click.option(
+    "--against",
+    type=PATH,
+    metavar="FP32.onnx",
+    cls=Option,
+    help="The float model: its time in the same runtime is compared.",
+)
+@click.option(
+    "--only", multiple=True, metavar="NAME", cls=Option, help="A runtime of the table; repeatable.  [default: all]"
+)
+@click.option(
+    "--python",
+    "pythons",
+    multiple=True,
+    type=PATH,
+    metavar="PATH",
+    cls=Option,
+    help="Python of another environment whose runtimes are tried, too; it needs numpy and the runtime alone. Repeatable.",
+)
+@click.option(
+    "--data",
+    "--calib",
+    "data",
+    type=PATH,
+    metavar="PATH",
+    cls=Option,
+    section=IMAGES,
+    help="Folder of images, or .npy/.npz of inputs.  [default: normal random numbers]",
+)
+@click.option(
+    "--samples",
+    type=int,
+    default=64,
+    metavar="N",
+    cls=Option,
+    section=IMAGES,
+    show_default=True,
+    help="Items compared at most.",
+)
+@click.option("--batch", type=int, metavar="N", cls=Option, help="Items a run.  [default: what FILE fixes, else 1]")
+@click.option(
+    "--threads",
+    type=int,
+    default=1,
+    metavar="N",
+    cls=Option,
+    show_default=True,
+    help="Threads inside an operator; 0: each runtime's own choice.",
+)
+@click.option(
+    "--runs", type=int, default=20, metavar="N", cls=Option, show_default=True, help="Timed runs; 0: no timing."
+)
+@click.option(
+    "--timeout",
+    type=float,
+    default=300.0,
+    metavar="SECONDS",
+    cls=Option,
+    show_default=True,
+    help="What one runtime may take.",
+)
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    cls=Option,
+    help="Memory one runtime may take, such as 2GB.  [default: half of what is free]",
+)
+@image_options(stored=True)
+@output_options
+def runtimes_command(
+    *, file: Path, data: Path | None, against: Path | None, json_file: Path | None, debug: bool, **options: Any
+) -> None:
+    """Open FILE in every runtime that is installed, each in a process of its own.
+
+    Says whether it loads, whether it predicts what the graph as written does on ONNX Runtime, whether convolutions and products
+    run on integers, and its time against the float model. What crashes or hangs is a row that says so.
+
+    \b
+    mrecg-onnx runtimes model_w4a4.onnx --against model.onnx --data images/
+    mrecg-onnx runtimes model_w4a4.onnx --only opencv --only tvm --python ~/tvm/bin/python
+    """  # noqa: D301 - click wants the character, not backslash and b
+    with guarded(debug=debug, writes=[json_file] if json_file else []):
+        check_writes({"--json": json_file}, [file, *([against] if against else [])])
+        memory = parse_byte_size("--memory", options["memory"]) if options["memory"] is not None else None
+
+        with loading():
+            from mrecg_onnx.runtimes import try_runtimes
+
+        feeds = _inputs(file, against, data, options) if data is not None else None
+        with counter("runtimes") as report:
+            found = try_runtimes(
+                file,
+                feeds,
+                against=against,
+                only=options["only"],
+                pythons=options["pythons"],
+                samples=options["samples"],
+                batch=options["batch"],
+                threads=options["threads"] or None,
+                runs=options["runs"],
+                timeout_s=options["timeout"],
+                memory_bytes=memory,
+                report=report,
+            )
+        if json_file is not None:
+            write_json(found.to_json(), json_file)
+        show(_head(found, data), _table(found), _notes(found))
+
+
+def _inputs(file: Path, against: Path | None, data: Path, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Images or arrays as the file's inputs."""
+    from mrecg_onnx.data import open_validation
+    from mrecg_onnx.runtimes import read_graph, specs_of
+
+    def stored() -> Preprocess:
+        return _stored(file, against)
+
+    specs = specs_of(read_graph(file), str(file))
+    preprocess = preprocess_from(options, stored) or stored()
+    return open_validation(data, specs, preprocess, "none", options["samples"]).load()
+
+
+def _stored(file: Path, against: Path | None) -> Preprocess:
+    """How images become inputs: what the file says of itself, or lies beside the float model."""
+    from mrecg_onnx.data import Preprocess, beside
+    from mrecg_onnx.runtimes import read_graph
+    from mrecg_onnx.validating import preprocess_of
+
+    metadata = {entry.key: entry.value for entry in read_graph(file).metadata_props}
+    return preprocess_of(metadata, str(file)) or (beside(against) if against is not None else None) or Preprocess()
+
+
+def _head(found: RuntimesReport, data: Path | None) -> RenderableType:
+    threads = "each runtime's own" if found.threads is None else str(found.threads)
+    return grid(
+        {
+            "file": found.file,
+            "against": found.against,
+            "data": f"{found.items} items of {data or 'noise'}, batch {found.batch}",
+            "threads": threads,
+            "compared with": found.reference,
+        }
+    )
+
+
+def _table(found: RuntimesReport) -> RenderableType:
+    header = ["runtime", "version", "loads", "agrees", "SQNR", "layers", "time"]
+    content = [
+        [
+            one.title,
+            one.version,
+            _loads(one),
+            "-" if one.agreement is None else f"{one.agreement:.1%} of {one.items}",
+            "-" if not one.sqnr_by_output else f"{next(iter(one.sqnr_by_output.values())):.1f} dB",
+            str(one.arithmetic or ("not said" if one.runs else "-")),
+            "-" if one.median_s is None else f"{1e3 * one.median_s:.2f} ms",
+            *([] if not found.against else ["-" if one.time_ratio is None else f"{one.time_ratio:.2f}"]),
+            _note(one),
+        ]
+        for one in found.attempts
+    ]
+    return rows(
+        "", [*header, *(["of FP32's"] if found.against else []), ""], content, left=(0, 1, 2, len(content[0]) - 1)
+    )
+
+
+def _loads(one: Attempt) -> str:
+    if one.loads is None:
+        return "not installed"
+    if not one.loads or not one.runs:
+        return "opens, does not run" if one.loads else "no"
+    return "yes" if one.fixed_batch is None else f"with batch {one.fixed_batch}"
+
+
+def _note(one: Attempt) -> str:
+    if one.loads is None:
+        return one.install
+    float_model = f"FP32 does not: {one.against_reason}" if one.against_reason else ""
+    return "; ".join(filter(None, [one.reason, float_model]))
+
+
+def _notes(found: RuntimesReport) -> RenderableType:
+    """Where those live that are not of this environment."""
+    own = [one for one in found.attempts if one.environment and one.environment != sys.executable]
+    return grid({f"{one.title} {one.version}": one.environment for one in own})

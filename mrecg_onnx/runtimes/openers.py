@@ -1,0 +1,385 @@
+"""How each runtime opens a model, runs it and names its kernels. Stands alone: numpy and the runtime are all that it needs.
+
+Environments that hold a runtime need not have this package, as many runtimes cannot live in one: ``worker.py`` is copied beside
+its job with this file and started there. :mod:`.catalogue` has a row for each class; ``worker.cjs`` is both files for node.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Mapping
+from importlib import import_module, metadata, util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["OPENERS", "Session", "openvino_kernels"]
+
+Feeds = dict[str, npt.NDArray[Any]]
+Arrays = list[npt.NDArray[Any]]
+_CPU = "CPUExecutionProvider"
+
+
+class Session:
+    """An open model.
+
+    Args:
+        path: the model; files made of it go beside it.
+        first: one batch, by input name: some runtimes want to know the sizes.
+        outputs: names of the graph's outputs.
+        threads: threads inside an operator, None for the runtime's own choice.
+        options: those of the runtime's row.
+    """
+
+    def __init__(
+        self, path: str, first: Feeds, outputs: list[str], threads: int | None, options: Mapping[str, Any]
+    ) -> None:
+        self.path, self.first, self.outputs, self.threads, self.options = path, first, outputs, threads, options
+        self.version = ""
+        self.open()
+
+    def open(self) -> None:
+        """Open the model and set ``version``; whatever the runtime raises is its reason."""
+        raise NotImplementedError
+
+    def run(self, feeds: Feeds) -> Arrays:
+        """One batch: the outputs in the graph's order."""
+        raise NotImplementedError
+
+    def kernels(self) -> dict[str, int]:
+        """Operators or kernels as the runtime calls them, with their type where it says one; empty where it says nothing."""
+        return {}
+
+
+class _OnnxRuntime(Session):
+    """ONNX Runtime at its default level on the provider of ``options``, which may leave nodes to the CPU."""
+
+    def open(self) -> None:
+        self.ort = import_module("onnxruntime")
+        self.ort.set_default_logger_severity(4)
+        self.version = self.ort.__version__
+        self.session = self._session()
+
+    def _session(self, profile: str = "") -> Any:
+        options = self.ort.SessionOptions()
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
+        if profile:
+            options.enable_profiling, options.profile_file_prefix = True, profile
+        provider = self.options["provider"]
+        providers = list(dict.fromkeys([provider, _CPU]))
+        session = self.ort.InferenceSession(self.path, options, providers, enable_fallback=0)
+        if provider not in session.get_providers():
+            raise RuntimeError(f"{provider} could not be loaded")
+        return session
+
+    def run(self, feeds: Feeds) -> Arrays:
+        return list(self.session.run(None, feeds))
+
+    def kernels(self) -> dict[str, int]:
+        if not self.first:
+            return {}
+        profiled = self._session(str(Path(self.path).parent / "profile"))
+        profiled.run(None, self.first)
+        file = Path(profiled.end_profiling())
+        return _profiled(json.loads(file.read_text(encoding="utf-8")))
+
+
+def _profiled(events: list[dict[str, Any]]) -> dict[str, int]:
+    """Operators in a profile of ONNX Runtime with one run; those of other providers than the CPU's with its name."""
+    nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
+    counts: Counter[str] = Counter()
+    for event in nodes:
+        provider = event["args"]["provider"].replace("ExecutionProvider", "")
+        counts[event["args"]["op_name"] + ("" if provider == "CPU" else f" ({provider})")] += 1
+    return dict(counts)
+
+
+class _OpenVino(Session):
+    """OpenVINO's CPU plugin, with the float type of ``options`` or its own."""
+
+    def open(self) -> None:
+        openvino = import_module("openvino")
+        self.version = openvino.__version__.split("-")[0]
+        core = openvino.Core()
+        config = {"INFERENCE_PRECISION_HINT": self.options["precision"]} if self.options.get("precision") else {}
+        if self.threads is not None:
+            config["INFERENCE_NUM_THREADS"] = self.threads
+        try:
+            model = core.read_model(self.path)
+        except RuntimeError:  # of bytes it says what is wrong, of a file only that something is (2026.4)
+            model = core.read_model(Path(self.path).read_bytes())
+        self.compiled = core.compile_model(model, "CPU", config)
+
+    def run(self, feeds: Feeds) -> Arrays:
+        found = self.compiled(feeds)
+        return [np.array(found[i]) for i in range(len(self.outputs))]
+
+    def kernels(self) -> dict[str, int]:
+        return openvino_kernels(self.compiled)
+
+
+def openvino_kernels(compiled: Any) -> dict[str, int]:
+    """Layers of a compiled model by type and the precision of the kernel that its execution graph names (I8, FP32, ...)."""
+    counts: Counter[str] = Counter()
+    for node in compiled.get_runtime_model().get_ops():
+        info = node.get_rt_info()
+        kind, kernel = str(info["layerType"].value), str(info["primitiveType"].value)
+        if kind not in {"Const", "Input", "Output"}:
+            counts[f"{kind} {kernel.rsplit('_', 1)[-1].upper()}"] += 1
+    return dict(counts)
+
+
+class _OpenCv(Session):
+    """OpenCV's dnn module with the engine that it takes of itself."""
+
+    def open(self) -> None:
+        cv2 = import_module("cv2")
+        self.version = cv2.__version__
+        if self.threads is not None:
+            cv2.setNumThreads(self.threads)
+        self.net = cv2.dnn.readNetFromONNX(self.path)
+
+    def run(self, feeds: Feeds) -> Arrays:
+        for name, array in feeds.items():
+            self.net.setInput(array, name)
+        if len(self.outputs) == 1:
+            return [np.array(self.net.forward())]
+        return [np.array(array) for array in self.net.forward(self.outputs)]
+
+    def kernels(self) -> dict[str, int]:
+        """Types of layers: those of integers have names of their own (Conv2Int8)."""
+        return dict(Counter(self.net.getLayer(self.net.getLayerId(name)).type for name in self.net.getLayerNames()))
+
+
+class _Tvm(Session):
+    """TVM: Relax from ONNX, compiled for LLVM without tuning."""
+
+    def open(self) -> None:
+        if self.threads is not None:
+            os.environ["TVM_NUM_THREADS"] = str(self.threads)
+        tvm, onnx = import_module("tvm"), import_module("onnx")
+        relax, frontend = import_module("tvm.relax"), import_module("tvm.relax.frontend.onnx")
+        self.version, self.tensor = tvm.__version__, tvm.runtime.tensor
+        self.module = frontend.from_onnx(onnx.load(self.path), keep_params_in_input=False)
+        self.machine = relax.VirtualMachine(tvm.compile(self.module, target="llvm"), tvm.cpu())
+
+    def run(self, feeds: Feeds) -> Arrays:
+        found = self.machine["main"](*(self.tensor(array) for array in feeds.values()))
+        return [found.numpy()] if hasattr(found, "numpy") else [one.numpy() for one in found]
+
+    def kernels(self) -> dict[str, int]:
+        """Operators of the imported module with the type of what they make."""
+        pattern = r'R\.Tensor\([^=\n]*dtype="(\w+)"\) = R\.(?:nn\.)?(\w+)\('
+        return dict(Counter(f"{op} {dtype}" for dtype, op in re.findall(pattern, self.module.script())))
+
+
+class _Iree(Session):
+    """IREE: imported, compiled for this processor and run on its CPU driver."""
+
+    def open(self) -> None:
+        tools, runtime = import_module("iree.compiler.tools"), import_module("iree.runtime")
+        self.version, self.tools = metadata.version("iree-base-runtime"), tools
+        importer = import_module("iree.compiler.tools.import_onnx.__main__")
+        self.imported = str(Path(self.path).with_suffix(".mlir"))
+        importer.main(importer.parse_arguments([self.path, "-o", self.imported]))
+        code = self._compiled("--iree-llvmcpu-target-cpu=host")
+        if self.threads is not None:
+            runtime.flags.parse_flags(f"--task_topology_max_group_count={self.threads}")
+        context = runtime.SystemContext(config=runtime.Config("local-sync" if self.threads == 1 else "local-task"))
+        module = runtime.VmModule.copy_buffer(context.instance, code)
+        context.add_vm_module(module)
+        entry = next(n for n in module.function_names if not n.startswith("_") and "$" not in n)
+        self.function = context.modules[module.name][entry]
+
+    def _compiled(self, *more: str) -> Any:
+        arguments = list(more)
+        return self.tools.compile_file(
+            self.imported, input_type="onnx", target_backends=["llvm-cpu"], extra_args=arguments
+        )
+
+    def run(self, feeds: Feeds) -> Arrays:
+        found = self.function(*feeds.values())
+        return [np.asarray(one) for one in (found if isinstance(found, tuple | list) else [found])]
+
+    def kernels(self) -> dict[str, int]:
+        """Convolutions and products of the compiler's linear algebra, with the types of what they read, before they are fused."""
+        text = bytes(self._compiled("--compile-to=preprocessing", "--mlir-elide-resource-strings-if-larger=8")).decode()
+        pattern = r"linalg\.(\w*(?:conv|matmul)\w*)\b[^\n]*?ins\(([^)]*)\)"
+        counts: Counter[str] = Counter()
+        for op, inputs in re.findall(pattern, text):
+            counts[f"{op} {'x'.join(re.findall(r'(?:x|<)([a-z]+[0-9]+)>', inputs))}"] += 1
+        return dict(counts)
+
+
+class _Qonnx(Session):
+    """qonnx's execution, node by node."""
+
+    def open(self) -> None:
+        wrapper = import_module("qonnx.core.modelwrapper").ModelWrapper(self.path)
+        self.version = metadata.version("qonnx")
+        self.model = wrapper.transform(import_module("qonnx.transformation.infer_shapes").InferShapes())
+        self.execute = import_module("qonnx.core.onnx_exec").execute_onnx
+
+    def run(self, feeds: Feeds) -> Arrays:
+        found = self.execute(self.model, dict(feeds))
+        return [found[name] for name in self.outputs]
+
+    def kernels(self) -> dict[str, int]:
+        """Operators of the graph, which is run as it stands."""
+        return dict(Counter(node.op_type for node in self.model.graph.node))
+
+
+class _OnnxReference(Session):
+    """onnx's reference evaluator, the standard in numpy."""
+
+    def open(self) -> None:
+        self.evaluator = import_module("onnx.reference").ReferenceEvaluator(self.path)
+        self.version = import_module("onnx").__version__
+
+    def run(self, feeds: Feeds) -> Arrays:
+        return list(self.evaluator.run(None, feeds))
+
+    def kernels(self) -> dict[str, int]:
+        """Operators of the graph, which is run as it stands."""
+        return dict(Counter(node.op_type for node in self.evaluator.proto_.graph.node))
+
+
+class _Mnn(Session):
+    """MNN, converted by its own converter.
+
+    The converter is called where it lives, in the module ``_tools``: importing ``MNN.tools`` installs a package with pip and
+    reports to its makers (3.6.1).
+    """
+
+    def open(self) -> None:
+        self.mnn = import_module("MNN")
+        self.version = str(self.mnn.version())
+        made = str(Path(self.path).with_suffix(".mnn"))
+        arguments = ["-f", "ONNX", "--modelFile", self.path, "--MNNModel", made, "--bizCode", "none"]
+        import_module("_tools").mnnconvert(["mnnconvert", *arguments])
+        if not Path(made).is_file():
+            raise RuntimeError("its converter made no file")
+        self.net = self.mnn.Interpreter(made)
+        self.session = self.net.createSession({
+            "numThread": self.threads or 4, "backend": "CPU", "precision": "high",
+        })  # fmt: skip
+        for name, tensor in self.net.getSessionInputAll(self.session).items():
+            self.net.resizeTensor(tensor, self.first[name].shape)
+        self.net.resizeSession(self.session)
+
+    def run(self, feeds: Feeds) -> Arrays:
+        self._feed(feeds)
+        self.net.runSession(self.session)
+        return [self._read(name) for name in self.outputs]
+
+    def _feed(self, feeds: Feeds) -> None:
+        for name, tensor in self.net.getSessionInputAll(self.session).items():
+            tensor.copyFrom(self._host(feeds[name]))
+
+    def _host(self, array: npt.NDArray[Any]) -> Any:
+        kinds = {"float32": "Float", "int32": "Int", "int64": "Int64", "uint8": "Uint8"}
+        kind = getattr(self.mnn, f"Halide_Type_{kinds[array.dtype.name]}")
+        return self.mnn.Tensor(tuple(array.shape), kind, array, self.mnn.Tensor_DimensionType_Caffe)
+
+    def _read(self, name: str) -> npt.NDArray[Any]:
+        tensor = self.net.getSessionOutput(self.session, name)
+        shape = tuple(tensor.getShape())
+        host = self._host(np.zeros(shape, np.float32))
+        tensor.copyToHostTensor(host)
+        return np.array(host.getData(), np.float32).reshape(shape)
+
+    def kernels(self) -> dict[str, int]:
+        """Types of the operators that ran."""
+        counts: Counter[str] = Counter()
+
+        def count(_tensors: Any, info: Any) -> bool:
+            counts[info.getType()] += 1
+            return True
+
+        self._feed(self.first)
+        self.net.runSessionWithCallBackInfo(self.session, lambda *_: True, count)
+        return dict(counts)
+
+
+class _Ncnn(Session):
+    """ncnn, converted by pnnx; one item a run."""
+
+    def open(self) -> None:
+        places = getattr(util.find_spec("pnnx"), "submodule_search_locations", None)
+        if not places:
+            raise RuntimeError("its converter pnnx is not installed")
+        shapes = ",".join(f"[{','.join(map(str, array.shape))}]" for array in self.first.values())
+        base = Path(self.path).with_suffix("")
+        # The program itself: the module imports torch.
+        command = [
+            str(Path(places[0]) / ("pnnx.exe" if os.name == "nt" else "pnnx")),
+            self.path,
+            f"inputshape={shapes}",
+        ]
+        subprocess.run(command, cwd=base.parent, check=True)  # noqa: S603 - a program of the installed package
+        ncnn = import_module("ncnn")
+        self.version, self.mat = ncnn.__version__, ncnn.Mat
+        self.net = ncnn.Net()
+        self.net.opt.use_vulkan_compute = False
+        if self.threads is not None:
+            self.net.opt.num_threads = self.threads
+        if self.net.load_param(f"{base}.ncnn.param") or self.net.load_model(f"{base}.ncnn.bin"):
+            raise RuntimeError(self._unknown(Path(f"{base}.ncnn.param"), ncnn) or "it does not open what pnnx made")
+
+    @staticmethod
+    def _unknown(file: Path, ncnn: Any) -> str:
+        """Layers that pnnx left in and ncnn does not have."""
+        lines = file.read_text(encoding="utf-8").splitlines()[2:] if file.is_file() else []
+        kinds = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+        missing = [kind for kind in kinds if ncnn.create_layer(kind) is None]
+        return f"layers that it does not have: {', '.join(missing)}" if missing else ""
+
+    def run(self, feeds: Feeds) -> Arrays:
+        extractor = self.net.create_extractor()
+        for name, array in zip(self.net.input_names(), feeds.values(), strict=True):
+            extractor.input(name, self.mat(np.ascontiguousarray(array[0])))
+        return [np.array(extractor.extract(name)[1])[None] for name in self.net.output_names()]
+
+    def kernels(self) -> dict[str, int]:
+        """Types of the layers."""
+        return dict(Counter(layer.type for layer in self.net.layers()))
+
+
+class _Tract(Session):
+    """tract, optimized for its default runtime, which has one thread."""
+
+    def open(self) -> None:
+        tract = import_module("tract")
+        self.version = tract.version()
+        model = tract.onnx().load(self.path)
+        self.names = [model.input_name(i) for i in range(model.input_count())]
+        for i, name in enumerate(self.names):
+            array = self.first[name]
+            sizes = ",".join(map(str, array.shape))
+            model.set_input_fact(i, f"{sizes},{array.dtype.kind}{8 * array.dtype.itemsize}")
+        model.analyse()
+        self.runnable = tract.runtime_for_name("default").prepare(model.into_model())
+
+    def run(self, feeds: Feeds) -> Arrays:
+        return [tensor.to_numpy() for tensor in self.runnable.run([feeds[name] for name in self.names])]
+
+    def kernels(self) -> dict[str, int]:
+        """Operators with what they multiply and add, as its profile counts it: FMA(F32)."""
+        profile = self.runnable.profile_json([self.first[name] for name in self.names])
+        found = json.loads(profile) if isinstance(profile, str) else profile
+        return dict(Counter(" ".join([n["op_name"], *n.get("cost", {})]) for n in found["nodes"]))
+
+
+#: Classes by the names that the catalogue's rows and the jobs have.
+OPENERS: dict[str, type[Session]] = {
+    "OnnxRuntime": _OnnxRuntime, "OpenVino": _OpenVino, "OpenCv": _OpenCv, "Tvm": _Tvm, "Iree": _Iree, "Qonnx": _Qonnx,
+    "OnnxReference": _OnnxReference, "Mnn": _Mnn, "Ncnn": _Ncnn, "Tract": _Tract,
+}  # fmt: skip

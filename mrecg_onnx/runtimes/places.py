@@ -1,0 +1,114 @@
+"""Where runtimes live: this environment, others by their Python, packages of npm."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.runtimes.attempts import reason
+from mrecg_onnx.runtimes.catalogue import RUNTIMES, Runtime
+
+__all__ = ["Place", "environment_of", "find_places", "program_file"]
+
+#: Seconds in which an environment says what it has.
+ASKING_S = 120
+_FILES = {"python": ("worker.py", "openers.py"), "node": ("worker.cjs",)}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A runtime in an environment.
+
+    Attributes:
+        row: the runtime.
+        program: what starts it.
+        version: that of its package, empty where it has none.
+        environment: path of the Python or folder of npm packages.
+    """
+
+    row: Runtime
+    program: str
+    version: str
+    environment: str
+
+
+def find_places(rows: Sequence[Runtime], pythons: Sequence[str]) -> list[Place]:
+    """Where ``rows`` are, each version once, in the order of ``pythons``.
+
+    Raises:
+        SettingsError: one of ``pythons`` cannot be used.
+    """
+    found_at = [str(Path(shutil.which(python) or python).absolute()) for python in pythons]
+    there = {python: _asked(python) for python in found_at}
+    found = []
+    for row in rows:
+        versions: set[str] = set()
+        for place in _node_places(row) if row.program == "node" else _python_places(row, there):
+            if not place.version or place.version not in versions:
+                versions.add(place.version)
+                found.append(place)
+    return found
+
+
+def program_file(program: str, folder: Path) -> str:
+    """Copy the worker of ``program`` ("python" or "node") into ``folder``: its name there.
+
+    Copied, since beside it here lie modules whose names others may have, too.
+    """
+    for name in _FILES[program]:
+        (folder / name).write_bytes(resources.files("mrecg_onnx.runtimes").joinpath(name).read_bytes())
+    return _FILES[program][0]
+
+
+def _asked(python: str) -> dict[str, Any]:
+    """Modules, versions and ONNX Runtime's providers of an environment."""
+    modules = sorted({module for row in RUNTIMES.values() for module in row.modules})
+    try:
+        with tempfile.TemporaryDirectory(prefix="mrecg_onnx_") as folder:
+            ended = subprocess.run(  # noqa: S603 - a Python that the caller names
+                [python, program_file("python", Path(folder)), "--installed", *modules], capture_output=True, text=True,
+                check=False, timeout=ASKING_S, cwd=folder, stdin=subprocess.DEVNULL, env=environment_of(python),
+            )  # fmt: skip
+        answer: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    except OSError as error:
+        raise SettingsError(f"--python {python}: cannot be started: {error.strerror or error}") from error
+    except subprocess.TimeoutExpired as error:
+        raise SettingsError(f"--python {python}: does not answer within {ASKING_S} s") from error
+    except (IndexError, ValueError) as error:
+        said = reason(ended.stderr, crashed=True) or "it says nothing"
+        raise SettingsError(f"--python {python}: cannot be used, it needs numpy: {said}") from error
+    return answer
+
+
+def _python_places(row: Runtime, there: Mapping[str, Mapping[str, Any]]) -> Iterator[Place]:
+    for python, has in there.items():
+        version = next((has["versions"][name] for name in row.distributions if name in has["versions"]), "")
+        provider = row.options.get("provider")
+        if set(row.modules) <= set(has["modules"]) and (provider is None or provider in has["providers"]):
+            yield Place(row, python, version, python)
+
+
+def _node_places(row: Runtime) -> Iterator[Place]:
+    node = shutil.which("node")
+    folders = [*filter(None, os.environ.get("NODE_PATH", "").split(os.pathsep)), str(Path("node_modules").absolute())]
+    for folder in folders if node else []:
+        file = Path(folder) / row.opener / "package.json"
+        if file.is_file():
+            version = str(json.loads(file.read_text(encoding="utf-8")).get("version", ""))
+            yield Place(row, str(node), version, folder)
+
+
+def environment_of(python: str) -> dict[str, str]:
+    """Variables for a Python: those of this process, less what leads another one to the packages of this."""
+    drop = set() if python == sys.executable else {"PYTHONPATH", "PYTHONHOME"}
+    return {name: value for name, value in os.environ.items() if name not in drop}

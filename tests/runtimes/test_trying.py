@@ -1,0 +1,422 @@
+"""A file in every runtime: what works, and what crashes, hangs, refuses or computes something else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from helpers.command_line import fails, works
+from helpers.stages import feeds
+from helpers.targets import quantized
+
+from mrecg_onnx.converters.errors import ModelError, SettingsError
+from mrecg_onnx.runtimes import RUNTIMES, Attempt, open_session, try_runtimes
+from mrecg_onnx.runtimes.attempts import MOST, reason
+from mrecg_onnx.runtimes.catalogue import Arithmetic
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="the runtimes made up here are started by a shell script")
+
+#: A module with tract's calls; what each of them does is put in.
+FAKE = """
+import json, os, signal, sys, time
+import numpy as np
+import onnxruntime
+
+def version():
+    return "{version}"
+
+class Model:
+    def __init__(self, path):
+        self.path = str(path)
+        self.session = onnxruntime.InferenceSession(self.path)
+        {load}
+    def input_count(self): return 1
+    def input_name(self, i): return self.session.get_inputs()[0].name
+    def set_input_fact(self, i, fact): self.fact = fact
+    def analyse(self): pass
+    def into_model(self): return self
+    def prepare(self, model): return model
+    def profile_json(self, feeds):
+        return {{"nodes": [{{"op_name": "OptMatMul", "cost": {{"FMA(I8)": "7"}}}}]}}
+    def run(self, feeds):
+        found = self.session.run(None, {{self.input_name(0): feeds[0]}})
+        {run}
+        return [Tensor(one) for one in found]
+
+class Tensor:
+    def __init__(self, array): self.array = array
+    def to_numpy(self): return self.array
+
+class Onnx:
+    def load(self, path): return Model(path)
+
+def onnx(): return Onnx()
+def runtime_for_name(name):
+    class Default:
+        def prepare(self, model): return model
+    return Default()
+"""
+
+
+def environment(folder: Path, load: str = "pass", run: str = "pass", version: str = "7.7") -> Path:
+    """A Python that has a tract of our own."""
+    folder.mkdir()
+    (folder / "tract.py").write_text(FAKE.format(load=load, run=run, version=version))
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{folder}" exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    onnx.save(quantized("residual"), path)
+    return path
+
+
+def data(path: Path, count: int = 8) -> dict[str, np.ndarray]:
+    return feeds(onnx.load(path), count)
+
+
+def tried(model: Path, load: str = "pass", run: str = "pass", **more: Any) -> Attempt:
+    """What comes of the tract that does ``load`` and ``run``."""
+    python = environment(model.parent / "made_up", load, run)
+    more.setdefault("runs", 2)
+    found = try_runtimes(model, data(model), only=["tract"], pythons=[python], **more)
+    (one,) = (attempt for attempt in found.attempts if attempt.environment == str(python))
+    return one
+
+
+def test_a_runtime_of_another_environment_is_compared_named_and_timed(model: Path) -> None:
+    one = tried(model, against=model)
+    assert (one.loads, one.runs, one.reason, one.fixed_batch) == (True, True, "", None)
+    assert (one.version, one.items) == ("7.7", 8)
+    assert one.kernels == {"OptMatMul FMA(I8)": 1}
+    assert str(one.arithmetic) == "integer"
+    assert one.sqnr_by_output["output"] > 30
+    assert one.median_s is not None
+    assert one.against_s is not None
+    assert one.time_ratio == one.median_s / one.against_s
+
+
+def test_wrong_values_are_seen(model: Path) -> None:
+    onnx.save(float_model(), model)
+    right = tried(model)
+    assert (right.agreement, right.loads, right.runs) == (1.0, True, True)
+    shutil.rmtree(model.parent / "made_up")
+    wrong = tried(model, run="found[0] = found[0][:, ::-1] * 3")
+    assert (wrong.loads, wrong.runs) == (True, True)
+    assert wrong.agreement is not None
+    assert wrong.agreement < 0.5
+    assert wrong.sqnr_by_output["output"] < 3
+
+
+def test_values_of_another_shape_are_no_result(model: Path) -> None:
+    one = tried(model, run="found[0] = found[0][:, :2]")
+    assert (one.loads, one.runs, one.agreement) == (True, False, None)
+    assert "output 'output' is [8, 2], a row for each item is [10]" in one.reason
+
+
+@pytest.mark.parametrize(
+    ("what", "loads", "says"),
+    [
+        ({"load": "raise ValueError('no such operator: Frob')"}, False, "no such operator: Frob"),
+        ({"load": "os.kill(os.getpid(), signal.SIGSEGV)"}, False, "crashed with SIGSEGV while opening it"),
+        ({"run": "os.kill(os.getpid(), signal.SIGABRT)"}, True, "crashed with SIGABRT while running it"),
+        ({"load": "print('Error: bad luck', flush=True); os._exit(3)"}, False, "code 3 while opening it: Error: bad luck"),
+        ({"run": "raise KeyError('k')"}, True, "KeyError: 'k'"),
+        ({"load": "raise RuntimeError('')"}, False, "RuntimeError:"),
+    ],
+    ids=["refuses", "crashes", "crashes later", "exits", "fails", "says nothing"],
+)  # fmt: skip
+def test_what_fails_is_a_row_that_says_so(model: Path, what: dict[str, str], loads: bool, says: str) -> None:
+    one = tried(model, **what)
+    assert (one.loads, one.runs, one.agreement, one.median_s) == (loads, False, None, None)
+    assert says in one.reason
+
+
+def test_what_hangs_is_stopped_with_all_that_it_started(model: Path) -> None:
+    mark = model.parent / "alive"
+    child = f"import time; time.sleep(4); open({str(mark)!r}, 'w')"
+    one = tried(
+        model, load=f"os.spawnv(os.P_NOWAIT, sys.executable, ['python', '-c', {child!r}]); time.sleep(60)", timeout_s=3
+    )
+    assert one.reason == "stopped after 3 s while opening it"
+    assert one.loads is False
+    assert not mark.exists()
+
+
+def test_what_takes_too_much_memory_is_stopped(model: Path) -> None:
+    one = tried(model, load="self.much = [np.ones(2**27) for _ in range(4)]; time.sleep(60)", memory_bytes=10**9)
+    assert one.reason == "stopped at 1.00 GB of memory while opening it"
+
+
+def test_what_is_found_before_a_crash_stays(model: Path) -> None:
+    """Outputs were compared before the timing crashed."""
+    count = "Model.runs = getattr(Model, 'runs', 0) + 1; os.abort() if Model.runs > 8 else None"
+    one = tried(model, run=count)
+    assert (one.runs, one.items) == (True, 8)
+    assert one.sqnr_by_output["output"] > 30
+    assert one.reason.startswith("crashed with SIGABRT while timing it")
+    assert one.median_s is None
+
+
+def test_what_wants_a_fixed_batch_gets_one_and_that_is_said(model: Path) -> None:
+    load = "n = self.session.get_inputs()[0].shape[0]\n        if not isinstance(n, int): raise ValueError('no dynamic sizes')"
+    one = tried(model, load=load, batch=2)
+    assert (one.loads, one.runs, one.fixed_batch) == (True, True, 2)
+    assert one.reason == "with a free batch: no dynamic sizes"
+    assert one.sqnr_by_output["output"] > 30
+
+
+def test_a_float_model_that_does_not_open_leaves_the_rest(model: Path) -> None:
+    other = model.parent / "float.onnx"
+    shutil.copy(model, other)
+    one = tried(
+        model, load="\n        if open(self.path, 'rb').read() and 'against' in self.path: raise ValueError('not this one')",
+        against=other,
+    )  # fmt: skip
+    assert one.runs
+    assert one.median_s is not None
+    assert (one.against_s, one.time_ratio, one.against_reason) == (None, None, "not this one")
+
+
+def test_a_slow_runtime_compares_fewer_items(model: Path) -> None:
+    one = tried(model, run="time.sleep(0.5)", timeout_s=10, runs=0)
+    assert one.runs
+    assert 1 <= one.items < 8
+
+
+def test_one_version_is_tried_once(model: Path) -> None:
+    same = [environment(model.parent / name) for name in ("a", "b")]
+    found = try_runtimes(model, data(model), only=["onnxruntime"], pythons=same, runs=0)
+    assert len(found.attempts) == 1
+    assert found.attempts[0].environment == sys.executable
+
+
+def test_what_is_not_installed_is_listed_with_what_installs_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mrecg_onnx.runtimes.places.shutil.which", lambda name: None if name == "node" else name)
+    found = try_runtimes(model, data(model), only=["onnxruntime-web", "onnxruntime-node"])
+    assert [(one.name, one.loads, one.install) for one in found.attempts] == [
+        ("onnxruntime-web", None, "npm install onnxruntime-web"),
+        ("onnxruntime-node", None, "npm install onnxruntime-node"),
+    ]
+
+
+def test_onnx_runtime_itself_is_integer_and_right(model: Path) -> None:
+    (one,) = try_runtimes(model, data(model), only=["onnxruntime"], runs=1).attempts
+    assert (one.name, one.loads, one.runs) == ("onnxruntime", True, True)
+    assert str(one.arithmetic) == "integer"
+    assert one.kernels["QLinearConv"] == 6
+    assert one.sqnr_by_output["output"] > 30
+
+
+def test_the_reference_of_onnx_runs_in_float(model: Path) -> None:
+    (one,) = try_runtimes(model, data(model), only=["onnx-reference"], runs=0).attempts
+    assert str(one.arithmetic) == "float"
+    assert one.sqnr_by_output["output"] > 60
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("openvino", "openvino"), ("openvino-default", "openvino"), ("opencv", "cv2"), ("tvm", "tvm"), ("iree", "iree.runtime"),
+        ("qonnx", "qonnx"), ("mnn", "MNN"), ("ncnn", "ncnn"), ("tract", "tract"),
+    ],
+)  # fmt: skip
+def test_a_float_model_runs_in_each_runtime_that_is_installed(name: str, module: str, tmp_path: Path) -> None:
+    pytest.importorskip(module)
+    path = tmp_path / "float.onnx"
+    onnx.save(float_model(), path)
+    (one,) = try_runtimes(path, data(path), only=[name], runs=1).attempts
+    assert one.runs, one.reason
+    assert one.agreement in {None, 1.0}
+    assert one.sqnr_by_output["output"] > (20 if name == "openvino-default" else 60)
+    assert str(one.arithmetic or "float") == "float"
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-web", "onnxruntime-node"])
+def test_node_runs_the_file_as_native_does(name: str, model: Path) -> None:
+    (one,) = try_runtimes(model, data(model), only=[name], runs=1).attempts
+    if one.loads is None:
+        pytest.skip("node or the package is not there: NODE_PATH or node_modules")
+    assert one.runs, one.reason
+    assert str(one.arithmetic) == "integer"
+    assert one.sqnr_by_output["output"] > 30
+
+
+def float_model() -> onnx.ModelProto:
+    """Two convolutions and a classifier at a fixed batch."""
+    random = np.random.default_rng(0)
+    weights = {
+        "w1": random.standard_normal((8, 3, 3, 3)), "w2": random.standard_normal((8, 8, 3, 3)),
+        "w3": random.standard_normal((10, 128)), "b3": random.standard_normal(10),
+    }  # fmt: skip
+    helper = onnx.helper
+    nodes = [
+        helper.make_node("Conv", ["input", "w1"], ["a"], pads=[1] * 4, name="conv1"),
+        helper.make_node("Relu", ["a"], ["b"], name="relu1"),
+        helper.make_node("Conv", ["b", "w2"], ["c"], pads=[1] * 4, name="conv2"),
+        helper.make_node("MaxPool", ["c"], ["d"], kernel_shape=[2, 2], strides=[2, 2], name="pool"),
+        helper.make_node("Flatten", ["d"], ["e"], name="flatten"),
+        helper.make_node("Gemm", ["e", "w3", "b3"], ["output"], transB=1, name="classifier"),
+    ]
+    floats = onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        nodes,
+        "float",
+        [helper.make_tensor_value_info("input", floats, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("output", floats, [1, 10])],
+        [onnx.numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+# --- what it refuses ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"only": ["abacus"]}, "runtime 'abacus' is unknown: choose of onnxruntime,"),
+        ({"batch": 0}, "batch is 0: it must be 1 or more"),
+        ({"threads": 0}, "threads is 0"),
+        ({"samples": 0}, "samples is 0"),
+        ({"runs": -1}, "runs is -1"),
+        ({"pythons": ["/nowhere/python"]}, "--python /nowhere/python: cannot be started"),
+        ({"data": {"input": np.zeros((2, 5), np.float32)}}, "cannot be fed with what data have: float32 [2, 5]"),
+        ({"data": {}}, "cannot be fed with what data have: missing"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(model: Path, given: dict[str, Any], says: str) -> None:
+    with pytest.raises(SettingsError, match=says.replace("[", r"\[").replace("]", r"\]")):
+        try_runtimes(model, **given)
+
+
+def test_a_python_without_numpy_is_refused(model: Path, tmp_path: Path) -> None:
+    python = tmp_path / "bare"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -I "$@"\n')
+    python.chmod(0o755)
+    with pytest.raises(SettingsError, match=r"cannot be used, it needs numpy: .*No module named 'numpy'"):
+        try_runtimes(model, pythons=[python])
+
+
+def test_files_that_are_no_models_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.onnx").write_text("no model")
+    with pytest.raises(ModelError, match=r"text\.onnx: is no ONNX file"):
+        try_runtimes(tmp_path / "text.onnx")
+    with pytest.raises(ModelError, match=r"nothing\.onnx: cannot be read"):
+        try_runtimes(tmp_path / "nothing.onnx")
+
+
+def test_a_file_that_onnx_runtime_does_not_run_is_tried_all_the_same(model: Path) -> None:
+    proto = onnx.load(model)
+    proto.graph.node[-1].domain = "of.nobody"
+    onnx.save(proto, model)
+    found = try_runtimes(model, data(model), only=["onnxruntime"], runs=0)
+    assert found.reference.startswith("nothing: ")
+    assert found.attempts[0].loads is False
+    assert "of.nobody" in found.attempts[0].reason
+
+
+# --- what is said ------------------------------------------------------------------------------------------------------
+
+
+def test_reasons_are_one_short_line_without_control_characters() -> None:
+    assert reason("Exception from src/core.cpp:10:\n\nOperation X is \x1b[31mnot\x1b[0m supported\n") == (
+        r"Operation X is \x1b[31mnot\x1b[0m supported"
+    )
+    long = reason("word " * 100)
+    assert len(long) == MOST
+    assert long.endswith("…")
+    assert reason("") == ""
+    assert reason("starting\nError: this is it\nbye", crashed=True) == "Error: this is it"
+    assert reason("starting\nbye", crashed=True) == "bye"
+    assert reason("Error code: 1\nDiagnostics:\nm.mlir:3:4: error: failed to legalize") == "failed to legalize"
+    refused = "[ONNXRuntimeError] : 10 : INVALID_GRAPH : Load model from /x/mrecg_onnx_a/m.onnx failed:This is invalid."
+    assert reason(refused) == "INVALID_GRAPH: This is invalid."
+
+
+@pytest.mark.parametrize(
+    ("name", "kernels", "says"),
+    [
+        ("onnxruntime", {"QLinearConv": 19, "QGemm": 1, "Clip": 4}, "integer"),
+        ("onnxruntime", {"QLinearConv": 18, "FusedConv": 1, "Gemm": 1}, "integer 18 of 20"),
+        ("onnxruntime", {"Add": 3}, "None"),
+        ("onnxruntime-xnnpack", {"Conv (Xnnpack)": 2, "QLinearConv": 2}, "integer 2 of 4"),
+        ("openvino", {"Convolution I8": 19, "FullyConnected I8": 1, "Eltwise FP32": 9}, "integer"),
+        ("openvino", {"Convolution BF16": 1, "Convolution I8": 1}, "integer 1 of 2"),
+        ("opencv", {"Conv2Int8": 9, "Conv2": 10, "Gemm": 1, "Eltwise2Int8": 9}, "integer 9 of 20"),
+        ("tvm", {"conv2d float32": 19, "quantize uint8": 9}, "float"),
+        ("tvm", {"conv2d int32": 19, "matmul float32": 1}, "integer 19 of 20"),
+        ("iree", {"conv_2d_nchw_fchw f32xf32": 19, "matmul f32xf32": 1}, "float"),
+        ("iree", {"conv_2d_nchw_fchw_q i8xi8xi32xi32": 19}, "integer"),
+        ("mnn", {"Convolution": 19}, "None"),
+        ("mnn", {"ConvInt8": 19}, "integer"),
+        ("ncnn", {"Convolution": 19}, "None"),
+        ("tract", {"OptMatMul FMA(F32)": 20, "Max": 3}, "float"),
+        ("onnx-reference", {"Conv": 3, "QuantizeLinear": 4}, "float"),
+    ],
+)
+def test_arithmetic_is_what_kernels_are_called_and_never_guessed(name: str, kernels: dict[str, int], says: str) -> None:
+    assert str(RUNTIMES[name].arithmetic(kernels)) == says
+    assert str(Arithmetic(2, 1)) == "integer 2 of 3"
+
+
+def test_the_worker_needs_nothing_of_this_package() -> None:
+    folder = Path(sys.modules["mrecg_onnx.runtimes.trying"].__file__ or "").parent
+    for name in ("worker.py", "openers.py"):
+        assert "mrecg_onnx" not in (folder / name).read_text().replace(":mod:`mrecg_onnx", "")
+
+
+# --- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_a_table_and_writes_json(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model.parent)
+    python = environment(model.parent / "made_up", load="raise ValueError('no \x1b[31mluck')")
+    np.save("x.npy", data(model)["input"])
+    said = works(
+        "runtimes", "model.onnx", "--against", "model.onnx", "--only", "onnxruntime", "--only", "tract", "--python", python,
+        "--data", "x.npy", "--runs", "1", "--json", "r.json",
+    ).stdout  # fmt: skip
+    assert "ONNX Runtime" in said
+    assert "integer" in said
+    assert "8 items of x.npy, batch 1" in said
+    assert r"no \x1b[31mluck" in said
+    assert str(python) in said
+    report = json.loads(Path("r.json").read_text())
+    assert [one["name"] for one in report["attempts"]] == ["onnxruntime", "tract"]
+    assert report["attempts"][0]["time_ratio"] > 0
+    assert report["attempts"][1]["loads"] is False
+    assert report["noise"] is False
+
+
+def test_the_command_makes_noise_without_data_and_says_so(model: Path) -> None:
+    said = works("runtimes", model, "--only", "onnxruntime", "--samples", "3", "--runs", "0", "--threads", "0").stdout
+    assert "3 items of noise, batch 1" in said
+    assert "each runtime's own" in said
+
+
+def test_the_command_refuses_in_one_line(here: Path) -> None:
+    fails("runtimes", "nothing.onnx", says=("nothing.onnx: cannot be read",))
+    fails("runtimes", "model.onnx", "--only", "abacus", code=2, says=("runtime 'abacus' is unknown",))
+    fails("runtimes", "model.onnx", "--json", "model.onnx", code=2, says=("is one of the models",))
+    fails("runtimes", "model.onnx", "--memory", "much", code=2, says=("--memory 'much'",))
+
+
+def test_outputs_do_not_depend_on_the_batch(model: Path) -> None:
+    """A batch that does not divide the items is filled up, and what fills it is not compared."""
+    (one,) = try_runtimes(model, data(model, 7), only=["onnxruntime"], batch=4, runs=0).attempts
+    assert (one.items, one.runs) == (7, True)
+    written = open_session(model, level="off").run(None, data(model, 7))[0]
+    assert written.shape == (7, 10)
+    assert one.sqnr_by_output["output"] > 30
