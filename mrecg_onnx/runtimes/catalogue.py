@@ -41,8 +41,7 @@ class Runtime:
         modules: what has to be importable.
         distributions: packages that carry its version, the first that is there.
         install: what installs it.
-        integer: pattern of the names of integer kernels of weighted layers; empty where names do not tell.
-        floating: the same of float kernels.
+        layers: patterns of the names of integer and of float kernels of weighted layers; None where names do not tell.
         options: what its opener is told.
         program: "python" or "node": what runs it.
         always: listed also where it is not there.
@@ -54,46 +53,42 @@ class Runtime:
     modules: tuple[str, ...]
     distributions: tuple[str, ...]
     install: str
-    integer: str
-    floating: str
+    layers: tuple[str, str] | None
     options: Mapping[str, str] = field(default_factory=dict)
     program: str = "python"
     always: bool = True
 
     def arithmetic(self, kernels: Mapping[str, int]) -> Arithmetic | None:
         """What kernels say of weighted layers, None where they do not."""
-        found = Arithmetic(*(
-            sum(count for name, count in kernels.items() if pattern and re.fullmatch(pattern, name))
-            for pattern in (self.integer, self.floating)
-        ))  # fmt: skip
-        known = bool(self.floating and self.integer) or bool(found.integer)
-        return found if known and (found.integer or found.floating) else None
+        if self.layers is None:
+            return None
+        integer, floating = (
+            sum(count for name, count in kernels.items() if re.fullmatch(pattern, name)) for pattern in self.layers
+        )
+        return Arithmetic(integer, floating) if integer or floating else None
 
 
-_ORT_KERNELS = {
-    "integer": r"(QLinearConv|QLinearMatMul|QGemm|ConvInteger|MatMulInteger\w*|DynamicQuantizeMatMul)( \(.*\))?",
-    "floating": r"(Conv|FusedConv|NhwcFusedConv|ConvTranspose|Gemm|FusedGemm|MatMul|FusedMatMul|MatMulNBits)( \(.*\))?",
-}
+_ORT_KERNELS = (
+    r"(QLinearConv|QLinearMatMul|QGemm|ConvInteger|MatMulInteger\w*|DynamicQuantizeMatMul)( \(.*\))?",
+    r"(Conv|FusedConv|NhwcFusedConv|ConvTranspose|Gemm|FusedGemm|MatMul|FusedMatMul|MatMulNBits)( \(.*\))?",
+)
 _ORT_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-qnn", "onnxruntime-directml")
-_AS_WRITTEN = {
-    "integer": "QLinearConv|QLinearMatMul|ConvInteger|MatMulInteger",
-    "floating": "Conv|ConvTranspose|Gemm|MatMul",
-}
+_AS_WRITTEN = ("QLinearConv|QLinearMatMul|ConvInteger|MatMulInteger", "Conv|ConvTranspose|Gemm|MatMul")
 _OPENVINO_LAYERS = "(Convolution|GroupConvolution|Deconvolution|FullyConnected|MatMul)"
 
 
 def _openvino(name: str, title: str, precision: str) -> Runtime:
     return Runtime(
         name, title, "OpenVino", ("openvino",), ("openvino",), "pip install openvino",
-        f"{_OPENVINO_LAYERS} [IU]8", f"{_OPENVINO_LAYERS} (FP?32|FP?16|BF16)", {"precision": precision},
+        (f"{_OPENVINO_LAYERS} [IU]8", f"{_OPENVINO_LAYERS} (FP?32|FP?16|BF16)"), {"precision": precision},
     )  # fmt: skip
 
 
 def _onnxruntime(name: str, provider: str) -> Runtime:
     return Runtime(
         f"onnxruntime{name and '-' + name}", f"ONNX Runtime{name and ' ' + provider.removesuffix('ExecutionProvider')}",
-        "OnnxRuntime", ("onnxruntime",), _ORT_PACKAGES, "pip install onnxruntime", **_ORT_KERNELS,
-        options={"provider": provider}, always=not name,
+        "OnnxRuntime", ("onnxruntime",), _ORT_PACKAGES, "pip install onnxruntime", _ORT_KERNELS,
+        {"provider": provider}, always=not name,
     )  # fmt: skip
 
 
@@ -102,35 +97,36 @@ _ROWS = (
     *(_onnxruntime(name, providers[0]) for name, providers in PROVIDERS.items() if name != "cpu"),
     Runtime(
         "onnxruntime-web", "ONNX Runtime web (wasm)", "onnxruntime-web", (), (), "npm install onnxruntime-web",
-        **_ORT_KERNELS, options={"provider": "wasm"}, program="node",
+        _ORT_KERNELS, {"provider": "wasm"}, program="node",
     ),
     Runtime(
         "onnxruntime-node", "ONNX Runtime node", "onnxruntime-node", (), (), "npm install onnxruntime-node",
-        **_ORT_KERNELS, options={"provider": "cpu"}, program="node",
+        _ORT_KERNELS, {"provider": "cpu"}, program="node",
     ),
     _openvino("openvino", "OpenVINO", "f32"),
     _openvino("openvino-default", "OpenVINO, default floats", ""),
     Runtime(
         "opencv", "OpenCV dnn", "OpenCv", ("cv2",), ("opencv-python-headless", "opencv-python"),
-        "pip install opencv-python-headless", r"(Conv|Gemm|MatMul|InnerProduct)\w*Int8",
-        r"(Conv|Deconv|Gemm|MatMul|InnerProduct)(?!\w*Int8)\w*",
+        "pip install opencv-python-headless",
+        (r"(Conv|Gemm|MatMul|InnerProduct)\w*Int8", r"(Conv|Deconv|Gemm|MatMul|InnerProduct)(?!\w*Int8)\w*"),
     ),
     Runtime(
         "tvm", "TVM", "Tvm", ("tvm", "onnx"), ("apache-tvm",), "pip install apache-tvm onnx",
-        r"(conv\w*|matmul) u?int\d+", r"(conv\w*|matmul) b?float\d+",
+        (r"(conv\w*|matmul) u?int\d+", r"(conv\w*|matmul) b?float\d+"),
     ),
     Runtime(
         "iree", "IREE", "Iree", ("iree.compiler", "iree.runtime", "onnx"), ("iree-base-runtime",),
-        "pip install iree-base-compiler[onnx] iree-base-runtime", r"\w+ i\d+(xi\d+)*", r"\w+ b?f\d+(xb?f\d+)*",
+        "pip install iree-base-compiler[onnx] iree-base-runtime",
+        (r"\w+ i\d+(xi\d+)*", r"\w+ b?f\d+(xb?f\d+)*"),
     ),
-    Runtime("qonnx", "qonnx", "Qonnx", ("qonnx",), ("qonnx",), "pip install qonnx", **_AS_WRITTEN),
-    Runtime("mnn", "MNN", "Mnn", ("MNN",), ("mnn",), "pip install MNN", r"\w*Int8", ""),
-    Runtime("ncnn", "ncnn (pnnx)", "Ncnn", ("ncnn", "pnnx"), ("ncnn",), "pip install ncnn pnnx", "", ""),
+    Runtime("qonnx", "qonnx", "Qonnx", ("qonnx",), ("qonnx",), "pip install qonnx", _AS_WRITTEN),
+    Runtime("mnn", "MNN", "Mnn", ("MNN",), ("mnn",), "pip install MNN", None),
+    Runtime("ncnn", "ncnn (pnnx)", "Ncnn", ("ncnn", "pnnx"), ("ncnn",), "pip install ncnn pnnx", None),
     Runtime(
         "tract", "tract", "Tract", ("tract",), ("tract",), "pip install tract",
-        r".* FMA\([IU]\d+\)", r".* FMA\(F\d+\)",
+        (r".* FMA\([IU]\d+\)", r".* FMA\(F\d+\)"),
     ),
-    Runtime("onnx-reference", "onnx's reference", "OnnxReference", ("onnx",), ("onnx",), "pip install onnx", **_AS_WRITTEN),
+    Runtime("onnx-reference", "onnx's reference", "OnnxReference", ("onnx",), ("onnx",), "pip install onnx", _AS_WRITTEN),
 )  # fmt: skip
 #: All of them by name, in the order of tables.
 RUNTIMES = {row.name: row for row in _ROWS}
@@ -139,7 +135,7 @@ RUNTIMES = {row.name: row for row in _ROWS}
 def installed(name: str) -> bool:
     """Whether the runtime of that name can be imported here; a name without a row is none."""
     row = RUNTIMES.get(name)
-    return row is not None and all(_is_there(module) for module in row.modules)
+    return row is not None and row.program == "python" and all(_is_there(module) for module in row.modules)
 
 
 def _is_there(module: str) -> bool:

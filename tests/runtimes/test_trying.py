@@ -360,7 +360,6 @@ def test_reasons_are_one_short_line_without_control_characters() -> None:
         ("iree", {"conv_2d_nchw_fchw f32xf32": 19, "matmul f32xf32": 1}, "float"),
         ("iree", {"conv_2d_nchw_fchw_q i8xi8xi32xi32": 19}, "integer"),
         ("mnn", {"Convolution": 19}, "None"),
-        ("mnn", {"ConvInt8": 19}, "integer"),
         ("ncnn", {"Convolution": 19}, "None"),
         ("tract", {"OptMatMul FMA(F32)": 20, "Max": 3}, "float"),
         ("onnx-reference", {"Conv": 3, "QuantizeLinear": 4}, "float"),
