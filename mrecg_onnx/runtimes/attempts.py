@@ -25,6 +25,8 @@ _PLACE = re.compile(
 )
 #: What ONNX Runtime says before it says what is wrong; folders that were made for the job.
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : (\w+) : (?:Load model from .*? failed:\s*)?|^error:\s*(?=\S)")
+#: A function of its sources with its arguments, in which brackets lie two deep.
+_SIGNATURE = re.compile(r"(?:\w+\s+)?onnxruntime::[\w:~]+\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)(?: const)?\s*")
 _MADE = re.compile(r"\S*mrecg_onnx_\w+[/\\]")
 
 
@@ -126,6 +128,6 @@ def reason(text: str, *, crashed: bool = False) -> str:
         return ""
     telling = [line for line in lines if _WHAT.search(line)]
     line = (telling or lines)[-1] if crashed else (telling[0] if telling and not _WHAT.search(lines[0]) else lines[0])
-    line = _PLACE.sub("", _MADE.sub("", line)).strip() or line
+    line = _SIGNATURE.sub("", _PLACE.sub("", _MADE.sub("", line))).strip() or line
     line = printable(_PREFIX.sub(lambda found: f"{found[1]}: " if found[1] else "", line))
     return line if len(line) <= MOST else line[: MOST - 1].rstrip() + "…"

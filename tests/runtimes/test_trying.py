@@ -237,6 +237,8 @@ def test_a_float_model_runs_in_each_runtime_that_is_installed(name: str, module:
     path = tmp_path / "float.onnx"
     onnx.save(float_model(), path)
     (one,) = try_runtimes(path, data(path), only=[name], runs=1).attempts
+    if "Unsupported model IR version" in one.reason:
+        pytest.skip("onnx is newer here than onnxruntime, with which qonnx runs single nodes")
     assert one.runs, one.reason
     assert one.agreement in {None, 1.0}
     assert one.sqnr_by_output["output"] > (20 if name == "openvino-default" else 60)
@@ -343,6 +345,10 @@ def test_reasons_are_one_short_line_without_control_characters() -> None:
     assert reason("Error code: 1\nDiagnostics:\nm.mlir:3:4: error: failed to legalize") == "failed to legalize"
     refused = "[ONNXRuntimeError] : 10 : INVALID_GRAPH : Load model from /x/mrecg_onnx_a/m.onnx failed:This is invalid."
     assert reason(refused) == "INVALID_GRAPH: This is invalid."
+    signature = (
+        "[ONNXRuntimeError] : 1 : FAIL : /src/model.cc:180 onnxruntime::Model::Model(P&&, F<void(int)>) Unknown."
+    )
+    assert reason(signature) == "FAIL: Unknown."
 
 
 @pytest.mark.parametrize(
