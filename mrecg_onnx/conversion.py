@@ -14,7 +14,7 @@ from mrecg_onnx.converters import check_writable, load_model, save_model
 from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.runtimes import Opened, describe, fixed_batch, input_specs, noise, open_session, open_with
 from mrecg_onnx.targets import TARGET_NAMES, Target, load_target
-from mrecg_onnx.writing import contained, container_of, retarget, target_of
+from mrecg_onnx.writing import contained, container_of, fix_batch, retarget, target_of
 
 __all__ = ["Conversion", "convert"]
 
@@ -54,6 +54,7 @@ def convert(
     container: str | None = None,
     target: str | None = None,
     *,
+    batch: int | None = None,
     output: str | Path | None = None,
 ) -> Conversion:
     """Rewrite a file of :func:`mrecg_onnx.quantize`.
@@ -63,14 +64,17 @@ def convert(
         container: a row of :data:`mrecg_onnx.writing.containers.CONTAINERS`; None keeps the one it has where the target
             allows it.
         target: one of :data:`mrecg_onnx.targets.target.TARGET_NAMES` or the path of a file of rules; None keeps the one it has.
+        batch: the one batch size of the result, for runtimes that take no free one; None leaves it as it is.
         output: where to write the result; it appears there whole or not at all.
 
     Returns:
         The converted model, compared with the source on ONNX Runtime, bit for bit, graph run as written.
 
     Raises:
-        SettingsError: ``container`` or ``target`` is unknown or excludes what the file has, or ``output`` is the model itself.
-        ModelError: ``model`` cannot be read or was not written by :func:`mrecg_onnx.quantize`, or is for another target.
+        SettingsError: ``container`` or ``target`` is unknown or excludes what the file has, ``batch`` is below 1, or ``output``
+            is the model itself.
+        ModelError: ``model`` cannot be read or was not written by :func:`mrecg_onnx.quantize`, is for another target, or has
+            another fixed batch than ``batch``, or none.
         ExportError: the result cannot be written, or the runtime refuses it.
     """
     where = describe(model)
@@ -89,8 +93,10 @@ def convert(
     plain = source
     if rules.name != before[0]:
         plain = retarget(contained(source, "int8", where).model, rules, where)
+    if batch is not None:
+        plain = fix_batch(plain, batch, where)
     held = contained(plain, wanted, where, rules.opset[1])
-    feeds = _noise(source)
+    feeds = _noise(source, batch)
     verify_container(source, held, feeds)
     opened = open_with(rules, held.model, feeds)
     if output is not None:
@@ -120,10 +126,10 @@ def _rules(wanted: str | None, has: str, where: str) -> Target:
     return load_target(has)
 
 
-def _noise(model: onnx.ModelProto) -> dict[str, npt.NDArray[np.generic]] | None:
+def _noise(model: onnx.ModelProto, batch: int | None) -> dict[str, npt.NDArray[np.generic]] | None:
     """Normal random inputs, None where sizes other than the batch are free."""
     session = open_session(model, level="off")
     specs = input_specs(session)
     if any(size is None for spec in specs for size in spec.shape[1:]):
         return None
-    return noise(specs, fixed_batch(session) or ROWS)
+    return noise(specs, fixed_batch(session) or batch or ROWS)

@@ -37,17 +37,31 @@ __all__ = ["convert_command"]
 @click.option("--container", cls=Option, **CONTAINER)
 @click.option("--target", cls=Option, **TARGET)
 @click.option(
+    "--batch",
+    type=int,
+    cls=Option,
+    metavar="N",
+    help="Fix the batch size: some compilers (IREE) take no free one.  [default: as it is]",
+)
+@click.option(
     "-o",
     "--output",
     "out",
     type=PATH,
     cls=Option,
     metavar="OUT",
-    help="The file to write.  [default: <QUANT>_<target>_<container>.onnx in this folder, <QUANT>_<container>.tflite]",
+    help="The file to write.  [default: <QUANT>_<target>_<container>_batch<N>.onnx in this folder, <QUANT>_<container>.tflite]",
 )
 @click.option("--debug", is_flag=True, cls=Option, help="Show log messages, and the traceback of an error.")
 def convert_command(
-    *, quantized: Path, form: str, container: str | None, target: str | None, out: Path | None, debug: bool
+    *,
+    quantized: Path,
+    form: str,
+    container: str | None,
+    target: str | None,
+    batch: int | None,
+    out: Path | None,
+    debug: bool,
 ) -> None:
     """Rewrite QUANT.onnx, a result of quantize, for another target or container.
 
@@ -56,15 +70,22 @@ def convert_command(
     \b
     mrecg-onnx convert model_w4a4.onnx --container packed -o small.onnx
     mrecg-onnx convert model_w4a4.onnx --target tensorrt
+    mrecg-onnx convert model_w4a4.onnx --target portable --batch 1
     mrecg-onnx convert model_w4a8.onnx --to tflite
     """  # noqa: D301 - click wants the character, not backslash and b
     from pathlib import Path
 
     if form == "tflite" and target:
         raise click.UsageError("--to tflite is a target of its own: leave out --target")
+    if form == "tflite" and batch is not None:
+        raise click.UsageError("--to tflite: leave out --batch, which fixes that of ONNX files")
     if form == "onnx" and out is not None and out.suffix == ".tflite":
         raise click.UsageError(f"{out} would be an ONNX file: add --to tflite")
-    parts = list(filter(None, [Path(target).stem if target else "", container or ""]))
+    parts = list(
+        filter(
+            None, [Path(target).stem if target else "", container or "", f"batch{batch}" if batch is not None else ""]
+        )
+    )
     if form == "onnx":
         parts = parts or ["converted"]
     out = out or Path("_".join([quantized.stem, *parts]) + f".{form}")
@@ -76,7 +97,7 @@ def convert_command(
         if form == "tflite":
             show(_litert_summary(to_litert(quantized, container or "int8", output=out)))
         else:
-            show(_summary(convert(quantized, container, target, output=out)))
+            show(_summary(convert(quantized, container, target, batch=batch, output=out)))
 
 
 def _summary(result: Conversion) -> RenderableType:

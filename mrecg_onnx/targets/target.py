@@ -31,6 +31,7 @@ _CHOICES = {
     "activation": ("uint8", "int8"),
     "zero_point": ("any", "zero"),
     "bounds": ("codes", "float"),
+    "full_bounds": ("none", "float"),
     "bias": ("int32", "float"),
     "float_layers": ("channel-scales", "one-scale"),
     "branches": ("leaky-relu", "plain"),
@@ -57,6 +58,8 @@ class Target:
             grids are calibrated for it.
         bounds: how the range of codes narrower than 8 bits is written: "codes", an integer Clip behind QuantizeLinear, or
             "float", a Clip of the values in front of it.
+        full_bounds: what bounds codes of 8 bits that a convolution makes: "none" but their type, or "float", a Clip of the values
+            to the ends of the type, too, which keeps OpenCV from integer kernels that compute the last positions wrong.
         bias: "int32" behind a DequantizeLinear, or "float".
         float_layers: what a layer with a float weight or bias reads: "channel-scales" keeps ONNX Runtime from quantizing it on
             its own, "one-scale" is the plain form.
@@ -84,6 +87,7 @@ class Target:
     activation: str
     zero_point: str
     bounds: str
+    full_bounds: str
     bias: str
     float_layers: str
     branches: str
@@ -170,6 +174,13 @@ def _checked(name: str, path: Path, rules: dict[str, Any]) -> Target:
         raise SettingsError(
             f"target {path}: containers {rules['containers']!r} hold types of opset {LOW_BIT_OPSET}, opset is {rules['opset']!r}"
         )
+    _check_codes(path, rules)
+    values: dict[str, Any] = {rule: tuple(value) if isinstance(value, list) else value for rule, value in rules.items()}
+    return Target(name=name, **values)
+
+
+def _check_codes(path: Path, rules: dict[str, Any]) -> None:
+    """Refuse types and bounds of activation codes that do not go together."""
     if not isinstance(rules["wide_abits"], list) or rules["wide_abits"] not in ([], [16]):
         raise SettingsError(f"target {path}: wide_abits is {rules['wide_abits']!r}: expected [] or [16]")
     if rules["wide_abits"] and (rules["activation"], rules["bounds"], rules["opset"][1] >= LOW_BIT_OPSET) != (
@@ -180,9 +191,9 @@ def _checked(name: str, path: Path, rules: dict[str, Any]) -> Target:
         raise SettingsError(
             f"target {path}: wide_abits [16] needs uint8 activations, bounds 'float' and opset 21 or later"
         )
+    if rules["full_bounds"] == "float" and rules["bounds"] != "float":
+        raise SettingsError(f"target {path}: full_bounds 'float' needs bounds 'float'")
     if rules["activation"] == "int8" and (rules["zero_point"], rules["bounds"]) != ("zero", "float"):
         raise SettingsError(f"target {path}: int8 activations need zero_point 'zero' and bounds 'float'")
     if rules["zero_point"] == "zero" and rules["activation"] != "int8":
         raise SettingsError(f"target {path}: zero_point 'zero' needs int8 activations")
-    values: dict[str, Any] = {rule: tuple(value) if isinstance(value, list) else value for rule, value in rules.items()}
-    return Target(name=name, **values)

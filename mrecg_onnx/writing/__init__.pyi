@@ -1,5 +1,6 @@
 from .containers import Contained, contained, container_of
 from .exported import Exported
+from .fixed_batch import fix_batch
 from .integer_nodes import FLOAT_MATMUL
 from .keys import VERSION_KEY
 from .opsets import TWO_BITS
@@ -15,6 +16,7 @@ __all__ = [
     "contained",
     "container_of",
     "export",
+    "fix_batch",
     "retarget",
     "target_of",
 ]

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from mrecg_onnx.planning import WEIGHTED_OPS, readers
 from mrecg_onnx.writing.constants import array_of
 
-__all__ = ["dequantizers", "is_constant", "parts_an_add", "quantized_value", "quantizer_of"]
+__all__ = ["dequantizers", "is_constant", "parts_an_add", "quantized_value", "quantizer_of", "unbounded"]
 
 
 def dequantizers(model: ir.Model) -> list[tuple[ir.Node, ir.Value, ir.Value, ir.Value | None]]:
@@ -38,6 +38,16 @@ def quantized_value(quantize: ir.Node) -> ir.Value | None:
     if maker is not None and maker.op_type == "Clip" and len(maker.inputs) > 1 and is_constant(maker.inputs[1]):
         return maker.inputs[0] if array_of(maker.inputs[1]) < 0 else source
     return source
+
+
+def unbounded(quantize: ir.Node) -> bool:
+    """True for a QuantizeLinear of what a convolution makes, through a Relu, too, with no Clip in between."""
+    if quantize.op_type != "QuantizeLinear":
+        return False
+    maker = quantize.inputs[0].producer() if quantize.inputs[0] is not None else None
+    if maker is not None and maker.op_type == "Relu":
+        maker = maker.inputs[0].producer() if maker.inputs[0] is not None else None
+    return maker is not None and maker.op_type in {"Conv", "ConvTranspose"}
 
 
 def is_constant(bound: ir.Value | None) -> bool:

@@ -3,7 +3,7 @@
 Every step keeps what the graph computes, bit for bit, where it is run as written:
 
 * a Clip of values at ``(code - zero_point) * scale`` in front of QuantizeLinear gives the codes that a Clip of codes gives
-  behind it: quantization is monotone and these values are on the grid;
+  behind it: quantization is monotone and these values are on the grid; at the ends of the type, so does none;
 * codes shifted by the zero point stand for the same values, and fit int8 around 0 for every width up to 7 bits;
 * a bias in float is its codes times its scale, which is what DequantizeLinear computes;
 * LeakyRelu with slope 1 and MaxPool of one element return their input.
@@ -27,7 +27,7 @@ from mrecg_onnx.targets import Target
 from mrecg_onnx.writing.constants import along, array_of
 from mrecg_onnx.writing.containers import container_of
 from mrecg_onnx.writing.keys import TARGET_KEY
-from mrecg_onnx.writing.pairs import dequantizers, is_constant, parts_an_add, quantized_value, quantizer_of
+from mrecg_onnx.writing.pairs import dequantizers, is_constant, parts_an_add, quantized_value, quantizer_of, unbounded
 from mrecg_onnx.writing.readers import part_readers
 from mrecg_onnx.writing.rule_checks import broken_rules
 
@@ -195,6 +195,25 @@ def _float_bounds(model: ir.Model, where: str, target: Target) -> None:
             quantize.replace_input_with(0, node.outputs[0])
 
 
+def _full_bounds(model: ir.Model, _where: str, _target: Target) -> None:
+    """What a convolution makes passes a Clip to the ends of its codes' type, where no narrower one stands."""
+    graph = model.graph
+    for quantize in [n for n in graph if unbounded(n)]:
+        value, scale, zero = quantize.inputs[:3]
+        assert value is not None
+        kind, shift = np.iinfo(array_of(zero).dtype), int(array_of(zero))
+        ends = [np.float32(code - shift) * array_of(scale) for code in (kind.min, kind.max)]
+        bounds = [
+            add_initializer(graph, f"{value.name}_{which}_value", end.astype(np.float32))
+            for which, end in zip(("low", "high"), ends, strict=True)
+        ]
+        clip = ir.node("Clip", [value, *bounds], name=f"{quantize.name}_Clip")
+        clip.outputs[0].name = unique_name(graph, f"{value.name}_bounded")
+        clip.outputs[0].shape, clip.outputs[0].type = value.shape, value.type
+        graph.insert_before(quantize, clip)
+        quantize.replace_input_with(0, clip.outputs[0])
+
+
 def _no_channels(where: str, target: Target, node: ir.Node) -> SettingsError:
     return SettingsError(
         f"{where}: '{node.inputs[0].name}' has widths a channel, which target {target.name} cannot hold; "  # type: ignore[union-attr]
@@ -250,6 +269,7 @@ _STEPS: tuple[tuple[str, str, Callable[[ir.Model, str, Target], None]], ...] = (
     ("branches", "plain", _plain_branches),
     ("bias", "float", _float_bias),
     ("bounds", "float", _float_bounds),
+    ("full_bounds", "float", _full_bounds),
     ("zero_point", "zero", _zero_point_zero),
     ("add_operands", "pooled", _pooled_operands),
     ("add_operands", "residual", _no_fused_operands),

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from mrecg_onnx.planning import CLAMPS, PRESERVING_OPS, WEIGHTED_OPS, readers
 from mrecg_onnx.targets import Target
 from mrecg_onnx.writing.constants import array_of
-from mrecg_onnx.writing.pairs import parts_an_add, quantizer_of
+from mrecg_onnx.writing.pairs import parts_an_add, quantizer_of, unbounded
 
 __all__ = ["broken_rules"]
 
@@ -42,6 +42,8 @@ def _check_quantize(node: ir.Node, target: Target) -> list[str]:
         found.append(f"'{node.name}' has the zero point {int(zero.reshape(-1)[0])}, not 0")
     if target.add_operands == "residual" and parts_an_add(node):
         found.append(f"'{node.name}' parts an Add from the layer in front of it")
+    if target.full_bounds == "float" and unbounded(node):
+        found.append(f"'{node.name}' quantizes what a convolution makes without a Clip in front")
     users = {user.op_type for reader in readers(node.outputs[0]) for v in reader.outputs for user in readers(v)}
     if target.layer_outputs == "float" and users and not users & _integer_readers(target):
         found.append(f"'{node.name}' quantizes for float ops alone ({', '.join(sorted(users))})")

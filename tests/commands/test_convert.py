@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 from helpers.command_line import fails, works
 from helpers.contained import quantized
+from helpers.targets import on_sample
 
 
 def test_convert_there_and_back_gives_the_same_file(here: Path) -> None:
@@ -45,3 +47,15 @@ def test_a_file_of_another_tool_is_not_converted(here: Path) -> None:
     fails("convert", "model.onnx", "--target", "openvino", says=says)
     Path("text.onnx").write_text("no model")
     fails("convert", "text.onnx", "--container", "packed", says=("text.onnx",))
+
+
+def test_convert_fixes_the_batch(here: Path) -> None:
+    works(*on_sample("-o", "q.onnx"))
+    said = works("convert", "q.onnx", "--container", "packed", "--batch", "2").stdout
+    assert "the same bit for bit" in said
+    fixed = onnx.load("q_packed_batch2.onnx")
+    assert fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
+    works("convert", "q_packed_batch2.onnx", "--batch", "2", "-o", "again.onnx")
+    assert (here / "again.onnx").read_bytes() == (here / "q_packed_batch2.onnx").read_bytes()
+    fails("convert", "q.onnx", "--batch", "0", code=2, says=("batch 0", "at least one"))
+    fails("convert", "q_packed_batch2.onnx", "--batch", "4", says=("q_packed_batch2.onnx", "has the fixed batch 2"))
