@@ -3,8 +3,8 @@
 usage: python benchmarks/litert.py [--data ../shared] [--files build/benchmarks/learned] [--images 1000] [--runs 60] [--again]
 
 --files is a folder of results of mrecg-onnx quantize, named MODEL-WIDTHS.onnx (resnet20_cifar10-w4a4.onnx). Rows are kept as they
-come; those that are there are not measured again. "Portable" are LiteRT's kernels without its default delegate. Times are of one
-image on one thread, all in turn; the float network on LiteRT is the same one, written by the same code.
+come; those that are there are not measured again. "Portable" are LiteRT's kernels without its default delegate. Times are CPU
+time of one image on one thread, all in turn; the float network on LiteRT is the same one, written by the same code.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def interpreter(
 
 
 def times(model: Path, file: Path, content: bytes, runs: int) -> dict[str, float]:
-    """Median milliseconds of one image, taking turns, each timed run behind an untimed one."""
+    """Median CPU milliseconds of one image, taking turns, each timed run behind an untimed one."""
     sessions = {"ONNX Runtime, FP32": open_session(model, threads=1), "ONNX Runtime": open_session(file, threads=1)}
     spec = input_specs(sessions["ONNX Runtime"])[0]
     x = np.random.default_rng(0).standard_normal((1, *spec.shape[1:])).astype(np.float32)
@@ -67,9 +67,9 @@ def times(model: Path, file: Path, content: bytes, runs: int) -> dict[str, float
     for _ in range(runs + 5):
         for name, take in takes.items():
             take()
-            start = time.perf_counter()
+            start = time.process_time()
             take()
-            taken[name].append(time.perf_counter() - start)
+            taken[name].append(time.process_time() - start)
     return {name: round(1e3 * statistics.median(seconds[5:]), 3) for name, seconds in taken.items()}
 
 
@@ -147,7 +147,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     columns = ["network", "widths", "ONNX Runtime, FP32", "ONNX Runtime", "LiteRT, FP32", "LiteRT", "against its FP32"]
     lines += [
         "",
-        "Milliseconds of one image on one thread, median, all in turn on a machine that was busy with other work.",
+        "CPU milliseconds of one image on one thread, median, all in turn; the machine did other work, too.",
         "",
     ]
     lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
@@ -165,9 +165,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--runs", type=int, default=60)
     parser.add_argument("--again", action="store_true", help="measure rows that are there, too")
+    parser.add_argument("--times", action="store_true", help="measure nothing but the times, of rows that are there")
     given = parser.parse_args()
     files = {path.stem: path for path in sorted(given.files.glob("*.onnx")) if path.stem.rpartition("-")[0] in SETS}
     kept = Rows("litert")
+    for key in kept.all() if given.times else ():
+        model = given.data / "models" / f"{key.rpartition('-')[0]}.onnx"
+        kept.amend(key, {"ms": times(model, files[key], to_litert(files[key]).content, given.runs)})
     for key in kept.missing(list(files), again=given.again):
         kept.add(key, measured(given.data, key.rpartition("-")[0], files[key], given.images, given.runs))
         print(json.dumps(kept.all()[key]["agreement"]), flush=True)
