@@ -126,7 +126,7 @@ def _timings(found: Benchmark) -> RenderableType:
 def _kernels(files: Sequence[FileReport]) -> RenderableType:
     from mrecg_onnx.runtimes import elsewhere
 
-    pairs = {}
+    pairs: dict[str, str | list[str]] = {}
     for file in files:
         for provider, kernels in file.kernels.items():
             total = sum(kernel.seconds for kernel in kernels) or 1.0
@@ -135,4 +135,5 @@ def _kernels(files: Sequence[FileReport]) -> RenderableType:
             more = [f"and {len(kernels) - SHOWN} more"] if len(kernels) > SHOWN else []
             note = [f"not all on {provider}: {others}"] if others else []
             pairs[f"{file.name}, {provider}"] = ", ".join([*shown, *more, *note])
+    pairs["notes"] = [note for file in files for note in file.notes]
     return grid(pairs)

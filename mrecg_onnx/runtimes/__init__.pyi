@@ -8,6 +8,7 @@ from .sessions import PROVIDERS, Level, fixed_batch, input_specs, open_session
 from .target_runtimes import Opened, open_with
 from .timing import latency, medians
 from .trying import try_runtimes
+from .versions import slower_here
 
 __all__ = [
     "PROVIDERS",
@@ -35,6 +36,7 @@ __all__ = [
     "read_graph",
     "run_padded",
     "size_bytes",
+    "slower_here",
     "specs_of",
     "try_runtimes",
 ]

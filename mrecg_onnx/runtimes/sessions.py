@@ -19,6 +19,7 @@ from mrecg_onnx.converters.versions import restamped
 from mrecg_onnx.data import InputSpec
 from mrecg_onnx.machine import local_rank
 from mrecg_onnx.runtimes.models import Model, describe
+from mrecg_onnx.runtimes.versions import needed, refuse_wrong
 
 __all__ = [
     "ORT_ERRORS",
@@ -163,17 +164,23 @@ def open_on_providers(model: Model, options: ort.SessionOptions, providers: list
     """Open ``model`` on the first of ``providers``; what that does not take goes to the next ones.
 
     Raises:
-        ModelError: ONNX Runtime refuses the model, or the provider fails.
+        ModelError: ONNX Runtime refuses the model, or the provider fails, or this version would compute something else of it.
     """
     try:
         # enable_fallback=0: on a provider's failure the wrapper would print and go on with another one.
         choices = [{"device_id": str(local_rank())} if "CUDA" in name else {} for name in providers]
-        return ort.InferenceSession(_source(model), options, providers, choices, enable_fallback=0)
+        session = ort.InferenceSession(_source(model), options, providers, choices, enable_fallback=0)
     except ORT_ERRORS as error:
+        too_old = needed(model)
+        if too_old is not None:
+            raise ModelError(too_old) from error
         older = _restamped(model)
         if older is not None:
             return open_on_providers(older, options, providers)
         raise ModelError(f"{describe(model)}: ONNX Runtime cannot open it: {first_line(error)}") from error
+    if options.graph_optimization_level != _LEVELS["off"]:
+        refuse_wrong(model, session)
+    return session
 
 
 def _restamped(model: Model) -> onnx.ModelProto | None:

@@ -1,4 +1,27 @@
+from .needed_versions import (
+    CONTAINER_KEY,
+    Requirement,
+    longest_entry,
+    note_requirements,
+    requirements,
+    stored_requirements,
+    unmet,
+)
 from .settings import TargetSettings
 from .target import CONTAINER_NAMES, LOW_BIT_OPSET, TARGET_NAMES, Target, load_target
 
-__all__ = ["CONTAINER_NAMES", "LOW_BIT_OPSET", "TARGET_NAMES", "Target", "TargetSettings", "load_target"]
+__all__ = [
+    "CONTAINER_KEY",
+    "CONTAINER_NAMES",
+    "LOW_BIT_OPSET",
+    "TARGET_NAMES",
+    "Requirement",
+    "Target",
+    "TargetSettings",
+    "load_target",
+    "longest_entry",
+    "note_requirements",
+    "requirements",
+    "stored_requirements",
+    "unmet",
+]

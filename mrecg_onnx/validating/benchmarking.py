@@ -28,6 +28,7 @@ from mrecg_onnx.runtimes import (
     noise,
     open_session,
     size_bytes,
+    slower_here,
 )
 
 __all__ = ["Benchmark", "FileReport", "Timing", "benchmark"]
@@ -50,6 +51,7 @@ class FileReport:
         load_s: seconds to open it in a fresh process, the median of :data:`LOADS`.
         memory_bytes: resident memory that opening it and running the first batch took there, the median.
         kernels: what ran, by provider, the costliest first, at the first batch and thread count.
+        notes: why a newer ONNX Runtime would be faster, where that is known.
     """
 
     name: str
@@ -57,6 +59,7 @@ class FileReport:
     load_s: float
     memory_bytes: int
     kernels: dict[str, tuple[Kernel, ...]]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,7 @@ def benchmark(
             statistics.median(one["load_s"] for one in opened[path]),
             int(statistics.median(one["memory_bytes"] for one in opened[path])),
             ran[path],
+            slower_here(path),
         )
         for path in paths
     ]

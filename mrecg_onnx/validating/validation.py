@@ -35,6 +35,7 @@ from mrecg_onnx.runtimes import (
     read_graph,
     run_padded,
     size_bytes,
+    slower_here,
 )
 from mrecg_onnx.validating.input_ranges import Watch, calibrated_ranges
 from mrecg_onnx.validating.metadata import PREPROCESS_KEY, VERSION_KEY, metadata_of, stored_preprocess
@@ -205,6 +206,7 @@ def _validate(
     drop = reports[0].top1.value - reports[1].top1.value if reports[0].top1 and reports[1].top1 else None
     p = mcnemar_p(*tally.right(1)) if tally.has_accuracy else None
     said = [*notes, *watch.warnings(images=dataset.preprocess is not None), *tally.warnings(reports[0].top1), *left]
+    said += slower_here(quantized)
     return ValidationResult(
         images=tally.images,
         skipped=skipped,

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mrecg_onnx.network import Network, QuantizedWeight, Simulation
 from mrecg_onnx.planning import LayerPlan, Plan
 from mrecg_onnx.quantizers import Grid
+from mrecg_onnx.targets import longest_entry
 from mrecg_onnx.writing import contained, export
 
 __all__ = ["STORED", "PackedSize", "stored_bits"]
@@ -51,7 +52,7 @@ class PackedSize:
         """Sizes for a model that is not quantized yet.
 
         The file is made, and packed, with codes and scales of no meaning: codes that only INT8 holds, as everything else in a
-        packed file is the same at every width.
+        packed file is the same at every width, but for what its metadata say of the types: their longest entry is counted.
 
         Args:
             graph: the normalized model.
@@ -71,7 +72,7 @@ class PackedSize:
         exported = export(graph, Simulation(network, plan, activations, weights), metadata)
         packed = contained(exported.model, "packed").model
         found = {layer.name: {bits: _bytes(layer, bits) for bits in STORED} for layer in plan.quantized_layers}
-        return cls(packed.ByteSize() - sum(sizes[8] for sizes in found.values()), found)
+        return cls(packed.ByteSize() + longest_entry() - sum(sizes[8] for sizes in found.values()), found)
 
     def total(self, widths: Mapping[str, int]) -> int:
         """Bytes of the file with ``widths`` by layer."""

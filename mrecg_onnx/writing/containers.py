@@ -17,8 +17,8 @@ import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
 from mrecg_onnx.converters.passes.opset import raise_opset, require_raisable
-from mrecg_onnx.targets import CONTAINER_NAMES
-from mrecg_onnx.writing.keys import CONTAINER_KEY, VERSION_KEY
+from mrecg_onnx.targets import CONTAINER_KEY, CONTAINER_NAMES, note_requirements, requirements
+from mrecg_onnx.writing.keys import VERSION_KEY
 from mrecg_onnx.writing.opsets import FOUR_BITS, TWO_BITS
 from mrecg_onnx.writing.packed import pack, unpack
 from mrecg_onnx.writing.typed import read_typed, write_typed
@@ -112,6 +112,8 @@ def contained(model: onnx.ModelProto, name: str, where: str = "the model", highe
         kept = [entry for entry in proto.graph.value_info if entry.name not in graph.graph.initializers]
         del proto.graph.value_info[:]
         proto.graph.value_info.extend(kept)
+    note_requirements(proto)
+    notes += [row.note() for row in requirements(proto) if row.otherwise != "slower"]
     return Contained(proto, tuple(notes))
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["CONTAINER_KEY", "TARGET_KEY", "VERSION_KEY"]
+__all__ = ["TARGET_KEY", "VERSION_KEY"]
 
 #: The version of this package that made the file: every file of :func:`mrecg_onnx.quantize` has it.
 VERSION_KEY = "mrecg_onnx.version"
-#: The container, and the opset and IR version of the ``int8`` form. Files without it are ``int8``.
-CONTAINER_KEY = "mrecg_onnx.container"
 #: The target's name. Files without it are for ONNX Runtime.
 TARGET_KEY = "mrecg_onnx.target"

@@ -23,7 +23,7 @@ from mrecg_onnx.converters.passes.opset import raise_opset
 from mrecg_onnx.converters.passes.structure import remove_unused
 from mrecg_onnx.converters.passes.values import add_initializer, unique_name
 from mrecg_onnx.planning import readers
-from mrecg_onnx.targets import Target
+from mrecg_onnx.targets import Target, note_requirements
 from mrecg_onnx.writing.constants import along, array_of
 from mrecg_onnx.writing.containers import container_of
 from mrecg_onnx.writing.keys import TARGET_KEY
@@ -70,6 +70,7 @@ def retarget(model: onnx.ModelProto, target: Target, where: str = "the model") -
     remove_unused(graph)
     graph.metadata_props[TARGET_KEY] = json.dumps({"name": target.name}, separators=(",", ":"))
     proto = ir.to_proto(graph)
+    note_requirements(proto)
     broken = broken_rules(proto, target)
     if broken:
         raise ExportError(

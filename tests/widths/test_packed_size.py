@@ -32,5 +32,6 @@ def test_size_is_known_before_the_file_is_made(quantized, wbits):
     metadata = {p.key: p.value for p in result.model.metadata_props}
     planned = PackedSize.planned(stage.graph, stage.network, stage.plan, metadata)
     widths = {x.name: x.wbits for x in stage.plan.quantized_layers}
-    # Offsets that all channels share are stored once, which only the codes decide: at most that much less.
+    # Offsets that all channels share are stored once, which only the codes decide, and the longest metadata are counted: at most
+    # that much less.
     assert 0 <= planned.total(widths) - packed(result) <= 100 * len(widths)

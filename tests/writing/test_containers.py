@@ -19,9 +19,9 @@ from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.planning import editable_graph
 from mrecg_onnx.runtimes import fused_op_counts
 from mrecg_onnx.settings import Settings
+from mrecg_onnx.targets.needed_versions import CONTAINER_KEY
 from mrecg_onnx.targets.target import load_target
 from mrecg_onnx.writing.containers import CONTAINERS, contained, container_of
-from mrecg_onnx.writing.keys import CONTAINER_KEY
 from mrecg_onnx.writing.qdq import export
 from mrecg_onnx.writing.retargeting import retarget
 

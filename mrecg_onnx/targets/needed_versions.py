@@ -1,0 +1,172 @@
+"""Versions of runtimes that forms of a file need: one table, measured, and how it stands in a file's metadata.
+
+Files of every container and target were run on ONNX Runtime 1.22.1, 1.23.2, 1.24.4, 1.25.1, 1.26 to 1.30, 1.31.1 and 1.32 (CPU,
+both levels, ``benchmarks/results/versions.md``); 1.22 is the oldest that this package takes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+__all__ = [
+    "CONTAINER_KEY",
+    "REQUIRES_KEY",
+    "Requirement",
+    "longest_entry",
+    "note_requirements",
+    "requirements",
+    "stored_requirements",
+    "unmet",
+]
+
+#: Entry of ``metadata_props``: the container, and the opset and IR version of the ``int8`` form. Files without it are ``int8``.
+CONTAINER_KEY = "mrecg_onnx.container"
+#: Entry of ``metadata_props``: what the file needs, a JSON list of the fields of :class:`Requirement`. Others need nothing.
+REQUIRES_KEY = "mrecg_onnx.requires"
+
+_TWO_BITS = frozenset({TensorProto.UINT2, TensorProto.INT2})
+_FOUR_BITS = frozenset({TensorProto.UINT4, TensorProto.INT4})
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """The oldest version of a runtime that runs a file as it is meant to.
+
+    Attributes:
+        package: the runtime, by its package.
+        version: the oldest version that does.
+        reason: what in the file needs it.
+        otherwise: what older ones do: "wrong values" without an error, "refused", or "slower".
+    """
+
+    package: str
+    version: str
+    reason: str
+    otherwise: str
+
+    def note(self) -> str:
+        """What the file needs, for people."""
+        return f"{self.reason} need {self.package} {self.version} or newer (older: {self.otherwise})"
+
+    def line(self, where: str, installed: str) -> str:
+        """One line for people: ``where`` is the file."""
+        does = {
+            "wrong values": f"{installed} computes wrong values without an error",
+            "refused": f"{installed} does not open it",
+            "slower": f"{installed} runs it slower",
+        }[self.otherwise]
+        advice = (
+            ""
+            if self.otherwise == "slower"
+            else ", or make an int8 file of it with mrecg-onnx convert --container int8"
+        )
+        return (
+            f"{where}: {self.reason} need {self.package} {self.version} or newer, {does}: install a newer one{advice}"
+        )
+
+
+def requirements(model: onnx.ModelProto) -> tuple[Requirement, ...]:
+    """What ``model`` needs, by its graph."""
+    return tuple(row for row, needs in _TABLE if needs(model.graph))
+
+
+def note_requirements(model: onnx.ModelProto) -> None:
+    """Write what ``model`` needs into its metadata, in place; an entry that is there gives way."""
+    kept = [entry for entry in model.metadata_props if entry.key != REQUIRES_KEY]
+    found = requirements(model)
+    if found:
+        kept.append(_entry(found))
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+
+
+def longest_entry() -> int:
+    """Bytes that the metadata of a packed file may take at most for what its weights need."""
+    entry = _entry(tuple(row for row, _ in _TABLE if row.otherwise == "refused"))
+    return onnx.ModelProto(metadata_props=[entry]).ByteSize()
+
+
+def _entry(rows: tuple[Requirement, ...]) -> onnx.StringStringEntryProto:
+    value = json.dumps([asdict(row) for row in rows], separators=(",", ":"))
+    return onnx.StringStringEntryProto(key=REQUIRES_KEY, value=value)
+
+
+def stored_requirements(metadata: Mapping[str, str]) -> tuple[Requirement, ...] | None:
+    """What a file's ``metadata`` say that it needs; None where they say nothing, as older versions, or no sense."""
+    if REQUIRES_KEY not in metadata:
+        return None
+    try:
+        rows = tuple(Requirement(**row) for row in json.loads(metadata[REQUIRES_KEY]))
+    except (TypeError, ValueError, RecursionError):
+        return None
+    sane = (
+        isinstance(row.reason, str)
+        and isinstance(row.package, str)
+        and row.otherwise in {"wrong values", "refused", "slower"}
+        and bool(re.fullmatch(r"\d+(\.\d+)*", str(row.version)))
+        for row in rows
+    )
+    return rows if all(sane) else None
+
+
+def unmet(rows: tuple[Requirement, ...], package: str, installed: str) -> tuple[Requirement, ...]:
+    """Those of ``rows`` that version ``installed`` of ``package`` is too old for."""
+    return tuple(row for row in rows if row.package == package and _numbers(installed) < _numbers(row.version))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Major and minor version."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
+def _kinds(graph: onnx.GraphProto) -> dict[str, int]:
+    return {tensor.name: tensor.data_type for tensor in graph.initializer}
+
+
+def _narrow_activations(graph: onnx.GraphProto) -> bool:
+    kinds = _kinds(graph)
+    return any(
+        kinds.get(n.input[2]) in _FOUR_BITS for n in graph.node if n.op_type == "QuantizeLinear" and len(n.input) > 2
+    )
+
+
+def _two_bit_codes(graph: onnx.GraphProto) -> bool:
+    return not _TWO_BITS.isdisjoint(_kinds(graph).values())
+
+
+def _cast_codes(graph: onnx.GraphProto) -> bool:
+    kinds = _kinds(graph)
+    return any(kinds.get(n.input[0]) in _FOUR_BITS for n in graph.node if n.op_type == "Cast")
+
+
+def _full_clips(graph: onnx.GraphProto) -> bool:
+    """A Clip of values to all that the quantizer behind it can write."""
+    makers = {name: node for node in graph.node for name in node.output}
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        maker = makers.get(node.input[0]) if node.op_type == "QuantizeLinear" and len(node.input) > 2 else None
+        if maker is None or maker.op_type != "Clip" or len(maker.input) < 3:
+            continue
+        if not {*node.input[1:3], *maker.input[1:3]} <= set(held):
+            continue
+        scale, zero, low, high = (numpy_helper.to_array(held[name]) for name in (*node.input[1:3], *maker.input[1:3]))
+        ends = np.array([low, high], np.float64).reshape(2, -1) / scale + zero.astype(np.float64)
+        limits = np.iinfo(zero.dtype) if zero.dtype.kind in "iu" else None
+        if limits is not None and np.allclose(ends[:, :1].ravel(), (limits.min, limits.max), atol=1e-2):
+            return True
+    return False
+
+
+_TABLE: tuple[tuple[Requirement, Callable[[onnx.GraphProto], bool]], ...] = (
+    (Requirement("onnxruntime", "1.31", "activations in 4-bit types", "wrong values"), _narrow_activations),
+    (Requirement("onnxruntime", "1.24", "weights in 2-bit types", "refused"), _two_bit_codes),
+    (Requirement("onnxruntime", "1.23", "packed weights in 4-bit types", "refused"), _cast_codes),
+    (Requirement("onnxruntime", "1.23", "Clips at the ends of 8 bits", "slower"), _full_clips),
+)

@@ -1,0 +1,107 @@
+"""What forms of a file need of ONNX Runtime: found in the graph, written into the metadata, read back."""
+
+from __future__ import annotations
+
+import json
+
+import onnx
+import pytest
+from helpers.targets import quantized
+
+from mrecg_onnx.targets.needed_versions import (
+    REQUIRES_KEY,
+    Requirement,
+    note_requirements,
+    requirements,
+    stored_requirements,
+    unmet,
+)
+from mrecg_onnx.targets.target import load_target
+from mrecg_onnx.writing.containers import contained
+from mrecg_onnx.writing.retargeting import retarget
+
+
+def metadata(model: onnx.ModelProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def needs(model: onnx.ModelProto) -> dict[str, str]:
+    """What the metadata say, which is what the graph says."""
+    stored = stored_requirements(metadata(model)) or ()
+    assert stored == requirements(model)
+    return {row.version: row.otherwise for row in stored}
+
+
+@pytest.mark.parametrize(
+    ("container", "bits", "expected"),
+    [
+        ("int8", (4, 4), {}),
+        ("packed", (8, 8), {}),
+        ("packed", (4, 4), {"1.23": "refused"}),
+        ("packed", (2, 4), {"1.24": "refused"}),
+        ("typed", (4, 4), {"1.31": "wrong values"}),
+        ("typed", (4, 8), {}),
+    ],
+)
+def test_each_container_says_what_it_needs(container: str, bits: tuple[int, int], expected: dict[str, str]) -> None:
+    """What files of these containers did on versions 1.22 to 1.32; the highest version is what counts."""
+    held = contained(quantized("residual", "ort", *bits), container)
+    found = needs(held.model)
+    assert expected.items() <= found.items()
+    assert max(found, default="") == max(expected, default="")
+    assert sum("need onnxruntime" in note for note in held.notes) == len(found)
+    assert (REQUIRES_KEY in metadata(held.model)) == bool(found)
+
+
+def test_the_entry_goes_with_the_container() -> None:
+    plain = quantized("residual")
+    packed = contained(plain, "packed").model
+    assert contained(packed, "int8").model.SerializeToString() == plain.SerializeToString()
+    assert needs(contained(packed, "typed").model) == {"1.31": "wrong values"}
+
+
+def test_a_portable_file_is_slower_below() -> None:
+    aimed = retarget(quantized("residual", "portable", 8, 8), load_target("portable"))
+    assert needs(aimed) == {"1.23": "slower"}
+    assert not needs(retarget(quantized("residual", "qnn", 4, 4), load_target("qnn")))
+
+
+def test_what_is_written_is_plain_json() -> None:
+    held = contained(quantized("residual"), "typed").model
+    (row,) = json.loads(metadata(held)[REQUIRES_KEY])
+    assert row == {
+        "package": "onnxruntime",
+        "version": "1.31",
+        "reason": "activations in 4-bit types",
+        "otherwise": "wrong values",
+    }
+    before = held.SerializeToString()
+    note_requirements(held)
+    assert held.SerializeToString() == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[1]", "3", '[{"package": "onnxruntime"}]', '[{"package":"a","version":"x","reason":"b","otherwise":"slower"}]',
+     '[{"package":"a","version":"1","reason":"b","otherwise":"explodes"}]', "[" * 100_000],
+)  # fmt: skip
+def test_entries_of_other_tools_say_nothing(text: str) -> None:
+    assert stored_requirements({REQUIRES_KEY: text}) is None
+    assert stored_requirements({}) is None
+
+
+@pytest.mark.parametrize(
+    ("installed", "old"),
+    [
+        ("1.30.0", True),
+        ("1.31.0", False),
+        ("1.31.1", False),
+        ("1.32.0.dev20261101", False),
+        ("2.0", False),
+        ("1.9.2", True),
+    ],
+)
+def test_versions_are_numbers(installed: str, old: bool) -> None:
+    row = Requirement("onnxruntime", "1.31", "activations in 4-bit types", "wrong values")
+    assert unmet((row,), "onnxruntime", installed) == ((row,) if old else ())
+    assert unmet((row,), "openvino", installed) == ()
