@@ -95,7 +95,7 @@ def convert(
         plain = retarget(contained(source, "int8", where).model, rules, where)
     if batch is not None:
         plain = fix_batch(plain, batch, where)
-    held = contained(plain, wanted, where, rules.opset[1])
+    held = contained(plain, wanted, where, rules.opset[1], zero_points=rules.typed_weights == "any")
     feeds = _noise(source, batch)
     verify_container(source, held, feeds)
     opened = open_with(rules, held.model, feeds)

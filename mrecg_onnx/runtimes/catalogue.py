@@ -72,6 +72,11 @@ _ORT_KERNELS = (
     r"(QLinearConv|QLinearMatMul|QGemm|ConvInteger|MatMulInteger\w*|DynamicQuantizeMatMul)( \(.*\))?",
     r"(Conv|FusedConv|NhwcFusedConv|ConvTranspose|Gemm|FusedGemm|MatMul|FusedMatMul|MatMulNBits)( \(.*\))?",
 )
+_HTP_LAYERS = "(Conv2d|DepthWiseConv2d|TransposeConv2d|FullyConnected|MatMul)"
+_HTP_KERNELS = (
+    rf"{_HTP_LAYERS} [IU]\d+ \(HTP\)|{_ORT_KERNELS[0]}",
+    rf"{_HTP_LAYERS} F\d+ \(HTP\)|{_ORT_KERNELS[1]}",
+)
 _ORT_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-qnn", "onnxruntime-directml")
 _AS_WRITTEN = ("QLinearConv|QLinearMatMul|ConvInteger|MatMulInteger", "Conv|ConvTranspose|Gemm|MatMul")
 _OPENVINO_LAYERS = "(Convolution|GroupConvolution|Deconvolution|FullyConnected|MatMul)"
@@ -95,6 +100,10 @@ def _onnxruntime(name: str, provider: str) -> Runtime:
 _ROWS = (
     _onnxruntime("", PROVIDERS["cpu"][0]),
     *(_onnxruntime(name, providers[0]) for name, providers in PROVIDERS.items() if name != "cpu"),
+    Runtime(
+        "qnn-htp", "ONNX Runtime QNN, HTP", "Qnn", ("onnxruntime", "onnxruntime_qnn"), ("onnxruntime-qnn",),
+        "pip install onnxruntime-qnn", _HTP_KERNELS,
+    ),
     Runtime(
         "onnxruntime-web", "ONNX Runtime web (wasm)", "onnxruntime-web", (), (), "npm install onnxruntime-web",
         _ORT_KERNELS, {"provider": "wasm"}, program="node",

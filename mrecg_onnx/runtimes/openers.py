@@ -24,6 +24,8 @@ __all__ = ["OPENERS", "Session", "openvino_kernels"]
 Feeds = dict[str, npt.NDArray[Any]]
 Arrays = list[npt.NDArray[Any]]
 _CPU = "CPUExecutionProvider"
+#: Types of tensors by the upper byte of QNN's numbers (QnnTypes.h); the lower one has the bits as hexadecimal digits.
+_QNN_TYPES = {"0": "I", "1": "U", "2": "F", "3": "I", "4": "U"}
 
 
 class Session:
@@ -90,6 +92,39 @@ class _OnnxRuntime(Session):
         profiled.run(None, self.first)
         file = Path(profiled.end_profiling())
         return _profiled(json.loads(file.read_text(encoding="utf-8")))
+
+
+class _Qnn(_OnnxRuntime):
+    """ONNX Runtime with Qualcomm's plugin and its HTP library, which is a simulator where there is no such processor."""
+
+    def _session(self, profile: str = "") -> Any:
+        plugin = import_module("onnxruntime_qnn")
+        self.version = f"{self.version}, plugin {metadata.version('onnxruntime-qnn')}"
+        if not any(device.ep_name == plugin.get_ep_name() for device in self.ort.get_ep_devices()):
+            self.ort.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
+        devices = [device for device in self.ort.get_ep_devices() if device.ep_name == plugin.get_ep_name()]
+        self.graphs = Path(self.path).parent / "qnn"
+        self.graphs.mkdir(exist_ok=True)
+        told = {"backend_type": "htp", "dump_json_qnn_graph": "1", "json_qnn_graph_dir": str(self.graphs)}
+        options = self.ort.SessionOptions()
+        options.add_provider_for_devices(devices[:1], told)
+        if profile:
+            options.enable_profiling, options.profile_file_prefix = True, profile
+        session = self.ort.InferenceSession(self.path, options)
+        if not list(self.graphs.glob("*.json")):
+            raise RuntimeError("QNN takes none of its nodes; it takes those of a fixed batch")
+        return session
+
+    def kernels(self) -> dict[str, int]:
+        """Operators of QNN's graphs with the type of what they make, and what was left to the CPU."""
+        left = super().kernels()
+        counts = Counter({name: n for name, n in left.items() if "(" not in name})
+        for file in self.graphs.glob("*.json"):
+            graph = json.loads(file.read_text(encoding="utf-8")).get("graph", {})
+            for node in graph.get("nodes", {}).values():
+                number = f"{graph['tensors'][node['output_names'][0]]['data_type']:04x}"
+                counts[f"{node['type']} {_QNN_TYPES.get(number[1], '?')}{int(number[2:])} (HTP)"] += 1
+        return dict(counts)
 
 
 def _profiled(events: list[dict[str, Any]]) -> dict[str, int]:
@@ -381,5 +416,5 @@ class _Tract(Session):
 #: Classes by the names that the catalogue's rows and the jobs have.
 OPENERS: dict[str, type[Session]] = {
     "OnnxRuntime": _OnnxRuntime, "OpenVino": _OpenVino, "OpenCv": _OpenCv, "Tvm": _Tvm, "Iree": _Iree, "Qonnx": _Qonnx,
-    "OnnxReference": _OnnxReference, "Mnn": _Mnn, "Ncnn": _Ncnn, "Tract": _Tract,
+    "OnnxReference": _OnnxReference, "Mnn": _Mnn, "Ncnn": _Ncnn, "Tract": _Tract, "Qnn": _Qnn,
 }  # fmt: skip

@@ -30,7 +30,7 @@ _FOLDER = Path(__file__).parent / "rules"
 _CHOICES = {
     "activation": ("uint8", "int8"),
     "zero_point": ("any", "zero"),
-    "bounds": ("codes", "float"),
+    "bounds": ("codes", "float", "pair"),
     "full_bounds": ("none", "float"),
     "bias": ("int32", "float"),
     "float_layers": ("channel-scales", "one-scale"),
@@ -38,6 +38,7 @@ _CHOICES = {
     "add_operands": ("plain", "pooled", "residual"),
     "layer_outputs": ("quantized", "float"),
     "weights": ("any", "symmetric"),
+    "typed_weights": ("any", "zero"),
     "runtime": ("onnxruntime", "openvino", "none"),
 }
 
@@ -56,8 +57,9 @@ class Target:
         activation: type of activation codes, "uint8" or "int8".
         zero_point: "any", or "zero": activation codes are symmetric. Widths up to 7 bits then lie around 0 as they are; 8-bit
             grids are calibrated for it.
-        bounds: how the range of codes narrower than 8 bits is written: "codes", an integer Clip behind QuantizeLinear, or
-            "float", a Clip of the values in front of it.
+        bounds: how the range of codes narrower than 8 bits is written: "codes", an integer Clip behind QuantizeLinear,
+            "float", a Clip of the values in front of it, or "pair", that Clip between quantizers of its own: a
+            layer is then followed by its quantizer, without which QNN runs it in float.
         full_bounds: what bounds codes of 8 bits that a convolution makes: "none" but their type, or "float", a Clip of the values
             to the ends of the type, too, which keeps OpenCV from integer kernels that compute the last positions wrong.
         bias: "int32" behind a DequantizeLinear, or "float".
@@ -73,9 +75,10 @@ class Target:
             layer in float, or "float".
         weights: "any": codes of up to 7 bits have a zero point a channel, which the stored ones are shifted by; "symmetric": they
             are quantized around 0 unless the user says otherwise.
+        typed_weights: zero points of weights in 4-bit types: "any", or "zero": codes that need another one stay in int8.
         wbits: narrowest and widest weights.
         abits: narrowest and widest activations whose codes lie in 8-bit tensors.
-        wide_abits: further widths of activations: [16] for uint16, which needs opset 21 and bounds "float", or [].
+        wide_abits: further widths of activations: [16] for uint16, which needs opset 21 and bounds other than "codes", or [].
         runtime: what opens the file after the export: "onnxruntime", "openvino" or "none", where nothing runs it on a CPU.
     """
 
@@ -94,6 +97,7 @@ class Target:
     add_operands: str
     layer_outputs: str
     weights: str
+    typed_weights: str
     wbits: tuple[int, int]
     abits: tuple[int, int]
     wide_abits: tuple[int, ...]
@@ -183,13 +187,10 @@ def _check_codes(path: Path, rules: dict[str, Any]) -> None:
     """Refuse types and bounds of activation codes that do not go together."""
     if not isinstance(rules["wide_abits"], list) or rules["wide_abits"] not in ([], [16]):
         raise SettingsError(f"target {path}: wide_abits is {rules['wide_abits']!r}: expected [] or [16]")
-    if rules["wide_abits"] and (rules["activation"], rules["bounds"], rules["opset"][1] >= LOW_BIT_OPSET) != (
-        "uint8",
-        "float",
-        True,
-    ):
+    wide = rules["activation"] == "uint8" and rules["bounds"] != "codes" and rules["opset"][1] >= LOW_BIT_OPSET
+    if rules["wide_abits"] and not wide:
         raise SettingsError(
-            f"target {path}: wide_abits [16] needs uint8 activations, bounds 'float' and opset 21 or later"
+            f"target {path}: wide_abits [16] needs uint8 activations, bounds 'float' or 'pair' and opset 21 or later"
         )
     if rules["full_bounds"] == "float" and rules["bounds"] != "float":
         raise SettingsError(f"target {path}: full_bounds 'float' needs bounds 'float'")

@@ -19,7 +19,7 @@ from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
 from mrecg_onnx.converters.passes.opset import raise_opset, require_raisable
 from mrecg_onnx.targets import CONTAINER_KEY, CONTAINER_NAMES, note_requirements, requirements
 from mrecg_onnx.writing.keys import VERSION_KEY
-from mrecg_onnx.writing.opsets import FOUR_BITS, TWO_BITS
+from mrecg_onnx.writing.opsets import FOUR_BITS, TWO_BITS, Limits
 from mrecg_onnx.writing.packed import pack, unpack
 from mrecg_onnx.writing.typed import read_typed, write_typed
 
@@ -32,13 +32,13 @@ class Container:
 
     Attributes:
         summary: what it is, for help pages.
-        write: changes a graph in ``int8`` form in place with types up to an opset's; returns what was left as it is and why,
+        write: changes a graph in ``int8`` form in place within limits; returns what was left as it is and why,
             one line each.
         read: changes a graph of this form back to ``int8`` in place.
     """
 
     summary: str
-    write: Callable[[ir.Model, int], list[str]]
+    write: Callable[[ir.Model, Limits], list[str]]
     read: Callable[[ir.Model], None]
 
 
@@ -73,8 +73,12 @@ def container_of(model: onnx.ModelProto, where: str = "the model") -> str:
     return name
 
 
-def contained(model: onnx.ModelProto, name: str, where: str = "the model", highest: int = TWO_BITS) -> Contained:
+def contained(
+    model: onnx.ModelProto, name: str, where: str = "the model", highest: int = TWO_BITS, *, zero_points: bool = True
+) -> Contained:
     """``model`` in the container ``name`` with types up to those of opset ``highest``; ``model`` is not changed.
+
+    Without ``zero_points`` weights in 4-bit types of ``typed`` have the zero point 0, and those that need others stay in int8.
 
     Raises:
         SettingsError: ``name`` is unknown.
@@ -94,7 +98,7 @@ def contained(model: onnx.ModelProto, name: str, where: str = "the model", highe
             graph.opset_imports[""], graph.ir_version = noted["opset"], noted["ir_version"]
     notes: list[str] = []
     if name != "int8":
-        notes = CONTAINERS[name].write(graph, _reachable(graph, highest))
+        notes = CONTAINERS[name].write(graph, Limits(_reachable(graph, highest), zero_points))
         note: dict[str, object] = {"name": name}
         opset, version, nodes = graph.opset_imports[""], graph.ir_version, _node_bytes(graph)
         try:
@@ -134,7 +138,7 @@ def _has_two_bits(model: ir.Model) -> bool:
     return any(value.dtype in {ir.DataType.UINT2, ir.DataType.INT2} for value in model.graph.initializers.values())
 
 
-def _as_it_is(_model: ir.Model, _highest: int) -> list[str]:
+def _as_it_is(_model: ir.Model, _limits: Limits) -> list[str]:
     return []
 
 

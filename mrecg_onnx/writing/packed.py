@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from mrecg_onnx.planning import readers
 from mrecg_onnx.writing.constants import Array, Constants, along, array_of, stored_tensor
-from mrecg_onnx.writing.opsets import TWO_BITS
+from mrecg_onnx.writing.opsets import TWO_BITS, Limits
 from mrecg_onnx.writing.pairs import dequantizers
 
 __all__ = ["pack", "unpack"]
@@ -40,11 +40,11 @@ def _insert(
     return node.outputs[0]
 
 
-def pack(model: ir.Model, highest: int) -> list[str]:
-    """From ``int8`` to ``packed`` in place, with types up to those of opset ``highest``; returns what stays in INT8."""
+def pack(model: ir.Model, limits: Limits) -> list[str]:
+    """From ``int8`` to ``packed`` in place, with types that ``limits`` allow; returns what stays in INT8."""
     constants, wide = Constants(model), 0
     shared: dict[tuple[str, tuple[int, ...]], ir.Value] = {}
-    kinds = [kind for kind in _PACKED if kind[0] != ir.DataType.UINT2 or highest >= TWO_BITS]
+    kinds = [kind for kind in _PACKED if kind[0] != ir.DataType.UINT2 or limits.opset >= TWO_BITS]
     for node, codes, _, zero in dequantizers(model):
         if stored_tensor(codes) is None or len(codes.uses()) > 1:
             continue

@@ -4,6 +4,8 @@ Every step keeps what the graph computes, bit for bit, where it is run as writte
 
 * a Clip of values at ``(code - zero_point) * scale`` in front of QuantizeLinear gives the codes that a Clip of codes gives
   behind it: quantization is monotone and these values are on the grid; at the ends of the type, so does none;
+* a quantizer in front of such a Clip, of the same grid as the one behind it, gives the codes that the Clip would have bounded:
+  the one behind finds values on its grid;
 * codes shifted by the zero point stand for the same values, and fit int8 around 0 for every width up to 7 bits;
 * a bias in float is its codes times its scale, which is what DequantizeLinear computes;
 * LeakyRelu with slope 1 and MaxPool of one element return their input.
@@ -196,6 +198,25 @@ def _float_bounds(model: ir.Model, where: str, target: Target) -> None:
             quantize.replace_input_with(0, node.outputs[0])
 
 
+def _paired_bounds(model: ir.Model, _where: str, _target: Target) -> None:
+    """A Clip of values in front of a quantizer gets another one of the same grid in front of itself."""
+    graph = model.graph
+    for clip in [n for n in graph if n.op_type == "Clip" and all(v is None or is_constant(v) for v in n.inputs[1:])]:
+        users = readers(clip.outputs[0])
+        if [node.op_type for node in users] != ["QuantizeLinear"]:
+            continue
+        value, (scale, zero) = clip.inputs[0], users[0].inputs[1:3]
+        assert value is not None
+        quantize = ir.node("QuantizeLinear", [value, scale, zero], name=f"{clip.name}_QuantizeLinear")
+        quantize.outputs[0].name = unique_name(graph, f"{clip.name}_quantized")
+        dequantize = ir.node(
+            "DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{clip.name}_DequantizeLinear"
+        )
+        dequantize.outputs[0].name = unique_name(graph, f"{clip.name}_dequantized")
+        graph.insert_before(clip, [quantize, dequantize])
+        clip.replace_input_with(0, dequantize.outputs[0])
+
+
 def _full_bounds(model: ir.Model, _where: str, _target: Target) -> None:
     """What a convolution makes passes a Clip to the ends of its codes' type, where no narrower one stands."""
     graph = model.graph
@@ -270,6 +291,8 @@ _STEPS: tuple[tuple[str, str, Callable[[ir.Model, str, Target], None]], ...] = (
     ("branches", "plain", _plain_branches),
     ("bias", "float", _float_bias),
     ("bounds", "float", _float_bounds),
+    ("bounds", "pair", _float_bounds),
+    ("bounds", "pair", _paired_bounds),
     ("full_bounds", "float", _full_bounds),
     ("zero_point", "zero", _zero_point_zero),
     ("add_operands", "pooled", _pooled_operands),

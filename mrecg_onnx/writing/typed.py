@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from mrecg_onnx.planning import readers
 from mrecg_onnx.writing.constants import Array, Constants, along, array_of, stored_tensor
+from mrecg_onnx.writing.opsets import Limits
 from mrecg_onnx.writing.pairs import dequantizers
 
 __all__ = ["read_typed", "write_typed"]
@@ -21,16 +22,16 @@ __all__ = ["read_typed", "write_typed"]
 _TYPED_READERS = frozenset({"Add", "AveragePool", "Conv", "Gemm", "GlobalAveragePool", "MatMul"})
 
 
-def write_typed(model: ir.Model, _highest: int) -> list[str]:
+def write_typed(model: ir.Model, limits: Limits) -> list[str]:
     """From ``int8`` to ``typed`` in place; returns what stays in 8-bit types and why."""
     constants = Constants(model)
-    notes = _type_weights(constants, model) + _type_activations(constants, model)
+    notes = _type_weights(constants, model, limits) + _type_activations(constants, model)
     constants.write()
     return notes
 
 
-def _type_weights(constants: Constants, model: ir.Model) -> list[str]:
-    """INT4 where the codes fit it, UINT4 with zero points where only that holds them."""
+def _type_weights(constants: Constants, model: ir.Model, limits: Limits) -> list[str]:
+    """INT4 where the codes fit it, UINT4 with zero points where only that holds them and ``limits`` allow it."""
     wide: list[str] = []
     for node, codes, _, zero in dequantizers(model):
         if stored_tensor(codes) is None or codes.dtype != ir.DataType.INT8 or zero is None:
@@ -45,12 +46,13 @@ def _type_weights(constants: Constants, model: ir.Model) -> list[str]:
             )
             zeros = np.maximum(0, -lines.min(1)).reshape(zeros.shape)
             values = values + along(zeros, axis, values.ndim)
-            if len(codes.uses()) > 1 or zeros.max() > 15 or values.max() > 15:
+            if not limits.zero_points or len(codes.uses()) > 1 or zeros.max() > 15 or values.max() > 15:
                 wide.append(next(iter(r.name or "" for r in readers(node.outputs[0])), ""))
                 continue
         _replace(constants, node, 0, values, dtype)
         _replace(constants, node, 2, zeros, dtype)
-    return [f"weights of more than 4 bits stay in INT8: {_some(wide)}"] if wide else []
+    what = "" if limits.zero_points else ", and those with zero points (--symmetric-weights has none),"
+    return [f"weights of more than 4 bits{what} stay in INT8: {_some(wide)}"] if wide else []
 
 
 def _replace(constants: Constants, node: ir.Node, index: int, values: Array, dtype: ir.DataType) -> None:

@@ -48,7 +48,7 @@ def test_quantize_and_convert_for_a_target(here: Path) -> None:
         code=2,
         says=("asymmetric codes of 8 bits", "--target tensorrt"),
     )
-    fails("convert", "plain.onnx", "--target", "qnn", "--container", "typed", code=2, says=("no container 'typed'",))
+    fails("convert", "plain.onnx", "--target", "qnn", "--container", "packed", code=2, says=("no container 'packed'",))
     fails("convert", "plain_portable.onnx", "--target", "qnn", says=("was written for target portable",))
     fails("convert", "plain.onnx", "--target", "abacus", code=2, says=("abacus",))
 

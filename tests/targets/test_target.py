@@ -48,7 +48,7 @@ def test_the_rules_can_be_copied(name: str, tmp_path: Path) -> None:
         ('activation = "uint8"', 'activation = "int8"', "int8 activations need zero_point 'zero'"),
         ('zero_point = "any"', 'zero_point = "zero"', "needs int8 activations"),
         ("wide_abits = []", "wide_abits = [12]", r"wide_abits is \[12\]: expected \[\] or \[16\]"),
-        ("wide_abits = []", "wide_abits = [16]", "needs uint8 activations, bounds 'float' and opset 21"),
+        ("wide_abits = []", "wide_abits = [16]", "needs uint8 activations, bounds 'float' or 'pair' and opset 21"),
     ],
 )
 def test_rules_that_break_their_form(tmp_path: Path, old: str, new: str, says: str) -> None:

@@ -182,3 +182,45 @@ def test_branches_of_a_stream_are_plain(target: str) -> None:
     assert [n.op_type for model in (plain, aimed) for n in model.graph.node].count("LeakyRelu") == 1
     for x, y in zip(outputs(plain), outputs(aimed), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("pattern", ["residual", "conv_clip", "depthwise"])
+def test_every_layer_for_qnn_is_followed_by_its_quantizer(pattern: str) -> None:
+    """Bounds stand between quantizers of their own: QNN runs a layer with anything else behind it in float."""
+    aimed = retarget(quantized(pattern), load_target("qnn"))
+    made, read = makers(aimed), {}
+    for node in aimed.graph.node:
+        for name in node.input:
+            read.setdefault(name, []).append(node)
+    clips = [node for node in aimed.graph.node if node.op_type == "Clip"]
+    assert clips
+    for clip in clips:
+        before = made[clip.input[0]]
+        (behind,) = read[clip.output[0]]
+        assert (before.op_type, behind.op_type) == ("DequantizeLinear", "QuantizeLinear")
+        assert before.input[1:] == behind.input[1:] == made[before.input[0]].input[1:]
+    for node in aimed.graph.node:
+        if node.op_type == "Conv":
+            (behind,) = read[node.output[0]]
+            behind = read[behind.output[0]][0] if behind.op_type == "Relu" else behind
+            assert behind.op_type == "QuantizeLinear"
+
+
+def test_four_bits_for_qnn_have_no_zero_points() -> None:
+    """Symmetric weights lie in INT4 beside activations in UINT8; others stay in INT8 and are named."""
+    rules = load_target("qnn")
+    stage = simulated(residual(), wbits=4, abits=8, target="qnn", symmetric_weights=True)
+    plain = export(stage.graph, stage.simulation, {"mrecg_onnx.version": "test"}).model
+    aimed = retarget(plain, rules)
+    typed = contained(aimed, "typed", highest=rules.opset[1], zero_points=False)
+    assert not broken_rules(typed.model, rules)
+    kinds = {tensor.name: tensor.data_type for tensor in typed.model.graph.initializer}
+    weights = [kind for name, kind in kinds.items() if name.endswith("weight_quantized")]
+    assert weights.count(TensorProto.INT4) == len(weights) - 2  # first and last have 8 bits
+    assert TensorProto.UINT4 not in kinds.values()
+    for x, y in zip(outputs(aimed), outputs(typed.model), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert contained(typed.model, "int8").model.SerializeToString() == aimed.SerializeToString()
+    shifted = contained(retarget(quantized("residual"), rules), "typed", highest=rules.opset[1], zero_points=False)
+    assert not {TensorProto.INT4, TensorProto.UINT4} & {t.data_type for t in shifted.model.graph.initializer}
+    assert "--symmetric-weights" in shifted.notes[0]
