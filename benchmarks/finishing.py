@@ -27,6 +27,7 @@ RECIPES: dict[str, list[str]] = {
     "units, 1,000 iterations, then 400 steps": ["--iters", "1000", "--finish", "400"],
     "units, 300 iterations with mirror images": ["--method", "brecq", "--iters", "300", "--augment", "flip"],
     "units, 1,500 iterations with mirror images": ["--method", "brecq", "--iters", "1500", "--augment", "flip"],
+    "units, 4,000 iterations with mirror images": ["--method", "brecq", "--iters", "4000", "--augment", "flip"],
 }  # fmt: skip
 
 
