@@ -22,6 +22,7 @@ from mrecg_onnx.calibrating import (
     activation_grids,
     make_images,
     measure_sensitivity,
+    off_ties,
     recalled_activation_grids,
     recalled_nearest_weights,
 )
@@ -348,6 +349,7 @@ def search_grids(
     grids = recalled_activation_grids(kept.on(found_by), chosen, network.device, search)
     if load_target(settings.target).symmetric:
         grids = {name: symmetric_eight(grid) for name, grid in grids.items()}
+    grids = off_ties(grids, data, settings.preprocess)
     plans = {quantizer.name: quantizer for quantizer in plan.activations}
     for quantizer in reversed([q for q in plan.activations if q.name in grids]):
         joined = [grids[name].scale for name in quantizer.joins if name in grids]

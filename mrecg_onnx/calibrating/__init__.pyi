@@ -6,6 +6,7 @@ from .activation_ranges import (
 )
 from .kept_grids import recalled_activation_grids, recalled_nearest_weights
 from .nearest_rounding import nearest_weights
+from .pixel_ties import off_ties
 from .sensitivity import Sensitivity, measure_sensitivity
 from .settings import ZeroqSettings
 from .zeroq import CALIBRATION_KEY, IMAGES, make_images
@@ -19,6 +20,7 @@ __all__ = [
     "make_images",
     "measure_sensitivity",
     "nearest_weights",
+    "off_ties",
     "proposed_grids",
     "recalled_activation_grids",
     "recalled_nearest_weights",

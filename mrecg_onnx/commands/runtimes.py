@@ -188,14 +188,21 @@ def _table(found: RuntimesReport) -> RenderableType:
             "-" if not one.sqnr_by_output else f"{next(iter(one.sqnr_by_output.values())):.1f} dB",
             str(one.arithmetic or ("not said" if one.runs else "-")),
             "-" if one.median_s is None else f"{1e3 * one.median_s:.2f} ms",
-            *([] if not found.against else ["-" if one.time_ratio is None else f"{one.time_ratio:.2f}"]),
+            *([] if not found.against else [_number(one.time_ratio), _number(one.cpu_ratio)]),
             _note(one),
         ]
         for one in found.attempts
     ]
     return rows(
-        "", [*header, *(["of FP32's"] if found.against else []), ""], content, left=(0, 1, 2, len(content[0]) - 1)
+        "",
+        [*header, *(["of FP32's", "CPU time"] if found.against else []), ""],
+        content,
+        left=(0, 1, 2, len(content[0]) - 1),
     )
+
+
+def _number(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}"
 
 
 def _loads(one: Attempt) -> str:

@@ -54,7 +54,9 @@ class Attempt:
         load_s: seconds to open it, conversion and compilation included.
         median_s: seconds a batch, the median.
         against_s: the same of the float model in turn with it; None where none was given or it does not open there.
-        against_reason: why the float model does not.
+        cpu_s: seconds of processor time a batch, all threads together, the median: what a busy machine does not blur.
+        against_cpu_s: the same of the float model.
+        against_reason: why the float model does not open.
     """
 
     name: str
@@ -75,12 +77,19 @@ class Attempt:
     load_s: float | None = None
     median_s: float | None = None
     against_s: float | None = None
+    cpu_s: float | None = None
+    against_cpu_s: float | None = None
     against_reason: str = ""
 
     @property
     def time_ratio(self) -> float | None:
         """Time against the float model's, below 1 where it is faster."""
         return self.median_s / self.against_s if self.median_s and self.against_s else None
+
+    @property
+    def cpu_ratio(self) -> float | None:
+        """Processor time against the float model's."""
+        return self.cpu_s / self.against_cpu_s if self.cpu_s and self.against_cpu_s else None
 
 
 @dataclass(frozen=True)
@@ -108,10 +117,10 @@ class RuntimesReport:
     attempts: tuple[Attempt, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dictionary, with ``time_ratio`` beside the times."""
+        """Plain dictionary, with ``time_ratio`` and ``cpu_ratio`` beside the times."""
         made = dataclasses.asdict(self)
         for entry, attempt in zip(made["attempts"], self.attempts, strict=True):
-            entry["time_ratio"] = attempt.time_ratio
+            entry |= {"time_ratio": attempt.time_ratio, "cpu_ratio": attempt.cpu_ratio}
         return made
 
 

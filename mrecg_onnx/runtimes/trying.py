@@ -212,7 +212,7 @@ def _tried(place: Place, task: _Task) -> Attempt:
             return found
         again = _attempt(place, replace(task, model=copies[0] or task.model, against=copies[1]))
     if found.runs:  # the float model alone fails: both are timed at the fixed batch
-        times = ("median_s", "against_s", "against_reason")
+        times = ("median_s", "against_s", "cpu_s", "against_cpu_s", "against_reason")
         return replace(found, **{name: getattr(again, name) for name in times}) if again.against_s else found
     if again.runs or (again.loads and not found.loads):
         return replace(again, fixed_batch=task.batch, reason=again.reason or f"with a free batch: {found.reason}")
@@ -330,6 +330,8 @@ def _from_answers(place: Place, answers: Mapping[str, Any], ended: Ended) -> Att
         load_s=answers.get("model_opened"),
         median_s=answers.get("model_s"),
         against_s=answers.get("against_s"),
+        cpu_s=answers.get("model_cpu_s"),
+        against_cpu_s=answers.get("against_cpu_s"),
         against_reason=reason(str(answers.get("against_error", ""))),
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ const NUMPY = {
   float32: "<f4", float64: "<f8", int8: "|i1", uint8: "|u1", int16: "<i2", uint16: "<u2",
   int32: "<i4", uint32: "<u4", int64: "<i8", uint64: "<u8", bool: "|b1",
 };
-const WARMUP = 2, LEAST_RUNS = 3; // as in worker.py
+const WARMUP = 2; // as in worker.py
 
 const tell = (found) => fs.appendFileSync(path.join(job.folder, "answers"), JSON.stringify(found) + "\n");
 const said = (error) => String((error && error.stack && error.message) || error).slice(0, 8000);
@@ -103,17 +103,21 @@ async function time(sessions) {
   for (let turn = 0; turn < WARMUP + job.runs; turn++) {
     for (const [name, session] of Object.entries(sessions)) {
       await session.run(feeds);
-      const before = now();
+      const before = now(), used = process.cpuUsage();
       await session.run(feeds);
-      taken[name].push(now() - before);
+      const { user, system } = process.cpuUsage(used);
+      taken[name].push([now() - before, (user + system) / 1e6]);
     }
-    if (turn + 1 >= LEAST_RUNS && now() - start > job.seconds) break;
+    if (now() - start > job.seconds) break;
   }
   const median = (all) => {
-    const sorted = (all.length > WARMUP ? all.slice(WARMUP) : all).sort((a, b) => a - b), half = sorted.length >> 1;
+    const sorted = all.sort((a, b) => a - b), half = sorted.length >> 1;
     return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
   };
-  tell(Object.fromEntries(Object.entries(taken).map(([name, all]) => [name + "_s", median(all)])));
+  for (const [name, all] of Object.entries(taken)) {
+    const counted = all.length > WARMUP ? all.slice(WARMUP) : all.slice(-1);
+    tell({ [name + "_s"]: median(counted.map(([wall]) => wall)), [name + "_cpu_s"]: median(counted.map(([, cpu]) => cpu)) });
+  }
 }
 
 (async () => {
@@ -134,7 +138,6 @@ async function time(sessions) {
     tell({ kernels_error: said(error) });
   }
   if (!job.runs) return;
-  await time({ model: session });
   const against = job.against ? await opened("against") : null;
-  if (against) await time({ against, model: session });
+  await time(against ? { against, model: session } : { model: session });
 })().then(() => process.exit(0), (error) => { tell({ model_error: said(error) }); process.exit(1); });

@@ -105,6 +105,8 @@ def test_a_runtime_of_another_environment_is_compared_named_and_timed(model: Pat
     assert one.median_s is not None
     assert one.against_s is not None
     assert one.time_ratio == one.median_s / one.against_s
+    assert one.cpu_s is not None
+    assert one.against_cpu_s is not None
 
 
 def test_wrong_values_are_seen(model: Path) -> None:
