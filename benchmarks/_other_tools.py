@@ -4,6 +4,8 @@ usage: python _other_tools.py TOOL IN.onnx OUT.onnx; with no arguments the tools
 with --packages the package of every tool, both as JSON
 """
 
+# ruff: noqa: PLC0415 - a tool is imported where it is asked for
+
 from __future__ import annotations
 
 import json

@@ -37,8 +37,11 @@ from mrecg_onnx.writing.readers import part_readers
 WORKER = Path(__file__).parent / "_other_tools.py"
 MODEL = "resnet20_cifar10"
 IMAGES = 200
-PINS = ("onnx==1.23.2", "onnxruntime==1.32.0", "onnxsim==0.8.1", "onnxslim==0.1.98", "onnxconverter-common==1.16.0",
-        "onnx-graphsurgeon==0.6.1", "onnx-tool==1.0.1", "onnxoptimizer==0.4.2", "polygraphy==0.53.6", "onnxscript==0.7.2", "sympy")  # fmt: skip
+PINS = (
+    "onnx==1.23.2", "onnxruntime==1.32.0", "onnxsim==0.8.1", "onnxslim==0.1.98", "onnxconverter-common==1.16.0",
+    "onnx-graphsurgeon==0.6.1", "onnx-tool==1.0.1", "onnxoptimizer==0.4.2", "polygraphy==0.53.6", "onnxscript==0.7.2",
+    "onnx-ir==1.1.0", "sympy==1.14.0",
+)  # fmt: skip
 #: Files by name: widths, target, container.
 FILES = {
     "int8": ("w4a4", "ort", "int8"), "packed UINT4": ("w4a4", "ort", "packed"), "packed UINT2": ("w2a4", "ort", "packed"),
@@ -149,8 +152,9 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# What other tools do to a file", "",
         by(next(reversed(list(rows.values())))["header"]),
-        f"ResNet-20 W4A4 (UINT2: W2A4), {IMAGES} images at the default level before and after. Same: equal outputs, as many integer layers, the",
-        "metadata there, a size within 5 %. Rows were measured one by one; `other_tools.json` has a header for each, with every message.", "",
+        f"ResNet-20 W4A4 (UINT2: W2A4), {IMAGES} images at the default level before and after. Same: equal outputs, as many",
+        "integer layers, the metadata there, a size within 5 %. Rows were measured one by one; `other_tools.json` has a header",
+        "for each, with every message.", "",
         f"| package | call | {' | '.join(FILES)} |", "|---|---|" + "---|" * len(FILES),
     ]  # fmt: skip
     lines += [

@@ -40,7 +40,8 @@ async function run({ slots, values, dims }) {
 
 const SAMPLE_MS = 8; // clocks of browsers tick in steps of up to 1 ms
 const SAMPLES = 21;
-const WARM_UP = 3;
+const WARM_UP = 3; // runs, and at least so many milliseconds: browsers compile what runs often once more
+const WARM_UP_MS = 400;
 
 /** Milliseconds a run of each model: they take turns, a sample is as many runs as take 8 ms, and there are up to 21 within `budget`. */
 async function time({ slots, values, dims, budget }) {
@@ -57,7 +58,8 @@ async function time({ slots, values, dims, budget }) {
   };
   const runs = {}, taken = Object.fromEntries(slots.map((slot) => [slot, []]));
   for (const slot of slots) {
-    await sample(slot, WARM_UP);
+    const warm = performance.now();
+    for (let i = 0; i < WARM_UP || performance.now() - warm < WARM_UP_MS; i++) await once(slot);
     runs[slot] = Math.max(1, Math.ceil(SAMPLE_MS / Math.max(await sample(slot, 1), 0.05)));
   }
   const started = performance.now();
