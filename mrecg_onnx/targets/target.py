@@ -30,7 +30,7 @@ _FOLDER = Path(__file__).parent / "rules"
 _CHOICES = {
     "activation": ("uint8", "int8"),
     "zero_point": ("any", "zero"),
-    "bounds": ("codes", "float", "pair"),
+    "bounds": ("codes", "float", "pair", "either"),
     "full_bounds": ("none", "float"),
     "bias": ("int32", "float"),
     "float_layers": ("channel-scales", "one-scale"),
@@ -58,8 +58,9 @@ class Target:
         zero_point: "any", or "zero": activation codes are symmetric. Widths up to 7 bits then lie around 0 as they are; 8-bit
             grids are calibrated for it.
         bounds: how the range of codes narrower than 8 bits is written: "codes", an integer Clip behind QuantizeLinear,
-            "float", a Clip of the values in front of it, or "pair", that Clip between quantizers of its own: a
-            layer is then followed by its quantizer, without which QNN runs it in float.
+            "float", a Clip of the values in front of it, "pair", that Clip between quantizers of its own: a
+            layer is then followed by its quantizer, without which QNN runs it in float, or "either": a Clip of the values, and of
+            codes where channels have bounds of their own.
         full_bounds: what bounds codes of 8 bits that a convolution makes: "none" but their type, or "float", a Clip of the values
             to the ends of the type, too, which keeps OpenCV from integer kernels that compute the last positions wrong.
         bias: "int32" behind a DequantizeLinear, or "float".

@@ -174,18 +174,18 @@ def _float_pads(model: ir.Model, _where: str, _target: Target) -> None:
 
 
 def _float_bounds(model: ir.Model, where: str, target: Target) -> None:
-    """A Clip of codes becomes a Clip of values in front of QuantizeLinear."""
+    """A Clip of codes becomes a Clip of values in front of QuantizeLinear; bounds of channels stay, or are refused."""
     _float_pads(model, where, target)
     graph = model.graph
     for quantize in [n for n in graph if n.op_type == "QuantizeLinear"]:
         scale, zero = array_of(quantize.inputs[1]), int(array_of(quantize.inputs[2]))
-        for node in readers(quantize.outputs[0]):
-            if node.op_type == "Min":
+        if _bounds_channels(quantize):
+            if target.bounds != "either":
                 raise _no_channels(where, target, quantize)
+            continue
+        for node in readers(quantize.outputs[0]):
             if node.op_type != "Clip":
                 continue
-            if any(reader.op_type == "Min" for reader in readers(node.outputs[0])):
-                raise _no_channels(where, target, quantize)
             ends = [np.float32(int(array_of(bound)) - zero) * scale for bound in node.inputs[1:3]]
             for user, index in list(node.outputs[0].uses()):
                 user.replace_input_with(index, quantize.outputs[0])
@@ -215,6 +215,13 @@ def _paired_bounds(model: ir.Model, _where: str, _target: Target) -> None:
         dequantize.outputs[0].name = unique_name(graph, f"{clip.name}_dequantized")
         graph.insert_before(clip, [quantize, dequantize])
         clip.replace_input_with(0, dequantize.outputs[0])
+
+
+def _bounds_channels(quantize: ir.Node) -> bool:
+    """True where the codes meet a largest one a channel, behind their Clip or without one."""
+    behind = readers(quantize.outputs[0])
+    behind += [reader for node in behind if node.op_type == "Clip" for reader in readers(node.outputs[0])]
+    return any(node.op_type == "Min" for node in behind)
 
 
 def _full_bounds(model: ir.Model, _where: str, _target: Target) -> None:
@@ -293,6 +300,7 @@ _STEPS: tuple[tuple[str, str, Callable[[ir.Model, str, Target], None]], ...] = (
     ("bounds", "float", _float_bounds),
     ("bounds", "pair", _float_bounds),
     ("bounds", "pair", _paired_bounds),
+    ("bounds", "either", _float_bounds),
     ("full_bounds", "float", _full_bounds),
     ("zero_point", "zero", _zero_point_zero),
     ("add_operands", "pooled", _pooled_operands),

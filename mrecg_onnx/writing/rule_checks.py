@@ -79,7 +79,7 @@ def _check_codes(node: ir.Node, target: Target) -> list[str]:
     made = source.producer() if source is not None else None
     by_quantizer = made is not None and made.op_type == "QuantizeLinear"
     on_codes = by_quantizer or (source is not None and source.dtype is not None and source.dtype in _CODES)
-    return [f"'{node.name}' is a {node.op_type} of codes"] if on_codes and target.bounds != "codes" else []
+    return [f"'{node.name}' is a {node.op_type} of codes"] if on_codes and target.bounds in {"float", "pair"} else []
 
 
 _CHECKS: dict[str, Callable[[ir.Node, Target], list[str]]] = {

@@ -224,3 +224,22 @@ def test_four_bits_for_qnn_have_no_zero_points() -> None:
     shifted = contained(retarget(quantized("residual"), rules), "typed", highest=rules.opset[1], zero_points=False)
     assert not {TensorProto.INT4, TensorProto.UINT4} & {t.data_type for t in shifted.model.graph.initializer}
     assert "--symmetric-weights" in shifted.notes[0]
+
+
+def test_openvino_gets_clips_of_values_and_of_codes_where_channels_have_bounds() -> None:
+    stage = simulated(PATTERNS["conv_relu"](), wbits=4, abits=4, first_last_bits=4, target="openvino")
+    rules, metadata = load_target("openvino"), {"mrecg_onnx.version": "test"}
+    plain = export(stage.graph, stage.simulation, metadata).model
+    aimed = retarget(plain, rules)
+    assert {makers(aimed)[n.input[0]].op_type for n in aimed.graph.node if n.op_type == "Clip"} <= {"Conv", "Relu"}
+    grid = stage.simulation.activations["relu_out"]
+    ceiling = torch.tensor([3.0, 15.0, 7.0, 15.0] * 4)
+    stage.simulation.activations["relu_out"] = dataclasses.replace(grid, ceiling=ceiling)
+    plain = export(stage.graph, stage.simulation, metadata).model
+    aimed = retarget(plain, rules)
+    assert sum(n.op_type == "Min" for n in aimed.graph.node) == 1
+    assert not broken_rules(aimed, rules)
+    for x, y in zip(outputs(plain), outputs(aimed), strict=True):
+        np.testing.assert_array_equal(x, y)
+    with pytest.raises(SettingsError, match="'relu_out' has widths a channel, which target portable cannot hold"):
+        retarget(plain, load_target("portable"))
