@@ -19,10 +19,13 @@ from mrecg_onnx.litert.operators import OPERATORS
 from mrecg_onnx.litert.reading import codes_of, constant_of, refused, sizes_of
 from mrecg_onnx.litert.writer import Constant, Out, Writer
 from mrecg_onnx.runtimes import Opened, describe, fixed_batch, input_specs, noise, open_session
+from mrecg_onnx.targets import CONTAINER_KEY, REQUIRES_KEY
 from mrecg_onnx.writing import contained, target_of
 
 __all__ = ["LiteRTFile", "to_litert", "write_litert"]
 
+#: What a file says of its form in ONNX.
+_OF_ONNX = frozenset({CONTAINER_KEY, REQUIRES_KEY})
 #: How filters are stored.
 CONTAINERS = ("int8", "packed")
 #: Items of noise on which LiteRT and ONNX Runtime are compared.
@@ -136,7 +139,7 @@ def _written(model: onnx.ModelProto, *, four_bits: bool = False) -> tuple[bytes,
         held = w.float(value, maker)
         outputs[value.name or ""] = held
     layouts = {name: held.order for name, held in (inputs | outputs).items()}
-    stored = {entry.key: entry.value.encode() for entry in model.metadata_props}
+    stored = {entry.key: entry.value.encode() for entry in model.metadata_props if entry.key not in _OF_ONNX}
     return w.flat.packed(inputs, outputs, stored), layouts, w
 
 

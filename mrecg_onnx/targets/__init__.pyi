@@ -1,5 +1,6 @@
 from .needed_versions import (
     CONTAINER_KEY,
+    REQUIRES_KEY,
     Requirement,
     longest_entry,
     note_requirements,
@@ -14,6 +15,7 @@ __all__ = [
     "CONTAINER_KEY",
     "CONTAINER_NAMES",
     "LOW_BIT_OPSET",
+    "REQUIRES_KEY",
     "TARGET_NAMES",
     "Requirement",
     "Target",
