@@ -61,7 +61,7 @@ class Settings(ZeroqSettings, RangeSettings, FinishSettings, RewritingSettings, 
                     f"method {self.method} needs weights of {method.least_wbits} bits or more, {name} says {width}"
                 )
         rules = load_target(self.target)
-        if rules.bounds != "codes" and method.allocate and self.channel_bits == "auto":
+        if rules.bounds in {"float", "pair"} and method.allocate and self.channel_bits == "auto":
             raise SettingsError(
                 f"target {rules.name} cannot hold widths a channel of activations: add --channel-bits weights to "
                 f"--method {self.method}"
