@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from _experiment import BUILD, RESULTS, SETS, Rows, machine
-from _record import by
+from _record import by, header
 
 from mrecg_onnx.converters.files import write_whole
 from mrecg_onnx.data import open_validation
@@ -172,6 +172,9 @@ def main() -> None:
         "--python", type=Path, action="append", default=[], help="of an environment with tools; repeatable"
     )
     parser.add_argument("--again", action="store_true", help="measure rows that are there, too")
+    parser.add_argument(
+        "--form", choices=FILES, action="append", default=[], help="measure only these columns, of all rows; repeatable"
+    )
     parser.add_argument("--draw", action="store_true", help="only write the table from the rows that are there")
     args = parser.parse_args()
     kept = Rows("other_tools")
@@ -185,8 +188,13 @@ def main() -> None:
         validation = args.data / "data" / SETS[MODEL] / "val"
         found = open_validation(validation, input_specs(session), stored_preprocess(session, "int8"))
         x = next(iter(next(iter(found.batches(IMAGES)))[0].values()))
-        for tool in kept.missing(list(where), again=args.again):
-            kept.add(tool, measured(where[tool][0], tool, where[tool][1], files, x))
+        chosen = {name: files[name] for name in args.form or files}
+        for tool in kept.missing(list(where), again=args.again or bool(args.form)):
+            row = measured(where[tool][0], tool, where[tool][1], chosen, x)
+            if args.form:
+                kept.amend(tool, row | {"amended": {"forms": args.form, "header": header()}})
+            else:
+                kept.add(tool, row)
             write_whole(RESULTS / "other_tools.md", table(kept.all()))
     write_whole(RESULTS / "other_tools.md", table(kept.all()))
 
