@@ -14,7 +14,7 @@ from mrecg_onnx.converters import check_writable, load_model, save_model
 from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.runtimes import Opened, describe, fixed_batch, input_specs, noise, open_session, open_with
 from mrecg_onnx.targets import TARGET_NAMES, Target, load_target
-from mrecg_onnx.writing import contained, container_of, fix_batch, retarget, target_of
+from mrecg_onnx.writing import contained, container_of, fix_batch, remarks, retarget, runnable, target_of
 
 __all__ = ["Conversion", "convert"]
 
@@ -35,7 +35,7 @@ class Conversion:
         size: bytes of the result.
         compared: whether both were run and gave the same; False where the input's sizes are free.
         opened: what the target's runtime made of the result.
-        notes: what the container could not hold in low-bit types.
+        notes: what the container could not hold in low-bit types, and what the target takes but what is behind it does not want.
     """
 
     model: onnx.ModelProto
@@ -98,7 +98,7 @@ def convert(
     held = contained(plain, wanted, where, rules.opset[1], zero_points=rules.typed_weights == "any")
     feeds = _noise(source, batch)
     verify_container(source, held, feeds)
-    opened = open_with(rules, held.model, feeds)
+    opened = open_with(rules, held.model, feeds, written=runnable(held.model))
     if output is not None:
         save_model(held.model, output)
     return Conversion(
@@ -110,7 +110,7 @@ def convert(
         size=held.model.ByteSize(),
         compared=feeds is not None,
         opened=opened,
-        notes=held.notes,
+        notes=(*held.notes, *remarks(runnable(held.model), rules)),
     )
 
 
@@ -128,7 +128,7 @@ def _rules(wanted: str | None, has: str, where: str) -> Target:
 
 def _noise(model: onnx.ModelProto, batch: int | None) -> dict[str, npt.NDArray[np.generic]] | None:
     """Normal random inputs, None where sizes other than the batch are free."""
-    session = open_session(model, level="off")
+    session = open_session(runnable(model), level="off")
     specs = input_specs(session)
     if any(size is None for spec in specs for size in spec.shape[1:]):
         return None

@@ -45,7 +45,7 @@ from mrecg_onnx.planning import (
     place,
 )
 from mrecg_onnx.progress import Progress
-from mrecg_onnx.quantizers import Grid, chosen_ranges, range_name, symmetric_eight
+from mrecg_onnx.quantizers import Grid, around_zero, chosen_ranges, range_name, symmetric_eight
 from mrecg_onnx.rewriting import (
     Absorbed,
     Equalized,
@@ -347,8 +347,9 @@ def search_grids(
     found_by = {"range": name, "range images": settings.range_images}
     found_by |= {"percentile": settings.percentile} if name == "percentile" else {}
     grids = recalled_activation_grids(kept.on(found_by), chosen, network.device, search)
-    if load_target(settings.target).symmetric:
-        grids = {name: symmetric_eight(grid) for name, grid in grids.items()}
+    rule = {"zero": symmetric_eight, "by-sign": around_zero}.get(load_target(settings.target).zero_point)
+    if rule is not None:
+        grids = {name: rule(grid) for name, grid in grids.items()}
     grids = off_ties(grids, data, settings.preprocess)
     plans = {quantizer.name: quantizer for quantizer in plan.activations}
     for quantizer in reversed([q for q in plan.activations if q.name in grids]):

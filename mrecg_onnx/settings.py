@@ -61,14 +61,14 @@ class Settings(ZeroqSettings, RangeSettings, FinishSettings, RewritingSettings, 
                     f"method {self.method} needs weights of {method.least_wbits} bits or more, {name} says {width}"
                 )
         rules = load_target(self.target)
-        if rules.bounds in {"float", "pair"} and method.allocate and self.channel_bits == "auto":
+        if rules.bounds not in {"codes", "either"} and method.allocate and self.channel_bits == "auto":
             raise SettingsError(
                 f"target {rules.name} cannot hold widths a channel of activations: add --channel-bits weights to "
                 f"--method {self.method}"
             )
         if rules.symmetric and method.joint_steps:
             raise SettingsError(
-                f"method {self.method} does not keep 8-bit activations symmetric as target {rules.name} needs them"
+                f"method {self.method} does not keep activations symmetric as target {rules.name} needs them"
             )
 
     def to_json(self) -> dict[str, Any]:

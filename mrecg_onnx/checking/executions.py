@@ -20,8 +20,8 @@ from mrecg_onnx.targets import Target
 
 __all__ = ["default_runtime", "onnx_runtime", "run_at_default", "run_file", "run_simulation"]
 
-#: Images that a runtime other than ONNX Runtime is given.
-RUNTIME_IMAGES = 64
+#: Images that a runtime other than ONNX Runtime is given; qonnx goes from node to node in Python.
+RUNTIME_IMAGES, FEW_IMAGES = 64, 8
 
 
 def run_simulation(simulation: Simulation, data: Mapping[str, Tensor], batch_size: int) -> tuple[Arrays, Arrays]:
@@ -57,12 +57,21 @@ def _opened(model: onnx.ModelProto, level: Level) -> ort.InferenceSession:
 
 
 def run_at_default(
-    written: onnx.ModelProto, target: Target | None, data: Mapping[str, Tensor], batch_size: int
+    written: onnx.ModelProto,
+    target: Target | None,
+    data: Mapping[str, Tensor],
+    batch_size: int,
+    file: onnx.ModelProto | None = None,
 ) -> tuple[Arrays, str, list[str]]:
-    """Outputs of the file at the default level of its runtime, of ONNX Runtime where that is not installed; its name; a note."""
+    """Outputs of the file at the default level of its runtime, of ONNX Runtime where that is not installed; its name; a note.
+
+    ``written`` is what ONNX Runtime runs of ``file``, where that is another.
+    """
     notes = []
     if target is not None and target.runtime != "onnxruntime":
-        opened = open_with(target, written, {n: x[:RUNTIME_IMAGES].numpy() for n, x in data.items()})
+        count = FEW_IMAGES if target.runtime == "qonnx" else RUNTIME_IMAGES
+        few = {n: x[:count].numpy() for n, x in data.items()}
+        opened = open_with(target, file or written, few, written=written)
         notes.append(f"target {target.name}: {opened.line()}")
         if opened.outputs:
             return opened.outputs, opened.runtime, notes

@@ -77,11 +77,11 @@ LABELS: dict[str, Any] = {
 #: What ``quantize`` and ``convert`` say of the form of the file.
 TARGET: dict[str, Any] = {
     "metavar": "NAME|FILE.toml",
-    "help": "Where the file is meant to run: ort, openvino, tensorrt, qnn, portable, or a file of rules.",
+    "help": "Where the file is meant to run: ort, openvino, tensorrt, qnn, portable, qonnx, or a file of rules.",
 }
 CONTAINER: dict[str, Any] = {
     "type": click.Choice(CONTAINER_NAMES),
-    "help": "Codes in 8-bit tensors, weights packed to 4 or 2 bits and unpacked at load, or true 4-bit Q/DQ.",
+    "help": "Codes in 8-bit tensors, weights packed to 4 or 2 bits and unpacked at load, true 4-bit Q/DQ, or Quant nodes.",
 }
 
 calib_option = option(

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 QUANTIZED_OPS = frozenset({
     "ConvInteger", "DequantizeBFP", "DequantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeLinear", "DynamicQuantizeMatMul",
     "GatherBlockQuantized", "MatMulBnb4", "MatMulFpQ4", "MatMulInteger", "MatMulInteger16", "MatMulIntegerToFloat", "MatMulNBits",
-    "QAttention", "QEmbedLayerNormalization", "QGemm", "QMoE", "QOrderedMatMul", "QuantizeBFP", "QuantizeLinear",
+    "QAttention", "QEmbedLayerNormalization", "QGemm", "QMoE", "QOrderedMatMul", "Quant", "QuantizeBFP", "QuantizeLinear",
 })  # fmt: skip
 
 

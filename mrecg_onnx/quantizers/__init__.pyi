@@ -6,7 +6,7 @@ from .fake_quantization import (
     learnable_fake_quantize,
     quantize_codes,
 )
-from .grids import EPSILON, Grid, symmetric_eight, weight_codes, whole_reciprocal
+from .grids import EPSILON, Grid, around_zero, symmetric_eight, weight_codes, whole_reciprocal
 from .latent_rounding import LatentRounding
 from .plain_grids import plain_grid, restored_grid
 from .range_search import P_NORM, search_range, search_weight_range
@@ -24,6 +24,7 @@ __all__ = [
     "LatentRounding",
     "LearnedRounding",
     "RangeSettings",
+    "around_zero",
     "chosen_ranges",
     "compile_kernels",
     "fake_quantize",

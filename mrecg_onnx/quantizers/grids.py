@@ -11,7 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["EPSILON", "Grid", "grid_from_range", "symmetric_eight", "weight_codes", "whole_reciprocal"]
+__all__ = [
+    "EPSILON",
+    "Grid",
+    "around_zero",
+    "grid_from_range",
+    "symmetric_eight",
+    "weight_codes",
+    "whole_reciprocal",
+]
 
 #: Smallest scale: the scale of a bias is the product of two, and that of smaller ones is no normal float32.
 EPSILON = 1e-16
@@ -109,6 +117,16 @@ def symmetric_eight(grid: Grid) -> Grid:
         return Grid(high / 127, grid.zero_point, 7, grid.axis)
     scale = torch.maximum(-low / 128, high / 127).clamp(min=EPSILON)
     return Grid(scale, torch.full_like(grid.zero_point, 128.0), 8, grid.axis)
+
+
+def around_zero(grid: Grid) -> Grid:
+    """The grid over the same range whose zero point is 0, or the middle code where it has values below 0, of any width."""
+    if grid.symmetric or not bool(grid.zero_point.any()):
+        return grid
+    half = 1 << (grid.bits - 1)
+    low, high = -grid.zero_point * grid.scale, (grid.qmax - grid.zero_point) * grid.scale
+    scale = torch.maximum(-low / half, high / (half - 1)).clamp(min=EPSILON)
+    return dataclasses.replace(grid, scale=scale, zero_point=torch.full_like(grid.zero_point, float(half)))
 
 
 def whole_reciprocal(grid: Grid) -> Grid:

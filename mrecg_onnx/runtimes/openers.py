@@ -255,21 +255,36 @@ class _Iree(Session):
 
 
 class _Qonnx(Session):
-    """qonnx's execution, node by node."""
+    """qonnx's execution, node by node; of a file in its form, through its conversion to Quant nodes."""
 
     def open(self) -> None:
         wrapper = import_module("qonnx.core.modelwrapper").ModelWrapper(self.path)
         self.version = metadata.version("qonnx")
-        self.model = wrapper.transform(import_module("qonnx.transformation.infer_shapes").InferShapes())
-        self.execute = import_module("qonnx.core.onnx_exec").execute_onnx
+        for value in wrapper.graph.input:
+            if value.name in self.first:
+                wrapper.set_tensor_shape(value.name, list(self.first[value.name].shape))
+        wrapper = wrapper.transform(import_module("qonnx.transformation.infer_shapes").InferShapes())
+        stored = [wrapper.get_initializer(n.input[0]) for n in wrapper.graph.node if n.op_type == "DequantizeLinear"]
+        if stored and all(
+            codes is None for codes in stored
+        ):  # of stored codes it takes the axis for another one (1.0.0)
+            wrapper = wrapper.transform(import_module("qonnx.transformation.qcdq_to_qonnx").QCDQToQuant())
+        self.model, self.execute = wrapper, import_module("qonnx.core.onnx_exec").execute_onnx
 
     def run(self, feeds: Feeds) -> Arrays:
         found = self.execute(self.model, dict(feeds))
         return [found[name] for name in self.outputs]
 
     def kernels(self) -> dict[str, int]:
-        """Operators of the graph, which is run as it stands."""
-        return dict(Counter(node.op_type for node in self.model.graph.node))
+        """Operators of the graph, Quant nodes with the type of their codes."""
+        return dict(Counter(map(self._kind, self.model.graph.node)))
+
+    def _kind(self, node: Any) -> str:
+        if node.op_type != "Quant":
+            return str(node.op_type)
+        width = float(np.asarray(self.model.get_initializer(node.input[3])).item())
+        signed = next(a.i for a in node.attribute if a.name == "signed")
+        return f"Quant {'INT' if signed else 'UINT'}{width:g}"
 
 
 class _OnnxReference(Session):

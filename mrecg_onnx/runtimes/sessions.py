@@ -47,6 +47,11 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
 )
+#: What to do with a file that has operators of these domains.
+_ADVICE = {
+    "qonnx.custom_op.general": "it has Quant nodes for qonnx: `mrecg-onnx convert FILE --container int8` writes what they say as "
+    "QuantizeLinear and DequantizeLinear"
+}
 #: Where in ONNX Runtime's sources an error comes from: its file, line and function.
 _IN_SOURCES = re.compile(r"^/\S+\.cc:\d+ .*?\(.*?\) ")
 #: Devices by ONNX Runtime's names; what the first one does not take goes to the next.
@@ -177,7 +182,9 @@ def open_on_providers(model: Model, options: ort.SessionOptions, providers: list
         older = _restamped(model)
         if older is not None:
             return open_on_providers(older, options, providers)
-        raise ModelError(f"{describe(model)}: ONNX Runtime cannot open it: {first_line(error)}") from error
+        reason = first_line(error)
+        advice = next((f"; {what}" for domain, what in _ADVICE.items() if domain in reason), "")
+        raise ModelError(f"{describe(model)}: ONNX Runtime cannot open it: {reason}{advice}") from error
     if options.graph_optimization_level != _LEVELS["off"]:
         refuse_wrong(model, session)
     return session

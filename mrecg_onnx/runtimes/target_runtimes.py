@@ -60,8 +60,12 @@ class Opened:
         return f"{self.runtime}{same}" + (f": {ran}" if ran else "")
 
 
-def open_with(target: Target, model: onnx.ModelProto, data: Arrays | None) -> Opened:
+def open_with(
+    target: Target, model: onnx.ModelProto, data: Arrays | None, *, written: onnx.ModelProto | None = None
+) -> Opened:
     """Open ``model`` with the runtime of ``target`` at its default level and run it on ``data`` (arrays [N, ...] by name).
+
+    ``written`` is what ONNX Runtime runs in its place, where it does not run ``model``.
 
     Raises:
         ExportError: the runtime refuses the file.
@@ -85,7 +89,7 @@ def open_with(target: Target, model: onnx.ModelProto, data: Arrays | None) -> Op
             kernels = session.kernels()
         except Exception as error:  # runtimes raise what they like
             raise ExportError(f"{row.title} refuses the file: {reason(str(error)) or type(error).__name__}") from error
-    compared = _compared(model, data, found) if data is not None else (None, {}, {})
+    compared = _compared(written or model, data, found) if data is not None else (None, {}, {})
     return Opened(f"{row.title} {session.version}", kernels, *compared)
 
 

@@ -21,25 +21,31 @@ else:
 __all__ = ["CONTAINER_NAMES", "LOW_BIT_OPSET", "TARGET_NAMES", "Target", "load_target"]
 
 #: Rows of :data:`mrecg_onnx.writing.containers.CONTAINERS`; here, because help pages do not wait for onnx.
-CONTAINER_NAMES = ("int8", "packed", "typed")
+CONTAINER_NAMES = ("int8", "packed", "typed", "qonnx")
 #: The targets that come with the package.
-TARGET_NAMES = ("ort", "openvino", "tensorrt", "qnn", "portable")
+TARGET_NAMES = ("ort", "openvino", "tensorrt", "qnn", "portable", "qonnx")
 #: The opset that brought 4-bit types and 16-bit codes.
 LOW_BIT_OPSET = 21
 _FOLDER = Path(__file__).parent / "rules"
+#: What the container of Quant nodes can be made from.
+_QUANT_NODES = {"bounds": "width", "stored_weights": "values", "dequantizers": "shared"}
 _CHOICES = {
     "activation": ("uint8", "int8"),
-    "zero_point": ("any", "zero"),
-    "bounds": ("codes", "float", "pair", "either"),
     "full_bounds": ("none", "float"),
+    "zero_point": ("any", "zero", "by-sign"),
+    "bounds": ("codes", "float", "pair", "either", "width"),
     "bias": ("int32", "float"),
     "float_layers": ("channel-scales", "one-scale"),
-    "branches": ("leaky-relu", "plain"),
+    "branches": ("leaky-relu", "plain", "direct"),
     "add_operands": ("plain", "pooled", "residual"),
     "layer_outputs": ("quantized", "float"),
+    "attributes": ("given", "stated"),
+    "dequantizers": ("own", "shared"),
+    "moved_values": ("quantized", "plain"),
     "weights": ("any", "symmetric"),
     "typed_weights": ("any", "zero"),
-    "runtime": ("onnxruntime", "openvino", "none"),
+    "stored_weights": ("codes", "values"),
+    "runtime": ("onnxruntime", "openvino", "qonnx", "none"),
 }
 
 
@@ -56,27 +62,32 @@ class Target:
         integer_ops: ops besides weighted layers whose inputs are quantized.
         activation: type of activation codes, "uint8" or "int8".
         zero_point: "any", or "zero": activation codes are symmetric. Widths up to 7 bits then lie around 0 as they are; 8-bit
-            grids are calibrated for it.
+            grids are calibrated for it. "by-sign": grids are calibrated from 0 on, or around 0 where values have both signs,
+            whose codes are then int8; a file that was calibrated otherwise keeps its zero points.
         bounds: how the range of codes narrower than 8 bits is written: "codes", an integer Clip behind QuantizeLinear,
-            "float", a Clip of the values in front of it, "pair", that Clip between quantizers of its own: a
-            layer is then followed by its quantizer, without which QNN runs it in float, or "either": a Clip of the values, and of
-            codes where channels have bounds of their own.
+            "float", a Clip of the values in front of it, "pair", that Clip between quantizers of its own: a layer is then
+            followed by its quantizer, without which QNN runs it in float, "either": a Clip of the values, and of codes where
+            channels have bounds of their own, or "width", an integer Clip to all that the width has, and other bounds in front.
         full_bounds: what bounds codes of 8 bits that a convolution makes: "none" but their type, or "float", a Clip of the values
             to the ends of the type, too, which keeps OpenCV from integer kernels that compute the last positions wrong.
         bias: "int32" behind a DequantizeLinear, or "float".
         float_layers: what a layer with a float weight or bias reads: "channel-scales" keeps ONNX Runtime from quantizing it on
             its own, "one-scale" is the plain form.
         branches: how a tensor with two quantizers reaches the second: "leaky-relu", through LeakyRelu with slope 1, which returns
-            its input and has an integer kernel in ONNX Runtime, or "plain".
+            its input and has an integer kernel in ONNX Runtime, "plain", which keeps one behind a pool in float, or "direct".
         add_operands: what an Add alone reads of a convolution: "plain", or "pooled", codes behind a MaxPool of one code,
             which keeps OpenVINO from fusing the two and leaving the rounding in between out. "residual": the operand that comes
             straight from a weighted layer is not quantized, so that TensorRT computes the sum in the layer's kernel; of two such
             operands it is the one with more layers in front of it, the other being the shortcut.
         layer_outputs: what a weighted layer writes that only float ops read: "quantized", without which ONNX Runtime runs the
             layer in float, or "float".
+        attributes: of convolutions and pools: those that are "given", or all "stated", defaults too.
+        dequantizers: what reads dequantized values has a DequantizeLinear of its "own", or the readers have a "shared" one.
+        moved_values: what ops that only move values make of a quantized tensor is "quantized" again on the same grid, or "plain".
         weights: "any": codes of up to 7 bits have a zero point a channel, which the stored ones are shifted by; "symmetric": they
             are quantized around 0 unless the user says otherwise.
         typed_weights: zero points of weights in 4-bit types: "any", or "zero": codes that need another one stay in int8.
+        stored_weights: "codes" behind DequantizeLinear, or "values" in front of QuantizeLinear, Clip and DequantizeLinear.
         wbits: narrowest and widest weights.
         abits: narrowest and widest activations whose codes lie in 8-bit tensors.
         wide_abits: further widths of activations: [16] for uint16, which needs opset 21 and bounds other than "codes", or [].
@@ -97,8 +108,12 @@ class Target:
     branches: str
     add_operands: str
     layer_outputs: str
+    attributes: str
+    dequantizers: str
+    moved_values: str
     weights: str
     typed_weights: str
+    stored_weights: str
     wbits: tuple[int, int]
     abits: tuple[int, int]
     wide_abits: tuple[int, ...]
@@ -106,8 +121,8 @@ class Target:
 
     @property
     def symmetric(self) -> bool:
-        """Whether 8-bit activations have to be calibrated symmetric."""
-        return self.zero_point == "zero"
+        """Whether activations are calibrated around 0: those of 8 bits, or of all widths."""
+        return self.zero_point != "any"
 
     def check_widths(self, wbits: int, abits: int, where: str) -> None:
         """Refuse widths outside the rules; 32 is float and always allowed.
@@ -175,7 +190,7 @@ def _checked(name: str, path: Path, rules: dict[str, Any]) -> Target:
             raise SettingsError(
                 f"target {path}: {rule} has the unknown {wrong[0]!r}: choose of {', '.join(known or ())}"
             )
-    if rules["opset"][1] < LOW_BIT_OPSET and set(rules["containers"]) != {"int8"}:
+    if rules["opset"][1] < LOW_BIT_OPSET and not set(rules["containers"]) <= {"int8", "qonnx"}:
         raise SettingsError(
             f"target {path}: containers {rules['containers']!r} hold types of opset {LOW_BIT_OPSET}, opset is {rules['opset']!r}"
         )
@@ -195,7 +210,17 @@ def _check_codes(path: Path, rules: dict[str, Any]) -> None:
         )
     if rules["full_bounds"] == "float" and rules["bounds"] != "float":
         raise SettingsError(f"target {path}: full_bounds 'float' needs bounds 'float'")
+    _check_zero_points(path, rules)
+
+
+def _check_zero_points(path: Path, rules: dict[str, Any]) -> None:
+    """Refuse zero points that the types of codes, and a container that the other rules, do not allow."""
     if rules["activation"] == "int8" and (rules["zero_point"], rules["bounds"]) != ("zero", "float"):
         raise SettingsError(f"target {path}: int8 activations need zero_point 'zero' and bounds 'float'")
+    if rules["zero_point"] == "by-sign" and (rules["activation"], rules["bounds"]) != ("uint8", "width"):
+        raise SettingsError(f"target {path}: zero_point 'by-sign' needs uint8 activations and bounds 'width'")
+    if "qonnx" in rules["containers"] and any(rules[rule] != value for rule, value in _QUANT_NODES.items()):
+        needs = ", ".join(f"{rule} '{value}'" for rule, value in _QUANT_NODES.items())
+        raise SettingsError(f"target {path}: the container qonnx needs {needs}")
     if rules["zero_point"] == "zero" and rules["activation"] != "int8":
         raise SettingsError(f"target {path}: zero_point 'zero' needs int8 activations")

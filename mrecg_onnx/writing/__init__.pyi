@@ -1,4 +1,4 @@
-from .containers import Contained, contained, container_of
+from .containers import Contained, contained, container_of, runnable
 from .exported import Exported
 from .fixed_batch import fix_batch
 from .integer_nodes import FLOAT_MATMUL
@@ -6,6 +6,7 @@ from .keys import VERSION_KEY
 from .opsets import TWO_BITS
 from .qdq import export
 from .retargeting import retarget, target_of
+from .rule_checks import remarks
 
 __all__ = [
     "FLOAT_MATMUL",
@@ -17,6 +18,8 @@ __all__ = [
     "container_of",
     "export",
     "fix_batch",
+    "remarks",
     "retarget",
+    "runnable",
     "target_of",
 ]

@@ -1,9 +1,11 @@
-"""How the codes of a quantized file are stored: three forms of one graph, each made from ``int8`` and brought back to it.
+"""How the codes of a quantized file are stored: forms of one graph, each made from ``int8`` and brought back to it.
 
 ``int8`` is what :mod:`mrecg_onnx.writing.qdq` writes: every code in an 8-bit tensor. The others start from it.
-``packed`` (:mod:`mrecg_onnx.writing.packed`) and ``typed`` (:mod:`mrecg_onnx.writing.typed`) hold low-bit codes in low-bit types.
+``packed`` (:mod:`mrecg_onnx.writing.packed`) and ``typed`` (:mod:`mrecg_onnx.writing.typed`) hold low-bit codes in low-bit types,
+``qonnx`` (:mod:`mrecg_onnx.writing.quant_nodes`) has a node of qonnx's for each quantizer.
 
-All three compute the same, bit for bit, on a runtime that runs the graph as it is written.
+The first three compute the same, bit for bit, on a runtime that runs the graph as it is written; the last one no runtime of
+ONNX runs: what is read back from it is run in its place (:func:`runnable`).
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from mrecg_onnx.targets import CONTAINER_KEY, CONTAINER_NAMES, note_requirements
 from mrecg_onnx.writing.keys import VERSION_KEY
 from mrecg_onnx.writing.opsets import FOUR_BITS, TWO_BITS, Limits
 from mrecg_onnx.writing.packed import pack, unpack
+from mrecg_onnx.writing.quant_nodes import from_quant, to_quant
 from mrecg_onnx.writing.typed import read_typed, write_typed
 
-__all__ = ["CONTAINERS", "Contained", "Container", "contained", "container_of"]
+__all__ = ["CONTAINERS", "Contained", "Container", "contained", "container_of", "runnable"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,15 @@ class Container:
         write: changes a graph in ``int8`` form in place within limits; returns what was left as it is and why,
             one line each.
         read: changes a graph of this form back to ``int8`` in place.
+        typed: it needs types of newer opsets.
+        runs: ONNX Runtime runs it.
     """
 
     summary: str
     write: Callable[[ir.Model, Limits], list[str]]
     read: Callable[[ir.Model], None]
+    typed: bool = True
+    runs: bool = True
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,8 @@ def contained(
         note: dict[str, object] = {"name": name}
         opset, version, nodes = graph.opset_imports[""], graph.ir_version, _node_bytes(graph)
         try:
-            raise_opset(graph, TWO_BITS if _has_two_bits(graph) else FOUR_BITS)
+            if CONTAINERS[name].typed:
+                raise_opset(graph, TWO_BITS if _has_two_bits(graph) else FOUR_BITS)
         except ModelError as error:
             raise ExportError(f"{where}: container {name}: {error}") from error
         if _node_bytes(graph) == nodes:
@@ -119,6 +127,14 @@ def contained(
     note_requirements(proto)
     notes += [row.note() for row in requirements(proto) if row.otherwise != "slower"]
     return Contained(proto, tuple(notes))
+
+
+def runnable(model: onnx.ModelProto) -> onnx.ModelProto:
+    """``model``, or what ONNX Runtime runs in its place: the ``int8`` form of a container that it does not run."""
+    entry = next((e.value for e in model.metadata_props if e.key == CONTAINER_KEY), None)
+    if entry is None or CONTAINERS[container_of(model)].runs:
+        return model
+    return contained(model, "int8").model
 
 
 def _reachable(model: ir.Model, highest: int) -> int:
@@ -146,9 +162,21 @@ def _nothing(_model: ir.Model) -> None:
     return
 
 
+_READ_BACK = (
+    "container qonnx: ONNX Runtime has no Quant nodes; what was run is what is read back from them as QuantizeLinear, Clip and "
+    "DequantizeLinear"
+)
+
+
+def _quant_nodes(model: ir.Model, _limits: Limits) -> list[str]:
+    to_quant(model)
+    return [_READ_BACK]
+
+
 CONTAINERS: dict[str, Container] = {
     "int8": Container("every code in an 8-bit tensor", _as_it_is, _nothing),
     "packed": Container("weights in 4- or 2-bit types, unpacked when the file is loaded", pack, unpack),
     "typed": Container("4-bit codes in true INT4 and UINT4 Q/DQ", write_typed, read_typed),
+    "qonnx": Container("Quant nodes of qonnx's domain", _quant_nodes, from_quant, typed=False, runs=False),
 }
 assert tuple(CONTAINERS) == CONTAINER_NAMES

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from mrecg_onnx.planning import WEIGHTED_OPS, readers
+from mrecg_onnx.planning import PRESERVING_OPS, WEIGHTED_OPS, readers
 from mrecg_onnx.writing.constants import array_of
 
-__all__ = ["dequantizers", "is_constant", "parts_an_add", "quantized_value", "quantizer_of", "unbounded"]
+__all__ = ["dequantizers", "is_constant", "moved_from", "parts_an_add", "quantized_value", "quantizer_of", "unbounded"]
 
 
 def dequantizers(model: ir.Model) -> list[tuple[ir.Node, ir.Value, ir.Value, ir.Value | None]]:
@@ -48,6 +48,15 @@ def unbounded(quantize: ir.Node) -> bool:
     if maker is not None and maker.op_type == "Relu":
         maker = maker.inputs[0].producer() if maker.inputs[0] is not None else None
     return maker is not None and maker.op_type in {"Conv", "ConvTranspose"}
+
+
+def moved_from(quantize: ir.Node) -> ir.Node | None:
+    """The DequantizeLinear whose values ``quantize`` reads on the same grid, through ops that only move them; None without."""
+    maker = quantize.inputs[0].producer() if quantize.inputs[0] is not None else None
+    while maker is not None and maker.op_type in PRESERVING_OPS:
+        maker = maker.inputs[0].producer() if maker.inputs[0] is not None else None
+    same = maker is not None and maker.op_type == "DequantizeLinear"
+    return maker if same and all(maker.inputs[i] is quantize.inputs[i] for i in (1, 2)) else None  # type: ignore[union-attr]
 
 
 def is_constant(bound: ir.Value | None) -> bool:

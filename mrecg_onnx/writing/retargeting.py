@@ -8,7 +8,8 @@ Every step keeps what the graph computes, bit for bit, where it is run as writte
   the one behind finds values on its grid;
 * codes shifted by the zero point stand for the same values, and fit int8 around 0 for every width up to 7 bits;
 * a bias in float is its codes times its scale, which is what DequantizeLinear computes;
-* LeakyRelu with slope 1 and MaxPool of one element return their input.
+* LeakyRelu with slope 1 and MaxPool of one element return their input;
+* what qonnx reads is explained in :mod:`mrecg_onnx.writing.qcdq`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,15 @@ from mrecg_onnx.writing.constants import along, array_of
 from mrecg_onnx.writing.containers import container_of
 from mrecg_onnx.writing.keys import TARGET_KEY
 from mrecg_onnx.writing.pairs import dequantizers, is_constant, parts_an_add, quantized_value, quantizer_of, unbounded
+from mrecg_onnx.writing.qcdq import (
+    codes_by_sign,
+    direct_branches,
+    plain_moves,
+    shared_readers,
+    state_widths,
+    stated_attributes,
+    stored_values,
+)
 from mrecg_onnx.writing.readers import part_readers
 from mrecg_onnx.writing.rule_checks import broken_rules
 
@@ -296,14 +306,22 @@ def _no_fused_operands(model: ir.Model, where: str, target: Target) -> None:
 _STEPS: tuple[tuple[str, str, Callable[[ir.Model, str, Target], None]], ...] = (
     ("float_layers", "one-scale", _one_scale),
     ("branches", "plain", _plain_branches),
+    ("branches", "direct", direct_branches),
     ("bias", "float", _float_bias),
     ("bounds", "float", _float_bounds),
     ("bounds", "pair", _float_bounds),
     ("bounds", "pair", _paired_bounds),
     ("bounds", "either", _float_bounds),
     ("full_bounds", "float", _full_bounds),
+    ("bounds", "width", _float_pads),
+    ("bounds", "width", state_widths),
+    ("moved_values", "plain", plain_moves),
     ("zero_point", "zero", _zero_point_zero),
+    ("zero_point", "by-sign", codes_by_sign),
+    ("stored_weights", "values", stored_values),
     ("add_operands", "pooled", _pooled_operands),
     ("add_operands", "residual", _no_fused_operands),
+    ("attributes", "stated", stated_attributes),
+    ("dequantizers", "shared", shared_readers),
 )
 """Rule, choice, and the step that brings it about; in this order."""

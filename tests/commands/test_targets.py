@@ -12,7 +12,7 @@ from helpers.command_line import fails, works
 from helpers.targets import SAMPLES, on_sample
 
 from mrecg_onnx.targets.target import CONTAINER_NAMES, TARGET_NAMES, load_target
-from mrecg_onnx.writing.containers import container_of
+from mrecg_onnx.writing.containers import CONTAINERS, container_of
 from mrecg_onnx.writing.retargeting import target_of
 from mrecg_onnx.writing.rule_checks import broken_rules
 
@@ -79,5 +79,13 @@ def test_the_sample_for_every_target_in_every_container(
         if container != "typed":  # the rules are about codes of 8 bits
             assert not broken_rules(model, rules)
         data = ("--data", str(SAMPLES / "val"), "--repeats", "0", "--json", "v.json")
+        if not CONTAINERS[container].runs:
+            says = ("Quant nodes for qonnx", "mrecg-onnx convert FILE --container int8")
+            fails("validate", str(SAMPLES / "digits.onnx"), f"{container}.onnx", *data, says=says)
+            fails("benchmark", str(SAMPLES / "digits.onnx"), f"{container}.onnx", says=says)
+            fails("inspect", f"{container}.onnx", says=("the model is quantized already",))
+            works("convert", f"{container}.onnx", "--container", "int8", "-o", "back.onnx")
+            assert Path("back.onnx").read_bytes() == Path("int8.onnx").read_bytes()
+            continue
         works("validate", str(SAMPLES / "digits.onnx"), f"{container}.onnx", *data)
         assert json.loads(Path("v.json").read_text())["quantized"]["top1"]["value"] > 0.8

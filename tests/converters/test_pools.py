@@ -240,7 +240,7 @@ class TestFile:
         assert fused_op_counts(model)["LpPool"] == 1
         assert sqnr_db(run(model, x, "off"), run(model, x)) > 35
 
-    @pytest.mark.parametrize("container", CONTAINERS)
+    @pytest.mark.parametrize("container", [name for name, row in CONTAINERS.items() if row.runs])
     def test_all_containers_and_methods_verify(self, container: str, tmp_path: Path) -> None:
         np.save(tmp_path / "x.npy", images((10, 11), 3, 16))
         result = quantize(
