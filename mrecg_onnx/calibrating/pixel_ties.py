@@ -1,8 +1,9 @@
 """The grid of an image input keeps pixel values off the middle between two codes.
 
-Images have 256 values a channel. Where one of them lies in the middle, within the last digit of a float, runtimes give it
-either code: OpenCV 5.0 and OpenVINO 2026.4 the other one than ONNX Runtime 1.31. One such value of the 768 changed a tenth of
-the predictions of a ResNet-20 W4A4; without it OpenCV gives ONNX Runtime's outputs (docs/deployment.md 4).
+Images have 256 values a channel. Where one of them lies in the middle, within the last digits of a float, runtimes give it
+either code: OpenCV 5.0 and OpenVINO 2026.4 add the zero point before they round (53.499996 + 114 is 167.5 in float32, code 168;
+ONNX Runtime gives 167). One such value of the 768 changed a tenth of the predictions of a ResNet-20 W4A4; without it OpenCV gives
+ONNX Runtime's outputs (docs/deployment.md 4).
 """
 
 from __future__ import annotations
