@@ -1,8 +1,8 @@
 """Files of every target and container in every runtime: whether they load, agree, run on integers, and their time against FP32.
 
 usage: python benchmarks/runtimes.py [--data ../shared] [--files build/benchmarks/learned] [--environments build/runtimes]
-                                     [--make] [--only MODEL-WIDTHS...] [--forms TARGET/CONTAINER...] [--images 64] [--again]
-                                     [--draw]
+                                     [--make] [--only MODEL-WIDTHS...] [--forms TARGET/CONTAINER...] [--images 64]
+                                     [--timeout 600] [--again] [--draw]
 
 --files is a folder of results of mrecg-onnx quantize, named MODEL-WIDTHS.onnx (resnet20_cifar10-w4a4.onnx); what is missing
 there is made in few iterations. --environments is a folder of Python environments that hold a runtime each; --make makes those
@@ -100,7 +100,9 @@ def learned(data: Path, files: Path, model: str, widths: str) -> Path:
     return path
 
 
-def measured(data: Path, model: str, file: Path, form: str, pythons: list[Path], images: int) -> dict[str, Any]:
+def measured(
+    data: Path, model: str, file: Path, form: str, pythons: list[Path], images: int, timeout_s: float
+) -> dict[str, Any]:
     """One row."""
     target, container = form.split("/")
     aimed = BUILD / "runtimes" / f"{file.stem}-{target}-{container}.onnx"
@@ -120,7 +122,7 @@ def measured(data: Path, model: str, file: Path, form: str, pythons: list[Path],
         pythons=pythons,
         samples=images,
         runs=20,
-        timeout_s=TIMEOUT_S,
+        timeout_s=timeout_s,
     )
     attempts = [row_of(one) for one in report.attempts if one.loads is not None]
     stored = json.loads(metadata_of(session).get("mrecg_onnx.settings", "{}"))
@@ -178,6 +180,17 @@ def shown(attempt: dict[str, Any], rows: list[dict[str, Any]]) -> bool:
     return not provider or any(a["runs"] for row in rows for a in row["attempts"] if a["name"] == attempt["name"])
 
 
+def fewer(found: list[dict[str, Any]]) -> list[str]:
+    """Runtimes that did not run all images within their time."""
+    counts: dict[str, list[int]] = {}
+    for row in found:
+        for one in row["attempts"]:
+            if one["runs"] and one["items"] < row["items"]:
+                counts.setdefault(one["title"], []).append(one["items"])
+    said = [f"{title} {min(n)}" + (f" to {max(n)}" if max(n) > min(n) else "") for title, n in counts.items()]
+    return [f"Fewer images within the time: {', '.join(said)}.", ""] if said else []
+
+
 def draw(rows: Rows) -> None:
     """The page, and the table in docs/deployment.md."""
     kept = rows.all()
@@ -190,15 +203,10 @@ def draw(rows: Rows) -> None:
             notes: dict[str, int] = {}
             count = max(row["items"] for row in found)
             parts += [f"## {NAMES[model]}, {widths.upper()}, {count} images", "", *table(found, FORMS, notes), ""]
-            fewer = {
-                f"{a['title']} {a['items']}"
-                for row in found
-                for a in row["attempts"]
-                if a["runs"] and a["items"] < count
-            }
-            parts += [f"Fewer images within the time: {', '.join(sorted(fewer))}.", ""] if fewer else []
+            parts += fewer(found)
             parts += [f"{i}. {reason}" for reason, i in notes.items()] + ([""] if notes else [])
     last = max((row["header"] for row in kept.values()), key=lambda one: one["date"])
+    last = last | {"command": "python benchmarks/runtimes.py"}  # each row has its own in the JSON
     write_whole(RESULTS / "runtimes.md", "\n".join([*parts, by(last)]) + "\n")
     page = DOCS.read_text(encoding="utf-8")
     head, rest = page.split(BEGIN)
@@ -209,14 +217,21 @@ def draw(rows: Rows) -> None:
 def summary(kept: dict[str, dict[str, Any]], last: dict[str, Any]) -> list[str]:
     """What the page of deployment shows."""
     widths, forms = SHOWN
-    lines: list[str] = []
+    lines: list[str] = [*EXPLAINED, ""]
     notes: dict[str, int] = {}
     for model in MODELS:
         found = [row for row in kept.values() if (row["model"], row["widths"]) == (model, widths)]
         if found:
-            lines += [f"{NAMES[model]} {widths.upper()}:", "", *table(found, forms, notes), ""]
+            count = max(row["items"] for row in found)
+            lines += [
+                f"{NAMES[model]} {widths.upper()}, {count} images:",
+                "",
+                *table(found, forms, notes),
+                "",
+                *fewer(found),
+            ]
     lines += [f"{i}. {reason}" for reason, i in notes.items()]
-    return [*lines, "", f"{by(last)} All widths: `benchmarks/results/runtimes.md`.", ""]
+    return [*lines, "", f"{by(last)} All rows: `benchmarks/results/runtimes.md`.", ""]
 
 
 def main() -> None:
@@ -229,6 +244,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[f"{model}-{widths}" for model in MODELS for widths in WIDTHS])
     parser.add_argument("--forms", nargs="*", default=list(FORMS))
     parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="seconds that one runtime may take")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--draw", action="store_true", help="only write the pages")
     args = parser.parse_args()
@@ -242,7 +258,7 @@ def main() -> None:
             name, form = key.split(" ")
             model, _, widths = name.rpartition("-")
             file = learned(args.data, args.files, model, widths)
-            rows.add(key, measured(args.data, model, file, form, pythons, args.images))
+            rows.add(key, measured(args.data, model, file, form, pythons, args.images, args.timeout))
     draw(rows)
 
 
