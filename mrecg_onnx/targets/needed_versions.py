@@ -90,7 +90,7 @@ def note_requirements(model: onnx.ModelProto) -> None:
 def longest_entry() -> int:
     """Bytes that the metadata of a packed file may take at most for what its weights need."""
     entry = _entry(tuple(row for row, _ in _TABLE if row.otherwise == "refused"))
-    return onnx.ModelProto(metadata_props=[entry]).ByteSize()
+    return int(onnx.ModelProto(metadata_props=[entry]).ByteSize())
 
 
 def _entry(rows: tuple[Requirement, ...]) -> onnx.StringStringEntryProto:
