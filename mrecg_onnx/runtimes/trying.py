@@ -322,7 +322,7 @@ def _from_answers(place: Place, answers: Mapping[str, Any], ended: Ended) -> Att
     elif "kernels_error" in answers:
         why = f"does not say what runs: {reason(str(answers['kernels_error']))}"
     return Attempt(
-        row.name, row.title, str(answers.get("version") or place.version), place.environment, row.install,
+        row.name, row.title, str(place.version or answers.get("version") or ""), place.environment, row.install,
         loads="model_opened" in answers,
         reason=why,
         kernels=kernels,
