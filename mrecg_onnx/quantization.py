@@ -140,10 +140,6 @@ def _written(run: Run, ready: Prepared, learner: Learner, entries: dict[str, str
         exported = export(ready.graph, simulation, entries)
     with run.stage("verify"):
         checked = checked_images(ready.data, ready.dataset)
-        aimed, container, zero_points = (
-            retarget(exported.model, target),
-            ready.settings.container,
-            target.typed_weights == "any",
-        )
-        held = contained(aimed, container, highest=target.opset[1], zero_points=zero_points)
+        aimed, zero_points = retarget(exported.model, target), target.typed_weights == "any"
+        held = contained(aimed, ready.settings.container, highest=target.opset[1], zero_points=zero_points)
         return held, verify(exported, simulation, checked, held=held, target=target)
