@@ -91,7 +91,7 @@ class Target:
         wbits: narrowest and widest weights.
         abits: narrowest and widest activations whose codes lie in 8-bit tensors.
         wide_abits: further widths of activations: [16] for uint16, which needs opset 21 and bounds other than "codes", or [].
-        runtime: what opens the file after the export: "onnxruntime", "openvino", "qonnx" or "none", where nothing runs it on a CPU.
+        runtime: what opens the file after the export: "onnxruntime", "openvino", "qonnx" or "none", where nothing does on a CPU.
     """
 
     name: str

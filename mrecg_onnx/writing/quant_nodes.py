@@ -25,6 +25,8 @@ __all__ = ["DOMAIN", "from_quant", "names_taken", "to_quant"]
 
 #: Domain of the nodes, and its version.
 DOMAIN, VERSION = "qonnx.custom_op.general", 1
+#: Widest codes: Q/DQ of 8 bits is what a node is read back to.
+MOST_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -145,9 +147,17 @@ def to_quant(model: ir.Model) -> None:
 
 
 def from_quant(model: ir.Model) -> None:
-    """Every Quant node becomes QuantizeLinear, Clip and DequantizeLinear, in place; Clips say only what the type does not."""
+    """Every Quant node becomes QuantizeLinear, Clip and DequantizeLinear, in place; Clips say only what the type does not.
+
+    Raises:
+        ExportError: a node lacks a stored scale, zero point or width, that is none of 1 to 8 bits, or a scale runs along
+            none of its tensor's axes.
+    """
     graph, constants = model.graph, Constants(model)
     quants = [n for n in graph if n.op_type == "Quant" and n.domain == DOMAIN]
+    for node in quants:
+        if len(node.inputs) != 4 or any(v is None or stored_tensor(v) is None for v in node.inputs[1:]):
+            raise ExportError(f"'{node.name}' is a Quant node without a stored scale, zero point and width")
     places = {id(n): n.inputs[1] for n in quants}
     constants.taken -= {v.name for n in quants for v in n.inputs[1:4] if v is not None} | {n.name for n in quants}
     labels = {n.name for n in graph}
@@ -155,7 +165,7 @@ def from_quant(model: ir.Model) -> None:
         source, made = node.inputs[0], node.outputs[0]
         assert source is not None
         scale, zero, width = (array_of(v) for v in node.inputs[1:4])
-        bits, signed = int(width), bool(node.attributes.get_int("signed", 1))
+        bits, signed = _width(width, made.name), bool(node.attributes.get_int("signed", 1))
         narrow = bool(node.attributes.get_int("narrow", 1))
         kind = ir.DataType.INT8 if signed else ir.DataType.UINT8
         top = (1 << (bits - signed)) - 1
@@ -192,6 +202,13 @@ def from_quant(model: ir.Model) -> None:
                 constants.drop(entry)
     constants.write()
     model.opset_imports.pop(DOMAIN, None)
+
+
+def _width(stored: Array, name: str | None) -> int:
+    """Bits of the codes of ``name``, as a node stores them."""
+    if stored.size != 1 or not 1 <= float(stored.reshape(())) <= MOST_BITS:
+        raise ExportError(f"'{name}' is quantized to a width that is not 1 to {MOST_BITS} bits")
+    return int(stored.reshape(()))
 
 
 def _stem(name: str) -> str:

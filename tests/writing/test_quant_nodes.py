@@ -205,6 +205,19 @@ def test_any_quantizer_comes_back(
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("width", [0.0, 9.0, 1e9, float("nan"), float("inf"), None])
+def test_a_node_of_another_width_is_refused(width: float | None) -> None:
+    held = contained(retarget(quantized("residual", "qonnx"), RULES), "qonnx").model
+    node = next(n for n in held.graph.node if n.op_type == "Quant")
+    if width is None:
+        del node.input[3]
+    else:
+        stored = next(t for t in held.graph.initializer if t.name == node.input[3])
+        stored.CopyFrom(numpy_helper.from_array(np.float32(width), stored.name))
+    with pytest.raises(ExportError, match="width"):
+        runnable(held)
+
+
 @pytest.mark.parametrize("pattern", ["residual", "depthwise", "conv_clip", "padded", "concat", "two_inputs"])
 def test_qonnx_computes_the_same(pattern: str) -> None:
     pytest.importorskip("qonnx")
