@@ -79,7 +79,7 @@ def convert(
     """
     where = describe(model)
     source = load_model(model)
-    before = target_of(source), container_of(source, where)
+    before = target_of(source, where), container_of(source, where)
     rules = _rules(target, before[0], where)
     wanted = container or (before[1] if before[1] in rules.containers else "int8")
     if wanted not in rules.containers:

@@ -86,10 +86,9 @@ def to_litert(
     if output is not None:
         check_writable(output)
     plain = contained(source, "int8", where).model
-    if target_of(source) != "ort":
-        raise ModelError(
-            f"{where}: was written for target {target_of(source)}; LiteRT's files are made from one for ort"
-        )
+    target = target_of(source, where)
+    if target != "ort":
+        raise ModelError(f"{where}: was written for target {target}; LiteRT's files are made from one for ort")
     try:
         made, layouts, w = _written(plain, four_bits=container == "packed")
     except ExportError as error:

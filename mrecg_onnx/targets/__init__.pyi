@@ -5,6 +5,7 @@ from .needed_versions import (
     longest_entry,
     note_requirements,
     requirements,
+    stored_note,
     stored_requirements,
     unmet,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "longest_entry",
     "note_requirements",
     "requirements",
+    "stored_note",
     "stored_requirements",
     "unmet",
 ]

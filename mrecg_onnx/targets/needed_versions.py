@@ -10,10 +10,13 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
+
+from mrecg_onnx.converters.errors import ModelError
 
 __all__ = [
     "CONTAINER_KEY",
@@ -22,6 +25,7 @@ __all__ = [
     "longest_entry",
     "note_requirements",
     "requirements",
+    "stored_note",
     "stored_requirements",
     "unmet",
 ]
@@ -31,6 +35,12 @@ CONTAINER_KEY = "mrecg_onnx.container"
 #: Entry of ``metadata_props``: what the file needs, a JSON list of the fields of :class:`Requirement`. Others need nothing.
 REQUIRES_KEY = "mrecg_onnx.requires"
 
+#: Rows of an entry, and characters of each text in it, beyond which it was not written here.
+_MOST_ROWS, _LONGEST_TEXT = 20, 100
+#: Characters of a name: that of a target of the user's is a path.
+_LONGEST_PATH = 4096
+#: No opset or IR version is as high.
+_HIGHEST = 1000
 _TWO_BITS = frozenset({TensorProto.UINT2, TensorProto.INT2})
 _FOUR_BITS = frozenset({TensorProto.UINT4, TensorProto.INT4})
 
@@ -98,6 +108,30 @@ def _entry(rows: tuple[Requirement, ...]) -> onnx.StringStringEntryProto:
     return onnx.StringStringEntryProto(key=REQUIRES_KEY, value=value)
 
 
+def stored_note(metadata: Mapping[str, str], key: str, where: str = "the model") -> dict[str, Any]:
+    """The entry ``key`` of a file's ``metadata``: a JSON object with a name, empty where there is none.
+
+    Raises:
+        ModelError: it is something else, or its numbers (``opset``, ``ir_version``) are none that a file can have.
+    """
+    if key not in metadata:
+        return {}
+    try:
+        note = json.loads(metadata[key])
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{where}: its metadata entry {key} cannot be read") from error
+    name = note.get("name") if isinstance(note, dict) else None
+    numbers = [note[part] for part in ("opset", "ir_version") if part in note] if isinstance(name, str) else []
+    if (
+        not isinstance(name, str)
+        or not 0 < len(name) <= _LONGEST_PATH
+        or len(numbers) == 1
+        or any(type(number) is not int or not 0 < number < _HIGHEST for number in numbers)
+    ):
+        raise ModelError(f"{where}: its metadata entry {key} cannot be read")
+    return dict(note)
+
+
 def stored_requirements(metadata: Mapping[str, str]) -> tuple[Requirement, ...] | None:
     """What a file's ``metadata`` say that it needs; None where they say nothing, as older versions, or no sense."""
     if REQUIRES_KEY not in metadata:
@@ -106,14 +140,17 @@ def stored_requirements(metadata: Mapping[str, str]) -> tuple[Requirement, ...] 
         rows = tuple(Requirement(**row) for row in json.loads(metadata[REQUIRES_KEY]))
     except (TypeError, ValueError, RecursionError):
         return None
-    sane = (
-        isinstance(row.reason, str)
-        and isinstance(row.package, str)
+    return rows if len(rows) <= _MOST_ROWS and all(map(_is_sane, rows)) else None
+
+
+def _is_sane(row: Requirement) -> bool:
+    """Whether a row of a file is text of the right form and of a length to be shown."""
+    texts = asdict(row).values()
+    return (
+        all(isinstance(text, str) and len(text) <= _LONGEST_TEXT for text in texts)
         and row.otherwise in {"wrong values", "refused", "slower"}
-        and bool(re.fullmatch(r"\d+(\.\d+)*", str(row.version)))
-        for row in rows
+        and bool(re.fullmatch(r"[0-9]+(\.[0-9]+)*", row.version))
     )
-    return rows if all(sane) else None
 
 
 def unmet(rows: tuple[Requirement, ...], package: str, installed: str) -> tuple[Requirement, ...]:

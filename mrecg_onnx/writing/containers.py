@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
 from mrecg_onnx.converters.passes.opset import raise_opset, require_raisable
-from mrecg_onnx.targets import CONTAINER_KEY, CONTAINER_NAMES, note_requirements, requirements
+from mrecg_onnx.targets import CONTAINER_KEY, CONTAINER_NAMES, note_requirements, requirements, stored_note
 from mrecg_onnx.writing.keys import VERSION_KEY
 from mrecg_onnx.writing.opsets import FOUR_BITS, TWO_BITS, Limits
 from mrecg_onnx.writing.packed import pack, unpack
@@ -71,10 +71,7 @@ def container_of(model: onnx.ModelProto, where: str = "the model") -> str:
     entries = {entry.key: entry.value for entry in model.metadata_props}
     if VERSION_KEY not in entries:
         raise ModelError(f"{where}: was not written by mrecg-onnx quantize (no {VERSION_KEY} in its metadata)")
-    try:
-        name = str(json.loads(entries.get(CONTAINER_KEY, '{"name": "int8"}'))["name"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{where}: its metadata entry {CONTAINER_KEY} cannot be read") from error
+    name = str(stored_note(entries, CONTAINER_KEY, where).get("name", "int8"))
     if name not in CONTAINERS:
         raise ModelError(f"{where}: its container '{name}' is unknown to this version of mrecg-onnx")
     return name
@@ -100,7 +97,8 @@ def contained(
     graph = ir.from_proto(model)
     if before != "int8":
         CONTAINERS[before].read(graph)
-        noted = json.loads(graph.metadata_props.pop(CONTAINER_KEY))
+        noted = stored_note(graph.metadata_props, CONTAINER_KEY, where)
+        del graph.metadata_props[CONTAINER_KEY]
         if "opset" in noted:
             graph.opset_imports[""], graph.ir_version = noted["opset"], noted["ir_version"]
     notes: list[str] = []

@@ -15,7 +15,7 @@ import json
 import numpy as np
 import onnx_ir as ir
 
-from mrecg_onnx.converters.errors import ExportError, SettingsError
+from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
 from mrecg_onnx.converters.passes.structure import remove_unused
 from mrecg_onnx.converters.passes.values import add_initializer, claim, unique_name
 from mrecg_onnx.planning import readers
@@ -35,8 +35,14 @@ __all__ = [
 ]
 
 
-def _widths(model: ir.Model) -> dict[str, int]:
-    found: dict[str, int] = json.loads(model.metadata_props.get("mrecg_onnx.bits", "{}"))
+def _widths(model: ir.Model, where: str) -> dict[str, int]:
+    """Bits by tensor, as the file notes them."""
+    try:
+        found = json.loads(model.metadata_props.get("mrecg_onnx.bits", "{}"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{where}: its metadata entry mrecg_onnx.bits cannot be read") from error
+    if not isinstance(found, dict) or not all(type(bits) is int and 2 <= bits <= 32 for bits in found.values()):
+        raise ModelError(f"{where}: its metadata entry mrecg_onnx.bits cannot be read")
     return found
 
 
@@ -53,7 +59,7 @@ def direct_branches(model: ir.Model, _where: str, _target: Target) -> None:
 
 def state_widths(model: ir.Model, where: str, target: Target) -> None:
     """Codes are clipped to all that their width has; narrower bounds become a Relu or a Clip of values in front."""
-    graph, widths = model.graph, _widths(model)
+    graph, widths = model.graph, _widths(model, where)
     for quantize in [n for n in graph if n.op_type == "QuantizeLinear"]:
         behind = readers(quantize.outputs[0])
         clip = next((n for n in behind if n.op_type == "Clip"), None)
@@ -144,7 +150,7 @@ def stored_values(model: ir.Model, where: str, _target: Target) -> None:
     Raises:
         ExportError: quantizing the values would not give the codes.
     """
-    graph, widths = model.graph, _widths(model)
+    graph, widths = model.graph, _widths(model, where)
     for node, codes, scale, zero in dequantizers(model):
         if codes.const_value is None or codes.dtype != ir.DataType.INT8 or zero is None:
             continue

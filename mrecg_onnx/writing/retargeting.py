@@ -26,7 +26,7 @@ from mrecg_onnx.converters.passes.opset import raise_opset
 from mrecg_onnx.converters.passes.structure import remove_unused
 from mrecg_onnx.converters.passes.values import add_initializer, unique_name
 from mrecg_onnx.planning import readers
-from mrecg_onnx.targets import Target, note_requirements
+from mrecg_onnx.targets import Target, note_requirements, stored_note
 from mrecg_onnx.writing.constants import along, array_of
 from mrecg_onnx.writing.containers import container_of
 from mrecg_onnx.writing.keys import TARGET_KEY
@@ -48,9 +48,14 @@ __all__ = ["retarget", "target_of"]
 _POOLS = frozenset({"AveragePool", "GlobalAveragePool"})
 
 
-def target_of(model: onnx.ModelProto) -> str:
-    """The target that a file of :func:`mrecg_onnx.quantize` was written for."""
-    return next((str(json.loads(e.value)["name"]) for e in model.metadata_props if e.key == TARGET_KEY), "ort")
+def target_of(model: onnx.ModelProto, where: str = "the model") -> str:
+    """The target that a file of :func:`mrecg_onnx.quantize` was written for.
+
+    Raises:
+        ModelError: its metadata are not to be read.
+    """
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    return str(stored_note(entries, TARGET_KEY, where).get("name", "ort"))
 
 
 def retarget(model: onnx.ModelProto, target: Target, where: str = "the model") -> onnx.ModelProto:
@@ -65,8 +70,9 @@ def retarget(model: onnx.ModelProto, target: Target, where: str = "the model") -
         return model
     if container_of(model, where) != "int8":
         raise ModelError(f"{where}: targets are made from the int8 container; convert it first")
-    if target_of(model) != "ort":
-        raise ModelError(f"{where}: was written for {target_of(model)}; targets are made from a file for ort")
+    has = target_of(model, where)
+    if has != "ort":
+        raise ModelError(f"{where}: was written for {has}; targets are made from a file for ort")
     graph = ir.from_proto(model)
     part_readers(graph)  # files of older versions share them
     for rule, choice, step in _STEPS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
+import pytest
 from helpers.command_line import fails, works
 from helpers.contained import quantized
 from helpers.targets import on_sample
@@ -59,3 +60,32 @@ def test_convert_fixes_the_batch(here: Path) -> None:
     assert (here / "again.onnx").read_bytes() == (here / "q_packed_batch2.onnx").read_bytes()
     fails("convert", "q.onnx", "--batch", "0", code=2, says=("batch 0", "at least one"))
     fails("convert", "q_packed_batch2.onnx", "--batch", "4", says=("q_packed_batch2.onnx", "has the fixed batch 2"))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, '{"name":[]}', '{"mid":"x"}'])
+@pytest.mark.parametrize(
+    ("entry", "form"),
+    [
+        ("container", ("--container", "packed")),
+        ("target", ("--target", "openvino")),
+        ("target", ("--to", "tflite")),
+        ("bits", ("--target", "qonnx")),
+    ],
+)
+def test_metadata_that_cannot_be_read_are_named(here: Path, entry: str, form: tuple[str, ...], text: str) -> None:
+    pytest.importorskip("ai_edge_litert" if "tflite" in form else "onnx")
+    model = quantized("residual")
+    kept = [one for one in model.metadata_props if one.key != f"mrecg_onnx.{entry}"]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    model.metadata_props.add(key=f"mrecg_onnx.{entry}", value=text)
+    Path("q.onnx").write_bytes(model.SerializeToString())
+    fails(
+        "convert",
+        "q.onnx",
+        *form,
+        "-o",
+        "made",
+        says=(f"q.onnx: its metadata entry mrecg_onnx.{entry} cannot be read",),
+    )
+    assert not Path("made").exists()

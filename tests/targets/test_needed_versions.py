@@ -8,11 +8,14 @@ import onnx
 import pytest
 from helpers.targets import quantized
 
+from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.targets.needed_versions import (
+    CONTAINER_KEY,
     REQUIRES_KEY,
     Requirement,
     note_requirements,
     requirements,
+    stored_note,
     stored_requirements,
     unmet,
 )
@@ -80,14 +83,41 @@ def test_what_is_written_is_plain_json() -> None:
     assert held.SerializeToString() == before
 
 
+def row(**fields: object) -> str:
+    """An entry of one row that is right but for ``fields``."""
+    return json.dumps([{"package": "onnxruntime", "version": "99", "reason": "b", "otherwise": "slower"} | fields])
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[1]", "3", '[{"package": "onnxruntime"}]', '[{"package":"a","version":"x","reason":"b","otherwise":"slower"}]',
-     '[{"package":"a","version":"1","reason":"b","otherwise":"explodes"}]', "[" * 100_000],
+     '[{"package":"a","version":"1","reason":"b","otherwise":"explodes"}]', "[" * 100_000, row(version=1), row(version=1.5),
+     row(version="9" * 5000), row(version="\u0663"), row(otherwise=[]), row(otherwise={}), row(reason="x" * 10_000),
+     row(package=None), "[" + ",".join([row()[1:-1]] * 1000) + "]"],
 )  # fmt: skip
 def test_entries_of_other_tools_say_nothing(text: str) -> None:
     assert stored_requirements({REQUIRES_KEY: text}) is None
     assert stored_requirements({}) is None
+
+
+def test_a_row_that_is_right_is_read() -> None:
+    found = stored_requirements({REQUIRES_KEY: row()})
+    assert found is not None
+    assert unmet(found, "onnxruntime", "1.32") == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "3", "null", '"x"', "{}", '{"name":3}', '{"name":[]}', '{"name":""}', "[" * 100_000, "9" * 5000,
+     '{"name":"' + "x" * 10_000 + '"}', '{"name":"packed","opset":13}', '{"name":"packed","opset":-1,"ir_version":8}',
+     '{"name":"packed","opset":"x","ir_version":8}', '{"name":"packed","opset":13,"ir_version":null}',
+     '{"name":"packed","opset":13,"ir_version":99999999999999999999}'],
+)  # fmt: skip
+@pytest.mark.parametrize("key", [CONTAINER_KEY, "mrecg_onnx.target"])
+def test_notes_that_are_none_end_in_a_line(key: str, text: str) -> None:
+    with pytest.raises(ModelError, match=rf"^a\.onnx: its metadata entry {key} cannot be read$"):
+        stored_note({key: text}, key, "a.onnx")
+    assert stored_note({}, key) == {}
 
 
 @pytest.mark.parametrize(
