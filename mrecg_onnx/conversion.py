@@ -119,7 +119,9 @@ def _rules(wanted: str | None, has: str, where: str) -> Target:
     if wanted is not None:
         rules = load_target(wanted)
         if has not in {"ort", rules.name}:
-            raise ModelError(f"{where}: was written for target {has}; other targets are made from a file for ort")
+            raise ModelError(
+                f"{where}: was written for target {has}; other targets are made from a file for ort: give that one"
+            )
         return rules
     if has not in TARGET_NAMES:
         raise SettingsError(f"{where}: was written for target {has}: give its file of rules with --target")

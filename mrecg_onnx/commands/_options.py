@@ -77,11 +77,13 @@ LABELS: dict[str, Any] = {
 #: What ``quantize`` and ``convert`` say of the form of the file.
 TARGET: dict[str, Any] = {
     "metavar": "NAME|FILE.toml",
-    "help": "Where the file is meant to run: ort, openvino, tensorrt, qnn, portable, qonnx, or a file of rules.",
+    "help": "Where the file is meant to run: ort (ONNX Runtime, browsers, LiteRT), openvino, tensorrt, qnn (Qualcomm), portable "
+    "(OpenCV, TVM and IREE, too), qonnx (FPGAs), or a file of rules.",
 }
 CONTAINER: dict[str, Any] = {
     "type": click.Choice(CONTAINER_NAMES),
-    "help": "Codes in 8-bit tensors, weights packed to 4 or 2 bits and unpacked at load, true 4-bit Q/DQ, or Quant nodes.",
+    "help": "How codes are stored. int8: in 8-bit tensors; packed: weights in 4 or 2 bits, unpacked at load; typed: 4-bit types "
+    "throughout, float kernels; qonnx: Quant nodes, for --target qonnx alone.",
 }
 
 calib_option = option(
@@ -298,14 +300,14 @@ learning_options = all_of(
 )
 
 
-def image_options(*, stored: bool = False) -> Callable[[F], F]:
-    """The fields of Preprocess, without defaults: what is not given is its own default or, ``stored``, the file's."""
+def image_options(*, stored: str = "") -> Callable[[F], F]:
+    """The fields of Preprocess, without defaults: what is not given is its own default or what the argument ``stored`` says."""
 
     def default(text: str) -> str:
-        return f"  [default: {'what QUANT says' if stored else text}]"
+        return f"  [default: {f'what {stored} says' if stored else text}]"
 
     beside = "a preprocessor_config.json or timm's config.json beside the model"
-    read = f"what QUANT says, else {beside}" if stored else f"{beside}, else imagenet for 3 channels"
+    read = f"what {stored} says, else {beside}" if stored else f"{beside}, else imagenet for 3 channels"
     unsized = "size/0.875; images of the model's size stay as they are"
     return all_of(
         option(

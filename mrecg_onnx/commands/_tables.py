@@ -54,5 +54,7 @@ def mebibytes(size: int) -> str:
 
 
 def ratio(before: float, after: float, less: str, more: str) -> str:
-    """``3.10x smaller``, or ``1.20x larger`` where ``after`` is."""
+    """``3.10x smaller``, or ``1.20x larger`` where ``after`` is; ``the same`` where that would be 1.00x."""
+    if max(before, after) < 1.005 * min(before, after):
+        return "the same"
     return f"{before / after:.2f}x {less}" if after <= before else f"{after / before:.2f}x {more}"

@@ -32,10 +32,11 @@ __all__ = ["convert_command"]
     type=click.Choice(["onnx", "tflite"]),
     default="onnx",
     cls=Option,
-    help="An ONNX file, or a flatbuffer of LiteRT with integer kernels; packed has its filters in int4 where they fit.",
+    help="An ONNX file, or a flatbuffer of LiteRT (TensorFlow Lite) with integer kernels, whose filters --container packed "
+    "stores in int4 where they fit.",
 )
-@click.option("--container", cls=Option, **CONTAINER)
-@click.option("--target", cls=Option, **TARGET)
+@click.option("--container", cls=Option, **CONTAINER | {"help": f"{CONTAINER['help']}  [default: as in QUANT]"})
+@click.option("--target", cls=Option, **TARGET | {"help": f"{TARGET['help']}  [default: as in QUANT]"})
 @click.option(
     "--batch",
     type=int,
@@ -69,7 +70,7 @@ def convert_command(
 
     \b
     mrecg-onnx convert model_w4a4.onnx --container packed -o small.onnx
-    mrecg-onnx convert model_w4a4.onnx --target tensorrt
+    mrecg-onnx convert model_w4a4.onnx --target openvino
     mrecg-onnx convert model_w4a4.onnx --target portable --batch 1
     mrecg-onnx convert model_w4a8.onnx --to tflite
     """  # noqa: D301 - click wants the character, not backslash and b

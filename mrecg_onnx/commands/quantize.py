@@ -31,6 +31,7 @@ from mrecg_onnx.commands._unused import unused_options
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.machine import byte_size, is_first
 from mrecg_onnx.methods import METHODS
+from mrecg_onnx.targets import load_target
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,6 +44,8 @@ __all__ = ["quantize_command"]
 
 #: Streams and skipped images named in the summary; --json has all.
 SHOWN = 8
+#: Layers are counted in the form for ONNX Runtime where the target's runtime is another one, kernels in the file as it is.
+_ELSEWHERE = " in the form for ONNX Runtime; of this file it runs "
 
 
 @click.command("quantize", cls=Command)
@@ -268,7 +271,8 @@ def _kernels(result: QuantizationResult) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for name, reason in found.float_layers.items():
         reasons.setdefault(reason, []).append(name)
-    lines = [f"{found.integer_layers} of {found.layers} layers in integers" + (f": {kernels}" if kernels else "")]
+    ran = ": " if load_target(result.settings.target).runtime == "onnxruntime" else _ELSEWHERE
+    lines = [f"{found.integer_layers} of {found.layers} layers in integers" + (f"{ran}{kernels}" if kernels else "")]
     return lines + [f"in float: {_some(names)[0]} ({reason})" for reason, names in reasons.items()]
 
 

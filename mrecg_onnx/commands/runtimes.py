@@ -40,7 +40,11 @@ __all__ = ["runtimes_command"]
     help="The float model: its time in the same runtime is compared.",
 )
 @click.option(
-    "--only", multiple=True, metavar="NAME", cls=Option, help="A runtime of the table; repeatable.  [default: all]"
+    "--only",
+    multiple=True,
+    metavar="NAME",
+    cls=Option,
+    help="One runtime, by its short name: opencv, tvm, onnxruntime-web, ... (a wrong one lists all); repeatable.  [default: all]",
 )
 @click.option(
     "--python",
@@ -99,7 +103,7 @@ __all__ = ["runtimes_command"]
     cls=Option,
     help="Memory one runtime may take, such as 2GB.  [default: half of what is free]",
 )
-@image_options(stored=True)
+@image_options(stored="FILE")
 @output_options
 def runtimes_command(
     *, file: Path, data: Path | None, against: Path | None, json_file: Path | None, debug: bool, **options: Any

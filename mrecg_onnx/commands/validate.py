@@ -63,7 +63,7 @@ __all__ = ["validate_command"]
     show_default=True,
     help="cpu, cuda, tensorrt, openvino, qnn, ...: where both run.",
 )
-@image_options(stored=True)
+@image_options(stored="QUANT")
 @output_options
 def validate_command(
     *, fp32: Path, quantized: Path, data: Path, json_file: Path | None, debug: bool, **options: Any

@@ -88,7 +88,9 @@ def to_litert(
     plain = contained(source, "int8", where).model
     target = target_of(source, where)
     if target != "ort":
-        raise ModelError(f"{where}: was written for target {target}; LiteRT's files are made from one for ort")
+        raise ModelError(
+            f"{where}: was written for target {target}; LiteRT's files are made from one for ort: give that one"
+        )
     try:
         made, layouts, w = _written(plain, four_bits=container == "packed")
     except ExportError as error:

@@ -89,9 +89,14 @@ def _openvino(name: str, title: str, precision: str) -> Runtime:
     )  # fmt: skip
 
 
+#: Providers that ONNX Runtime spells in another way than their makers.
+_SPELLED = {"Tensorrt": "TensorRT", "DML": "DirectML", "ROCM": "ROCm"}
+
+
 def _onnxruntime(name: str, provider: str) -> Runtime:
+    short = provider.removesuffix("ExecutionProvider")
     return Runtime(
-        f"onnxruntime{name and '-' + name}", f"ONNX Runtime{name and ' ' + provider.removesuffix('ExecutionProvider')}",
+        f"onnxruntime{name and '-' + name}", f"ONNX Runtime{name and ' ' + _SPELLED.get(short, short)}",
         "OnnxRuntime", ("onnxruntime",), _ORT_PACKAGES, "pip install onnxruntime", _ORT_KERNELS,
         {"provider": provider}, always=not name,
     )  # fmt: skip

@@ -123,7 +123,7 @@ function inTurn(work) {
 /** Why a file did not open, for people. */
 function refusal(name, message) {
   if (/dynamically imported|importing a module|no available backend|failed to fetch/i.test(message)) {
-    return `onnxruntime-web did not load (${message}): see runtime.js and the README for where it comes from`;
+    return `onnxruntime-web did not load (${message}). Without a network: npm install --no-save --prefix samples/web onnxruntime-web@${VERSION}, then open this page with ?local`;
   }
   return `onnxruntime-web ${VERSION} does not open ${name}: ${message.replace(/^.*ERROR_MESSAGE: /s, "")}`;
 }

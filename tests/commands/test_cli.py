@@ -330,6 +330,11 @@ def test_help_names_the_options_with_the_defaults_of_the_settings(command: str) 
         assert re.search(rf"--iters N\s+Iterations a unit\.\s+\[default:\s+{Settings().iters}\]", text)
 
 
+def test_help_about_images_names_the_file_that_says_it() -> None:
+    for command, file in (("validate", "QUANT"), ("runtimes", "FILE")):
+        assert f"[default: what {file} says]" in re.sub(r"\s+", " ", works(command, "--help").stdout)
+
+
 # --- the doors -------------------------------------------------------------------------------------------------------
 
 

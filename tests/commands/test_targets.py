@@ -36,6 +36,8 @@ def test_quantize_and_convert_for_a_target(here: Path) -> None:
     assert not broken_rules(onnx.load("trt.onnx"), load_target("tensorrt"))
     works("validate", "model.onnx", "trt.onnx", "--data", "images", "--repeats", "0")
     works(*nearest, "-o", "plain.onnx")
+    said = " ".join(works(*nearest, "--target", "qonnx", "-o", "q.onnx").stdout.split())
+    assert "layers in integers in the form for ONNX Runtime; of this file it runs QLinearConv" in said
     said = works("convert", "plain.onnx", "--target", "portable").stdout
     assert "ort -> portable" in said
     assert "the same bit for bit" in said
@@ -49,7 +51,9 @@ def test_quantize_and_convert_for_a_target(here: Path) -> None:
         says=("asymmetric codes of 8 bits", "--target tensorrt"),
     )
     fails("convert", "plain.onnx", "--target", "qnn", "--container", "packed", code=2, says=("no container 'packed'",))
-    fails("convert", "plain_portable.onnx", "--target", "qnn", says=("was written for target portable",))
+    fails(
+        "convert", "plain_portable.onnx", "--target", "qnn", says=("was written for target portable", "give that one")
+    )
     fails("convert", "plain.onnx", "--target", "abacus", code=2, says=("abacus",))
 
 

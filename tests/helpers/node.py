@@ -17,7 +17,7 @@ def node_modules(package: str) -> Path:
     found = Path(named) if named else ROOT / "samples" / "web" / "node_modules"
     if not (found / package / "package.json").is_file():
         pytest.skip(
-            f"no {package}: npm install --prefix samples/web {package}, or its node_modules in MRECG_NODE_MODULES"
+            f"no {package}: npm install --no-save --prefix samples/web {package}, or its node_modules in MRECG_NODE_MODULES"
         )
     return found
 

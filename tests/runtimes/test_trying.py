@@ -213,6 +213,12 @@ def test_what_is_not_installed_is_listed_with_what_installs_it(model: Path, monk
     ]
 
 
+def test_providers_are_spelled_as_their_makers_do() -> None:
+    titles = {name: row.title for name, row in RUNTIMES.items()}
+    assert titles["onnxruntime-tensorrt"] == "ONNX Runtime TensorRT"
+    assert titles["onnxruntime-openvino"] == "ONNX Runtime OpenVINO"
+
+
 def test_onnx_runtime_itself_is_integer_and_right(model: Path) -> None:
     (one,) = try_runtimes(model, data(model), only=["onnxruntime"], runs=1).attempts
     assert (one.name, one.loads, one.runs) == ("onnxruntime", True, True)

@@ -1,7 +1,7 @@
 """onnxruntime-node and onnxruntime-web in Node.js compute what ONNX Runtime does in Python.
 
-Needs Node.js and the packages: `npm install --prefix samples/web onnxruntime-web@1.30.0 onnxruntime-node@1.30.0`, or the path of
-another node_modules in MRECG_NODE_MODULES. Skipped where one is missing.
+Needs Node.js and the packages: `npm install --no-save --prefix samples/web onnxruntime-web@1.30.0
+onnxruntime-node@1.30.0`, or the path of another node_modules in MRECG_NODE_MODULES. Skipped where one is missing.
 """
 
 from __future__ import annotations

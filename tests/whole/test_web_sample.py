@@ -1,6 +1,6 @@
 """samples/web in a real browser: what it shows, what it refuses, and that it computes what ONNX Runtime does.
 
-Needs Chromium (or Chrome; MRECG_CHROMIUM names another one) and onnxruntime-web: `npm install --prefix samples/web
+Needs Chromium (or Chrome; MRECG_CHROMIUM names another one) and onnxruntime-web: `npm install --no-save --prefix samples/web
 onnxruntime-web@1.30.0`, or MRECG_NODE_MODULES with the path of another node_modules. Skipped where one is missing.
 """
 
