@@ -3,7 +3,7 @@
 Images have 256 values a channel. Where one of them lies in the middle, within the last digits of a float, runtimes give it
 either code: OpenCV 5.0 and OpenVINO 2026.4 add the zero point before they round (53.499996 + 114 is 167.5 in float32, code 168;
 ONNX Runtime gives 167). One such value of the 768 changed a tenth of the predictions of a ResNet-20 W4A4; without it OpenCV gives
-ONNX Runtime's outputs (docs/deployment.md 4).
+ONNX Runtime's outputs (docs/deployment.md 1).
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ async function openModel(slot, name, buffer) {
   const { metadata } = describe(bytes, shown);
   const quantized = quantizedAs(metadata);
   if (quantized?.container === "typed") {
-    // Not tried: its optimizer reads beyond such tensors, and then fails, never ends, or opens the file by luck (docs/deployment.md 7).
+    // Not tried: its optimizer reads beyond such tensors, and then fails, never ends, or opens the file by luck (docs/deployment.md 4).
     throw new Error(`${shown} holds codes in 4-bit types (container typed), which onnxruntime-web ${VERSION} cannot be trusted with: ` +
       "mrecg-onnx convert FILE --container packed makes one that it can");
   }

@@ -185,7 +185,7 @@ def test_outputs_in_the_browser_are_those_of_native_onnx_runtime(
     assert found["dims"] == list(expected.shape)
     got = floats(found["data"]).reshape(expected.shape)
     np.testing.assert_array_equal(got.argmax(1), expected.argmax(1))
-    # Sums of codes (QLinearAdd) round some to the other side in WebAssembly: docs/deployment.md 7.
+    # Sums of codes (QLinearAdd) round some to the other side in WebAssembly: docs/deployment.md 4.
     assert np.mean((got == expected).all(axis=1)) > 0.9
 
 
