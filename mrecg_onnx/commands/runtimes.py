@@ -22,6 +22,7 @@ from mrecg_onnx.machine import parse_byte_size
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from onnx import ModelProto
     from rich.console import RenderableType
 
     from mrecg_onnx.data import Preprocess
@@ -130,6 +131,7 @@ def runtimes_command(
                 file,
                 feeds,
                 against=against,
+                read_back=_read_back,
                 only=options["only"],
                 pythons=options["pythons"],
                 samples=options["samples"],
@@ -156,6 +158,18 @@ def _inputs(file: Path, against: Path | None, data: Path, options: Mapping[str, 
     specs = specs_of(read_graph(file), str(file))
     preprocess = preprocess_from(options, stored) or stored()
     return open_validation(data, specs, preprocess, "none", options["samples"]).load()
+
+
+def _read_back(model: ModelProto) -> ModelProto | None:
+    """What ONNX Runtime runs in the place of a file with Quant nodes; None where it runs the file, or nothing is read back."""
+    from mrecg_onnx.converters.errors import MrecgError
+    from mrecg_onnx.writing import runnable
+
+    try:
+        found = runnable(model)
+    except (MrecgError, OSError):
+        return None
+    return None if found is model else found
 
 
 def _stored(file: Path, against: Path | None) -> Preprocess:

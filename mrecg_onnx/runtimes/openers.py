@@ -112,7 +112,7 @@ class _Qnn(_OnnxRuntime):
             options.enable_profiling, options.profile_file_prefix = True, profile
         session = self.ort.InferenceSession(self.path, options)
         if not list(self.graphs.glob("*.json")):
-            raise RuntimeError("QNN takes none of its nodes; it takes those of a fixed batch")
+            raise RuntimeError("QNN takes none of its nodes; target qnn and a fixed batch suit it")
         return session
 
     def kernels(self) -> dict[str, int]:

@@ -68,6 +68,7 @@ def try_runtimes(
     data: Arrays | None = None,
     *,
     against: str | Path | None = None,
+    read_back: Callable[[onnx.ModelProto], onnx.ModelProto | None] = lambda _: None,
     only: Sequence[str] = (),
     pythons: Sequence[str | Path] = (),
     samples: int = SAMPLES,
@@ -84,6 +85,8 @@ def try_runtimes(
         model: path of the file; one of any tool.
         data: inputs by name, ``[N, ...]``; normal random numbers by default.
         against: path of the float model; it is timed in turn with ``model`` in each runtime.
+        read_back: gives what ONNX Runtime runs in the place of a file whose nodes it does not have
+            (:func:`mrecg_onnx.writing.runnable`), with which outputs are then compared, or None.
         only: rows of :data:`mrecg_onnx.runtimes.catalogue.RUNTIMES`; all by default.
         pythons: interpreters of other environments whose runtimes are tried, too; they need numpy and the runtime alone. Of one
             version in several the first is taken, this environment before others.
@@ -120,7 +123,7 @@ def try_runtimes(
         raise SettingsError(f"batch is {batch}: {path} has the fixed batch {fixed}")
     size = batch or fixed or 1
     feeds, items = _fed(data, specs, size, samples, path)
-    written, reference = _as_written(path, feeds, items)
+    written, reference = _as_written(read_back(proto) or path, feeds, items)
     places = find_places(rows, [sys.executable, *map(str, pythons)])
     task = _Task(
         path.absolute(), float_path.absolute() if float_path else None, proto, feeds, items, written, size, fixed is None,
@@ -182,15 +185,15 @@ def _fed(
     return {s.name: np.ascontiguousarray(pad_batch(data[s.name][:items], rows), s.dtype) for s in specs}, items
 
 
-def _as_written(path: Path, feeds: Arrays, items: int) -> tuple[Arrays | None, str]:
+def _as_written(model: Path | onnx.ModelProto, feeds: Arrays, items: int) -> tuple[Arrays | None, str]:
     """Outputs of the graph as written on ONNX Runtime, or None and why."""
     try:
-        found = run_padded(open_session(path, level="off"), feeds)
+        found = run_padded(open_session(model, level="off"), feeds)
     except ModelError as error:
         return None, f"nothing: {reason(str(error))}"
-    return {
-        name: array[:items] for name, array in found.items()
-    }, f"ONNX Runtime {onnxruntime.__version__}, graph as written"
+    written = {name: array[:items] for name, array in found.items()}
+    of = "graph as written" if isinstance(model, Path) else "what is read back as QuantizeLinear and DequantizeLinear"
+    return written, f"ONNX Runtime {onnxruntime.__version__}, {of}"
 
 
 # --- one of them ------------------------------------------------------------------------------------------------------

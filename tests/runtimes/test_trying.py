@@ -14,7 +14,7 @@ import onnx
 import pytest
 from helpers.command_line import fails, works
 from helpers.stages import feeds
-from helpers.targets import quantized
+from helpers.targets import on_sample, quantized
 
 from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.runtimes import RUNTIMES, Attempt, open_session, try_runtimes
@@ -417,6 +417,22 @@ def test_the_command_makes_noise_without_data_and_says_so(model: Path) -> None:
     said = works("runtimes", model, "--only", "onnxruntime", "--samples", "3", "--runs", "0", "--threads", "0").stdout
     assert "3 items of noise, batch 1" in said
     assert "each runtime's own" in said
+
+
+def test_quant_nodes_are_compared_with_what_is_read_back_from_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    works(*on_sample("--target", "qonnx", "-o", "q.onnx"))
+    works("convert", "q.onnx", "--container", "qonnx", "-o", "quant.onnx")
+    asked = ("--only", "onnxruntime", "--samples", "2", "--runs", "0")
+    said = " ".join(works("runtimes", "quant.onnx", *asked).stdout.split())
+    assert "what is read back as QuantizeLinear and DequantizeLinear" in said
+    assert "Quant(-1) is not a registered function/op" in said  # that is what this runtime says of the file itself
+    spoiled = onnx.load("quant.onnx")
+    del spoiled.graph.node[:]
+    onnx.save(spoiled, "spoiled.onnx")
+    assert "compared with nothing" in " ".join(works("runtimes", "spoiled.onnx", *asked).stdout.split())
 
 
 def test_the_command_refuses_in_one_line(here: Path) -> None:
