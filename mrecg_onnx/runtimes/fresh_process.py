@@ -17,6 +17,7 @@ import psutil
 import mrecg_onnx
 from mrecg_onnx.converters.errors import ModelError, MrecgError
 from mrecg_onnx.data import InputSpec
+from mrecg_onnx.runtimes.models import require_room
 from mrecg_onnx.runtimes.sessions import open_session
 
 __all__ = ["load", "noise"]
@@ -33,7 +34,9 @@ def noise(specs: Sequence[InputSpec], batch: int) -> dict[str, npt.NDArray[Any]]
 
     Raises:
         ModelError: a model wants another batch.
+        SettingsError: memory does not hold them.
     """
+    require_room(specs, batch)
     random, feeds = np.random.default_rng(0), {}
     for spec in specs:
         if spec.shape and spec.shape[0] not in {None, batch}:

@@ -77,17 +77,31 @@ def _asked(python: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="mrecg_onnx_") as folder:
             ended = subprocess.run(  # noqa: S603 - a Python that the caller names
                 [python, program_file("python", Path(folder)), "--installed", *modules], capture_output=True, text=True,
-                check=False, timeout=ASKING_S, cwd=folder, stdin=subprocess.DEVNULL, env=environment_of(python),
+                errors="replace", check=False, timeout=ASKING_S, cwd=folder, stdin=subprocess.DEVNULL, env=environment_of(python),
             )  # fmt: skip
-        answer: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+        answer = _read_answer(ended.stdout)
     except OSError as error:
         raise SettingsError(f"--python {python}: cannot be started: {error.strerror or error}") from error
     except subprocess.TimeoutExpired as error:
         raise SettingsError(f"--python {python}: does not answer within {ASKING_S} s") from error
-    except (IndexError, ValueError) as error:
+    except (IndexError, ValueError, RecursionError) as error:
         said = reason(ended.stderr, crashed=True) or "it says nothing"
         raise SettingsError(f"--python {python}: cannot be used, it needs numpy: {said}") from error
     return answer
+
+
+def _read_answer(printed: str) -> dict[str, Any]:
+    """The last line that an environment printed.
+
+    Raises:
+        IndexError: it printed nothing.
+        ValueError: it is not what ``worker.py`` prints.
+    """
+    answer = json.loads(printed.splitlines()[-1])
+    parts = answer if isinstance(answer, dict) else {}
+    if [type(parts.get(part)) for part in ("modules", "versions", "providers")] != [list, dict, list]:
+        raise ValueError("no answer of worker.py")
+    return parts
 
 
 def _python_places(row: Runtime, there: Mapping[str, Mapping[str, Any]]) -> Iterator[Place]:
@@ -104,7 +118,10 @@ def _node_places(row: Runtime) -> Iterator[Place]:
     for folder in folders if node else []:
         file = Path(folder) / row.opener / "package.json"
         if file.is_file():
-            version = str(json.loads(file.read_text(encoding="utf-8")).get("version", ""))
+            try:
+                version = str(json.loads(file.read_text(encoding="utf-8"))["version"])
+            except (OSError, ValueError, TypeError, KeyError, RecursionError):
+                version = ""  # node says what is wrong with it
             yield Place(row, str(node), version, folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ import onnxruntime
 import psutil
 
 from mrecg_onnx.converters.errors import ModelError, MrecgError, SettingsError, first_line
+from mrecg_onnx.converters.files import require_regular
 from mrecg_onnx.converters.save import save_model
 from mrecg_onnx.data import InputSpec
 from mrecg_onnx.measures import Heads, agreement, prediction_output, sqnr_db
@@ -24,7 +26,7 @@ from mrecg_onnx.runtimes.attempts import Attempt, RuntimesReport, reason
 from mrecg_onnx.runtimes.catalogue import RUNTIMES, Runtime
 from mrecg_onnx.runtimes.fresh_process import noise
 from mrecg_onnx.runtimes.limited_process import Ended, run_limited
-from mrecg_onnx.runtimes.models import specs_of
+from mrecg_onnx.runtimes.models import require_room, specs_of
 from mrecg_onnx.runtimes.places import Place, environment_of, find_places, program_file
 from mrecg_onnx.runtimes.running import pad_batch, run_padded
 from mrecg_onnx.runtimes.sessions import open_session
@@ -110,8 +112,8 @@ def try_runtimes(
     path, float_path = Path(model), Path(against) if against is not None else None
     rows = _chosen(only)
     for name, value in (("samples", samples), ("batch", batch), ("threads", threads), ("timeout", timeout_s)):
-        if value is not None and value < 1:
-            raise SettingsError(f"{name} is {value}: it must be 1 or more")
+        if value is not None and not 1 <= value < math.inf:
+            raise SettingsError(f"{name} is {value}: it must be {'1 or more' if value < 1 else 'a finite number'}")
     if runs < 0:
         raise SettingsError(f"runs is {runs}: it must be 0 or more")
     proto = _read(path)
@@ -158,6 +160,7 @@ def _chosen(only: Sequence[str]) -> list[Runtime]:
 
 def _read(path: Path) -> onnx.ModelProto:
     try:
+        require_regular(path)
         return onnx.load(path, load_external_data=False)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -182,6 +185,7 @@ def _fed(
             raise SettingsError(f"{path}: {spec} cannot be fed with what data have: {given}")
     items = min(samples, *(len(data[spec.name]) for spec in specs))
     rows = -(-items // batch) * batch
+    require_room([InputSpec(s.name, data[s.name].shape, s.dtype) for s in specs], rows)
     return {s.name: np.ascontiguousarray(pad_batch(data[s.name][:items], rows), s.dtype) for s in specs}, items
 
 

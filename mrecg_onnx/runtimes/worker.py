@@ -88,7 +88,7 @@ class _Work:
                 break
         outputs = []
         for i, name in enumerate(self.job["outputs"]):
-            array = np.concatenate([np.asarray(one[i]) for one in made])
+            array = np.concatenate([np.atleast_1d(one[i]) for one in made])
             array.tofile(self.folder / f"output{i}")
             outputs.append({"name": name, "shape": list(array.shape), "dtype": array.dtype.str})
         self.tell(outputs=outputs, items=len(made) * self.batch)

@@ -319,6 +319,63 @@ def test_a_python_without_numpy_is_refused(model: Path, tmp_path: Path) -> None:
         try_runtimes(model, pythons=[python])
 
 
+@pytest.mark.parametrize(
+    "printed",
+    ["3", "null", "[]", "{}", '{"modules": 3, "versions": [], "providers": null}', "[" * 100_000, r"\377\376"],
+)
+def test_a_python_that_answers_something_else_is_refused(model: Path, tmp_path: Path, printed: str) -> None:
+    python = tmp_path / "strange"
+    python.write_text(f"#!/bin/sh\nprintf '{printed}\\n'\n")
+    python.chmod(0o755)
+    with pytest.raises(SettingsError, match=r"strange: cannot be used, it needs numpy: it says nothing"):
+        try_runtimes(model, pythons=[python])
+
+
+def test_a_package_of_npm_that_cannot_be_read_is_a_row(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    (tmp_path / "onnxruntime-node").mkdir()
+    (tmp_path / "onnxruntime-node" / "package.json").write_text("[")
+    monkeypatch.setenv("NODE_PATH", str(tmp_path))
+    (one,) = try_runtimes(model, data(model), only=["onnxruntime-node"], runs=0).attempts
+    assert one.loads is False
+    assert one.reason
+
+
+@pytest.mark.parametrize("kind", [onnx.TensorProto.STRING, onnx.TensorProto.BFLOAT16, onnx.TensorProto.UINT4, 0, 99])
+def test_inputs_that_are_no_numbers_are_refused(model: Path, kind: int) -> None:
+    proto = onnx.load(model)
+    proto.graph.input[0].type.tensor_type.elem_type = kind
+    onnx.save(proto, model)
+    with pytest.raises(ModelError, match=r"model.* has elements of type \w+: it cannot be fed"):
+        try_runtimes(model)
+
+
+@pytest.mark.parametrize("given", [{"samples": 10**12}, {"batch": 10**12}])
+def test_inputs_that_memory_does_not_hold_are_refused(model: Path, given: dict[str, int]) -> None:
+    with pytest.raises(SettingsError, match=r"^10{12} items of .* GB of memory"):
+        try_runtimes(model, **given)  # type: ignore[arg-type]
+
+
+def test_an_output_without_sizes_is_no_failure(tmp_path: Path) -> None:
+    names = [onnx.helper.make_tensor_value_info(*one) for one in (("x", 1, ["n", 4]), ("y", 1, []))]
+    node = onnx.helper.make_node("ReduceMean", ["x"], ["y"], keepdims=0)
+    graph = onnx.helper.make_graph([node], "mean", names[:1], names[1:])
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8), tmp_path / "m"
+    )
+    (one,) = try_runtimes(tmp_path / "m", only=["onnxruntime"], runs=0).attempts
+    assert (one.loads, one.runs, one.reason) == (True, True, "")
+
+
+def test_a_pipe_is_refused_without_opening_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.onnx")
+    with pytest.raises(ModelError, match=r"pipe\.onnx: cannot be read: it is a named pipe, no file"):
+        try_runtimes(tmp_path / "pipe.onnx")
+
+
 def test_files_that_are_no_models_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(ModelError, match=r"text\.onnx: is no ONNX file"):
@@ -439,6 +496,10 @@ def test_the_command_refuses_in_one_line(here: Path) -> None:
     fails("runtimes", "nothing.onnx", says=("nothing.onnx: cannot be read",))
     fails("runtimes", "model.onnx", "--only", "abacus", code=2, says=("runtime 'abacus' is unknown",))
     fails("runtimes", "model.onnx", "--json", "model.onnx", code=2, says=("is one of the models",))
+    for timeout, must in (("0.1", "1 or more"), ("nan", "a finite number"), ("inf", "a finite number")):
+        fails(
+            "runtimes", "model.onnx", "--timeout", timeout, code=2, says=(f"timeout is {timeout}: it must be {must}",)
+        )
     fails("runtimes", "model.onnx", "--memory", "much", code=2, says=("--memory 'much'",))
 
 
