@@ -18,7 +18,7 @@ from onnx import TensorProto, numpy_helper
 
 from mrecg_onnx import Settings, quantize
 from mrecg_onnx.methods import METHODS
-from mrecg_onnx.targets import TARGET_NAMES, load_target
+from mrecg_onnx.targets import TARGET_NAMES, load_target, longest_entry
 from mrecg_onnx.widths.packed_size import PackedSize
 from mrecg_onnx.writing.containers import contained
 
@@ -140,7 +140,8 @@ def test_the_packed_size_is_known_before(made, wbits):
     metadata = {p.key: p.value for p in result.model.metadata_props}
     widths = {x.name: x.wbits for x in stage.plan.quantized_layers}
     planned = PackedSize.planned(stage.graph, stage.network, stage.plan, metadata).total(widths)
-    assert 0 <= planned - contained(result.model, "packed").model.ByteSize() <= 40 * len(widths)
+    # The plan has room for what the file may say of the versions that it needs.
+    assert 0 <= planned - contained(result.model, "packed").model.ByteSize() <= 40 * len(widths) + longest_entry()
 
 
 def test_the_target_says_what_is_not_asked_for():

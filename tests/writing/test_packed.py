@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 
 from mrecg_onnx.runtimes import open_session
-from mrecg_onnx.writing.containers import contained
+from mrecg_onnx.writing.containers import Contained, contained
+
+
+def left(held: Contained) -> list[str]:
+    """Notes on what stays in 8-bit types, without those on the versions that the others need."""
+    return [note for note in held.notes if "need onnxruntime" not in note]
 
 
 def test_each_layer_gets_the_smallest_type_that_holds_its_bits() -> None:
@@ -22,7 +27,7 @@ def test_each_layer_gets_the_smallest_type_that_holds_its_bits() -> None:
             t for t in held.model.graph.initializer if len(t.dims) == 4 and t.name.endswith(("quantized", "packed"))
         ]
         assert {t.data_type for t in weights} <= kinds
-        assert bool(held.notes) == (bits > 4)
+        assert bool(left(held)) == (bits > 4)
         per_byte = {2: 4, 3: 2, 4: 2, 5: 1}[bits]
         assert all(len(t.raw_data) == -(-np.prod(t.dims) // per_byte) for t in weights)
 
@@ -77,4 +82,4 @@ def test_any_codes_survive_packing(channels: int, size: int, bits: int, seed: in
     found = open_session(held.model, level="off").run(None, {})[0]
     np.testing.assert_array_equal(found, codes)
     assert contained(held.model, "int8").model == model
-    assert (not held.notes) == (bits <= 4 or codes.size == 0 or np.ptp(codes, axis=1 - axis).max() < 16)
+    assert (not left(held)) == (bits <= 4 or codes.size == 0 or np.ptp(codes, axis=1 - axis).max() < 16)
