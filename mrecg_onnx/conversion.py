@@ -14,7 +14,7 @@ from mrecg_onnx.converters import check_writable, load_model, save_model
 from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.runtimes import Opened, describe, fixed_batch, input_specs, noise, open_session, open_with
 from mrecg_onnx.targets import TARGET_NAMES, Target, load_target
-from mrecg_onnx.writing import contained, container_of, fix_batch, remarks, retarget, runnable, target_of
+from mrecg_onnx.writing import as_written, contained, container_of, fix_batch, remarks, retarget, runnable, target_of
 
 __all__ = ["Conversion", "convert"]
 
@@ -91,12 +91,14 @@ def convert(
             raise SettingsError(f"--output {output} is the model itself: choose another file")
         check_writable(output)
     plain = source
-    if rules.name != before[0]:
-        plain = retarget(contained(source, "int8", where).model, rules, where)
-    if batch is not None:
-        plain = fix_batch(plain, batch, where)
-    held = contained(plain, wanted, where, rules.opset[1], zero_points=rules.typed_weights == "any")
-    feeds = _noise(source, batch)
+    with as_written(where):
+        ran = runnable(source)
+        feeds = _noise(model if ran is source else ran, batch)
+        if rules.name != before[0]:
+            plain = retarget(contained(source, "int8", where).model, rules, where)
+        if batch is not None:
+            plain = fix_batch(plain, batch, where)
+        held = contained(plain, wanted, where, rules.opset[1], zero_points=rules.typed_weights == "any")
     verify_container(source, held, feeds)
     opened = open_with(rules, held.model, feeds, written=runnable(held.model))
     if output is not None:
@@ -128,10 +130,10 @@ def _rules(wanted: str | None, has: str, where: str) -> Target:
     return load_target(has)
 
 
-def _noise(model: onnx.ModelProto, batch: int | None) -> dict[str, npt.NDArray[np.generic]] | None:
+def _noise(model: onnx.ModelProto | str | Path, batch: int | None) -> dict[str, npt.NDArray[np.generic]] | None:
     """Normal random inputs, None where sizes other than the batch are free."""
-    session = open_session(runnable(model), level="off")
+    session = open_session(model, level="off")
     specs = input_specs(session)
     if any(size is None for spec in specs for size in spec.shape[1:]):
         return None
-    return noise(specs, fixed_batch(session) or batch or ROWS)
+    return noise(specs, fixed_batch(session) or max(batch or ROWS, 1))

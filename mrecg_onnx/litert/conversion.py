@@ -20,7 +20,7 @@ from mrecg_onnx.litert.reading import codes_of, constant_of, refused, sizes_of
 from mrecg_onnx.litert.writer import Constant, Out, Writer
 from mrecg_onnx.runtimes import Opened, describe, fixed_batch, input_specs, noise, open_session
 from mrecg_onnx.targets import CONTAINER_KEY, REQUIRES_KEY
-from mrecg_onnx.writing import contained, target_of
+from mrecg_onnx.writing import as_written, contained, target_of
 
 __all__ = ["LiteRTFile", "to_litert", "write_litert"]
 
@@ -85,14 +85,15 @@ def to_litert(
     source = load_model(model)
     if output is not None:
         check_writable(output)
-    plain = contained(source, "int8", where).model
     target = target_of(source, where)
     if target != "ort":
         raise ModelError(
             f"{where}: was written for target {target}; LiteRT's files are made from one for ort: give that one"
         )
     try:
-        made, layouts, w = _written(plain, four_bits=container == "packed")
+        with as_written(where):
+            plain = contained(source, "int8", where).model
+            made, layouts, w = _written(plain, four_bits=container == "packed")
     except ExportError as error:
         raise ExportError(f"{where}: {error}") from error
     opened = open_litert(made, plain, data if data is not None else _noise(plain), layouts, w.flat.counts)

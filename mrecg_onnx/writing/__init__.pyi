@@ -1,4 +1,5 @@
 from .containers import Contained, contained, container_of, runnable
+from .edited import as_written
 from .exported import Exported
 from .fixed_batch import fix_batch
 from .integer_nodes import FLOAT_MATMUL
@@ -14,6 +15,7 @@ __all__ = [
     "VERSION_KEY",
     "Contained",
     "Exported",
+    "as_written",
     "contained",
     "container_of",
     "export",

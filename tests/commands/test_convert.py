@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from helpers.command_line import fails, works
 from helpers.contained import quantized
 from helpers.targets import on_sample
+
+from mrecg_onnx.converters.errors import ModelError, SettingsError
+from mrecg_onnx.writing.edited import as_written
 
 
 def test_convert_there_and_back_gives_the_same_file(here: Path) -> None:
@@ -89,3 +93,31 @@ def test_metadata_that_cannot_be_read_are_named(here: Path, entry: str, form: tu
         says=(f"q.onnx: its metadata entry mrecg_onnx.{entry} cannot be read",),
     )
     assert not Path("made").exists()
+
+
+@pytest.mark.parametrize(
+    ("zero_point", "form"),
+    [
+        (np.zeros((2, 3), np.uint8), ("--target", "openvino")),
+        (np.zeros(0, np.uint8), ("--target", "qonnx")),
+        (np.zeros((), np.float32), ("--container", "typed")),
+        (np.zeros(0, np.float32), ("--to", "tflite")),
+    ],
+)
+def test_a_graph_that_was_changed_since_ends_in_a_line(
+    here: Path, zero_point: np.ndarray, form: tuple[str, ...]
+) -> None:
+    pytest.importorskip("ai_edge_litert" if "tflite" in form else "onnx")
+    model = quantized("residual")
+    quantize = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    held = next(tensor for tensor in model.graph.initializer if tensor.name == quantize.input[2])
+    held.CopyFrom(onnx.numpy_helper.from_array(zero_point, held.name))
+    Path("q.onnx").write_bytes(model.SerializeToString())
+    said = fails("convert", "q.onnx", *form, "-o", "made", says=("q.onnx",))
+    assert "unexpected" not in said
+    assert not Path("made").exists()
+    for surprise in (ValueError("x\ny"), AssertionError(), IndexError("z")):
+        with pytest.raises(ModelError, match=r"^q: its graph is not as .* writes it \(\w+: \w+\)"), as_written("q"):
+            raise surprise
+    with pytest.raises(SettingsError, match=r"^stays$"), as_written("q"):
+        raise SettingsError("stays")
