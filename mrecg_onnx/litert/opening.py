@@ -11,7 +11,7 @@ import onnx
 
 from mrecg_onnx.converters.errors import ExportError, first_line
 from mrecg_onnx.litert.flatbuffer import Array
-from mrecg_onnx.measures import Heads, agreement, prediction_output, sqnr_db
+from mrecg_onnx.measures import Heads, likeness
 from mrecg_onnx.runtimes import Opened, open_session, run_padded
 
 __all__ = ["open_litert", "run_litert"]
@@ -72,11 +72,5 @@ def open_litert(
         return Opened("not opened: LiteRT is not installed (pip install ai-edge-litert)", {})
     version = importlib.metadata.version("ai-edge-litert")
     found = run_litert(content, data, layouts)
-    there = run_padded(open_session(model), data)
-    figures = {name: sqnr_db(x, found[name]) for name, x in there.items()}
-    scores = prediction_output(there, Heads.of_model(model))
-    rows = len(next(iter(found.values())))
-    same = agreement(*(x[scores].reshape(rows, -1) for x in (there, found))) if scores is not None else None
-    return Opened(
-        f"LiteRT {version}", dict(operators), same, dict(sorted(figures.items(), key=lambda entry: entry[1])), found
-    )
+    same, figures = likeness(run_padded(open_session(model), data), found, Heads.of_model(model))
+    return Opened(f"LiteRT {version}", dict(operators), same, figures, found)

@@ -1,6 +1,6 @@
 from .metrics import OutputSums, add_sums, agreement, combined_error, mcnemar_p, sqnr_db, topk_correct, wilson_interval
 from .output_errors import OutputScales, image_errors, output_error, output_sums, with_float_outputs
-from .predictions import Heads, Scores, prediction_output, scores_of, two_axes
+from .predictions import Heads, Scores, likeness, prediction_output, scores_of, two_axes
 from .task import task_loss
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "agreement",
     "combined_error",
     "image_errors",
+    "likeness",
     "mcnemar_p",
     "output_error",
     "output_sums",

@@ -20,10 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from mrecg_onnx.measures.metrics import agreement, sqnr_db
+
 if TYPE_CHECKING:  # torch takes seconds to load
     from mrecg_onnx.network import Network
 
-__all__ = ["Heads", "Scores", "prediction_output", "scores_of", "two_axes"]
+__all__ = ["Heads", "Scores", "likeness", "prediction_output", "scores_of", "two_axes"]
 
 #: Rows of probabilities sum to 1 but for so much: half precision keeps three digits.
 SUM_TOLERANCE = 5e-3
@@ -166,3 +168,25 @@ def scores_of(found: Mapping[str, Scores], floats: Sequence[str], heads: Heads) 
     like = [n for n, s in found.items() if n in heads.logits and s.columns not in heads.sizes and s.logits]
     same = len({found[n].columns for n in like}) == 1
     return like[0] if like and same and len(like) == len(floats) else None
+
+
+def likeness(
+    reference: Mapping[str, npt.NDArray[Any]], found: Mapping[str, npt.NDArray[Any]], heads: Heads
+) -> tuple[float | None, dict[str, float]]:
+    """How like two runs of one network are.
+
+    Args:
+        reference: outputs ``[N, ...]`` by name.
+        found: the same of another run, which may have made fewer items.
+        heads: what the graph says of its outputs.
+
+    Returns:
+        The share of equal predictions, None where no output holds class scores, and SQNR in dB of every float output, the
+        worst first.
+    """
+    rows = min(len(array) for array in found.values())
+    pairs = {name: (array[:rows], found[name][:rows]) for name, array in reference.items()}
+    figures = {n: sqnr_db(x, y.astype(x.dtype)) for n, (x, y) in pairs.items() if x.dtype.kind == "f"}
+    scores = prediction_output(reference, heads)
+    same = agreement(*(x.reshape(rows, -1) for x in pairs[scores])) if scores is not None else None
+    return same, dict(sorted(figures.items(), key=lambda entry: entry[1]))

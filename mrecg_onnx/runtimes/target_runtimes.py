@@ -14,7 +14,7 @@ import onnx
 
 from mrecg_onnx.converters.errors import ExportError
 from mrecg_onnx.converters.save import save_model
-from mrecg_onnx.measures import Heads, agreement, prediction_output, sqnr_db
+from mrecg_onnx.measures import Heads, likeness
 from mrecg_onnx.runtimes.attempts import reason
 from mrecg_onnx.runtimes.catalogue import RUNTIMES, Runtime, installed
 from mrecg_onnx.runtimes.fresh_process import noise
@@ -112,9 +112,5 @@ def _run(
 
 def _compared(model: onnx.ModelProto, data: Arrays, found: Arrays) -> tuple[float | None, dict[str, float], Arrays]:
     """Agreement and SQNR with the graph run as written on ONNX Runtime, and the outputs."""
-    rows = len(next(iter(found.values())))
-    written = {n: x[:rows] for n, x in run_padded(open_session(model, level="off"), data).items()}
-    figures = {n: sqnr_db(x, found[n]) for n, x in written.items() if x.dtype.kind == "f"}
-    scores = prediction_output(written, Heads.of_model(model))
-    same = agreement(*(x[scores].reshape(rows, -1) for x in (written, found))) if scores is not None else None
-    return same, dict(sorted(figures.items(), key=lambda entry: entry[1])), found
+    written = run_padded(open_session(model, level="off"), data)
+    return *likeness(written, found, Heads.of_model(model)), found

@@ -21,7 +21,7 @@ from mrecg_onnx.converters.errors import ModelError, MrecgError, SettingsError, 
 from mrecg_onnx.converters.files import require_regular
 from mrecg_onnx.converters.save import save_model
 from mrecg_onnx.data import InputSpec
-from mrecg_onnx.measures import Heads, agreement, prediction_output, sqnr_db
+from mrecg_onnx.measures import Heads, likeness
 from mrecg_onnx.runtimes.attempts import Attempt, RuntimesReport, reason
 from mrecg_onnx.runtimes.catalogue import RUNTIMES, Runtime
 from mrecg_onnx.runtimes.fresh_process import noise
@@ -366,14 +366,8 @@ def _compared(attempt: Attempt, outputs: Mapping[str, npt.NDArray[Any]], task: _
     """With agreement and SQNR."""
     if task.written is None:
         return attempt
-    written = {name: array[: attempt.items] for name, array in task.written.items()}
-    floats = {n: sqnr_db(x, outputs[n].astype(x.dtype)) for n, x in written.items() if x.dtype.kind == "f"}
-    others = {n: float(np.mean(x == outputs[n])) for n, x in written.items() if x.dtype.kind != "f"}
-    scores = prediction_output(task.written, Heads.of_model(task.proto))
-    same = None
-    if scores is not None:
-        same = agreement(*(x[scores].reshape(attempt.items, -1) for x in (written, outputs)))
-    return replace(
-        attempt, agreement=same, sqnr_by_output=dict(sorted(floats.items(), key=lambda one: one[1])),
-        equal_by_output=others,
-    )  # fmt: skip
+    same, figures = likeness(task.written, outputs, Heads.of_model(task.proto))
+    others = {
+        n: float(np.mean(x[: attempt.items] == outputs[n])) for n, x in task.written.items() if x.dtype.kind != "f"
+    }
+    return replace(attempt, agreement=same, sqnr_by_output=figures, equal_by_output=others)

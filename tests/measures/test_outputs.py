@@ -19,7 +19,7 @@ from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.learning.losses import output_weights
 from mrecg_onnx.machine.cache import Pool, Store
 from mrecg_onnx.machine.parallel import ALONE
-from mrecg_onnx.measures import sqnr_db
+from mrecg_onnx.measures import Heads, likeness, sqnr_db
 from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.runtimes import open_session, run_padded
 from mrecg_onnx.settings import Settings
@@ -323,3 +323,17 @@ def test_the_worst_output_is_what_is_printed_first(tmp_path):
     one = CliRunner().invoke(main, ["validate", *where, "--outputs", best])
     assert f"{worst}:" not in one.output
     assert CliRunner().invoke(main, ["validate", *where, "--outputs", "nothing"]).exit_code == 2
+
+
+def test_likeness_of_fewer_items() -> None:
+    """The worst output first; items that the other run did not make are left out."""
+    rng = np.random.default_rng(0)
+    scores, features = rng.dirichlet(np.ones(5), 8).astype(np.float32), rng.normal(size=(8, 3)).astype(np.float32)
+    reference = {"features": features, "scores": scores, "count": np.arange(8)}
+    found = {name: array[:4].copy() for name, array in reference.items()}
+    found["scores"][0] = np.roll(found["scores"][0], 1)
+    same, figures = likeness(reference, found, Heads(frozenset()))
+    assert list(figures) == ["scores", "features"]
+    assert figures["features"] == np.inf
+    assert figures["scores"] == pytest.approx(sqnr_db(scores[:4], found["scores"]))
+    assert same == 0.75
