@@ -26,7 +26,6 @@ from mrecg_onnx.writing.quant_nodes import from_quant, names_taken, to_quant
 
 __all__ = [
     "codes_by_sign",
-    "direct_branches",
     "plain_moves",
     "shared_readers",
     "state_widths",
@@ -44,17 +43,6 @@ def _widths(model: ir.Model, where: str) -> dict[str, int]:
     if not isinstance(found, dict) or not all(type(bits) is int and 2 <= bits <= 32 for bits in found.values()):
         raise ModelError(f"{where}: its metadata entry mrecg_onnx.bits cannot be read")
     return found
-
-
-def direct_branches(model: ir.Model, _where: str, _target: Target) -> None:
-    """No LeakyRelu that returns its input, behind pools neither."""
-    for node in [n for n in model.graph if n.op_type == "LeakyRelu" and n.attributes.get_float("alpha", 0.01) == 1.0]:
-        source, copy = node.inputs[0], node.outputs[0]
-        if source is None or copy.is_graph_output():
-            continue
-        for user, index in list(copy.uses()):
-            user.replace_input_with(index, source)
-        model.graph.remove(node, safe=True)
 
 
 def state_widths(model: ir.Model, where: str, target: Target) -> None:

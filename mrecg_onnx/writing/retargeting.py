@@ -33,7 +33,6 @@ from mrecg_onnx.writing.keys import TARGET_KEY
 from mrecg_onnx.writing.pairs import dequantizers, is_constant, parts_an_add, quantized_value, quantizer_of, unbounded
 from mrecg_onnx.writing.qcdq import (
     codes_by_sign,
-    direct_branches,
     plain_moves,
     shared_readers,
     state_widths,
@@ -107,13 +106,18 @@ def _one_scale(model: ir.Model, _where: str, _target: Target) -> None:
             node.attributes.pop("axis", None)
 
 
-def _plain_branches(model: ir.Model, _where: str, _target: Target) -> None:
-    """A tensor's second quantizer reads what the first one made, not a copy of it."""
+def _plain_branches(model: ir.Model, _where: str, target: Target) -> None:
+    """A tensor's second quantizer reads what the first one made, not a copy of it.
+
+    Behind a pool in float the copy keeps ONNX Runtime, which opens these files, too, from a wrong kernel: it stays unless the
+    target wants none ("direct").
+    """
     for node in [n for n in model.graph if n.op_type == "LeakyRelu" and n.attributes.get_float("alpha", 0.01) == 1.0]:
         source, copy = node.inputs[0], node.outputs[0]
         maker = source.producer() if source is not None else None
-        if source is None or copy.is_graph_output() or (maker is not None and maker.op_type in _POOLS):
-            continue  # behind a pool in float it keeps ONNX Runtime, which opens these files, too, from a wrong kernel
+        kept = target.branches == "plain" and maker is not None and maker.op_type in _POOLS
+        if source is None or copy.is_graph_output() or kept:
+            continue
         for user, index in list(copy.uses()):
             user.replace_input_with(index, source)
         model.graph.remove(node, safe=True)
@@ -312,7 +316,7 @@ def _no_fused_operands(model: ir.Model, where: str, target: Target) -> None:
 _STEPS: tuple[tuple[str, str, Callable[[ir.Model, str, Target], None]], ...] = (
     ("float_layers", "one-scale", _one_scale),
     ("branches", "plain", _plain_branches),
-    ("branches", "direct", direct_branches),
+    ("branches", "direct", _plain_branches),
     ("bias", "float", _float_bias),
     ("bounds", "float", _float_bounds),
     ("bounds", "pair", _float_bounds),
