@@ -15,7 +15,7 @@ import json
 import numpy as np
 import onnx_ir as ir
 
-from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
+from mrecg_onnx.converters.errors import ExportError, ModelError
 from mrecg_onnx.converters.passes.structure import remove_unused
 from mrecg_onnx.converters.passes.values import add_initializer, claim, unique_name
 from mrecg_onnx.planning import readers
@@ -23,6 +23,7 @@ from mrecg_onnx.targets import Target
 from mrecg_onnx.writing.constants import along, array_of
 from mrecg_onnx.writing.pairs import dequantizers, moved_from, quantizer_of
 from mrecg_onnx.writing.quant_nodes import from_quant, names_taken, to_quant
+from mrecg_onnx.writing.rule_checks import no_channel_widths
 
 __all__ = [
     "codes_by_sign",
@@ -52,10 +53,7 @@ def state_widths(model: ir.Model, where: str, target: Target) -> None:
         behind = readers(quantize.outputs[0])
         clip = next((n for n in behind if n.op_type == "Clip"), None)
         if any(n.op_type == "Min" for n in (*behind, *(readers(clip.outputs[0]) if clip is not None else ()))):
-            raise SettingsError(
-                f"{where}: '{quantize.inputs[0].name}' has widths a channel, which target {target.name} cannot hold; "  # type: ignore[union-attr]
-                "quantize with --channel-bits weights or off"
-            )
+            raise no_channel_widths(where, target, quantize)
         if clip is None:
             continue
         scale, zero = array_of(quantize.inputs[1]), int(array_of(quantize.inputs[2]))

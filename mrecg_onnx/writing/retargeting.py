@@ -40,7 +40,7 @@ from mrecg_onnx.writing.qcdq import (
     stored_values,
 )
 from mrecg_onnx.writing.readers import part_readers
-from mrecg_onnx.writing.rule_checks import broken_rules
+from mrecg_onnx.writing.rule_checks import broken_rules, no_channel_widths
 
 __all__ = ["retarget", "target_of"]
 
@@ -201,7 +201,7 @@ def _float_bounds(model: ir.Model, where: str, target: Target) -> None:
         scale, zero = array_of(quantize.inputs[1]), int(array_of(quantize.inputs[2]))
         if _bounds_channels(quantize):
             if target.bounds != "either":
-                raise _no_channels(where, target, quantize)
+                raise no_channel_widths(where, target, quantize)
             continue
         for node in readers(quantize.outputs[0]):
             if node.op_type != "Clip":
@@ -261,13 +261,6 @@ def _full_bounds(model: ir.Model, _where: str, _target: Target) -> None:
         clip.outputs[0].shape, clip.outputs[0].type = value.shape, value.type
         graph.insert_before(quantize, clip)
         quantize.replace_input_with(0, clip.outputs[0])
-
-
-def _no_channels(where: str, target: Target, node: ir.Node) -> SettingsError:
-    return SettingsError(
-        f"{where}: '{node.inputs[0].name}' has widths a channel, which target {target.name} cannot hold; "  # type: ignore[union-attr]
-        "quantize with --channel-bits weights or off"
-    )
 
 
 def _zero_point_zero(model: ir.Model, where: str, target: Target) -> None:

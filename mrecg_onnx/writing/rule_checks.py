@@ -8,12 +8,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.planning import CLAMPS, PRESERVING_OPS, WEIGHTED_OPS, readers
 from mrecg_onnx.targets import Target
 from mrecg_onnx.writing.constants import array_of
 from mrecg_onnx.writing.pairs import dequantizers, moved_from, parts_an_add, quantizer_of, unbounded
 
-__all__ = ["broken_rules", "remarks"]
+__all__ = ["broken_rules", "no_channel_widths", "remarks"]
 
 #: Types of the container ``typed``, whose weights may need a zero point.
 _TYPED = frozenset({ir.DataType.UINT4, ir.DataType.INT4})
@@ -149,3 +150,12 @@ _CHECKS: dict[str, Callable[[ir.Node, Target], list[str]]] = {
     "Pad": _check_codes,
     "LeakyRelu": _check_copy,
 }
+
+
+def no_channel_widths(where: str, target: Target, quantize: ir.Node) -> SettingsError:
+    """What is said of a quantizer whose channels have widths of their own, where ``target`` has one for all."""
+    value = quantize.inputs[0]
+    return SettingsError(
+        f"{where}: '{value.name if value is not None else ''}' has widths a channel, which target {target.name} cannot hold; "
+        "quantize with --channel-bits weights or off"
+    )
