@@ -15,7 +15,7 @@ import onnx_ir as ir
 from mrecg_onnx.litert.flatbuffer import Held, Scales, channels_last, plain_order
 from mrecg_onnx.litert.reading import constant_ints, constant_of, first_input, refused
 from mrecg_onnx.litert.windows import pad
-from mrecg_onnx.litert.writer import Out, Writer, activation, raw_out
+from mrecg_onnx.litert.writer import Out, Writer, activation, long_axes, raw_out
 
 __all__ = ["alias", "concat", "cut", "moving", "pad_values", "reshape", "split", "transpose"]
 
@@ -47,34 +47,39 @@ def moving(
         w.write_float(Out(value, w.size(value, node)), order, lambda to, _relu: emit(floats, to))
 
 
+def _held(w: Writer, node: ir.Node) -> Held:
+    """The input: its codes where there are some, else its floats."""
+    return w.ints(first_input(node)) or w.float(first_input(node), node)
+
+
 def _resting(w: Writer, node: ir.Node) -> tuple[int, ...]:
     """The order in which the input lies."""
-    held = w.ints(first_input(node)) or w.float(first_input(node), node)
-    return held.order
+    return _held(w, node).order
+
+
+def _let(w: Writer, node: ir.Node, made: Held) -> None:
+    """``node`` makes ``made``: floats, or codes, which a quantizer behind it brings to its own grid."""
+    name = node.outputs[0].name or ""
+    if made.kind == "FLOAT32":
+        w.floats[name] = made
+        return
+    out = w.out(node.outputs[0], node)
+    if out.codes is None:
+        w.codes[name] = made
+    else:
+        w.requantize(out, made)
 
 
 def reshape(w: Writer, node: ir.Node) -> None:
     """Reshape, Flatten, Squeeze, Unsqueeze: the elements in ONNX's order with other sizes."""
     rank = len(w.size(first_input(node), node).shape)
-    held = w.ints(first_input(node)) or w.float(first_input(node), node)
-    order = held.order
-    if [a for a in order if held.shape[a] != 1 or held.free[a]] != sorted(
-        a for a in order if held.shape[a] != 1 or held.free[a]
-    ):
-        order = plain_order(rank)
+    held = _held(w, node)
+    order = held.order if long_axes(held) == sorted(long_axes(held)) else plain_order(rank)
     value = node.outputs[0]
     sizes = w.size(value, node)
     source = w.ordered(held, order, node)
     like = replace(held, shape=sizes.shape, free=sizes.free, order=plain_order(len(sizes.shape)))
-    made = w.reshaped(source, like, node, value.name)
-    if made.kind == "FLOAT32":
-        w.floats[value.name or ""] = made
-        return
-    target = w.out(value, node)
-    if target.codes is None:
-        w.codes[value.name or ""] = made
-    else:
-        w.requantize(target, made)
+    _let(w, node, w.reshaped(source, like, node, value.name))
 
 
 def transpose(w: Writer, node: ir.Node) -> None:
@@ -82,20 +87,12 @@ def transpose(w: Writer, node: ir.Node) -> None:
     rank = len(w.size(first_input(node), node).shape)
     moves = list(node.attributes.get_ints("perm", list(range(rank))[::-1]))
     sizes = w.size(node.outputs[0], node)
-    held = w.ints(first_input(node)) or w.float(first_input(node), node)
+    held = _held(w, node)
     order = tuple(moves.index(axis) for axis in held.order)
     renamed = replace(held, shape=sizes.shape, free=sizes.free, order=order)
     if order not in {plain_order(rank), channels_last(rank)}:
         renamed = w.plain(renamed, node)
-    name = node.outputs[0].name or ""
-    if renamed.kind == "FLOAT32":
-        w.floats[name] = renamed
-        return
-    out = w.out(node.outputs[0], node)
-    if out.codes is None:
-        w.codes[name] = renamed
-    else:
-        w.requantize(out, renamed)
+    _let(w, node, renamed)
 
 
 def concat(w: Writer, node: ir.Node) -> None:
@@ -203,12 +200,8 @@ def pad_values(w: Writer, node: ir.Node) -> None:
         made = pad(w, held, counts, node)
         if on_codes:
             w.codes[name] = made
-            return
-        out = w.out(node.outputs[0], node)
-        if out.codes is None:
-            w.codes[name] = made
         else:
-            w.requantize(out, made)
+            _let(w, node, made)
         return
     value = float(filler.reshape(())) if filler is not None else 0.0
     w.floats[name] = pad(w, w.float(first_input(node), node), counts, node, value or None)

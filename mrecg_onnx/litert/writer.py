@@ -18,7 +18,7 @@ from mrecg_onnx.litert.places import HIGHEST, LOWEST, place_of
 from mrecg_onnx.litert.reading import Codes, Sizes, codes_of, constant_of, refused
 from mrecg_onnx.planning import readers
 
-__all__ = ["Constant", "Out", "Writer", "activation", "raw_out"]
+__all__ = ["Constant", "Out", "Writer", "activation", "long_axes", "raw_out"]
 
 Emit = Callable[[Held, bool], object]
 
@@ -262,7 +262,7 @@ class Writer:
         if held.order == order:
             return held
         like = replace(held, order=order)
-        if _big(held) == _big(like):
+        if long_axes(held) == long_axes(like):
             return self.reshaped(held, like, node)
         moves = np.array([held.order.index(axis) for axis in order], np.int32)
         made = self.flat.tensor(f"{self._name(held)}_transposed", like)
@@ -298,7 +298,7 @@ def raw_out(w: Writer, node: ir.Node) -> Out:
     return Out(node.outputs[0], w.size(node.outputs[0], node))
 
 
-def _big(held: Held) -> list[int]:
+def long_axes(held: Held) -> list[int]:
     """The axes in their order as stored, without those of one element that does not grow."""
     return [axis for axis in held.order if held.shape[axis] != 1 or held.free[axis]]
 
