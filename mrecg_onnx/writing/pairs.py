@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from mrecg_onnx.converters.passes.values import unique_name
 from mrecg_onnx.planning import PRESERVING_OPS, WEIGHTED_OPS, readers
 from mrecg_onnx.writing.constants import array_of
 
-__all__ = ["dequantizers", "is_constant", "moved_from", "parts_an_add", "quantized_value", "quantizer_of", "unbounded"]
+__all__ = [
+    "bounds_channels",
+    "dequantizers",
+    "insert_bound",
+    "is_constant",
+    "moved_from",
+    "parts_an_add",
+    "quantized_value",
+    "quantizer_of",
+    "unbounded",
+]
 
 
 def dequantizers(model: ir.Model) -> list[tuple[ir.Node, ir.Value, ir.Value, ir.Value | None]]:
@@ -91,3 +102,19 @@ def parts_an_add(quantize: ir.Node) -> bool:
         return False
     operands = adds[0].inputs
     return not any(v is None or v.const_value is not None or _from_layer(v) for v in operands)
+
+
+def bounds_channels(quantize: ir.Node) -> bool:
+    """True where the codes meet a largest one a channel, behind their Clip or without one."""
+    behind = readers(quantize.outputs[0])
+    behind += [reader for node in behind if node.op_type == "Clip" for reader in readers(node.outputs[0])]
+    return any(node.op_type == "Min" for node in behind)
+
+
+def insert_bound(graph: ir.Graph, quantize: ir.Node, node: ir.Node) -> None:
+    """Put ``node``, a bound of values, between a QuantizeLinear and what it reads."""
+    source, made = quantize.inputs[0], node.outputs[0]
+    assert source is not None
+    made.name, made.shape, made.type = unique_name(graph, f"{source.name}_bounded"), source.shape, source.type
+    graph.insert_before(quantize, node)
+    quantize.replace_input_with(0, made)

@@ -21,7 +21,7 @@ from mrecg_onnx.converters.passes.values import add_initializer, claim, unique_n
 from mrecg_onnx.planning import readers
 from mrecg_onnx.targets import Target
 from mrecg_onnx.writing.constants import along, array_of
-from mrecg_onnx.writing.pairs import dequantizers, moved_from, quantizer_of
+from mrecg_onnx.writing.pairs import bounds_channels, dequantizers, insert_bound, moved_from, quantizer_of
 from mrecg_onnx.writing.quant_nodes import from_quant, names_taken, to_quant
 from mrecg_onnx.writing.rule_checks import no_channel_widths
 
@@ -50,10 +50,9 @@ def state_widths(model: ir.Model, where: str, target: Target) -> None:
     """Codes are clipped to all that their width has; narrower bounds become a Relu or a Clip of values in front."""
     graph, widths = model.graph, _widths(model, where)
     for quantize in [n for n in graph if n.op_type == "QuantizeLinear"]:
-        behind = readers(quantize.outputs[0])
-        clip = next((n for n in behind if n.op_type == "Clip"), None)
-        if any(n.op_type == "Min" for n in (*behind, *(readers(clip.outputs[0]) if clip is not None else ()))):
+        if bounds_channels(quantize):
             raise no_channel_widths(where, target, quantize)
+        clip = next((n for n in readers(quantize.outputs[0]) if n.op_type == "Clip"), None)
         if clip is None:
             continue
         scale, zero = array_of(quantize.inputs[1]), int(array_of(quantize.inputs[2]))
@@ -62,24 +61,15 @@ def state_widths(model: ir.Model, where: str, target: Target) -> None:
         bits = max(widths.get(name, 2), high.bit_length(), zero.bit_length())
         top = (1 << bits) - 1
         if low == zero > 0 and high == top:
-            _insert(graph, quantize, ir.node("Relu", [quantize.inputs[0]], name=f"{quantize.name}_Relu"))
+            insert_bound(graph, quantize, ir.node("Relu", [quantize.inputs[0]], name=f"{quantize.name}_Relu"))
         elif (low, high) != (0, top):
             ends = [
                 add_initializer(graph, f"{name}_{end}_value", (np.float32(code - zero) * scale).astype(np.float32))
                 for end, code in (("low", low), ("high", high))
             ]
-            _insert(graph, quantize, ir.node("Clip", [quantize.inputs[0], *ends], name=f"{quantize.name}_Clip"))
+            insert_bound(graph, quantize, ir.node("Clip", [quantize.inputs[0], *ends], name=f"{quantize.name}_Clip"))
         for index, end in ((1, 0), (2, top)):
             clip.replace_input_with(index, add_initializer(graph, f"{name}_end", np.array(end, np.uint8)))
-
-
-def _insert(graph: ir.Graph, quantize: ir.Node, node: ir.Node) -> None:
-    """Put ``node`` between a QuantizeLinear and what it reads."""
-    source, made = quantize.inputs[0], node.outputs[0]
-    assert source is not None
-    made.name, made.shape, made.type = unique_name(graph, f"{source.name}_bounded"), source.shape, source.type
-    graph.insert_before(quantize, node)
-    quantize.replace_input_with(0, made)
 
 
 def plain_moves(model: ir.Model, _where: str, _target: Target) -> None:

@@ -30,7 +30,16 @@ from mrecg_onnx.targets import Target, note_requirements, stored_note
 from mrecg_onnx.writing.constants import along, array_of
 from mrecg_onnx.writing.containers import container_of
 from mrecg_onnx.writing.keys import TARGET_KEY
-from mrecg_onnx.writing.pairs import dequantizers, is_constant, parts_an_add, quantized_value, quantizer_of, unbounded
+from mrecg_onnx.writing.pairs import (
+    bounds_channels,
+    dequantizers,
+    insert_bound,
+    is_constant,
+    parts_an_add,
+    quantized_value,
+    quantizer_of,
+    unbounded,
+)
 from mrecg_onnx.writing.qcdq import (
     codes_by_sign,
     plain_moves,
@@ -199,7 +208,7 @@ def _float_bounds(model: ir.Model, where: str, target: Target) -> None:
     graph = model.graph
     for quantize in [n for n in graph if n.op_type == "QuantizeLinear"]:
         scale, zero = array_of(quantize.inputs[1]), int(array_of(quantize.inputs[2]))
-        if _bounds_channels(quantize):
+        if bounds_channels(quantize):
             if target.bounds != "either":
                 raise no_channel_widths(where, target, quantize)
             continue
@@ -237,13 +246,6 @@ def _paired_bounds(model: ir.Model, _where: str, _target: Target) -> None:
         clip.replace_input_with(0, dequantize.outputs[0])
 
 
-def _bounds_channels(quantize: ir.Node) -> bool:
-    """True where the codes meet a largest one a channel, behind their Clip or without one."""
-    behind = readers(quantize.outputs[0])
-    behind += [reader for node in behind if node.op_type == "Clip" for reader in readers(node.outputs[0])]
-    return any(node.op_type == "Min" for node in behind)
-
-
 def _full_bounds(model: ir.Model, _where: str, _target: Target) -> None:
     """What a convolution makes passes a Clip to the ends of its codes' type, where no narrower one stands."""
     graph = model.graph
@@ -256,11 +258,7 @@ def _full_bounds(model: ir.Model, _where: str, _target: Target) -> None:
             add_initializer(graph, f"{value.name}_{which}_value", end.astype(np.float32))
             for which, end in zip(("low", "high"), ends, strict=True)
         ]
-        clip = ir.node("Clip", [value, *bounds], name=f"{quantize.name}_Clip")
-        clip.outputs[0].name = unique_name(graph, f"{value.name}_bounded")
-        clip.outputs[0].shape, clip.outputs[0].type = value.shape, value.type
-        graph.insert_before(quantize, clip)
-        quantize.replace_input_with(0, clip.outputs[0])
+        insert_bound(graph, quantize, ir.node("Clip", [value, *bounds], name=f"{quantize.name}_Clip"))
 
 
 def _zero_point_zero(model: ir.Model, where: str, target: Target) -> None:
