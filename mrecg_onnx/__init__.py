@@ -8,9 +8,14 @@
 Names are resolved on first use (``__init__.pyi`` says where they live), so that importing the package does not import torch.
 """
 
+import os
 from importlib import metadata
 
 import lazy_loader
+
+# ONNX Runtime 1.29 and later reports on models (file and graph name, producer, hashes) and on the machine to its makers,
+# and keeps an identifier in the home folder; it decides when it is imported. Who wants that sets the variable to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
