@@ -1,17 +1,25 @@
-"""Where a result comes from: what its file says of how it was made, and what makes two runs the same."""
+"""Where a result comes from: what its file says of how it was made, and what makes two runs the same.
+
+A file says what was used, however it was asked for, and nothing of where: runs that compute the same write the same bytes.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from mrecg_onnx import __version__
 from mrecg_onnx.calibrating import CALIBRATION_KEY
 from mrecg_onnx.converters.save import digest
 from mrecg_onnx.planning import Plan
 from mrecg_onnx.preparation import Prepared
+from mrecg_onnx.quantizers import kernels_compiled
 from mrecg_onnx.settings import Settings
+from mrecg_onnx.targets import load_target
 from mrecg_onnx.validating import (
     INPUT_RANGES_KEY,
     PREPROCESS_KEY,
@@ -30,8 +38,13 @@ def identity(ready: Prepared, protected: tuple[str, ...]) -> dict[str, Any]:
     Decisions that a last digit may tip are in it, too: other threads or another device sum in another order.
     """
     # Units do not depend on what follows them; its outcome is kept by the number of its steps.
-    free = {"device", "threads", "memory", "compile", "finish"}
+    free = {"device", "threads", "compile", "finish"}
     settings = {k: v for k, v in _kept_settings(ready.settings).items() if k not in free}
+    # What files say, not where they lie.
+    if "target" in settings:
+        settings["target"] = dataclasses.asdict(load_target(ready.settings.target))
+    if ready.settings.scheme_file:
+        settings["scheme"] = [list(group) for group in ready.plan.merges]
     return {
         "version": __version__,
         "model": digest(ready.original),
@@ -49,7 +62,7 @@ def metadata(
     """Entries of metadata_props: who made the file, how, and what ``validate`` needs to check it."""
     entries = {
         VERSION_KEY: __version__,
-        "mrecg_onnx.settings": json.dumps(_kept_settings(settings or ready.settings), separators=(",", ":")),
+        "mrecg_onnx.settings": json.dumps(_used_settings(ready, settings or ready.settings), separators=(",", ":")),
         "mrecg_onnx.units": json.dumps([list(u.layers) for u in plan.merged_units()], separators=(",", ":")),
         "mrecg_onnx.protected": json.dumps(list(protected)),
         INPUT_RANGES_KEY: ranges_entry(ready.data),
@@ -65,7 +78,22 @@ def metadata(
     return entries
 
 
+def _used_settings(ready: Prepared, settings: Settings) -> dict[str, Any]:
+    """Settings as they were used: threads, device and kernels may have been left to the machine, or to the environment."""
+    used = {
+        "device": ready.network.device.type,
+        "threads": torch.get_num_threads(),
+        "compile": "on" if kernels_compiled() else "off",
+    }
+    return _kept_settings(settings) | used
+
+
 def _kept_settings(settings: Settings) -> dict[str, Any]:
-    """Settings for the metadata; container and target, which ``convert`` changes, have entries of their own."""
-    left_out = {"container"} | ({"target"} if settings.target == "ort" else set())
-    return {name: value for name, value in settings.to_json().items() if name not in left_out}
+    """Settings for the metadata.
+
+    Container and target, which ``convert`` changes, have entries of their own, and memory changes no result. A file that was
+    given goes by its name: a target is called as it is, and the units of a scheme have an entry of their own.
+    """
+    left_out = {"container", "memory"} | ({"target"} if settings.target == "ort" else set())
+    named = {"target": load_target(settings.target).name} | ({"scheme": "file"} if settings.scheme_file else {})
+    return {name: value for name, value in (settings.to_json() | named).items() if name not in left_out}

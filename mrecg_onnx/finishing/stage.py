@@ -20,7 +20,7 @@ from mrecg_onnx.data import Dataset
 from mrecg_onnx.finishing.judging import Judge, Variants
 from mrecg_onnx.finishing.oscillation import Oscillations
 from mrecg_onnx.finishing.settings import FinishSettings
-from mrecg_onnx.finishing.whole_network import WholePass, slices, training_bytes
+from mrecg_onnx.finishing.whole_network import WholePass, largest_slice, slices, training_bytes
 from mrecg_onnx.learning import Checkpoint, Descent, Group, Inputs, Masks, Trainable
 from mrecg_onnx.machine import Batch, Iterations, Pool, Run, give_back
 from mrecg_onnx.measures import OutputScales
@@ -221,10 +221,12 @@ class _Course:
         self._least = least = network.batch or 2
         bytes_each, sizes = training_bytes(simulation, {n: s.read(0, least) for n, s in inputs.floating.items()})
         budget = max(1, run.cache_budget())
-        room = budget if network.device.type == "cuda" else min(budget, ROOM)
-        self._part = max(least, min(self._size, room // bytes_each // own * own))
-        whole = least * bytes_each <= room
-        parts = [list(network.steps)] if whole else slices(simulation, sizes, room // least)
+        room, most = (budget, budget) if network.device.type == "cuda" else (min(budget, ROOM), ROOM)
+        # How many images are run at a time is the order of a sum: memory has its say where a unit of so many does not fit.
+        unit = largest_slice(simulation, sizes)
+        self._part = max(least, min(self._size, most // bytes_each // own * own, room // unit // own * own))
+        whole = self._part * bytes_each <= room
+        parts = [list(network.steps)] if whole else slices(simulation, sizes, room // self._part)
         network_unit = UnitPlan("network", (), tuple(simulation.weights), (), (), 0.0)
         plain = [n for n, g in simulation.activations.items() if g.axis is None and g.ceiling is None]
         trainable = Trainable(

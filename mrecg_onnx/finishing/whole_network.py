@@ -14,7 +14,7 @@ from mrecg_onnx.measures import OutputScales, task_loss
 from mrecg_onnx.network import Simulation, Step, made_shapes
 from mrecg_onnx.quantizers import fake_quantize
 
-__all__ = ["WholePass", "slices", "training_bytes"]
+__all__ = ["WholePass", "largest_slice", "slices", "training_bytes"]
 
 #: Softens class scores: what the float network says of the classes that it does not choose counts, too.
 TEMPERATURE = 2.0
@@ -116,6 +116,12 @@ def slices(simulation: Simulation, sizes: Sequence[int], most: int) -> list[list
         parts[-1] += [steps[i] for i in piece]
         held += size
     return parts
+
+
+def largest_slice(simulation: Simulation, sizes: Sequence[int]) -> int:
+    """Bytes of the largest part that :func:`slices` cannot cut, at least 1."""
+    held = {step.node: size for step, size in zip(simulation.network.steps, sizes, strict=True)}
+    return max(1, *(sum(held[step.node] for step in part) for part in slices(simulation, sizes, 0)))
 
 
 def _pieces(count: int, ends: Sequence[int]) -> Iterator[range]:

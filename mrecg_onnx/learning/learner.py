@@ -101,6 +101,7 @@ class Learner:
         self.images: int | None = None
         self.same = same
         self._run, self._settings, self._method = run, settings, method_of(settings)
+        compile_kernels(simulation.network.device, on=False)  # those of an earlier run are not this one's
         share = dataset.shard(run.workers.rank, run.workers.size)
         self.skipped = _skipped(run.workers, dataset)
         self._lessons = self._read(share, same) if self._learns or settings.bias_correction else None

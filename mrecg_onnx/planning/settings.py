@@ -149,10 +149,15 @@ class MergeSettings(SettingsGroup):
     penalty: Annotated[float | None, AtLeast(0.0)] = None
     alpha: Annotated[float, AtLeast(0.0)] = 1.6
 
+    @property
+    def scheme_file(self) -> bool:
+        """The scheme is a file's."""
+        return self.scheme not in {"loss", "modcap", "none"}
+
     def check(self) -> None:
         """The scheme is a word or a file."""
         super().check()
-        if self.scheme not in {"loss", "modcap", "none"} and not Path(self.scheme).is_file():
+        if self.scheme_file and not Path(self.scheme).is_file():
             raise SettingsError(f"scheme '{self.scheme}' is neither loss, modcap, none nor an existing JSON file")
 
 

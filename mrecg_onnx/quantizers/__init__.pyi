@@ -3,6 +3,7 @@ from .fake_quantization import (
     fake_quantize,
     fake_quantize_weight,
     inner,
+    kernels_compiled,
     learnable_fake_quantize,
     quantize_codes,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "gauss_clip",
     "inner",
     "is_laplace",
+    "kernels_compiled",
     "laplace_clip",
     "learnable_fake_quantize",
     "min_max",

@@ -17,6 +17,7 @@ __all__ = [
     "fake_quantize",
     "fake_quantize_weight",
     "inner",
+    "kernels_compiled",
     "learnable_fake_quantize",
     "limited_",
     "quantize_codes",
@@ -151,6 +152,11 @@ def compile_kernels(device: torch.device, *, on: bool = True) -> bool:
         return False
     _kernels = kernels
     return True
+
+
+def kernels_compiled() -> bool:
+    """Whether :func:`compile_kernels` has put its kernels to use."""
+    return _kernels is not None
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:

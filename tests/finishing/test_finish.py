@@ -129,6 +129,26 @@ def test_little_memory_gives_the_same(tmp_path):
     assert found[1] == pytest.approx(found[0], rel=0.05)
 
 
+def test_memory_for_a_unit_of_as_many_images_changes_nothing(tmp_path, monkeypatch):
+    """The network is cut between units then; sums over the images keep their order."""
+    cut, found = [], []
+
+    def counted(**fields) -> WholePass:
+        cut.append(len(fields["parts"]))
+        return WholePass(**fields)
+
+    monkeypatch.setattr("mrecg_onnx.finishing.stage.WholePass", counted)
+    for budget in (GIB, 16 * 130_000):
+        monkeypatch.setattr(Run, "cache_budget", lambda _, budget=budget: budget)
+        stage, dataset, settings = lesson(tmp_path, residual(), finish=6)
+        result = finish(Run(memory=GIB), stage.simulation, dataset, settings, dict)
+        codes = [weight.codes for weight in stage.simulation.weights.values()]
+        scales = [grid.scale for grid in stage.simulation.activations.values()]
+        found.append((result.loss, [x.numpy().tobytes() for x in (*codes, *scales)]))
+    assert cut[0] == 1 < cut[1]
+    assert found[0] == found[1]
+
+
 def test_what_is_worse_on_held_out_images_is_put_back(tmp_path, monkeypatch):
     monkeypatch.setattr("mrecg_onnx.finishing.stage.RATE_SCALES", 3.0)
     monkeypatch.setattr("mrecg_onnx.finishing.stage.TRIED", ())
