@@ -1,24 +1,48 @@
 """The user's files: what may be read, what may be written, and writing it whole or not at all.
 
 A path of the user's may be a pipe or a device: reading one of those may never end, and writing would put a file in its place.
+
+What is written goes first to a temporary folder that names its process. Where that was killed, whoever next writes beside it
+removes the folder.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
+import shutil
 import stat
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.errors import ExportError
+from mrecg_onnx.converters.owners import Owner
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-__all__ = ["check_writable", "irregular", "require_regular", "write_whole", "writing_whole"]
+__all__ = [
+    "check_writable",
+    "irregular",
+    "require_regular",
+    "sweep",
+    "temporary_folder",
+    "write_all_whole",
+    "write_whole",
+    "writing_whole",
+    "written_now",
+]
+
+FOREIGN_AGE_S = 24 * 3600
+"""Seconds after which a temporary folder of another machine is taken for left behind: nobody writes for so long."""
+
+# Characters of a file's name that its temporary folder has.
+_STEM = 24
+_MARK = ".mrecg-"
+_OURS = re.compile(r"\.(?P<stem>.{1,24})\.mrecg-(?P<place>[0-9a-f]{8})-(?P<pid>\d+)-(?P<started>\d+)-\w{8}", re.DOTALL)
 
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -71,6 +95,7 @@ def check_writable(path: str | Path) -> None:
         raise ExportError(f"{path}: there is no folder {folder}; create it or choose another path")
     if path.exists() and not os.access(path, os.W_OK):
         raise ExportError(f"{path}: exists and cannot be overwritten; choose another path")
+    sweep(folder)
     try:
         # The access bits do not tell it all (read-only file systems, quotas): try it.
         with tempfile.TemporaryFile(dir=folder):
@@ -79,13 +104,96 @@ def check_writable(path: str | Path) -> None:
         raise ExportError(f"{path}: cannot be written: {error.strerror or error}; choose another path") from error
 
 
+# --- temporary folders -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def temporary_folder(beside: str | os.PathLike[str] | None = None) -> Iterator[Path]:
+    """Yield a folder that is gone when the context ends; where the process is killed before, the next one removes it.
+
+    Args:
+        beside: a path in whose folder it is made; None for the system's temporary folder (TMPDIR).
+
+    Raises:
+        ExportError: there is no temporary folder.
+        OSError: the folder of ``beside`` cannot be written.
+    """
+    if beside is None:
+        try:
+            parent, stem = Path(tempfile.gettempdir()), "tmp"
+        except OSError as error:
+            raise ExportError(
+                f"no temporary folder can be written ({error.strerror}): set TMPDIR to one that can"
+            ) from error
+    else:
+        parent, stem = Path(beside).parent, Path(beside).name[:_STEM]
+    sweep(parent)
+    owner = Owner.this()
+    # Not a named temporary file: that is nobody else's to read, and so would the file be. A name may take up all of a name's
+    # length: the folder has only its beginning.
+    prefix = f".{stem}{_MARK}{owner.place}-{owner.pid}-{owner.started}-"
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    try:
+        yield folder
+    finally:
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+        except BaseException:  # interrupted in the middle
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def sweep(folder: str | os.PathLike[str]) -> None:
+    """Remove the temporary folders in ``folder`` that processes left which are not there any more.
+
+    Only folders of :func:`temporary_folder` that belong to this user; those of other machines after :data:`FOREIGN_AGE_S`. What
+    cannot be removed stays.
+    """
+    for path, owner in _temporary(folder):
+        with suppress(OSError):
+            found = path.lstat()
+            mine = not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
+            left = not owner.alive if owner.here else _clock(path.parent) - found.st_mtime > FOREIGN_AGE_S
+            if mine and left and stat.S_ISDIR(found.st_mode):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def written_now(path: str | os.PathLike[str]) -> bool:
+    """Whether somebody is writing what will be ``path``."""
+    path = Path(path)
+    beginning = f".{path.name[:_STEM]}{_MARK}"
+    return any(
+        found.name.startswith(beginning) for found, owner in _temporary(path.parent) if owner.alive or not owner.here
+    )
+
+
+def _temporary(folder: str | os.PathLike[str]) -> list[tuple[Path, Owner]]:
+    found = []
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            match = _OURS.fullmatch(entry.name) if _MARK in entry.name else None
+            if match is not None:
+                owner = Owner(match["place"], int(match["pid"]), int(match["started"]))
+                found.append((Path(entry.path), owner))
+    return found
+
+
+def _clock(folder: Path) -> float:
+    """What time it is for the file system of ``folder``, which may be another machine's."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_mtime
+
+
+# --- whole files -----------------------------------------------------------------------------------------------------
+
+
 @contextmanager
 def writing_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield where to write what becomes ``path`` when the context ends: the whole file, or whatever was there before.
 
     The file yielded has the name of ``path``, in a folder of its own beside it that is gone afterwards, also where the disk is
     full or the run is interrupted. It gets the permissions that any new file would get. What is written beside it takes its
-    place beside ``path``, before ``path`` itself does.
+    place beside ``path``, before ``path`` itself does. All of it is on the disk before.
 
     Raises:
         OSError: ``path`` cannot be written, or is a folder, a pipe or a device.
@@ -94,14 +202,37 @@ def writing_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     require_regular(path)
     if path.is_dir():  # before the work, not after it
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
-    # Not a named temporary file: that is nobody else's to read, and so would the file be. A name may take up all of a name's
-    # length: the folder has only its beginning.
-    with tempfile.TemporaryDirectory(prefix=f".{path.name[:32]}.", dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
+    with temporary_folder(path) as folder:
+        temporary = folder / path.name
         yield temporary
-        for other in sorted(set(Path(folder).iterdir()) - {temporary}):
+        others = sorted(set(folder.iterdir()) - {temporary})
+        for file in (*others, temporary):
+            _to_disk(file)
+        for other in others:
             other.replace(path.parent / other.name)
+        if others:
+            _to_disk(path.parent)
         temporary.replace(path)
+        _to_disk(path.parent)
+
+
+def _to_disk(path: Path) -> None:
+    """Have the system write what it still holds of a file, or of the names in a folder."""
+    if path.is_dir():
+        if os.name == "nt":
+            return
+        with suppress(OSError):  # not every file system does this for folders
+            _sync(path, os.O_RDONLY)
+    else:
+        _sync(path, os.O_RDWR)
+
+
+def _sync(path: Path, flags: int) -> None:
+    opened = os.open(path, flags)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -110,8 +241,19 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
     Raises:
         OSError: ``path`` cannot be written, or is a folder, a pipe or a device.
     """
-    with writing_whole(path) as temporary:
-        if isinstance(content, str):
-            temporary.write_text(content, encoding="utf-8")
-        else:
-            temporary.write_bytes(content)
+    write_all_whole({path: content})
+
+
+def write_all_whole(contents: Mapping[str | os.PathLike[str], str | bytes]) -> None:
+    """Write several files, each as :func:`write_whole` does, none before all of them could be written.
+
+    Raises:
+        OSError: one of them cannot be written.
+    """
+    with ExitStack() as together:
+        for path, content in reversed(contents.items()):  # the last that is entered takes its place first
+            temporary = together.enter_context(writing_whole(path))
+            if isinstance(content, str):
+                temporary.write_text(content, encoding="utf-8")
+            else:
+                temporary.write_bytes(content)

@@ -211,7 +211,9 @@ class _Channel(logging.Handler):
 
 def main(stage: str) -> None:
     """Run the job on standard input and end the process; everything it prints goes to standard error."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both: the parent decides
+    for name in ("SIGINT", "SIGHUP"):  # Ctrl-C and the end of a terminal reach both: the parent decides
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
     channel = _Channel(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)

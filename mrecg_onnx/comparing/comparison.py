@@ -23,7 +23,7 @@ from mrecg_onnx.comparing.result import Cell, Comparison, Widths
 from mrecg_onnx.comparing.running import measure_latency, run_cell
 from mrecg_onnx.comparing.tables import csv_text, markdown
 from mrecg_onnx.converters.errors import ExportError, SettingsError
-from mrecg_onnx.converters.files import write_whole
+from mrecg_onnx.converters.files import write_all_whole
 from mrecg_onnx.machine import world_size
 from mrecg_onnx.measures import mcnemar_p
 from mrecg_onnx.methods import METHODS
@@ -167,9 +167,8 @@ def _write_table(inputs: Inputs, base: str, cells: Sequence[Cell], *, plot: bool
         environment=_environment(),
     )
     try:
-        write_whole(written[0], markdown(found))
-        write_whole(written[1], csv_text(found))
-        write_whole(written[2], json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n")
+        as_json = json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n"
+        write_all_whole(dict(zip(written, (markdown(found), csv_text(found), as_json), strict=False)))
         if len(written) > 3:
             draw_cells(found, written[3])
     except OSError as error:

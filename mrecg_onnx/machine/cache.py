@@ -146,8 +146,9 @@ class _FileBlock(_Block):
     """A tensor in a memory-mapped file without a name."""
 
     def __init__(self, pool: Pool, shape: Sequence[int], dtype: torch.dtype, size: int) -> None:
-        folder = str(pool.folder or tempfile.gettempdir())
+        folder = str(pool.folder or os.environ.get("TMPDIR", ""))
         try:
+            folder = folder if pool.folder is not None else tempfile.gettempdir()
             with tempfile.TemporaryFile(dir=folder) as file:
                 # A mapped file that the disk has no room for would end the process at some later write.
                 if hasattr(os, "posix_fallocate"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import mrecg_onnx
 from mrecg_onnx.converters.errors import ModelError, MrecgError
 from mrecg_onnx.data import InputSpec
 from mrecg_onnx.runtimes.models import require_room
+from mrecg_onnx.runtimes.parents import end_with
 from mrecg_onnx.runtimes.sessions import open_session
 
 __all__ = ["load", "noise"]
@@ -63,6 +65,7 @@ def load(path: Path, specs: Sequence[InputSpec], batch: int, threads: int | None
         "batch": batch,
         "threads": threads,
         "provider": provider,
+        "parent": os.getpid(),
     }
     ended = subprocess.run(  # noqa: S603 - this program itself
         [sys.executable, "-c", _BOOT, json.dumps(job)], capture_output=True, text=True, check=False
@@ -79,6 +82,7 @@ def load(path: Path, specs: Sequence[InputSpec], batch: int, threads: int | None
 
 def child(job: dict[str, Any]) -> None:
     """Open and run a model in this process and print what that took as a line of JSON."""
+    end_with(job["parent"])
     specs = [InputSpec(name, tuple(shape), np.dtype(dtype)) for name, shape, dtype in job["inputs"]]
     answer: dict[str, Any]
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.files import temporary_folder
 from mrecg_onnx.runtimes.running import run
 from mrecg_onnx.runtimes.sessions import PROVIDERS, open_on_device, open_on_providers, session_options
 
@@ -44,8 +44,8 @@ def fused_op_counts(model: Model) -> Counter[str]:
         ModelError: ONNX Runtime refuses the model.
     """
     options = session_options("all", None)
-    with tempfile.TemporaryDirectory(prefix="mrecg_onnx_") as folder:
-        optimized = Path(folder) / "optimized.onnx"
+    with temporary_folder() as folder:
+        optimized = folder / "optimized.onnx"
         options.optimized_model_filepath = str(optimized)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
         options.add_session_config_entry(
@@ -89,9 +89,9 @@ def kernels(
         SettingsError: As in :func:`~mrecg_onnx.runtimes.open_session`.
     """
     options = session_options("all", threads)
-    with tempfile.TemporaryDirectory(prefix="mrecg_onnx_") as folder:
+    with temporary_folder() as folder:
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
+        options.profile_file_prefix = str(folder / "profile")
         session = open_on_device(model, options, device)
         for _ in range(runs + 1):
             run(session, feeds)

@@ -6,10 +6,13 @@ its job with this file and started there. :mod:`.catalogue` has a row for each c
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
+import signal
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from importlib import import_module, metadata, util
@@ -26,6 +29,12 @@ Arrays = list[npt.NDArray[Any]]
 _CPU = "CPUExecutionProvider"
 #: Types of tensors by the upper byte of QNN's numbers (QnnTypes.h); the lower one has the bits as hexadecimal digits.
 _QNN_TYPES = {"0": "I", "1": "U", "2": "F", "3": "I", "4": "U"}
+
+
+def _end_with_this() -> None:
+    """In a child before its program starts: the system kills it where this process is killed (PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 class Session:
@@ -374,7 +383,7 @@ class _Ncnn(Session):
             self.path,
             f"inputshape={shapes}",
         ]
-        subprocess.run(command, cwd=base.parent, check=True)  # noqa: S603 - a program of the installed package
+        subprocess.run(command, cwd=base.parent, check=True, preexec_fn=_end_with_this if os.name == "posix" else None)  # noqa: S603 - of the package
         ncnn = import_module("ncnn")
         self.version, self.mat = ncnn.__version__, ncnn.Mat
         self.net = ncnn.Net()

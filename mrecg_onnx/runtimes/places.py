@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.files import temporary_folder
 from mrecg_onnx.runtimes.attempts import reason
 from mrecg_onnx.runtimes.catalogue import RUNTIMES, Runtime
 
@@ -22,7 +22,7 @@ __all__ = ["Place", "environment_of", "find_places", "program_file"]
 
 #: Seconds in which an environment says what it has.
 ASKING_S = 120
-_FILES = {"python": ("worker.py", "openers.py"), "node": ("worker.cjs",)}
+_FILES = {"python": ("worker.py", "openers.py", "parents.py"), "node": ("worker.cjs",)}
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ def _asked(python: str) -> dict[str, Any]:
     """Modules, versions and ONNX Runtime's providers of an environment."""
     modules = sorted({module for row in RUNTIMES.values() for module in row.modules})
     try:
-        with tempfile.TemporaryDirectory(prefix="mrecg_onnx_") as folder:
+        with temporary_folder() as folder:
             ended = subprocess.run(  # noqa: S603 - a Python that the caller names
-                [python, program_file("python", Path(folder)), "--installed", *modules], capture_output=True, text=True,
+                [python, program_file("python", folder), "--installed", *modules], capture_output=True, text=True,
                 errors="replace", check=False, timeout=ASKING_S, cwd=folder, stdin=subprocess.DEVNULL, env=environment_of(python),
             )  # fmt: skip
         answer = _read_answer(ended.stdout)

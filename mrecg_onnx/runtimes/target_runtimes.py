@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy.typing as npt
 import onnx
 
 from mrecg_onnx.converters.errors import ExportError
+from mrecg_onnx.converters.files import temporary_folder
 from mrecg_onnx.converters.save import save_model
 from mrecg_onnx.measures import Heads, likeness
 from mrecg_onnx.runtimes.attempts import reason
@@ -81,8 +81,8 @@ def open_with(
     if data is None:  # what kernels run is known after a run; without sizes the file is only opened
         free = any(n is None for spec in specs for n in spec.shape[1:])
         feeds = {} if free else noise(specs, size or 1)
-    with tempfile.TemporaryDirectory(prefix="mrecg_onnx_") as folder:
-        path = Path(folder) / "model.onnx"
+    with temporary_folder() as folder:
+        path = folder / "model.onnx"
         save_model(model, path)
         try:
             session, found = _run(row, path, model, feeds, size)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ import onnxruntime
 import psutil
 
 from mrecg_onnx.converters.errors import ModelError, MrecgError, SettingsError, first_line
-from mrecg_onnx.converters.files import require_regular
+from mrecg_onnx.converters.files import require_regular, temporary_folder
 from mrecg_onnx.converters.save import save_model
 from mrecg_onnx.data import InputSpec
 from mrecg_onnx.measures import Heads, likeness
@@ -209,10 +209,10 @@ def _tried(place: Place, task: _Task) -> Attempt:
     done = found.runs and not found.against_reason
     if done or not task.free_batch or found.reason.startswith(STOPPED):
         return found
-    with tempfile.TemporaryDirectory(prefix="mrecg_onnx_") as folder:
+    with temporary_folder() as folder:
         try:
             copies = [
-                _with_batch(path, task.batch, Path(folder) / f"{i}.onnx") if path is not None else None
+                _with_batch(path, task.batch, folder / f"{i}.onnx") if path is not None else None
                 for i, path in enumerate((task.model, task.against))
             ]
         except (MrecgError, OSError):  # no room, or weights beside it are missing
@@ -240,8 +240,7 @@ def _with_batch(path: Path, batch: int, output: Path) -> Path:
 
 def _attempt(place: Place, task: _Task) -> Attempt:
     row = place.row
-    with tempfile.TemporaryDirectory(prefix="mrecg_onnx_") as made:
-        folder = Path(made)
+    with temporary_folder() as folder:
         _write_job(row, task, folder)
         command = [place.program, program_file(row.program, folder), "job.json"]
         try:
@@ -275,6 +274,7 @@ def _write_job(row: Runtime, task: _Task, folder: Path) -> None:
         "inputs": inputs,
         "outputs": [value.name for value in task.proto.graph.output],
         "folder": str(folder),
+        "parent": os.getpid(),
         "batch": task.batch,
         "threads": task.threads,
         "runs": task.runs,

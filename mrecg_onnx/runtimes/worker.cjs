@@ -120,6 +120,8 @@ async function time(sessions) {
   }
 }
 
+setInterval(() => process.ppid !== job.parent && process.exit(1), 500).unref(); // it does not outlive who started it
+
 (async () => {
   ort = require(job.opener);
   ort.env.logLevel = "fatal";

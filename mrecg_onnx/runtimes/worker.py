@@ -1,4 +1,4 @@
-"""Opens, runs and times one model in one runtime, in a process of its own. Stands alone beside ``openers.py``.
+"""Opens, runs and times one model in one runtime, in a process of its own. Stands alone beside ``openers.py`` and ``parents.py``.
 
 ``python worker.py job.json`` adds what it finds, a line of JSON at a time, to the file ``answers`` in the job's folder: what was
 found before a crash stays. ``python worker.py --installed MODULE...`` says on stdout which of them and which versions there are.
@@ -36,7 +36,8 @@ class _Work:
             for one in job["inputs"]
         }
         self.batch: int = job["batch"]
-        self.openers = import_module("openers").OPENERS  # lies beside
+        import_module("parents").end_with(job["parent"])  # lies beside, and so do they
+        self.openers = import_module("openers").OPENERS
 
     def tell(self, **found: Any) -> None:
         """Add a line to the answers."""

@@ -324,15 +324,15 @@ def test_an_error_in_a_cells_process_arrives_as_its_one_line(here: Here, tmp_pat
 def test_a_full_disk_leaves_what_is_finished(
     here: Here, tmp_path: Path, started: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, write = here.copy(tmp_path / "out"), comparison.write_whole
+    out, write = here.copy(tmp_path / "out"), comparison.write_all_whole
     kept = (out / "comparison.md").read_text()
 
-    def full(path: Path, text: str) -> None:
-        if "brecq" in text:
+    def full(contents: dict[Path, str]) -> None:
+        if any("brecq" in text for text in contents.values()):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(path, text)
+        write(contents)
 
-    monkeypatch.setattr(comparison, "write_whole", full)
+    monkeypatch.setattr(comparison, "write_all_whole", full)
     with pytest.raises(ExportError, match="No space left"):
         here.compare(out, methods=["nearest", "brecq"], repeats=0)
     assert (out / "cells" / "model_nearest_w4a4.json").is_file()

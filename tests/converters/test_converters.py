@@ -989,7 +989,7 @@ class TestSaving:
         save_model(graph if as_ir else model, tmp_path / "out.onnx")
         assert model.SerializeToString() == before
         assert ir.to_proto(graph).SerializeToString() == ir.to_proto(ir.from_proto(model)).SerializeToString()
-        assert sorted(item.name for item in tmp_path.iterdir()) == ["out.onnx", "out.onnx.data"]
+        assert {item.suffix for item in tmp_path.iterdir()} == {".onnx", ".data"}
         inputs = feeds(model)
         loaded = load_model(tmp_path / "out.onnx")
         assert relative_error(run_onnx(loaded, inputs)["logits"], run_onnx(model, inputs)["logits"]) == 0

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 from helpers.command_line import fails, works
 from helpers.stages import feeds
@@ -154,6 +157,25 @@ def test_what_hangs_is_stopped_with_all_that_it_started(model: Path) -> None:
     assert one.reason == "stopped after 3 s while opening it"
     assert one.loads is False
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("between", ["exec", ""], ids=["started by it", "with a shell between them"])
+def test_a_worker_does_not_outlive_its_killed_parent(model: Path, between: str) -> None:
+    mark = model.parent / "number"
+    python = environment(
+        model.parent / "made_up", load=f"open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    )
+    python.write_text(python.read_text().replace("exec", between))
+    call = f"try_runtimes({str(model)!r}, only=['tract'], pythons=[{str(python)!r}])"
+    code = f"from mrecg_onnx.runtimes import try_runtimes; {call}"
+    with subprocess.Popen([sys.executable, "-c", code]) as parent:
+        until = time.monotonic() + 60
+        while not (mark.is_file() and mark.read_text()) and time.monotonic() < until:
+            time.sleep(0.05)
+        worker = psutil.Process(int(mark.read_text()))
+        parent.kill()
+    gone, _ = psutil.wait_procs([worker], timeout=5)
+    assert gone or worker.status() == psutil.STATUS_ZOMBIE
 
 
 def test_what_takes_too_much_memory_is_stopped(model: Path) -> None:
