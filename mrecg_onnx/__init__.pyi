@@ -2,7 +2,7 @@ from .comparing import Comparison, compare
 from .conversion import Conversion, convert
 from .converters.errors import MrecgError
 from .data import Preprocess
-from .inspecting import Inspection, Ranking, inspect, rank
+from .inspecting import FinishedFile, Inspection, Ranking, inspect, inspect_result, rank
 from .litert import LiteRTFile, to_litert
 from .planning import BitRule
 from .quantization import QuantizationResult, quantize
@@ -14,6 +14,7 @@ __all__ = [
     "BitRule",
     "Comparison",
     "Conversion",
+    "FinishedFile",
     "Inspection",
     "LiteRTFile",
     "MrecgError",
@@ -26,6 +27,7 @@ __all__ = [
     "compare",
     "convert",
     "inspect",
+    "inspect_result",
     "quantize",
     "rank",
     "to_litert",

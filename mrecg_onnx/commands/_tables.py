@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-__all__ = ["grid", "mebibytes", "ratio", "rows"]
+__all__ = ["grid", "mebibytes", "ratio", "rows", "width"]
 
 
 def grid(pairs: Mapping[str, str | Sequence[str]]) -> Table:
@@ -58,3 +58,8 @@ def ratio(before: float, after: float, less: str, more: str) -> str:
     if max(before, after) < 1.005 * min(before, after):
         return "the same"
     return f"{before / after:.2f}x {less}" if after <= before else f"{after / before:.2f}x {more}"
+
+
+def width(bits: int) -> str:
+    """A number of bits; 32 is float."""
+    return "float" if bits == 32 else str(bits)

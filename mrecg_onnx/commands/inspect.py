@@ -6,10 +6,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from mrecg_onnx.commands._console import show
+from mrecg_onnx.commands._console import show, warn
 from mrecg_onnx.commands._errors import guarded
 from mrecg_onnx.commands._files import check_writes, write_json
+from mrecg_onnx.commands._finished import finished_tables
 from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._options import (
     CALIBRATION,
@@ -22,7 +24,7 @@ from mrecg_onnx.commands._options import (
 from mrecg_onnx.commands._progress import progress
 from mrecg_onnx.commands._sections import Command, Option
 from mrecg_onnx.commands._settings import settings_from
-from mrecg_onnx.commands._tables import grid, mebibytes, rows
+from mrecg_onnx.commands._tables import grid, mebibytes, rows, width
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,24 +52,43 @@ __all__ = ["inspect_command"]
 @calibration_options
 @image_options()
 @output_options
+@click.pass_context
 def inspect_command(
-    *, model: Path, calib: str | Path | None, json_file: Path | None, debug: bool, **options: Any
+    ctx: click.Context,
+    /,
+    *,
+    model: Path,
+    calib: str | Path | None,
+    json_file: Path | None,
+    debug: bool,
+    **options: Any,
 ) -> None:
-    """Print the plan for MODEL; nothing is trained.
+    """Print the plan for MODEL, or what MODEL is where quantize made it; nothing is trained.
 
     The plan is its layers, activation quantizers with their bits, and reconstruction units with their merges. With
     --calib, each quantizer is also measured alone, and the tensors that hurt most come first.
 
+    Of a result it prints widths, form, what it needs and the settings it was made with.
+
     \b
     mrecg-onnx inspect model.onnx
     mrecg-onnx inspect model.onnx --calib images/ --json plan.json
+    mrecg-onnx inspect model_w4a4.onnx
     """  # noqa: D301 - click wants the character, not backslash and b
     with guarded(debug=debug, writes=[json_file] if json_file else []):
         settings = settings_from(options)
         with loading():
-            from mrecg_onnx.inspecting import inspect
+            from mrecg_onnx.inspecting import inspect, inspect_result, is_result
 
         check_writes({"--json": json_file}, [model], "the model itself")
+        if is_result(model):
+            for name in (n for n in ("calib", *options) if ctx.get_parameter_source(n) is not ParameterSource.DEFAULT):
+                warn(f"--{name.replace('_', '-')} has no effect: {model} is quantized already")
+            result = inspect_result(model)
+            if json_file is not None:
+                write_json(result.to_json(), json_file)
+            show(*finished_tables(result))
+            return
         with progress(settings.iters) as report:
             found = inspect(model, settings, calib, report)
         if json_file is not None:
@@ -134,8 +155,8 @@ def _layers(plan: Plan) -> RenderableType:
             str(layer.groups),
             _count(layer.params),
             _count(layer.macs) if layer.macs is not None else "?",
-            _width(layer.wbits),
-            _width(layer.abits),
+            width(layer.wbits),
+            width(layer.abits),
             _notes(layer),
         ]
         for layer in plan.layers
@@ -209,10 +230,6 @@ def _tensor(value: TensorInfo) -> str:
 def _notes(layer: LayerPlan) -> str:
     marks = {"first": layer.first, "last": layer.last, "scale and shift": layer.bridge, "in float": layer.excluded}
     return ", ".join(name for name, on in marks.items() if on)
-
-
-def _width(bits: int) -> str:
-    return "float" if bits == 32 else str(bits)
 
 
 def _times(sizes: tuple[int, ...]) -> str:

@@ -14,7 +14,7 @@ from mrecg_onnx.commands._options import PATH, image_options, labels_option, out
 from mrecg_onnx.commands._progress import counter
 from mrecg_onnx.commands._sections import Command, Option
 from mrecg_onnx.commands._settings import preprocess_from
-from mrecg_onnx.commands._tables import grid, mebibytes, ratio, rows
+from mrecg_onnx.commands._tables import grid, mebibytes, ratio, rows, width
 from mrecg_onnx.machine import is_first
 
 if TYPE_CHECKING:
@@ -63,6 +63,9 @@ __all__ = ["validate_command"]
     show_default=True,
     help="cpu, cuda, tensorrt, openvino, qnn, ...: where both run.",
 )
+@click.option(
+    "--layers", is_flag=True, cls=Option, help="Also compare every layer's weights and output, on up to 64 images."
+)
 @image_options(stored="QUANT")
 @output_options
 def validate_command(
@@ -76,13 +79,14 @@ def validate_command(
 
     \b
     mrecg-onnx validate model.onnx model_w4a4.onnx --data labelled_images/
+    mrecg-onnx validate model.onnx model_w4a4.onnx --data labelled_images/ --layers
     """  # noqa: D301 - click wants the character, not backslash and b
     with guarded(debug=debug, writes=[json_file] if json_file else []):
         with loading():
             from mrecg_onnx.validating import validate
 
         check_writes({"--json": json_file}, [fp32, quantized])
-        plain = ("labels", "limit", "batch_size", "latency_batch", "repeats", "threads", "device")
+        plain = ("labels", "limit", "batch_size", "latency_batch", "repeats", "threads", "device", "layers")
         with counter("validate") as report:
             result = validate(
                 fp32,
@@ -97,7 +101,7 @@ def validate_command(
             return
         if json_file is not None:
             write_json(result.to_json(), json_file)
-        show(_side_by_side(result), _comparison(result))
+        show(_side_by_side(result), _comparison(result), *_layers(result))
 
 
 def _stored(fp32: Path, quantized: Path) -> Preprocess:
@@ -154,6 +158,33 @@ def _comparison(result: ValidationResult) -> RenderableType:
             "warnings": result.warnings,
         }
     )
+
+
+def _layers(result: ValidationResult) -> list[RenderableType]:
+    """Every layer, the one whose output is furthest from FP32's first."""
+    found = result.layers
+    if found is None:
+        return []
+    content = [
+        [
+            entry.layer.name,
+            entry.layer.op,
+            width(entry.layer.wbits),
+            width(entry.layer.abits),
+            _decibels(entry.weights_db),
+            _decibels(entry.reads_db),
+            _decibels(entry.makes_db),
+            entry.layer.in_float or "integer",
+        ]
+        for entry in found.worst_first
+    ]
+    title = f"layers as written against FP32 on {found.images} images, SQNR in dB, the worst output first"
+    header = ["layer", "op", "W", "A", "weights", "what it reads", "what it makes", "runs in"]
+    return [rows(title, header, content, left=(0, 1, 7))]
+
+
+def _decibels(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.1f}"
 
 
 def _percent(accuracy: Accuracy | None) -> str | None:

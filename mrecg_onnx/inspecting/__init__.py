@@ -1,6 +1,6 @@
-"""What quantization would do to a model, before it is done.
+"""What quantization would do to a model, before it is done, and what a finished file says of itself.
 
-The plan of a model in words, and the ranking of its layers by what they lose.
+The plan of a model in words, the ranking of its layers by what they lose, and what a result's graph and metadata hold.
 """
 
 import lazy_loader

@@ -1,4 +1,16 @@
+from .finished import FinishedFile, inspect_result, is_result
 from .inspection import Inspection, Measured, TensorInfo, inspect
 from .ranking import Quality, Ranking, rank
 
-__all__ = ["Inspection", "Measured", "Quality", "Ranking", "TensorInfo", "inspect", "rank"]
+__all__ = [
+    "FinishedFile",
+    "Inspection",
+    "Measured",
+    "Quality",
+    "Ranking",
+    "TensorInfo",
+    "inspect",
+    "inspect_result",
+    "is_result",
+    "rank",
+]

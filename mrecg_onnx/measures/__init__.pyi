@@ -1,4 +1,14 @@
-from .metrics import OutputSums, add_sums, agreement, combined_error, mcnemar_p, sqnr_db, topk_correct, wilson_interval
+from .metrics import (
+    OutputSums,
+    add_sums,
+    agreement,
+    combined_error,
+    decibels,
+    mcnemar_p,
+    sqnr_db,
+    topk_correct,
+    wilson_interval,
+)
 from .output_errors import OutputScales, image_errors, output_error, output_sums, with_float_outputs
 from .predictions import Heads, Scores, likeness, prediction_output, scores_of, two_axes
 from .task import task_loss
@@ -11,6 +21,7 @@ __all__ = [
     "add_sums",
     "agreement",
     "combined_error",
+    "decibels",
     "image_errors",
     "likeness",
     "mcnemar_p",

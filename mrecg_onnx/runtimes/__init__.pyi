@@ -3,7 +3,7 @@ from .catalogue import RUNTIMES, installed
 from .fresh_process import load, noise
 from .kernel_counts import Kernel, check_provider, elsewhere, fused_op_counts, kernels
 from .models import Model, describe, read_graph, size_bytes, specs_of
-from .running import run_padded
+from .running import pad_batch, run_outputs, run_padded
 from .sessions import PROVIDERS, Level, fixed_batch, input_specs, open_session
 from .target_runtimes import Opened, open_with
 from .timing import latency, medians
@@ -33,7 +33,9 @@ __all__ = [
     "noise",
     "open_session",
     "open_with",
+    "pad_batch",
     "read_graph",
+    "run_outputs",
     "run_padded",
     "size_bytes",
     "slower_here",

@@ -14,7 +14,7 @@ from mrecg_onnx.runtimes.sessions import ORT_ERRORS, fixed_batch
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["pad_batch", "run", "run_padded"]
+__all__ = ["pad_batch", "run", "run_outputs", "run_padded"]
 
 Array = npt.NDArray[Any]
 
@@ -69,8 +69,17 @@ def run(session: ort.InferenceSession, feeds: Mapping[str, Array]) -> list[Array
     return results
 
 
+def run_outputs(session: ort.InferenceSession, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Run ``feeds`` as they are: outputs by name, whatever their first axis is.
+
+    Raises:
+        ModelError: as :func:`run`.
+    """
+    return dict(zip((output.name for output in session.get_outputs()), run(session, feeds), strict=True))
+
+
 def _run_rows(session: ort.InferenceSession, feeds: Mapping[str, Array], rows: int) -> dict[str, Array]:
-    outputs = dict(zip((output.name for output in session.get_outputs()), run(session, feeds), strict=True))
+    outputs = run_outputs(session, feeds)
     for name, y in outputs.items():
         if not isinstance(y, np.ndarray) or y.ndim == 0 or len(y) != rows:
             shape = list(y.shape) if isinstance(y, np.ndarray) else type(y).__name__

@@ -4,6 +4,7 @@ from .metadata import PREPROCESS_KEY, SOURCE_KEY, VERSION_KEY, preprocess_of, so
 from .pairing import chosen_outputs
 from .results import Accuracy, ModelReport, ValidationResult
 from .validation import gain_warnings, validate
+from .written_layers import WrittenLayer, int8_form, layers_of, stored_bits
 
 __all__ = [
     "INPUT_RANGES_KEY",
@@ -15,12 +16,16 @@ __all__ = [
     "FileReport",
     "ModelReport",
     "ValidationResult",
+    "WrittenLayer",
     "benchmark",
     "chosen_outputs",
     "gain_warnings",
+    "int8_form",
+    "layers_of",
     "preprocess_of",
     "ranges_entry",
     "source_sha256",
+    "stored_bits",
     "stored_preprocess",
     "validate",
 ]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from mrecg_onnx.data import Preprocess
 from mrecg_onnx.measures import wilson_interval
+from mrecg_onnx.validating.layer_errors import LayerErrors
 
 __all__ = ["Accuracy", "ModelReport", "ValidationResult"]
 
@@ -86,6 +87,7 @@ class ValidationResult:
         scores: the output taken for class scores (:mod:`mrecg_onnx.measures.predictions`); None where none is.
         top1_right: which images the float (row 0) and the quantized model (row 1) get right, shape ``[2, images]``, in the
             data's order where one process validates; None without accuracy. Not in :meth:`to_json`.
+        layers: every layer against the float model's; None where that was not asked for.
     """
 
     images: int
@@ -104,6 +106,7 @@ class ValidationResult:
     equal_by_output: dict[str, float] = field(default_factory=dict)
     scores: str | None = None
     top1_right: npt.NDArray[np.bool_] | None = field(default=None, repr=False, compare=False)
+    layers: LayerErrors | None = field(default=None, repr=False)
 
     @property
     def sqnr_db(self) -> float:
@@ -137,6 +140,7 @@ class ValidationResult:
             "op_counts": dict(self.op_counts),
             "preprocess": self.preprocess and self.preprocess.to_json(),
             "warnings": list(self.warnings),
+            **({"layers": [entry.to_json() for entry in self.layers.worst_first]} if self.layers is not None else {}),
         }
 
 

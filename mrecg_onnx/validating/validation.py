@@ -38,6 +38,7 @@ from mrecg_onnx.runtimes import (
     slower_here,
 )
 from mrecg_onnx.validating.input_ranges import Watch, calibrated_ranges
+from mrecg_onnx.validating.layer_errors import measure_layers
 from mrecg_onnx.validating.metadata import PREPROCESS_KEY, VERSION_KEY, metadata_of, stored_preprocess
 from mrecg_onnx.validating.pairing import check_feeds, check_interface, check_source, chosen_outputs
 from mrecg_onnx.validating.results import ModelReport, ValidationResult
@@ -72,6 +73,7 @@ def validate(
     repeats: int = 50,
     threads: int | None = None,
     device: str = "cpu",
+    layers: bool = False,
     report: Callable[[int, int], None] | None = None,
 ) -> ValidationResult:
     """Compare a quantized model with the float model it was made from, both at ONNX Runtime's default level.
@@ -94,6 +96,8 @@ def validate(
         repeats: Timed runs of each model; 0 leaves latency out.
         threads: ONNX Runtime's threads inside an operator, its own choice by default.
         device: a row of :data:`mrecg_onnx.runtimes.PROVIDERS`; what its provider leaves to the CPU is among the warnings.
+        layers: Compare every layer, too, on up to 64 of the images, both graphs run as written on the CPU
+            (docs/method.md 23).
         report: Called with (images done, images in all) after every batch.
 
     Returns:
@@ -125,6 +129,7 @@ def validate(
             repeats=repeats,
             threads=threads,
             device=device,
+            layers=layers,
             report=report if workers.first else None,
         )
 
@@ -144,6 +149,7 @@ def _validate(
     repeats: int,
     threads: int | None,
     device: str,
+    layers: bool,
     report: Callable[[int, int], None] | None,
 ) -> ValidationResult:
     names = describe(fp32, "the FP32 model"), describe(quantized, "the quantized model")
@@ -199,6 +205,7 @@ def _validate(
 
     left = workers.once(placed)
     seconds = workers.once(measure)  # the others wait: timings beside working processes mean nothing
+    compared = workers.once(lambda: measure_layers(fp32, quantized, dataset, threads=threads)) if layers else None
     reports = [
         ModelReport(name, size_bytes(model), *tally.accuracies(i), seconds.get(key))
         for i, (key, model, name) in enumerate(zip(sessions, (fp32, quantized), names, strict=True))
@@ -224,6 +231,7 @@ def _validate(
         preprocess=dataset.preprocess,
         warnings=(*said, *gain_warnings(drop, p)),
         top1_right=tally.right(1) if tally.has_accuracy else None,
+        layers=compared,
     )
 
 

@@ -1,0 +1,78 @@
+"""What ``inspect`` prints of a finished file."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from mrecg_onnx.commands._sections import FIELDS
+from mrecg_onnx.commands._tables import grid, mebibytes, rows, width
+from mrecg_onnx.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from rich.console import RenderableType
+
+    from mrecg_onnx.inspecting import FinishedFile
+
+__all__ = ["finished_tables", "own_settings"]
+
+#: Shown apart, or another name for what is.
+_ELSEWHERE = frozenset({"preprocess", "wbits", "abits", "method", "target", "container"})
+
+
+def own_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a file's settings that are not the defaults, by field."""
+    default = json.loads(json.dumps(Settings().to_json()))
+    return {name: value for name, value in settings.items() if name in default and value != default[name]}
+
+
+def finished_tables(found: FinishedFile) -> Iterator[RenderableType]:
+    """What it is, its layers, its activations and the units it was learned in."""
+    integer = [layer for layer in found.layers if not layer.in_float]
+    others = {name: value for name, value in own_settings(found.settings).items() if name not in _ELSEWHERE}
+    yield grid(
+        {
+            "file": f"{found.name}, {mebibytes(found.size_bytes)}, opset {found.opset}",
+            "made by": f"mrecg-onnx {found.version}",
+            "from": f"a float model with SHA-256 {found.source_sha256}" if found.source_sha256 else "",
+            "bits": _bits(found),
+            "target": found.target,
+            "container": found.container,
+            "needs": [row.note() for row in found.needs],
+            "method": str(found.settings.get("method", "")),
+            "settings": [f"{name} {value}" for name, value in others.items() if name in FIELDS | {"bits", "exclude"}],
+            "protected": ", ".join(found.protected),
+            "images": f"made by {found.origin.get('data', '?')}" if found.origin is not None else "",
+            "preprocessing": found.preprocess.describe() if found.preprocess else "none, calibrated on arrays",
+            "layers": f"{len(integer)} of {len(found.layers)} can run on integer kernels, by the graph",
+        }
+    )
+    content = [
+        [
+            layer.name,
+            layer.op,
+            "x".join(str(size) for size in layer.shape),
+            f"{layer.params:,}",
+            width(layer.wbits),
+            width(layer.abits),
+            layer.in_float or "integer",
+        ]
+        for layer in found.layers
+    ]
+    header = ["layer", "op", "weight", "parameters", "W", "A", "runs in"]
+    yield rows(f"{len(found.layers)} weighted layers", header, content, left=(0, 1, 6))
+    tensors = [[name, str(bits)] for name, bits in found.activations.items()]
+    yield rows(f"{len(found.activations)} activation quantizers", ["tensor", "bits"], tensors)
+    joined = [[str(i + 1), ", ".join(unit)] for i, unit in enumerate(found.units)]
+    yield rows(f"{len(found.units)} reconstruction units", ["", "layers"], joined, left=(1,))
+
+
+def _bits(found: FinishedFile) -> str:
+    quantized = [layer for layer in found.layers if layer.held is not None]
+    params = sum(layer.params for layer in quantized)
+    average = sum(layer.params * layer.wbits for layer in quantized) / params if params else math.nan
+    weights = f"weights of {len(quantized)} layers, {average:.2f} bits on average"
+    return f"{found.widths}: {weights}; {len(found.activations)} activations"

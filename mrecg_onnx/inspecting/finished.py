@@ -1,0 +1,159 @@
+"""What a finished file says of itself: its widths, form, settings and needs are all in its metadata and its graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from mrecg_onnx.calibrating import CALIBRATION_KEY
+from mrecg_onnx.converters import load_model
+from mrecg_onnx.converters.errors import ModelError
+from mrecg_onnx.converters.load import standard_opset
+from mrecg_onnx.runtimes import describe, read_graph, size_bytes
+from mrecg_onnx.targets import CONTAINER_KEY, requirements, stored_note, stored_requirements
+from mrecg_onnx.validating import (
+    PREPROCESS_KEY,
+    SOURCE_KEY,
+    VERSION_KEY,
+    int8_form,
+    layers_of,
+    preprocess_of,
+    stored_bits,
+)
+from mrecg_onnx.writing import target_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from mrecg_onnx.data import Preprocess
+    from mrecg_onnx.targets import Requirement
+    from mrecg_onnx.validating import WrittenLayer
+
+__all__ = ["FinishedFile", "inspect_result", "is_result"]
+
+
+@dataclass(frozen=True)
+class FinishedFile:
+    """A file of :func:`mrecg_onnx.quantize`, as it describes itself.
+
+    Attributes:
+        name: its path, or "the model".
+        size_bytes: with external data.
+        opset: version of the standard domain.
+        version: of this package, that made it.
+        target: where it is meant to run.
+        container: how its codes are stored.
+        source_sha256: of the float model's file; "" where that was no file.
+        settings: what it was made with, as stored.
+        preprocess: how its images become inputs; None for one that was calibrated on arrays.
+        origin: how its calibration images were made; None where they were given.
+        needs: versions of runtimes that it needs.
+        layers: weighted layers in the order of the graph.
+        activations: width of every quantized activation.
+        units: layers that were learned together, in order.
+        protected: activations raised to 8 bits.
+    """
+
+    name: str
+    size_bytes: int
+    opset: int
+    version: str
+    target: str
+    container: str
+    source_sha256: str
+    settings: Mapping[str, Any]
+    preprocess: Preprocess | None
+    origin: Mapping[str, Any] | None
+    needs: tuple[Requirement, ...]
+    layers: tuple[WrittenLayer, ...]
+    activations: Mapping[str, int]
+    units: tuple[tuple[str, ...], ...]
+    protected: tuple[str, ...]
+
+    @property
+    def widths(self) -> str:
+        """``W4A4`` or ``mixed``, as the settings say."""
+        settings = self.settings
+        mixed = any(settings.get(name) is not None for name in ("size_budget", "avg_wbits", "max_drop"))
+        weights = "mixed " if mixed or settings.get("allocation") == "milp" else f"W{settings.get('wbits', '?')}"
+        return f"{weights}A{settings.get('abits', '?')}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary."""
+        names = ("name", "op", "shape", "groups", "params", "wbits", "abits", "in_float")
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return plain | {
+            "preprocess": self.preprocess and self.preprocess.to_json(),
+            "needs": [dataclasses.asdict(row) for row in self.needs],
+            "layers": [{name: getattr(layer, name) for name in names} for layer in self.layers],
+        }
+
+
+def is_result(model: onnx.ModelProto | str | Path) -> bool:
+    """Whether a model says that :func:`mrecg_onnx.quantize` made it; False for what cannot be read."""
+    try:
+        found = read_graph(model)
+    except (DecodeError, OSError, ValueError):
+        return False
+    return any(entry.key == VERSION_KEY for entry in found.metadata_props)
+
+
+def inspect_result(model: onnx.ModelProto | str | Path) -> FinishedFile:
+    """Read what a finished file says of itself; nothing is run.
+
+    Raises:
+        ModelError: it cannot be read, :func:`mrecg_onnx.quantize` did not make it, or its metadata make no sense.
+    """
+    where = describe(model)
+    read = load_model(model)
+    metadata = {entry.key: entry.value for entry in read.metadata_props}
+    if VERSION_KEY not in metadata:
+        raise ModelError(f"{where}: was not written by mrecg-onnx quantize (no {VERSION_KEY} in its metadata)")
+    layers = tuple(layers_of(int8_form(read, where)))
+    weights = {layer.weight for layer in layers}
+    return FinishedFile(
+        name=where,
+        size_bytes=size_bytes(model),
+        opset=standard_opset(read) or 0,
+        version=metadata[VERSION_KEY],
+        target=target_of(read, where),
+        container=str(stored_note(metadata, CONTAINER_KEY, where).get("name", "int8")),
+        source_sha256=metadata.get(SOURCE_KEY, ""),
+        settings=_entry(metadata, "mrecg_onnx.settings", dict, where),
+        preprocess=preprocess_of(metadata, where) if PREPROCESS_KEY in metadata else None,
+        origin=_entry(metadata, CALIBRATION_KEY, dict, where) or None,
+        needs=stored_requirements(metadata) or requirements(read),
+        layers=layers,
+        activations={name: bits for name, bits in stored_bits(metadata).items() if name not in weights},
+        units=tuple(_names(unit, where) for unit in _entry(metadata, "mrecg_onnx.units", list, where)),
+        protected=_names(_entry(metadata, "mrecg_onnx.protected", list, where), where),
+    )
+
+
+def _entry(metadata: Mapping[str, str], key: str, kind: type, where: str) -> Any:
+    """An entry of the metadata; empty where there is none.
+
+    Raises:
+        ModelError: it is something else.
+    """
+    if key not in metadata:
+        return kind()
+    try:
+        found = json.loads(metadata[key])
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{where}: its metadata entry {key} cannot be read") from error
+    if not isinstance(found, kind):
+        raise ModelError(f"{where}: its metadata entry {key} cannot be read")
+    return found
+
+
+def _names(found: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise ModelError(f"{where}: its metadata name layers in a form that cannot be read")
+    return tuple(found)

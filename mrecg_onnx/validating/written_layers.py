@@ -1,0 +1,280 @@
+"""The weighted layers of a quantized file, as its graph has them: what each reads and makes, and what its weights stand for."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from mrecg_onnx.planning import PRESERVING_OPS, WEIGHTED_OPS, readers
+from mrecg_onnx.writing import VERSION_KEY, contained
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import onnx
+
+__all__ = ["Codes", "WrittenLayer", "int8_form", "layers_of", "stored_bits"]
+
+BITS_KEY = "mrecg_onnx.bits"
+"""``metadata_props`` of a quantized file: width of every quantized tensor, weights by initializer name."""
+_SPATIAL = frozenset({"Conv", "ConvTranspose"})
+#: Rows of the entry of widths beyond which it was not written here.
+_MOST_WIDTHS = 1_000_000
+_FLOAT_BITS = 32
+#: What may stand between a layer and the quantizer behind it: the runtime takes it into the codes.
+_BOUNDS = frozenset({"Clip", "Max", "Min", "Relu"})
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Codes and what they stand for: ``(code - zero) * scale``.
+
+    Attributes:
+        codes: of a weight, its shape; () for an activation, whose codes are computed.
+        scale: one, or one along ``axis``.
+        zero: likewise.
+        axis: of the scales, None where there is one.
+        low: smallest code that is used.
+        high: largest.
+        of: the tensor that is quantized; "" for a weight.
+    """
+
+    codes: npt.NDArray[Any]
+    scale: npt.NDArray[Any]
+    zero: npt.NDArray[Any]
+    axis: int | None
+    low: int
+    high: int
+    of: str = ""
+
+    def along(self, part: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Scale or zero point in a shape that meets that of the codes."""
+        if self.axis is None or part.size == 1:
+            return part.reshape(())
+        return part.reshape([-1 if i == self.axis % self.codes.ndim else 1 for i in range(self.codes.ndim)])
+
+    def values(self) -> npt.NDArray[np.float64]:
+        """What the codes of a weight stand for, float64."""
+        zero, scale = self.along(self.zero).astype(np.float64), self.along(self.scale).astype(np.float64)
+        return (self.codes.astype(np.float64) - zero) * scale
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The smallest and the largest value that an activation may have."""
+        scale, zero = float(self.scale.reshape(-1)[0]), float(self.zero.reshape(-1)[0])
+        return (self.low - zero) * scale, (self.high - zero) * scale
+
+
+@dataclass(frozen=True)
+class WrittenLayer:
+    """A layer with a constant weight.
+
+    Attributes:
+        name: of the node.
+        op: Conv, ConvTranspose, Gemm or MatMul.
+        weight: the initializer that it was made from, as the float model calls it.
+        shape: the weight's.
+        groups: of a convolution.
+        params: numbers in the weight.
+        wbits: width of the weight, 32 for float.
+        abits: width of what it reads, 32 for float.
+        reads: the tensor it reads.
+        makes: the tensor it makes.
+        in_float: why its graph lets no integer kernel take it, "" where one may.
+        held: codes of the weight; None for a float one.
+        fed: quantizer of what it reads; None for floats.
+        plain: a float weight.
+    """
+
+    name: str
+    op: str
+    weight: str
+    shape: tuple[int, ...]
+    groups: int
+    params: int
+    wbits: int
+    abits: int
+    reads: str
+    makes: str
+    in_float: str = ""
+    held: Codes | None = field(default=None, repr=False, compare=False)
+    fed: Codes | None = field(default=None, repr=False, compare=False)
+    plain: npt.NDArray[Any] | None = field(default=None, repr=False, compare=False)
+
+    def weights(self) -> npt.NDArray[np.float64]:
+        """What the layer multiplies with, float64."""
+        if self.held is not None:
+            return self.held.values()
+        assert self.plain is not None
+        return self.plain.astype(np.float64)
+
+
+def stored_bits(metadata: Mapping[str, str]) -> dict[str, int]:
+    """Width of every quantized tensor by the file's metadata; empty where they do not say, or no sense."""
+    try:
+        found = json.loads(metadata.get(BITS_KEY, "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict) or len(found) > _MOST_WIDTHS:
+        return {}
+    return {name: bits for name, bits in found.items() if type(bits) is int and 1 <= bits <= _FLOAT_BITS}
+
+
+def int8_form(model: onnx.ModelProto, where: str = "the model") -> onnx.ModelProto:
+    """A file of this package with all codes in 8-bit tensors; one of another tool as it is.
+
+    Raises:
+        ModelError: its metadata cannot be read.
+    """
+    ours = any(entry.key == VERSION_KEY for entry in model.metadata_props)
+    return contained(model, "int8", where).model if ours else model
+
+
+def layers_of(model: onnx.ModelProto) -> list[WrittenLayer]:
+    """All layers with constant weights, in the order of the graph; ``model`` is in :func:`int8_form`, or in float."""
+    graph = ir.from_proto(model)
+    widths = stored_bits({entry.key: entry.value for entry in model.metadata_props})
+    found = []
+    for node in graph.graph:
+        index = _weight_index(node) if node.op_type in WEIGHTED_OPS and node.domain in {"", "ai.onnx"} else None
+        if index is None:
+            continue
+        value, data = node.inputs[index], node.inputs[1 - index if node.op_type == "MatMul" else 0]
+        held, fed = _held(value), _fed(data)
+        plain = None if held is not None else _array(value)
+        shape = held.codes.shape if held is not None else plain.shape  # type: ignore[union-attr]
+        name = _source(value)
+        found.append(
+            WrittenLayer(
+                name=node.name or node.outputs[0].name or "",
+                op=node.op_type,
+                weight=name,
+                shape=tuple(shape),
+                groups=node.attributes.get_int("group", 1) if node.op_type in _SPATIAL else 1,
+                params=math.prod(shape),
+                wbits=widths.get(name, _width_of_weight(held)) if held is not None else _FLOAT_BITS,
+                abits=widths.get(_quantizer_name(data), _width(fed)) if fed is not None else _FLOAT_BITS,
+                reads=(data and data.name) or "",
+                makes=node.outputs[0].name or "",
+                in_float=_why_float(node, held, fed),
+                held=held,
+                fed=fed,
+                plain=plain,
+            )
+        )
+    return found
+
+
+def _array(value: ir.Value | None) -> npt.NDArray[Any] | None:
+    tensor = value.const_value if value is not None else None
+    return None if tensor is None else tensor.numpy()
+
+
+def _weight_index(node: ir.Node) -> int | None:
+    for index in (1, 0) if node.op_type == "MatMul" else (1,):
+        value = node.inputs[index] if len(node.inputs) > index else None
+        if _held(value) is not None:
+            return index
+        plain = _array(value)
+        if plain is not None and plain.ndim >= 2 and plain.dtype.kind == "f":
+            return index
+    return None
+
+
+def _held(value: ir.Value | None) -> Codes | None:
+    """The constant codes behind a DequantizeLinear."""
+    node = value.producer() if value is not None else None
+    codes = _array(node.inputs[0]) if node is not None and node.op_type == "DequantizeLinear" else None
+    if node is None or codes is None or codes.ndim < 2:
+        return None
+    scale, zero = _array(node.inputs[1]), _array(node.inputs[2]) if len(node.inputs) > 2 else None
+    if scale is None or scale.ndim > 1:  # blocks of an axis with a scale each are not written here
+        return None
+    zero = np.zeros(scale.shape, np.int64) if zero is None else zero
+    axis = node.attributes.get_int("axis", 1) if scale.size > 1 else None
+    return Codes(codes, scale, zero.astype(np.int64), axis, int(codes.min(initial=0)), int(codes.max(initial=0)))
+
+
+def _dequantizer(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear in front of ``value``, through ops that only move what it makes."""
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in PRESERVING_OPS:
+        before = node.inputs[0]
+        node = before.producer() if before is not None else None
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def _fed(value: ir.Value | None) -> Codes | None:
+    """The quantizer in front of a DequantizeLinear, with the bounds of its codes."""
+    node = _dequantizer(value)
+    if node is None:
+        return None
+    scale, zero = _array(node.inputs[1]), _array(node.inputs[2]) if len(node.inputs) > 2 else None
+    if scale is None or zero is None or zero.dtype.kind not in "iu":
+        return None
+    ends = np.iinfo(zero.dtype)
+    low, high, of = int(ends.min), int(ends.max), ""
+    maker = node.inputs[0].producer() if node.inputs[0] is not None else None
+    while maker is not None and maker.op_type != "QuantizeLinear":
+        if maker.op_type == "Clip":
+            bounds = [_array(v) for v in maker.inputs[1:3]]
+            low = max(low, int(bounds[0])) if bounds and bounds[0] is not None else low
+            high = min(high, int(bounds[1])) if len(bounds) > 1 and bounds[1] is not None else high
+        before = maker.inputs[0]
+        maker = before.producer() if before is not None else None
+    if maker is not None and maker.inputs[0] is not None:
+        of = maker.inputs[0].name or ""
+    return Codes(np.zeros(()), scale, zero.astype(np.int64), None, low, high, of)
+
+
+def _source(value: ir.Value | None) -> str:
+    """The name of a weight in the float model: files of this package add to it."""
+    node = value.producer() if value is not None else None
+    name = (value.name if node is None else node.inputs[0].name) or ""  # type: ignore[union-attr]
+    return name.removesuffix("_quantized")
+
+
+def _quantizer_name(value: ir.Value | None) -> str:
+    """What the metadata call the quantizer in front of ``value``: the tensor that its names were made of."""
+    node = _dequantizer(value)
+    scale = node.inputs[1] if node is not None else None
+    return ((scale.name if scale is not None else "") or "").removesuffix("_scale")
+
+
+def _width(codes: Codes | None) -> int:
+    return _FLOAT_BITS if codes is None else max(1, math.ceil(math.log2(codes.high - codes.low + 1)))
+
+
+def _width_of_weight(held: Codes | None) -> int:
+    """The bits that the codes of a weight take, a channel's span at most."""
+    if held is None or not held.codes.size:
+        return _FLOAT_BITS
+    others = None if held.axis is None else tuple(i for i in range(held.codes.ndim) if i != held.axis % held.codes.ndim)
+    codes = held.codes.astype(np.int64)
+    span = int((codes.max(axis=others) - codes.min(axis=others)).max())
+    return max(1, math.ceil(math.log2(span + 1)))
+
+
+def _why_float(node: ir.Node, held: Codes | None, fed: Codes | None) -> str:
+    """Why no integer kernel can take a layer, by the graph alone."""
+    if held is None:
+        return "its weight is in float"
+    if node.op_type == "ConvTranspose":
+        return "ONNX Runtime has no integer kernel for ConvTranspose"
+    if fed is None:
+        return "what it reads is not quantized"
+    if fed.high - fed.low > 255:
+        return "activations of 16 bits, for which ONNX Runtime has no integer kernels"
+    if node.op_type in {"Gemm", "MatMul"}:
+        return ""
+    users = [user for made in node.outputs for user in readers(made)]
+    while len(users) == 1 and users[0].op_type in _BOUNDS:
+        users = [user for made in users[0].outputs for user in readers(made)]
+    quantized = bool(users) and all(user.op_type == "QuantizeLinear" for user in users)
+    return "" if quantized else "what it makes is not quantized"
