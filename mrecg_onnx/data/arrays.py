@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mrecg_onnx.converters.errors import DataError
+from mrecg_onnx.data.array_files import HELD, ArrayFile, RowReader
 from mrecg_onnx.data.choosing import pick
 from mrecg_onnx.data.dataset import Dataset, digest
 from mrecg_onnx.data.inputs import shape_text
 from mrecg_onnx.data.labels import LABEL_NAMES, labels_inside, labels_of_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -23,14 +24,18 @@ if TYPE_CHECKING:
 
 __all__ = ["ArrayDataset"]
 
+#: Part of the memory for reading that members of archives may stay in.
+HOLDING = 4
+
 
 class ArrayDataset(Dataset):
-    """Rows of .npy and .npz files, one file after the other; .npy are memory-mapped, of .npz the last one is held."""
+    """Rows of .npy and .npz files, one file after the other, the last one of which is open."""
 
     def __init__(self, inputs: Sequence[InputSpec], paths: Sequence[Path], samples: int | None, seed: int) -> None:
         super().__init__(inputs)
         self._paths = list(paths)
-        self._held: tuple[int, dict[str, NDArray[Any]]] | None = None
+        self._hold = HELD
+        self._held: tuple[int, dict[str, RowReader]] | None = None
         first = self._arrays(0)
         self._row_shapes = {name: array.shape[1:] for name, array in first.items()}
         rows = []
@@ -42,7 +47,7 @@ class ArrayDataset(Dataset):
                         f"arrays for input '{name}' differ: {shape_text(array.shape)} in {path}, "
                         f"{shape_text(first[name].shape)} in {self._paths[0]}"
                     )
-            rows.append(len(next(iter(arrays.values()))))
+            rows.append(next(iter(arrays.values())).shape[0])
         self._ends = np.cumsum(rows)
         self._chosen = pick(int(self._ends[-1]), samples, seed)
 
@@ -76,13 +81,27 @@ class ArrayDataset(Dataset):
         part.labels = self.labels[rank::size] if self.labels is not None else None
         return part
 
+    def decode_within(self, most: int) -> tuple[int, str]:
+        """Hold members of archives in a quarter of ``most`` bytes; the largest need is that of a row."""
+        self._hold, self._held = most // HOLDING // len(self.inputs), None
+        largest, name = 0, ""
+        for number, path in enumerate(self._paths):
+            row = sum(array.nbytes // array.shape[0] for array in self._arrays(number).values())
+            if row > largest:
+                largest, name = row, f"{path} with {row:,} bytes a row"
+        return largest, name
+
     def fingerprint(self) -> str:
         """Of the files and of the rows chosen."""
         return digest(self._paths, repr(self._chosen.tolist()))
 
-    def _arrays(self, number: int) -> dict[str, NDArray[Any]]:
+    def _arrays(self, number: int) -> dict[str, RowReader]:
         if self._held is None or self._held[0] != number:
-            self._held = number, _open_arrays(self._paths[number], self.inputs)
+            self._held = None  # what it holds goes before more comes
+            arrays = _open_arrays(self._paths[number], self.inputs)
+            for array in arrays.values():
+                array.hold = self._hold
+            self._held = number, arrays
         return self._held[1]
 
     def _read(self, indices: Sequence[int]) -> tuple[dict[str, NDArray[Any]], list[int]]:
@@ -96,54 +115,44 @@ class ArrayDataset(Dataset):
             arrays = self._arrays(number)
             for spec in self.inputs:
                 rows = positions[mine] - start
-                out[spec.name][mine] = _cast(arrays[spec.name][rows], spec, rows, self._paths[number])
+                out[spec.name][mine] = _cast(arrays[spec.name].read(rows), spec, rows, self._paths[number])
         return out, kept
 
 
-def _open_arrays(path: Path, inputs: Sequence[InputSpec]) -> dict[str, NDArray[Any]]:
-    """The arrays of one file by input name, checked against the inputs but not yet cast."""
-    try:
-        loaded = np.load(path, mmap_mode="r" if path.suffix.lower() == ".npy" else None, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            arrays = _name_lone_array(path, loaded, inputs)
-        else:
-            with loaded:
-                arrays = _named_arrays(path, loaded, inputs)
-    except (DataError, MemoryError):
-        raise
-    except Exception as error:  # damaged headers, zip directories and deflate streams each raise their own
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DataError(f"cannot read {path}: {reason}") from error
+def _open_arrays(path: Path, inputs: Sequence[InputSpec]) -> dict[str, RowReader]:
+    """The arrays of one file by input name, checked against the inputs but not yet read."""
+    file = ArrayFile(path)
+    arrays = _name_lone_array(path, file, inputs) if file.names is None else _named_arrays(path, file, inputs)
     for spec in inputs:
         _check_fits(arrays[spec.name], spec, path)
-    rows = {name: len(array) for name, array in arrays.items()}
+    rows = {name: array.shape[0] for name, array in arrays.items()}
     if len(set(rows.values())) > 1:
         counts = ", ".join(f"'{name}' {count}" for name, count in rows.items())
         raise DataError(f"the arrays in {path} have different numbers of rows: {counts}")
     return arrays
 
 
-def _name_lone_array(path: Path, array: NDArray[Any], inputs: Sequence[InputSpec]) -> dict[str, NDArray[Any]]:
+def _name_lone_array(path: Path, file: ArrayFile, inputs: Sequence[InputSpec]) -> dict[str, RowReader]:
     if len(inputs) > 1:
         names = ", ".join(f"'{spec.name}'" for spec in inputs)
         raise DataError(f"{path} holds one array, the model has {len(inputs)} inputs ({names}): give an .npz by name")
-    return {inputs[0].name: array}
+    return {inputs[0].name: file.array()}
 
 
-def _named_arrays(path: Path, loaded: Mapping[str, Any], inputs: Sequence[InputSpec]) -> dict[str, NDArray[Any]]:
-    there = list(loaded)
+def _named_arrays(path: Path, file: ArrayFile, inputs: Sequence[InputSpec]) -> dict[str, RowReader]:
+    there = file.names or []
     names = {spec.name for spec in inputs}
     data = [name for name in there if name in names or name not in LABEL_NAMES] or there
     if len(data) == len(inputs) == 1:
-        return {inputs[0].name: loaded[data[0]]}
+        return {inputs[0].name: file.array(data[0])}
     missing = [spec.name for spec in inputs if spec.name not in there]
     if missing:
-        raise DataError(f"no array for input '{missing[0]}' in {path}: it holds {', '.join(there) or 'nothing'}")
-    return {spec.name: loaded[spec.name] for spec in inputs}
+        raise DataError(f"no array for input '{missing[0]}' in {path}: it holds {file.listed()}")
+    return {spec.name: file.array(spec.name) for spec in inputs}
 
 
-def _check_fits(array: NDArray[Any], spec: InputSpec, path: Path) -> None:
-    fits = array.ndim == len(spec.shape) and array.ndim > 0
+def _check_fits(array: RowReader, spec: InputSpec, path: Path) -> None:
+    fits = len(array.shape) == len(spec.shape) > 0
     if fits:
         rest = zip(array.shape[1:], spec.shape[1:], strict=True)
         fits = all(wanted is None or have == wanted for have, wanted in rest)
@@ -151,7 +160,7 @@ def _check_fits(array: NDArray[Any], spec: InputSpec, path: Path) -> None:
         raise DataError(
             f"the array {shape_text(array.shape)} in {path} does not fit {spec}: arrays are whole batches, batch first"
         )
-    if array.size == 0:
+    if not all(array.shape):
         raise DataError(f"the array {shape_text(array.shape)} for input '{spec.name}' in {path} is empty")
     if _family(array.dtype) != _family(spec.dtype):
         raise DataError(

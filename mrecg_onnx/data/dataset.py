@@ -95,6 +95,14 @@ class Dataset(ABC):
     @abstractmethod
     def _share(self, rank: int, size: int) -> Dataset: ...
 
+    def decode_within(self, most: int) -> tuple[int, str]:  # noqa: ARG002 - of those that decode
+        """Keep what reading takes beside a batch below ``most`` bytes.
+
+        Returns:
+            The bytes that the largest file needs at least, and which it is, for messages.
+        """
+        return 0, ""
+
     @abstractmethod
     def fingerprint(self) -> str:
         """Changes with the files chosen and their sizes, so that two runs can tell whether they see the same data."""
@@ -202,7 +210,7 @@ def check_lost(lost: Sequence[str], whole: int) -> None:
 def digest(paths: Sequence[Path], more: str) -> str:
     """SHA-256 over the names and sizes of ``paths`` and over ``more``, in hexadecimal."""
     listing = "\n".join(f"{path.name} {path.stat().st_size if path.exists() else -1}" for path in paths)
-    return hashlib.sha256(f"{listing}\n{more}".encode()).hexdigest()
+    return hashlib.sha256(f"{listing}\n{more}".encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _concatenate(parts: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:

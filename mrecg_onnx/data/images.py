@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.data.dataset import Dataset, check_lost, digest, lost_text
-from mrecg_onnx.data.pixels import UnreadableError, read_pixels
+from mrecg_onnx.data.decoding import Room
+from mrecg_onnx.data.kept_pixels import KeptPixels
+from mrecg_onnx.data.pixels import UnreadableError, needed_bytes, read_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +34,15 @@ _DECODERS = min(4, os.cpu_count() or 1)
 
 
 class ImageDataset(Dataset):
-    """Image files, decoded on demand by a few threads."""
+    """Image files, decoded on demand by a few threads.
+
+    Args:
+        spec: the model's input.
+        files: the images.
+        labels: one for each, or None.
+        preprocess: what is done to them.
+        kept: where prepared images stay for the next pass; None where one is made.
+    """
 
     def __init__(
         self,
@@ -39,25 +50,46 @@ class ImageDataset(Dataset):
         files: list[Path],
         labels: NDArray[np.int64] | None,
         preprocess: Preprocess,
+        kept: KeptPixels | None = None,
     ) -> None:
         resolved = preprocess.resolve(spec)
         super().__init__([spec], files=files, labels=labels, preprocess=resolved)
         self._resolved = resolved
         self._paths = files
         self._table = resolved.table(spec.dtype)
+        self._room, self._kept = Room(), kept
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def _share(self, rank: int, size: int) -> Dataset:
         labels = self.labels[rank::size] if self.labels is not None else None
-        part = ImageDataset(self.inputs[0], self._paths[rank::size], labels, self._resolved)
-        part.labels_source = self.labels_source
+        part = ImageDataset(self.inputs[0], self._paths[rank::size], labels, self._resolved, self._kept)
+        part.labels_source, part._room = self.labels_source, self._room
         return part
 
     def fingerprint(self) -> str:
         """Of the files and of what is done to them."""
         return digest(self._paths, repr(self._resolved))
+
+    def decode_within(self, most: int) -> tuple[int, str]:
+        """Decode in ``most`` bytes of memory, all threads together; only the files' headers are read here.
+
+        Returns:
+            The bytes that the largest image takes alone, and which it is, for messages.
+        """
+        self._room.most = most
+        largest, name = 0, ""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for path in self._paths:
+                try:
+                    needed, (width, height) = needed_bytes(path, self._resolved)
+                except UnreadableError:
+                    continue  # it is named when it is read
+                if needed > largest:
+                    largest, name = needed, f"{path} of {width}x{height} pixels"
+        return largest, name
 
     def _read(self, indices: Sequence[int]) -> tuple[dict[str, NDArray[Any]], list[int]]:
         wanted = [index for index in indices if index not in self._lost]
@@ -78,10 +110,18 @@ class ImageDataset(Dataset):
 
     def _sample(self, path: Path) -> NDArray[Any] | str:
         """One image as the model takes it, without the batch axis; or why it cannot be read."""
-        try:
-            pixels = read_pixels(path, self._resolved)
-        except UnreadableError as error:
-            return str(error)
+        pixels = self._kept.get(path) if self._kept is not None else None
+        if pixels is None:
+            try:
+                pixels = read_pixels(path, self._resolved, self._room)
+            except UnreadableError as error:
+                return str(error)
+            except MemoryError as error:
+                raise DataError(
+                    f"{path}: memory does not hold the image while it is decoded: make it smaller"
+                ) from error
+            if self._kept is not None:
+                self._kept.put(path, pixels)
         planes = [self._table[channel][pixels[:, :, channel]] for channel in range(len(self._table))]
         return np.stack(planes, axis=0 if self._resolved.layout == "nchw" else 2)
 

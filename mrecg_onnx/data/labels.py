@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mrecg_onnx.converters.errors import DataError, first_line
+from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.converters.files import require_regular
+from mrecg_onnx.data.array_files import ArrayFile, RowReader
 from mrecg_onnx.data.folders import ARRAY_SUFFIXES
 
 if TYPE_CHECKING:
@@ -101,12 +102,12 @@ def labels_inside(path: Path, inputs: Sequence[str], rows: int) -> tuple[NDArray
     """
     if path.suffix.lower() != ".npz":
         return None
-    arrays = _load(path)
-    with arrays:
-        name = next((n for n in LABEL_NAMES if n in arrays and n not in inputs and len(arrays.files) > 1), None)
-        if name is None:
-            return None
-        return _row_labels(_member(path, arrays, name), rows, f"'{name}' in {path}"), f"'{name}' in {path}"
+    file = ArrayFile(path, "labels ")
+    there = file.names or []
+    name = next((n for n in LABEL_NAMES if n in there and n not in inputs and len(there) > 1), None)
+    if name is None:
+        return None
+    return _row_labels(file.array(name), rows), f"'{name}' in {path}"
 
 
 def labels_of_rows(path: Path, rows: int) -> NDArray[np.int64]:
@@ -117,51 +118,28 @@ def labels_of_rows(path: Path, rows: int) -> NDArray[np.int64]:
     """
     if path.suffix.lower() not in ARRAY_SUFFIXES:
         raise DataError(f"rows of arrays have no file names for {path} to label: give the labels as .npy, one a row")
-    loaded = _load(path)
-    if isinstance(loaded, np.ndarray):
-        return _row_labels(loaded, rows, str(path))
-    with loaded:
-        names = [n for n in LABEL_NAMES if n in loaded] or (loaded.files if len(loaded.files) == 1 else [])
-        if not names:
-            raise DataError(f"{path} holds {', '.join(loaded.files) or 'nothing'}: call the labels {LABEL_NAMES[0]}")
-        return _row_labels(_member(path, loaded, names[0]), rows, f"'{names[0]}' in {path}")
+    file = ArrayFile(path, "labels ")
+    if file.names is None:
+        return _row_labels(file.array(), rows)
+    names = [n for n in LABEL_NAMES if n in file.names] or (file.names if len(file.names) == 1 else [])
+    if not names:
+        raise DataError(f"{path} holds {file.listed()}: call the labels {LABEL_NAMES[0]}")
+    return _row_labels(file.array(names[0]), rows)
 
 
-def _load(path: Path) -> Any:
-    try:
-        require_regular(path)
-        return np.load(path, mmap_mode="r" if path.suffix.lower() == ".npy" else None, allow_pickle=False)
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged headers and zip directories each raise their own
-        raise DataError(
-            f"cannot read labels {path}: {getattr(error, 'strerror', None) or first_line(error)}"
-        ) from error
-
-
-def _member(path: Path, arrays: Any, name: str) -> NDArray[Any]:
-    try:
-        found: NDArray[Any] = arrays[name]
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged deflate streams, pickles
-        raise DataError(f"cannot read labels '{name}' in {path}: {first_line(error)}") from error
-    return found
-
-
-def _row_labels(values: NDArray[Any], rows: int, where: str) -> NDArray[np.int64]:
-    """``values`` as class indices, one for each of ``rows``."""
-    if values.ndim == 2 and values.shape[1] == 1:
-        values = values[:, 0]
-    if values.ndim != 1 or values.dtype.kind not in "iu":
-        text = f"{values.dtype} ({', '.join(str(size) for size in values.shape)})"
-        raise DataError(f"labels {where} are {text}: one whole number a row is expected, the class counted from 0")
-    if len(values) != rows:
-        raise DataError(f"labels {where} are {len(values)} for {rows} rows: one a row is expected")
+def _row_labels(array: RowReader, rows: int) -> NDArray[np.int64]:
+    """``array`` as class indices, one for each of ``rows``; read once its header says that it may be that."""
+    shape, where = array.shape, array.where
+    if len(shape) not in (1, 2) or shape[1:] not in ((), (1,)) or array.dtype.kind not in "iu":
+        text = f"{array.dtype} ({', '.join(str(size) for size in shape)})"
+        raise DataError(f"{where} are {text}: one whole number a row is expected, the class counted from 0")
+    if shape[0] != rows:
+        raise DataError(f"{where} are {shape[0]} for {rows} rows: one a row is expected")
+    values = array.read(np.arange(rows)).reshape(rows)
     if len(values) and int(values.min()) < 0:
-        raise DataError(f"label {values.min()} {where} is no class: they count from 0")
+        raise DataError(f"label {values.min()} of {where} is no class: they count from 0")
     if len(values) and int(values.max()) > np.iinfo(np.int64).max:
-        raise DataError(f"label {values.max()} {where} is no class index")
+        raise DataError(f"label {values.max()} of {where} is no class index")
     return np.array(values, np.int64)
 
 

@@ -19,6 +19,7 @@ from mrecg_onnx.data.choosing import pick
 from mrecg_onnx.data.dataset import Dataset
 from mrecg_onnx.data.folders import ARRAY_SUFFIXES, find_files
 from mrecg_onnx.data.images import ImageDataset
+from mrecg_onnx.data.kept_pixels import KeptPixels
 from mrecg_onnx.data.labels import NO_LABELS, labels_for
 from mrecg_onnx.data.preprocess import USE_ARRAYS
 
@@ -112,7 +113,9 @@ def _open(
     labels = labels_for(files, root, csv_path) if labelled else None
     chosen = pick(len(files), samples, seed)
     kept = None if labels is None else labels[chosen]
-    images = ImageDataset(inputs[0], [files[i] for i in chosen], kept, preprocess)
+    # Calibration goes over its images several times, validation once.
+    again = None if labelled or csv_path == NO_LABELS else KeptPixels()
+    images = ImageDataset(inputs[0], [files[i] for i in chosen], kept, preprocess, again)
     images.labels_source = f"in {csv_path}" if csv_path is not None else f"the names of the folders in {root}"
     return images
 

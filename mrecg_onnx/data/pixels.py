@@ -2,75 +2,138 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mrecg_onnx.data.decoding import MOST_PIXELS, SIDEWAYS, Room, decoding_bytes, orientation
 from mrecg_onnx.data.preprocess import CROP_FRACTION, INTERPOLATIONS, NO_RESIZE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from mrecg_onnx.data.preprocess import Preprocess
 
-__all__ = ["UnreadableError", "cover", "fit", "read_pixels"]
+__all__ = ["UnreadableError", "cover", "fit", "needed_bytes", "read_pixels"]
 
 #: Pillow's decoders for the suffixes looked for and for a .gif named by itself: it goes by content, and others start programs
 #: (Ghostscript for EPS).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+#: Pixels above which a JPEG is decoded at a part of its size where that is enough; smaller ones keep every bit that they had.
+DRAFTED_PIXELS = 1 << 25
+#: Pixels of 16 bits that are scaled at a time.
+BAND_PIXELS = 1 << 20
 
 
-def read_pixels(path: Path, preprocess: Preprocess) -> NDArray[np.uint8]:
-    """The image in the model's size and channel order: (height, width, channels) uint8."""
-    image = _decode(path, alpha=preprocess.color == "rgba")
-    if preprocess.color == "gray":
-        image = image.convert("L")
-    if len(preprocess.mean or ()) == 3:
-        image = image.convert("RGB")
-    pixels = np.asarray(fit(image, preprocess))
+def read_pixels(path: Path, preprocess: Preprocess, room: Room) -> NDArray[np.uint8]:
+    """The image in the model's size and channel order: (height, width, channels) uint8; decoded where ``room`` has memory for it.
+
+    Raises:
+        UnreadableError: it gives no pixels.
+    """
+    with _opened(path, preprocess) as (opened, _, needed), room.take(needed):
+        image = fit(_upright(opened, preprocess), preprocess)
+        if len(preprocess.mean or ()) == 3:
+            image = image.convert(
+                "RGB"
+            )  # grey becomes three channels behind the resizing: the same, and a quarter of the work
+        pixels = np.asarray(image)
     if pixels.ndim == 2:
         return pixels[:, :, None]
     return pixels[:, :, ::-1] if preprocess.color == "bgr" else pixels
 
 
-def _decode(path: Path, *, alpha: bool) -> Image.Image:
-    """The first frame, upright, as 'RGBA' with ``alpha``, else as 'L' or 'RGB' as ``convert('RGB')`` and torchvision do."""
+def needed_bytes(path: Path, preprocess: Preprocess) -> tuple[int, tuple[int, int]]:
+    """Memory that decoding a file takes, and its width and height, of which only the header is read.
+
+    Raises:
+        UnreadableError: it is no image.
+    """
+    with _opened(path, preprocess) as (_, size, needed):
+        return needed, size
+
+
+@contextmanager
+def _opened(path: Path, preprocess: Preprocess) -> Iterator[tuple[Image.Image, tuple[int, int], int]]:
+    """The file with nothing decoded but its header, its size, and the bytes that the rest takes; faults as UnreadableError."""
     try:
         with Image.open(path, formats=_FORMATS) as opened:
-            image = ImageOps.exif_transpose(opened)
-            has_alpha = image.mode in {"RGBA", "RGBa", "LA", "La", "PA"} or "transparency" in image.info
-            if alpha and has_alpha and not image.mode.startswith("I"):
-                return image.convert("RGBA")
-            return _to_eight_bits(image).convert("RGBA") if alpha else _to_eight_bits(image)
+            full = opened.size
+            if full[0] * full[1] > DRAFTED_PIXELS and opened.format in {"JPEG", "MPO"}:
+                _draft(opened, preprocess)
+            yield opened, full, decoding_bytes(opened, full=full)
     except (UnreadableError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         empty = path.stat().st_size == 0
         raise UnreadableError("the file is empty" if empty else f"not an image ({', '.join(_FORMATS)})") from error
+    except Image.DecompressionBombError as error:
+        count = re.search(r"\d{9,}", str(error))
+        pixels = f"{int(count[0]):,} pixels, more" if count else "more pixels"
+        raise UnreadableError(f"{pixels} than the {MOST_PIXELS:,} that are decoded: make it smaller") from error
     except Exception as error:  # damaged bytes make Pillow's decoders raise nearly anything
         text = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
         raise UnreadableError(text[0] if text else type(error).__name__) from error
 
 
+def _draft(opened: Image.Image, preprocess: Preprocess) -> None:
+    """Have a huge JPEG decoded at a half, a quarter or an eighth, by its own cosines, at twice the size wanted or more."""
+    turned = orientation(opened) >= SIDEWAYS
+    width, height = opened.size[::-1] if turned else opened.size
+    wanted = _resized(width, height, preprocess)
+    if wanted != (width, height):
+        wanted = 2 * wanted[0], 2 * wanted[1]
+        opened.draft(None, wanted[::-1] if turned else wanted)
+
+
+def _upright(opened: Image.Image, preprocess: Preprocess) -> Image.Image:
+    """The first frame, upright, as 'RGBA' with alpha, else as 'L' or 'RGB' as ``convert('RGB')`` and torchvision do."""
+    ImageOps.exif_transpose(opened, in_place=True)  # decoded here; copies of a large image are what takes memory
+    image: Image.Image = opened
+    if preprocess.color == "rgba":
+        has_alpha = image.mode in {"RGBA", "RGBa", "LA", "La", "PA"} or "transparency" in image.info
+        if has_alpha and not image.mode.startswith("I"):
+            return _as("RGBA", image)
+        return _as("RGBA", _to_eight_bits(image))
+    image = _to_eight_bits(image)
+    return _as("L", image) if preprocess.color == "gray" else image
+
+
+def _as(mode: str, image: Image.Image) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)
+
+
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     mode = image.mode
     if mode in ("L", "1", "LA", "La"):
-        return image.convert("L")
+        return _as("L", image)
     if mode == "I" or mode.startswith("I;16"):
-        # Pillow's own convert() clips at 255 instead of scaling. Pillow has handed out 16-bit PNGs as 'I', too.
-        wide = np.asarray(image).astype(np.int64)
-        low, high = int(wide.min()), int(wide.max())
-        if low < 0 or high > 65535:
-            raise UnreadableError(f"integer pixels from {low} to {high} do not fit 16 bits: save as 8 or 16 bits")
-        return Image.fromarray(((wide + 128) // 257).astype(np.uint8))  # to nearest: 65535 / 257 = 255
+        return _scaled_to_eight_bits(image)
     if mode == "F":
         raise UnreadableError("floating-point pixels have no agreed range: save as 8 or 16 bits, or give an .npy file")
     if mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the palette's colours under its transparency, as for other images with alpha
-    return image.convert("RGB")
+    return _as("RGB", image)
+
+
+def _scaled_to_eight_bits(image: Image.Image) -> Image.Image:
+    """16 bits a pixel to 8, a band of rows at a time: Pillow's own convert() clips at 255 instead of scaling."""
+    if image.mode == "I":  # Pillow has handed out 16-bit PNGs as this, too
+        low, high = image.getextrema()
+        if low < 0 or high > 65535:  # type: ignore[operator]
+            raise UnreadableError(f"integer pixels from {low} to {high} do not fit 16 bits: save as 8 or 16 bits")
+    scaled = Image.new("L", image.size)
+    rows = max(1, BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        wide = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height)))).astype(np.int64)
+        scaled.paste(Image.fromarray(((wide + 128) // 257).astype(np.uint8)), (0, top))  # to nearest: 65535 / 257 = 255
+    return scaled
 
 
 _MAX_RESIZED_PIXELS = 1 << 27  # a 10x30000 strip scaled to a shorter side of 256 would be 200 million pixels
@@ -86,27 +149,30 @@ def fit(image: Image.Image, preprocess: Preprocess) -> Image.Image:
     Raises:
         UnreadableError: an image so long and thin that its resized form would not fit into memory.
     """
-    resize, crop = preprocess.resize, preprocess.crop
-    assert crop is not None
-    height, width = crop
-    if resize is None and image.size == (width, height):
+    assert preprocess.crop is not None
+    height, width = preprocess.crop
+    if preprocess.resize is None and image.size == (width, height):
         return image
-    if resize == NO_RESIZE:
-        size = image.size
-    elif isinstance(resize, tuple):
-        size = resize[1], resize[0]
-    else:
-        # The larger box only matters where the shorter side's rule leaves the crop uncovered: see cover.
-        box = [
-            max(int(resize), side) if resize is not None else round(side / CROP_FRACTION) for side in (width, height)
-        ]
-        size = cover(image.width, image.height, *box)
+    size = _resized(image.width, image.height, preprocess)
     if size != image.size:
         if size[0] * size[1] > _MAX_RESIZED_PIXELS:
             raise UnreadableError(f"too long and thin to resize: {image.width}x{image.height} pixels")
         image = image.resize(size, INTERPOLATIONS[preprocess.interpolation or "bilinear"])
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)  # torchvision's rounding
     return image.crop((left, top, left + width, top + height))
+
+
+def _resized(width: int, height: int, preprocess: Preprocess) -> tuple[int, int]:
+    """Width and height that an image of ``width`` by ``height`` is resized to before it is cropped."""
+    resize, crop = preprocess.resize, preprocess.crop
+    assert crop is not None
+    if resize == NO_RESIZE:
+        return width, height
+    if isinstance(resize, tuple):
+        return resize[1], resize[0]
+    # The larger box only matters where the shorter side's rule leaves the crop uncovered: see cover.
+    box = [max(int(resize), side) if resize is not None else round(side / CROP_FRACTION) for side in crop[::-1]]
+    return cover(width, height, *box)
 
 
 def cover(width: int, height: int, box_width: int, box_height: int) -> tuple[int, int]:
