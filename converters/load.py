@@ -11,20 +11,23 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import external_data_helper, numpy_helper
+from onnx import numpy_helper
 
 from mrecg_onnx.converters.errors import ModelError
+from mrecg_onnx.converters.external import external_tensors, load_external, require_external
 from mrecg_onnx.converters.files import irregular
 from mrecg_onnx.converters.names import unique_nodes
 from mrecg_onnx.converters.passes.functions import align_functions, are_aligned
-from mrecg_onnx.converters.protos import editable, graphs
+from mrecg_onnx.converters.protos import editable, graphs, tensors
 from mrecg_onnx.converters.save import openable
+from mrecg_onnx.converters.text import quoted
 from mrecg_onnx.converters.versions import restamped
+from mrecg_onnx.converters.wellformed import DEEPEST, label, nesting, require_wellformed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
-__all__ = ["MIN_OPSET", "RUNTIME_DOMAINS", "load_model", "standard_opset"]
+__all__ = ["MIN_OPSET", "RUNTIME_DOMAINS", "load_model", "read_model", "standard_opset"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,11 +76,11 @@ def load_model(source: onnx.ModelProto | str | Path) -> onnx.ModelProto:
             opset below 7 or unknown, or holds NaN or Inf in its weights.
     """
     if isinstance(source, onnx.ModelProto):
-        model, where, folder = source, "the model", Path()
-        external = _check_external_data(model, folder, where)
-        if external:
+        model, where = source, "the model"
+        _require(model, where)
+        for tensor in external_tensors(model):
             raise ModelError(
-                f"{where}: tensor '{external[0].name}' keeps its data in a file of its own; "
+                f"{where}: tensor {quoted(tensor.name)} keeps its data in a file of its own; "
                 "give the path of the model instead, or load it with its external data"
             )
         model = _plain(model, where)
@@ -85,17 +88,37 @@ def load_model(source: onnx.ModelProto | str | Path) -> onnx.ModelProto:
         return restamped(model)
     path = Path(source)
     where = str(path)
-    model = _parse(_read(path), where)
-    external = _check_external_data(model, path.parent, where)
+    model = read_model(path)
+    external = external_tensors(model)
+    require_external(external, path.parent, where)
     if not are_aligned(model):
-        _load_external(model, path.parent)  # what is checked is no longer the file
+        load_external(model, path.parent, where)  # what is checked is no longer the file
         external = []
     model = _plain(model, where)
     _check(model, where, path if external else model)
     model = restamped(model)
-    _load_external(model, path.parent)
+    load_external(model, path.parent, where)
     _check_finite(model, where)
     return model
+
+
+def read_model(source: bytes | str | Path) -> onnx.ModelProto:
+    """Read a file, or its bytes, of any tool: well-formed, whatever is in it; what lies beside it is not looked at.
+
+    Raises:
+        ModelError: It is missing, is not ONNX, or is damaged.
+    """
+    where = "the model" if isinstance(source, bytes) else str(source)
+    model = _parse(source if isinstance(source, bytes) else _read(Path(source)), where)
+    _require(model, where)
+    return model
+
+
+def _require(model: onnx.ModelProto, where: str) -> None:
+    try:
+        require_wellformed(model)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
 
 
 def _plain(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
@@ -114,16 +137,8 @@ def _plain(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
     return aligned
 
 
-def _load_external(model: onnx.ModelProto, folder: Path) -> None:
-    """Read tensors that lie beside the file, in place."""
-    for tensor in _external(model):
-        external_data_helper.load_external_data_for_tensor(tensor, str(folder))
-        tensor.data_location = onnx.TensorProto.DEFAULT
-        del tensor.external_data[:]
-
-
-def standard_opset(model: onnx.ModelProto) -> int | None:
-    """Return the version of the standard domain ``model`` imports, None when it imports none."""
+def standard_opset(model: onnx.ModelProto | onnx.FunctionProto) -> int | None:
+    """Return the version of the standard domain that ``model``, or a function, imports, None when it imports none."""
     versions = [entry.version for entry in model.opset_import if entry.domain in _STANDARD_DOMAINS]
     return max(versions) if versions else None
 
@@ -150,6 +165,11 @@ def _parse(content: bytes, where: str) -> onnx.ModelProto:
     try:
         model = onnx.ModelProto.FromString(content)
     except DecodeError as error:
+        if nesting(content) > DEEPEST:
+            raise ModelError(
+                f"{where}: graphs lie in branches of each other, {nesting(content)} deep; {DEEPEST} is the most that can be "
+                "read: export it with fewer"
+            ) from error
         if looks_like_onnx:
             raise ModelError(f"{where}: the ONNX file is truncated or damaged; copy or export it again") from error
         raise ModelError(f"{where}: is not an ONNX file") from error
@@ -166,13 +186,14 @@ def _check(model: onnx.ModelProto, where: str, subject: onnx.ModelProto | Path) 
     """Check the opset, then run ``onnx.checker`` on ``subject`` (the path when tensors are still outside)."""
     opset = standard_opset(model)
     newest = onnx.defs.onnx_opset_version()
+    latest = max((standard_opset(owner) or 0 for owner in (model, *model.functions)), default=0)
     if opset is None and not any(entry.domain in RUNTIME_DOMAINS for entry in model.opset_import):
         raise ModelError(f"{where}: imports no opset of the standard ONNX domain; only custom operators are in it")
     if opset is not None and opset < MIN_OPSET:
         raise ModelError(f"{where}: opset {opset} is too old; export it again with opset {MIN_OPSET} or newer")
-    if opset is not None and opset > newest:
+    if latest > newest:
         raise ModelError(
-            f"{where}: opset {opset} is unknown to onnx {onnx.__version__}, which knows up to {newest}; upgrade onnx"
+            f"{where}: opset {latest} is unknown to onnx {onnx.__version__}, which knows up to {newest}; upgrade onnx"
         )
     try:
         if isinstance(subject, Path):
@@ -201,46 +222,19 @@ def _disorder(graph: onnx.GraphProto) -> str | None:
             if not name or name in given:
                 continue
             if name not in makers:
-                return f"{_label(node)} reads '{name}', which no node makes and nobody feeds; export the model again"
+                return (
+                    f"{label(node)} reads {quoted(name)}, which no node makes and nobody feeds; export the model again"
+                )
             sources[index].add(makers[name])
             if makers[name] >= index and not early:
                 maker = graph.node[makers[name]]
-                early = f"{_label(node)} stands before {_label(maker)}, whose '{name}' it reads; sort the nodes"
+                early = f"{label(node)} stands before {label(maker)}, whose {quoted(name)} it reads; sort the nodes"
     try:
         graphlib.TopologicalSorter(sources).prepare()
     except graphlib.CycleError as error:
-        cycle = ", ".join(_label(graph.node[index]) for index in error.args[1])
+        cycle = ", ".join(label(graph.node[index]) for index in error.args[1])
         return f"its nodes form a cycle: {cycle}; export the model again"
     return early or None
-
-
-def _label(node: onnx.NodeProto) -> str:
-    return f"node '{node.name}'" if node.name else f"the {node.op_type} that makes '{', '.join(node.output)}'"
-
-
-def _check_external_data(model: onnx.ModelProto, folder: Path, where: str) -> list[onnx.TensorProto]:
-    """Return the tensors kept outside the file, after checking that their files are there and long enough."""
-    tensors = _external(model)
-    for tensor in tensors:
-        info = external_data_helper.ExternalDataInfo(tensor)
-        path = folder / info.location
-        if not path.is_file():
-            kind = irregular(path)
-            raise ModelError(
-                f"{where}: external data of tensor '{tensor.name}' is missing: "
-                + (f"no file {path}; put it beside the model" if kind is None else f"{path} is {kind}, no file")
-            )
-        end = (info.offset or 0) + (info.length or 0)
-        if path.stat().st_size < end:
-            raise ModelError(
-                f"{where}: external data of tensor '{tensor.name}' is truncated: {path} has {path.stat().st_size} "
-                f"bytes, {end} are needed"
-            )
-    return tensors
-
-
-def _external(model: onnx.ModelProto) -> list[onnx.TensorProto]:
-    return [tensor for _, tensor in _tensors(model) if external_data_helper.uses_external_data(tensor)]
 
 
 def _check_finite(model: onnx.ModelProto, where: str) -> None:
@@ -249,7 +243,7 @@ def _check_finite(model: onnx.ModelProto, where: str) -> None:
         for node in graph.node:
             for name in node.input:
                 readers.setdefault(name, set()).add(node.op_type)
-    for name, tensor in _tensors(model):
+    for name, tensor in tensors(model):
         if tensor.data_type not in _FLOAT_TYPES:
             continue
         values = numpy_helper.to_array(tensor)
@@ -258,22 +252,7 @@ def _check_finite(model: onnx.ModelProto, where: str) -> None:
         if np.isfinite(values).all():
             continue
         if np.isnan(values).any():
-            raise ModelError(f"{where}: tensor '{name}' holds NaN; the model cannot be used")
+            raise ModelError(f"{where}: tensor {quoted(name)} holds NaN; the model cannot be used")
         # A single number is no weight but a bound or a mask's value, which may also pass a Cast first.
         if values.size > 1 and not readers.get(name, set()) <= _INFINITY_IS_ORDINARY:
-            raise ModelError(f"{where}: tensor '{name}' holds Inf; the model cannot be used")
-
-
-def _tensors(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
-    """Yield every constant tensor with the name under which nodes read it."""
-    for graph in graphs(model):
-        if isinstance(graph, onnx.GraphProto):
-            for initializer in graph.initializer:
-                yield initializer.name, initializer
-        for node in graph.node:
-            for attribute in node.attribute:
-                name = node.output[0] if node.op_type == "Constant" and node.output else node.name
-                if attribute.HasField("t"):
-                    yield name, attribute.t
-                for tensor in attribute.tensors:
-                    yield name, tensor
+            raise ModelError(f"{where}: tensor {quoted(name)} holds Inf; the model cannot be used")

@@ -17,6 +17,7 @@ from mrecg_onnx.converters.passes.matmul import squeeze_weights
 from mrecg_onnx.converters.passes.opset import raise_opset
 from mrecg_onnx.converters.passes.pads import pad_all_axes
 from mrecg_onnx.converters.passes.pooling import mean_to_pool, plain_pools
+from mrecg_onnx.converters.passes.ranks import require_ranks
 from mrecg_onnx.converters.passes.sequences import unpack_sequences
 from mrecg_onnx.converters.passes.shape_values import resolve_shapes
 from mrecg_onnx.converters.passes.shapes import drop_stale, infer_shapes
@@ -57,9 +58,9 @@ def normalize(model: onnx.ModelProto, *, keep_batchnorm: bool = False, free: boo
         free: Take the number of a fixed batch out of constants, so that the graph runs on other batches, too.
 
     Raises:
-        ModelError: A node cannot be raised to opset 13.
+        ModelError: A node cannot be raised to opset 13, or is fed what it cannot take.
     """
-    graph = restructure(editable(model))
+    graph = require_ranks(restructure(editable(model)))
     if widen_half(graph):
         infer_shapes(graph)
     for _ in range(_MAX_ROUNDS):
@@ -75,6 +76,7 @@ def normalize(model: onnx.ModelProto, *, keep_batchnorm: bool = False, free: boo
         infer_shapes(graph)
         if not changed:
             break
+    require_ranks(graph)
     folds = () if keep_batchnorm else (fold_batchnorm, fold_affine, plain_gemm, merge_batchnorm, bridge_batchnorm)
     layers = (plain_gemm, fuse_matmul_add, *folds)
     maps = (fuse_clamps, mean_to_pool, plain_pools, cancel_transposes)

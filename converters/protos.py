@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import onnx
 import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import ModelError
@@ -11,9 +12,7 @@ from mrecg_onnx.converters.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import onnx
-
-__all__ = ["editable", "graphs"]
+__all__ = ["editable", "graphs", "tensors"]
 
 
 def graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
@@ -27,6 +26,21 @@ def graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionPr
                 if attribute.HasField("g"):
                     pending.append(attribute.g)
                 pending.extend(attribute.graphs)
+
+
+def tensors(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """Yield every constant tensor with the name under which nodes read it."""
+    for graph in graphs(model):
+        if isinstance(graph, onnx.GraphProto):
+            for initializer in graph.initializer:
+                yield initializer.name, initializer
+        for node in graph.node:
+            for attribute in node.attribute:
+                name = node.output[0] if node.op_type == "Constant" and node.output else node.name
+                if attribute.HasField("t"):
+                    yield name, attribute.t
+                for tensor in attribute.tensors:
+                    yield name, tensor
 
 
 def editable(model: onnx.ModelProto) -> ir.Model:

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["first_of", "printable"]
+__all__ = ["LONGEST_LINE", "bounded", "first_of", "printable", "quoted"]
+
+LONGEST_LINE = 300
+"""So many characters a line has at most that says what is wrong."""
+
+# Longer names are cut where they are quoted.
+_LONGEST_NAME = 80
+_CUT = " ... "
 
 
 def printable(text: str) -> str:
@@ -24,3 +31,17 @@ def printable(text: str) -> str:
 def first_of(texts: Sequence[str], most: int = 3) -> str:
     """The first ``most`` of ``texts``, and how many more there are."""
     return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+
+
+def quoted(name: str, most: int = _LONGEST_NAME) -> str:
+    """``name`` in quotes, fit to be shown, its middle left out where it is long."""
+    return f"'{bounded(name, most)}'"
+
+
+def bounded(text: str, most: int = LONGEST_LINE) -> str:
+    """``text`` fit to be shown, in at most ``most`` characters: what is in the middle goes, as ends say what to do."""
+    text = printable(text)
+    if len(text) <= most:
+        return text
+    end = (most - len(_CUT)) // 3
+    return f"{text[: most - len(_CUT) - end]}{_CUT}{text[-end:]}"

@@ -112,7 +112,7 @@ def infer_node(node: ir.Node, version: int) -> None:
             _small_constants(known),
             opset_imports=[onnx.helper.make_opsetid("", version)],
         )
-    except onnx.shape_inference.InferenceError as error:
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         logger.debug("no shapes for node %s: %s", node.name, error)
         return
     for output in node.outputs:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from mrecg_onnx.converters.text import printable
+from mrecg_onnx.converters.text import bounded, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,7 @@ def say(text: str = "", *, err: bool = True, color: str | None = None) -> None:
 
 def warn(message: str) -> None:
     """One yellow line on stderr."""
-    say(f"Warning: {' '.join(message.split())}", color="yellow")
+    say(bounded(f"Warning: {' '.join(message.split())}"), color="yellow")
 
 
 def standard_error() -> Console:

@@ -15,7 +15,7 @@ import click
 
 from mrecg_onnx.commands._console import say, warn
 from mrecg_onnx.converters.errors import MrecgError
-from mrecg_onnx.converters.text import printable
+from mrecg_onnx.converters.text import LONGEST_LINE, bounded, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ class Failure(click.ClickException):
     prefix = "Error: "
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(bounded(" ".join(message.split()), LONGEST_LINE - len(self.prefix)))
 
     def show(self, file: Any = None) -> None:  # noqa: ARG002 - click's signature
         """Print the line."""

@@ -185,9 +185,9 @@ def clamp_bounds(node: ir.Node) -> tuple[float | None, float | None] | None:
     for index in (1, 2):
         value = node.inputs[index] if index < len(node.inputs) else None
         tensor = constant(value)
-        if value is not None and tensor is None:
+        if value is not None and (tensor is None or tensor.size != 1):
             return None
-        bounds.append(None if tensor is None else float(tensor.numpy()))
+        bounds.append(None if tensor is None else float(tensor.numpy().item()))
     return bounds[0], bounds[1]
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 import onnx
-import onnx_ir as ir
 import psutil
+from onnx.external_data_helper import uses_external_data
 
 from mrecg_onnx.converters.errors import ModelError, SettingsError
+from mrecg_onnx.converters.load import read_model
 from mrecg_onnx.data import InputSpec
 from mrecg_onnx.machine import byte_size
 
@@ -26,23 +27,28 @@ def describe(model: Model, otherwise: str = "the model") -> str:
 
 
 def read_graph(model: Model) -> onnx.ModelProto:
-    """The model without what lies beside the file as external data: enough for whoever looks at nodes and names."""
-    if isinstance(model, onnx.ModelProto):
-        return model
-    if isinstance(model, bytes):
-        return onnx.load_model_from_string(model)
-    return onnx.load(model, load_external_data=False)
+    """The model without what lies beside the file as external data: enough for whoever looks at nodes and names.
+
+    Raises:
+        ModelError: it cannot be read, or is damaged.
+    """
+    return model if isinstance(model, onnx.ModelProto) else read_model(model)
 
 
 def size_bytes(model: Model) -> int:
-    """Bytes of the file and of the external data of its initializers."""
+    """Bytes of the file and of the external data of its initializers.
+
+    Raises:
+        ModelError: as :func:`read_graph`.
+    """
     if isinstance(model, bytes):
         return len(model)
     if not isinstance(model, (str, Path)):
         return int(model.ByteSize())
-    values = (value.const_value for value in ir.load(model).graph.initializers.values())
-    beside = {Path(tensor.path) for tensor in values if isinstance(tensor, ir.ExternalTensor)}
-    return Path(model).stat().st_size + sum(path.stat().st_size for path in beside)
+    outside = (tensor.external_data for tensor in read_graph(model).graph.initializer if uses_external_data(tensor))
+    beside = {entry.value for entries in outside for entry in entries if entry.key == "location"}
+    paths = [Path(model), *(Path(model).parent / name for name in beside)]
+    return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def specs_of(model: onnx.ModelProto, where: str = "the model") -> list[InputSpec]:

@@ -9,16 +9,16 @@ from typing import Literal
 import numpy as np
 import onnx
 import onnxruntime as ort
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from mrecg_onnx.converters.errors import ModelError, SettingsError, first_line
+from mrecg_onnx.converters.external import load_external
 from mrecg_onnx.converters.files import irregular
 from mrecg_onnx.converters.names import unique_nodes
 from mrecg_onnx.converters.versions import restamped
 from mrecg_onnx.data import InputSpec
 from mrecg_onnx.machine import local_rank
-from mrecg_onnx.runtimes.models import Model, describe
+from mrecg_onnx.runtimes.models import Model, describe, read_graph
 from mrecg_onnx.runtimes.versions import needed, refuse_wrong
 
 __all__ = [
@@ -54,6 +54,8 @@ _ADVICE = {
 }
 #: Where in ONNX Runtime's sources an error comes from: its file, line and function.
 _IN_SOURCES = re.compile(r"^/\S+\.cc:\d+ .*?\(.*?\) ")
+#: Files in ONNX Runtime's own format, which is no ONNX.
+_OWN_FORMAT = ".ort"
 #: Devices by ONNX Runtime's names; what the first one does not take goes to the next.
 PROVIDERS = {
     "cpu": ["CPUExecutionProvider"],
@@ -169,7 +171,8 @@ def open_on_providers(model: Model, options: ort.SessionOptions, providers: list
     """Open ``model`` on the first of ``providers``; what that does not take goes to the next ones.
 
     Raises:
-        ModelError: ONNX Runtime refuses the model, or the provider fails, or this version would compute something else of it.
+        ModelError: the file is damaged, ONNX Runtime refuses the model, or the provider fails, or this version would compute
+            something else of it.
     """
     try:
         # enable_fallback=0: on a provider's failure the wrapper would print and go on with another one.
@@ -198,20 +201,24 @@ def _restamped(model: Model) -> onnx.ModelProto | None:
     if isinstance(model, bytes):
         return None
     try:
-        found = onnx.load(model)
-    except (DecodeError, onnx.checker.ValidationError, OSError):
+        found = read_graph(model)
+        load_external(found, Path(model).parent, str(model))
+    except ModelError:
         return None
     return _restamped(found)
 
 
 def _source(model: Model) -> str | bytes:
-    """What InferenceSession takes."""
+    """What InferenceSession takes; files come from anywhere, and the damaged ones of them do not reach it."""
     if isinstance(model, bytes):
+        read_graph(model)
         return model
     if isinstance(model, (str, Path)):
         if not Path(model).is_file():
             kind = irregular(model)
             raise ModelError(f"{model}: " + ("there is no such file" if kind is None else f"is {kind}, no file"))
+        if Path(model).suffix != _OWN_FORMAT:
+            read_graph(model)
         return str(model)
     try:
         serialized: bytes = model.SerializeToString()

@@ -17,8 +17,9 @@ import onnx
 import onnxruntime
 import psutil
 
-from mrecg_onnx.converters.errors import ModelError, MrecgError, SettingsError, first_line
-from mrecg_onnx.converters.files import require_regular, temporary_folder
+from mrecg_onnx.converters.errors import ModelError, MrecgError, SettingsError
+from mrecg_onnx.converters.external import load_external
+from mrecg_onnx.converters.files import temporary_folder
 from mrecg_onnx.converters.save import save_model
 from mrecg_onnx.data import InputSpec
 from mrecg_onnx.measures import Heads, likeness
@@ -26,7 +27,7 @@ from mrecg_onnx.runtimes.attempts import Attempt, RuntimesReport, reason
 from mrecg_onnx.runtimes.catalogue import RUNTIMES, Runtime
 from mrecg_onnx.runtimes.fresh_process import noise
 from mrecg_onnx.runtimes.limited_process import Ended, run_limited
-from mrecg_onnx.runtimes.models import require_room, specs_of
+from mrecg_onnx.runtimes.models import read_graph, require_room, specs_of
 from mrecg_onnx.runtimes.places import Place, environment_of, find_places, program_file
 from mrecg_onnx.runtimes.running import pad_batch, run_padded
 from mrecg_onnx.runtimes.sessions import open_session
@@ -116,9 +117,9 @@ def try_runtimes(
             raise SettingsError(f"{name} is {value}: it must be {'1 or more' if value < 1 else 'a finite number'}")
     if runs < 0:
         raise SettingsError(f"runs is {runs}: it must be 0 or more")
-    proto = _read(path)
+    proto = read_graph(path)
     if float_path is not None:
-        _read(float_path)
+        read_graph(float_path)
     specs = specs_of(proto, str(path))
     fixed = next((spec.shape[0] for spec in specs if spec.shape[0] is not None), None)
     if batch is not None and fixed not in {None, batch}:
@@ -156,16 +157,6 @@ def _chosen(only: Sequence[str]) -> list[Runtime]:
         if name not in RUNTIMES:
             raise SettingsError(f"runtime '{name}' is unknown: choose of {', '.join(RUNTIMES)}")
     return [row for row in RUNTIMES.values() if not only or row.name in only]
-
-
-def _read(path: Path) -> onnx.ModelProto:
-    try:
-        require_regular(path)
-        return onnx.load(path, load_external_data=False)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # protobuf's classes of errors differ with its builds
-        raise ModelError(f"{path}: is no ONNX file: {first_line(error)}") from error
 
 
 def _fed(
@@ -228,7 +219,8 @@ def _tried(place: Place, task: _Task) -> Attempt:
 
 def _with_batch(path: Path, batch: int, output: Path) -> Path:
     """A copy of a model whose in- and outputs have this batch."""
-    model = onnx.load(path)
+    model = read_graph(path)
+    load_external(model, path.parent, str(path))
     del model.graph.value_info[:]
     for value in (*model.graph.input, *model.graph.output):
         sizes = value.type.tensor_type.shape.dim
@@ -285,7 +277,7 @@ def _write_job(row: Runtime, task: _Task, folder: Path) -> None:
 
 def _has_data_beside(path: Path) -> bool:
     """Whether weights lie in other files: such a model is opened where it lies."""
-    graph = onnx.load(path, load_external_data=False).graph
+    graph = read_graph(path).graph
     return any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.initializer)
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import onnx
 import onnxruntime as ort
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.runtimes.models import Model, describe, read_graph
@@ -24,7 +22,7 @@ def needed(model: Model) -> str | None:
     """Why the installed ONNX Runtime does not open ``model``: the line of what is too old for it, None where that is not it."""
     try:
         rows = requirements(read_graph(model))
-    except (DecodeError, OSError, ValueError):
+    except ModelError:
         return None
     lines = [r.line(describe(model), ort.__version__) for r in _too_old(rows) if r.otherwise != "slower"]
     return lines[0] if lines else None
@@ -63,5 +61,5 @@ def _rows(model: Model, session: ort.InferenceSession) -> tuple[Requirement, ...
         return ()
     try:
         return requirements(read_graph(model))
-    except (DecodeError, OSError, onnx.checker.ValidationError):
+    except ModelError:
         return ()

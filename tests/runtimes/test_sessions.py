@@ -41,7 +41,7 @@ def test_what_onnx_runtime_refuses_is_one_line_with_its_reason(tmp_path):
     text.write_text("not a model")
     broken = conv_relu()
     broken.graph.node[0].op_type = "NoSuchOperator"
-    for model, reason in ((missing, "no such file"), (text, "rotobuf parsing failed"), (broken, "NoSuchOperator")):
+    for model, reason in ((missing, "no such file"), (text, "is not an ONNX file"), (broken, "NoSuchOperator")):
         with pytest.raises(ModelError, match=reason) as caught:
             open_session(model)
         assert "\n" not in str(caught.value)
