@@ -5,9 +5,9 @@ usage: python benchmarks/fuzz.py [--mutants 60000] [--first 0] [--seed 1] [--bud
 
 A mutant is a small model (the sample, one of each kind of graph, a quantized file of each target and container, the cases beside
 the models) with one to three damages: fields of its protobuf messages or bytes (_mutations.py). Its number and the seed make it.
-Each goes through ``inspect``, which loads, normalizes and plans it; some of those that load are quantized, converted and validated, too.
-Workers are forked from a process that has imported everything and take a number of mutants each; one that dies, takes too long or
-too much memory is told from one that fails.
+Each goes through ``inspect``, which loads, normalizes and plans it; some of those that load are quantized, converted and
+validated, too. Workers are forked from a process that has imported everything and take a number of mutants each; one that dies,
+takes too long or too much memory is told from one that fails.
 
 Parts of a run are merged in benchmarks/results/fuzz.json, by range of numbers; fuzz.md is written from it. With ``--quick``
 nothing is written: exit code 1 says that something was found. Files of what was found go to build/benchmarks/fuzz/found.
