@@ -426,7 +426,7 @@ def _protected(run: Run, ready: Prepared, simulation: Simulation) -> Calibrated:
 def _minimised(run: Run, ready: Prepared, simulation: Simulation) -> tuple[Lapq, State]:
     """Outcome of the joint search for steps (:mod:`mrecg_onnx.learning.lapq`), and the grids it found."""
 
-    def tell(done: int, total: int, loss: float) -> None:
+    def heard(done: int, total: int, loss: float) -> None:
         if run.report is not None:
             run.report(Progress("lapq", done=done, total=total, loss=loss))
 
@@ -439,7 +439,7 @@ def _minimised(run: Run, ready: Prepared, simulation: Simulation) -> tuple[Lapq,
         images=settings.lapq_images,
         range_samples=settings.range_images,
         evaluations=settings.lapq_evaluations,
-        report=tell,
+        report=heard,
         dataset=ready.ranging,
     )
     return outcome, simulation.state()

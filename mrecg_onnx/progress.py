@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TypeVar
 
-__all__ = ["Clock", "Progress", "Report", "UnitResult"]
+__all__ = ["Clock", "Progress", "Report", "UnitResult", "tell", "told"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Progress:
         unit: name of the unit at work, "" in other stages.
         done: units (or other steps) finished.
         total: how many there are.
+        of: what is counted, where it is not units: "images", "tensors", ...; "" where nothing says it.
         iteration: iteration within the unit.
         iters: iterations a unit.
         loss: last training loss, None where there is none yet.
@@ -64,9 +69,33 @@ class Progress:
     iters: int = 0
     loss: float | None = None
     result: UnitResult | None = None
+    of: str = ""
 
 
 Report = Callable[[Progress], None]
+
+#: Who hears of the stage at work; set by the clock, so that loops far inside need not hand it down.
+_LISTENER: ContextVar[Callable[[int, int, str], None] | None] = ContextVar("listener", default=None)
+
+
+def tell(done: int, total: int, of: str = "") -> None:
+    """Say how far the stage at work is: ``done`` of ``total`` things called ``of``. Nothing where nobody listens."""
+    listener = _LISTENER.get()
+    if listener is not None:
+        listener(done, total, of)
+
+
+def told(items: Sequence[T], of: str) -> Iterator[T]:
+    """``items`` one by one; the stage at work says after each how many are done, and what is counted inside is not told."""
+    listener = _LISTENER.get()
+    _LISTENER.set(None)
+    try:
+        for i, item in enumerate(items):
+            yield item
+            if listener is not None:
+                listener(i + 1, len(items), of)
+    finally:
+        _LISTENER.set(listener)
 
 
 class Clock:
@@ -79,10 +108,18 @@ class Clock:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Count the time of the block under ``name``."""
-        if self.report is not None:
-            self.report(Progress(name))
+        report = self.report
+        if report is not None:
+            report(Progress(name))
+
+        def hear(done: int, total: int, of: str) -> None:
+            if report is not None:
+                report(Progress(name, done=done, total=total, of=of))
+
+        token = _LISTENER.set(hear)
         start = time.perf_counter()
         try:
             yield
         finally:
+            _LISTENER.reset(token)
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

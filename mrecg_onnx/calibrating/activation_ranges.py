@@ -22,6 +22,7 @@ from mrecg_onnx.network import (
     whole_batches,
 )
 from mrecg_onnx.planning import BYSTANDER_BITS, ActivationPlan
+from mrecg_onnx.progress import tell, told
 from mrecg_onnx.quantizers import Estimator, Grid, fake_quantize, min_max, mse
 
 __all__ = [
@@ -118,7 +119,7 @@ def sample_activations(
     owner = {name: plan.name for plan in quantizers for name in plan.reads}
     count = min(images, len(data) if isinstance(data, Dataset) else len(next(iter(data.values()))))
     samplers = {plan.name: _Sampler(count) for plan in quantizers}
-    size = held = 0
+    size = held = done = 0
 
     def look(name: str, value: Tensor) -> Tensor:
         if name in owner:
@@ -133,6 +134,8 @@ def sample_activations(
                 for name, value in batch.items():
                     look(name, value)
                 network.run(batch, activation=look)
+                done += held
+                tell(done, count, "images")
     return samplers
 
 
@@ -217,7 +220,7 @@ def _least_output_error(
     with torch.no_grad():
         judge = _Judge(network, [network.run(batch) for batch in heats])
         lives: list[dict[str, Tensor]] = [dict(batch) for batch in heats]
-        for i, step in enumerate([None, *network.steps]):
+        for i, step in enumerate(told([None, *network.steps], "steps of the network")):
             names = list(heats[0]) if step is None else list(step.outputs)
             rest = network.steps[i:]
             if step is not None:

@@ -11,6 +11,7 @@ from mrecg_onnx.calibrating.nearest_rounding import nearest_weights
 from mrecg_onnx.machine import Kept, short_digest
 from mrecg_onnx.network import Network, QuantizedWeight
 from mrecg_onnx.planning import ActivationPlan, LayerPlan
+from mrecg_onnx.progress import told
 from mrecg_onnx.quantizers import Grid, plain_grid, quantize_codes, restored_grid, weight_codes
 
 __all__ = ["recalled_activation_grids", "recalled_nearest_weights"]
@@ -46,6 +47,14 @@ def recalled_activation_grids(
     return kept.recall("activation ranges", wanted, search, plain=plain_grid, restored=restored)
 
 
+def _each(network: Network, layers: Sequence[LayerPlan], *, min_max: bool) -> dict[str, QuantizedWeight]:
+    """:func:`~mrecg_onnx.calibrating.nearest_weights`, saying after each layer how many are done."""
+    found: dict[str, QuantizedWeight] = {}
+    for layer in told(layers, "layers"):
+        found |= nearest_weights(network, [layer], min_max=min_max)
+    return found
+
+
 def recalled_nearest_weights(
     kept: Kept, network: Network, layers: Sequence[LayerPlan], *, min_max: bool = False
 ) -> dict[str, QuantizedWeight]:
@@ -54,7 +63,7 @@ def recalled_nearest_weights(
     A grid depends on the weight's values, its width, its channel axis and its kind of codes, and not on images.
     """
     if kept.folder is None:
-        return nearest_weights(network, layers, min_max=min_max)
+        return _each(network, layers, min_max=min_max)
     known = {layer.name: layer for layer in layers if not layer.excluded}
     weights = {name: network.step(name).module.weight.detach() for name in known}  # type: ignore[operator, union-attr]
 
@@ -67,7 +76,7 @@ def recalled_nearest_weights(
         return grid
 
     def search(names: Collection[str]) -> dict[str, Grid]:
-        made = nearest_weights(network, [known[name] for name in names], min_max=min_max)
+        made = _each(network, [known[name] for name in names], min_max=min_max)
         return {name: weight.grid for name, weight in made.items()}
 
     wanted = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mrecg_onnx.measures import output_error, with_float_outputs
 from mrecg_onnx.network import Simulation, forward_batches
+from mrecg_onnx.progress import told
 
 __all__ = ["Sensitivity", "measure_sensitivity"]
 
@@ -26,29 +27,23 @@ class Sensitivity:
     error: float
 
 
-def measure_sensitivity(
-    simulation: Simulation, data: Mapping[str, Tensor], report: Callable[[int, int], None] | None = None
-) -> list[Sensitivity]:
+def measure_sensitivity(simulation: Simulation, data: Mapping[str, Tensor]) -> list[Sensitivity]:
     """Measure every activation quantizer of ``simulation`` alone; the worst first.
 
     Args:
         simulation: with activation grids; weights are not quantized here.
         data: inputs, [N, ...] by name; the first images are used.
-        report: called with (done, total).
     """
     network = simulation.network
     batch = next(forward_batches(data, IMAGES, network.device))
     result = []
     with torch.no_grad():
         reference = network.run(batch)
-        names = list(simulation.activations)
-        for i, name in enumerate(names):
+        for name in told(list(simulation.activations), "tensors"):
             hook = simulation.activation_hook({name})
             inputs = {n: hook(n, v) for n, v in batch.items()}
             # What is in front of the quantizer is as in the float network: so is an output that is taken from there.
             floats = {name: reference[name]} if name in simulation.float_outputs else {}
             outputs = with_float_outputs(network.run(inputs, activation=hook), floats)
             result.append(Sensitivity(name, simulation.activations[name].bits, output_error(outputs, reference)))
-            if report is not None:
-                report(i + 1, len(names))
     return sorted(result, key=lambda s: s.error, reverse=True)

@@ -15,6 +15,7 @@ from mrecg_onnx.checking.outputs import Arrays
 from mrecg_onnx.checking.tracing import Run
 from mrecg_onnx.converters.save import openable
 from mrecg_onnx.network import Simulation, forward_batches
+from mrecg_onnx.progress import tell
 from mrecg_onnx.runtimes import Level, installed, open_session, open_with, run_padded
 from mrecg_onnx.targets import Target
 
@@ -28,12 +29,15 @@ def run_simulation(simulation: Simulation, data: Mapping[str, Tensor], batch_siz
     """Outputs of the float network and of the simulation, ``batch_size`` images at a time."""
     parts: tuple[dict[str, list[npt.NDArray[np.generic]]], ...] = ({}, {})
     weight = simulation.weight_hook()
+    done, count = 0, len(next(iter(data.values())))
     for batch in forward_batches(data, batch_size, simulation.network.device):
         with torch.no_grad():
             made = simulation.network.run(batch), simulation.run(batch, weight=weight)
         for part, outputs in zip(parts, made, strict=True):
             for name, value in outputs.items():
                 part.setdefault(name, []).append(value.cpu().numpy())
+        done += len(next(iter(batch.values())))
+        tell(done, count, "images in the simulation")
     floating, simulated = ({name: np.concatenate(rows) for name, rows in part.items()} for part in parts)
     return floating, simulated
 
@@ -47,6 +51,7 @@ def run_file(model: onnx.ModelProto, level: Level, data: Mapping[str, Tensor], b
         feeds = {name: x[start : start + batch_size].numpy() for name, x in data.items()}
         for name, value in run_padded(session, feeds).items():
             parts.setdefault(name, []).append(value)
+        tell(min(count, start + batch_size), count, "images in the file")
     return {name: np.concatenate(rows) for name, rows in parts.items()}
 
 

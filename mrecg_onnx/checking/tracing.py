@@ -21,6 +21,7 @@ from mrecg_onnx.checking.outputs import Arrays
 from mrecg_onnx.converters.passes.values import claim
 from mrecg_onnx.measures import OutputSums, output_sums, sqnr_db, with_float_outputs
 from mrecg_onnx.network import Simulation, forward_batches
+from mrecg_onnx.progress import tell, told
 from mrecg_onnx.quantizers import Grid, fake_quantize
 
 __all__ = ["Departure", "Trace", "bisect", "follow", "kept_float", "probed"]
@@ -123,7 +124,7 @@ def follow(
     network, trace = simulation.network, Trace()
     grown, probes = probed(model, codes)
     parts: dict[str, list[npt.NDArray[np.generic]]] = {}
-    weight = simulation.weight_hook()
+    weight, done = simulation.weight_hook(), 0
     for batch in forward_batches(data, batch_size, network.device):
         made = run(grown, {name: x.cpu().contiguous().numpy() for name, x in batch.items()})
         rows = len(next(iter(made.values())))
@@ -151,6 +152,8 @@ def follow(
         actual = {name: torch.from_numpy(np.array(made[name])).to(expected[name].device) for name in expected}
         for name, sums in output_sums(actual, expected).items():
             trace.outputs[name] = trace.outputs[name] + sums if name in trace.outputs else sums
+        done += rows
+        tell(done, max(done, len(next(iter(data.values())))), "images node by node")
     trace.run = {name: np.concatenate(rows_) for name, rows_ in parts.items()}
     return trace
 
@@ -221,9 +224,9 @@ def bisect(
         ):
             types.setdefault(node.op_type, []).append(node.name)
     before = figure(model)
-    found = [(figure(kept_float(model, names)), op) for op, names in types.items()]
+    found = [(figure(kept_float(model, names)), op) for op, names in told(list(types.items()), "operator types")]
     if not found or not max(found)[0] >= before + gain_db:
         return None
     op = max(found)[1]
-    alone = [name for name in types[op] if figure(kept_float(model, [name])) >= before + gain_db]
+    alone = [name for name in told(types[op], "nodes") if figure(kept_float(model, [name])) >= before + gain_db]
     return op, alone or types[op]

@@ -19,10 +19,18 @@ if TYPE_CHECKING:
 
     from rich.console import Console, RenderableType
 
-__all__ = ["say", "show", "standard_error", "warn"]
+__all__ = ["is_quiet", "say", "show", "standard_error", "warn"]
 
 #: Columns where no terminal says how wide it is: names are not cut in files and pipes.
 WIDE = 240
+#: Where a command's context keeps that it is to be quiet.
+QUIET = "mrecg_onnx.quiet"
+
+
+def is_quiet() -> bool:
+    """Whether the command was asked to say nothing but what went wrong."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(QUIET))
 
 
 def say(text: str = "", *, err: bool = True, color: str | None = None) -> None:

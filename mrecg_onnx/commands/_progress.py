@@ -1,15 +1,21 @@
-"""Progress of a run: a live line on a terminal, else a line for every finished stage and unit."""
+"""Progress of a run: a live line on a terminal, else a line for every stage as it begins and ends, and for every unit.
+
+Without a terminal, silence is no longer than :data:`SILENCE`: a line says how far the stage at work is.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mrecg_onnx.commands._console import say, standard_error
+from mrecg_onnx.commands._console import is_quiet, say, standard_error
+from mrecg_onnx.commands._durations import TimeLeft, clock, duration, share_done
+from mrecg_onnx.commands._fitting import fitted
 from mrecg_onnx.converters.text import printable
 from mrecg_onnx.machine import is_first
-from mrecg_onnx.methods import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,156 +26,94 @@ if TYPE_CHECKING:
     from mrecg_onnx.comparing import Cell, ComparisonProgress
     from mrecg_onnx.progress import Progress
 
-__all__ = ["TimeLeft", "cells", "counter", "duration", "progress"]
+__all__ = ["cells", "counter", "progress"]
 
-#: Stages that take units one after the other.
-LEARNING = frozenset({"probe", "finish", *(phase.stage for method in METHODS.values() for phase in method.passes)})
-
-
-def duration(seconds: float) -> str:
-    """``12.3 s`` below a minute, then ``2:05`` and ``1:02:05``."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+#: Seconds after which a log without a terminal hears of the stage at work.
+SILENCE = 15.0
+#: Columns of the bar, on terminals narrower than :data:`NARROW`, and on others.
+SHORT_BAR, LONG_BAR, NARROW = 8, 20, 100
 
 
-class TimeLeft:
-    """Estimates the seconds until all units are learned.
+@dataclass(frozen=True)
+class _State:
+    """What a line says.
 
-    A stage's time is extrapolated from the share of it that is done. The probing run visits the same layers with fewer
-    iterations: scaled up, it tells what the reconstruction will take, and what its own pace says counts the more the
-    further it is.
+    Attributes:
+        stage: in front.
+        share: of the stage that is done, None where nothing tells.
+        kept: what stays on a narrow terminal, behind the percentage.
+        name: what is at work, shortened where it must be.
+        extra: what a wide terminal has room for.
     """
 
-    def __init__(self, iters: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.iters, self.clock = iters, clock
-        self.begin: dict[str, float] = {}
-        self.from_probe: float | None = None
-
-    def update(self, progress: Progress) -> float | None:
-        """Seconds left; None where there is nothing to go by yet."""
-        if progress.stage not in LEARNING:
-            return None
-        elapsed = self.clock() - self.begin.setdefault(progress.stage, self.clock())
-        share = share_done(progress)
-        if progress.stage == "probe":
-            if share == 0:
-                return None
-            whole = elapsed / share
-            self.from_probe = whole * self.iters / max(1, progress.iters)
-            return whole - elapsed + self.from_probe
-        if self.from_probe is None:
-            return elapsed / share * (1 - share) if share else None
-        # Weighted mean of the two estimates: share * (elapsed / share) + (1 - share) * from_probe.
-        return (1 - share) * (elapsed + (1 - share) * self.from_probe)
+    stage: str
+    share: float | None = None
+    kept: tuple[str, ...] = ()
+    name: str = ""
+    extra: tuple[str, ...] = ()
 
 
-def share_done(progress: Progress) -> float:
-    """Share of the stage that is done, 0 to 1."""
-    if not progress.total:
-        return 0.0
-    within = 0.0 if progress.result is not None or not progress.iters else progress.iteration / progress.iters
-    return min(1.0, (progress.done + within) / progress.total)
+def _state_of(progress: Progress, left: float | None) -> _State:
+    """What is said of a quantization."""
+    kept, name, extra = [], "", []
+    count = f"{progress.done}/{progress.total}" if progress.total else ""
+    if progress.unit:
+        kept.append(f"iter {progress.iteration}/{progress.iters}")
+        name = f"{count} {progress.unit}".strip()
+    elif count:
+        kept.append(f"{count} {progress.of}".strip())
+    if left is not None:
+        kept.append(f"{clock(left)} left")
+    if progress.loss is not None:
+        extra.append(f"loss {progress.loss:.4g}")
+    share = share_done(progress) if progress.total else None
+    return _State(progress.stage, share, tuple(kept), name, tuple(extra))
 
 
 @contextmanager
 def progress(iters: int) -> Iterator[Callable[[Progress], None]]:
     """The ``report`` of a run of ``iters`` iterations a unit; shown on stderr until the context ends."""
-    stderr = standard_error()
-    if not is_first():
-        yield lambda _: None
-    elif stderr.is_terminal and not stderr.is_dumb_terminal:
-        with _Live(stderr, iters) as live:
-            yield live.report
-    else:
-        plain = _Plain(iters)
-        yield plain.report
-        plain.finish()
+    left = TimeLeft(iters)
+    with _shown() as view:
+
+        def report(now: Progress) -> None:
+            remaining, result = left.update(now), now.result
+            view.show(_state_of(now, remaining))
+            if result is None:
+                return
+            line = (
+                f"{now.stage} {now.done}/{now.total} {now.unit}: loss {result.loss_nearest:.4g} -> "
+                f"{result.final_loss:.4g} ({result.kept}), {result.iters} iterations in {duration(result.seconds)}"
+            )
+            view.note(line + (f", about {duration(remaining)} left" if remaining is not None else ""))
+
+        yield report
 
 
-class _Plain:
-    """Lines for logs."""
+@contextmanager
+def counter(what: str, of: str = "") -> Iterator[Callable[[int, int], None]]:
+    """The ``report(done, total)`` of a run over things called ``of``."""
+    with _shown() as view:
+        view.show(_State(what))
 
-    def __init__(self, iters: int) -> None:
-        self.left = TimeLeft(iters)
-        self.stage, self.begin = "", 0.0
+        def report(done: int, total: int) -> None:
+            view.show(_State(what, done / total if total else None, (f"{done}/{total} {of}".strip(),)))
 
-    def report(self, progress: Progress) -> None:
-        if progress.stage != self.stage:
-            self.finish()
-            self.stage, self.begin = progress.stage, time.monotonic()
-        left = self.left.update(progress)
-        result = progress.result
-        if result is None:
-            return
-        line = (
-            f"{progress.stage} {progress.done}/{progress.total} {progress.unit}: loss {result.loss_nearest:.4g} -> "
-            f"{result.final_loss:.4g} ({result.kept}), {result.iters} iterations in {duration(result.seconds)}"
-        )
-        if left is not None:
-            line += f", about {duration(left)} left"
-        say(line)
-
-    def finish(self) -> None:
-        if self.stage:
-            say(f"{self.stage} done in {duration(time.monotonic() - self.begin)}")
-        self.stage = ""
-
-
-class _Live:
-    """One line that changes."""
-
-    def __init__(self, stderr: Console, iters: int) -> None:
-        self.left = TimeLeft(iters)
-        self.bar = _bar(stderr)
-        self.task = self.bar.add_task("", total=None, detail="")
-
-    def __enter__(self) -> _Live:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def report(self, progress: Progress) -> None:
-        left = self.left.update(progress)
-        detail = []
-        if progress.total:
-            detail.append(f"{progress.done}/{progress.total}")
-        if progress.unit:
-            detail += [progress.unit, f"iteration {progress.iteration}/{progress.iters}"]
-        if progress.loss is not None:
-            detail.append(f"loss {progress.loss:.4g}")
-        if left is not None:
-            detail.append(f"about {duration(left)} left")
-        self.bar.update(
-            self.task,
-            description=progress.stage,
-            total=1.0 if progress.total else None,
-            completed=share_done(progress),
-            detail="  ".join(detail),
-        )
+        yield report
 
 
 @contextmanager
 def cells(iters: int) -> Iterator[_Cells]:
-    """The ``report`` of a comparison: a line for every cell, and on a terminal one that changes below them."""
-    stderr = standard_error()
-    if not stderr.is_terminal or stderr.is_dumb_terminal:
-        yield _Cells(iters, say, None)
-        return
-    with _bar(stderr) as bar:
-        yield _Cells(iters, bar.console.print, bar)
+    """The ``report`` of a comparison: a line for every cell, and one that changes, or is said again, below them."""
+    with _shown() as view:
+        yield _Cells(iters, view)
 
 
 class _Cells:
     """Which cell is at work, and what came of those before it."""
 
-    def __init__(self, iters: int, write: Callable[[str], None], bar: Bar | None) -> None:
-        self.iters, self.write, self.bar = iters, write, bar
-        self.task = bar.add_task("", total=None, detail="") if bar is not None else None
+    def __init__(self, iters: int, view: _View) -> None:
+        self.iters, self.view = iters, view
         self.finished, self.at = 0, 0
         self.left = TimeLeft(iters)
 
@@ -177,27 +121,20 @@ class _Cells:
         """Show it."""
         if progress.stage != "latency" and progress.number != self.at:
             self.at, self.left = progress.number, TimeLeft(self.iters)
-        if progress.finished is not None:
-            self.finished += progress.finished.error is None
-            self.write(f"cell {progress.number}/{progress.total} {progress.name}: {_outcome(progress.finished)}")
-        if self.bar is None or self.task is None:
-            return
-        inner, detail = progress.inner, []
+        inner, stage, kept = progress.inner, f"cell {progress.number}/{progress.total}", [progress.stage]
         share = 0.0
         if inner is not None:
-            share, left = share_done(inner), self.left.update(inner)
-            detail.append(f"{inner.stage} {inner.done}/{inner.total}" if inner.total else inner.stage)
-            if left is not None:
-                detail.append(f"about {duration(left)} left in this cell")
-        else:
-            detail.append(progress.stage)
-        self.bar.update(
-            self.task,
-            description=f"cell {progress.number}/{progress.total} {progress.name}",
-            total=float(progress.total),
-            completed=progress.number - 1 + (share if inner is not None and inner.stage == "reconstruct" else 0.0),
-            detail="  ".join(detail),
+            found = _state_of(inner, self.left.update(inner))
+            share, kept = found.share or 0.0, [inner.stage, *found.kept[-1:]]
+        whole = (progress.number - 1 + (share if inner is not None and inner.stage == "reconstruct" else 0.0)) / max(
+            1, progress.total
         )
+        done = progress.finished
+        if done is None:
+            self.view.show(_State(stage, whole, tuple(kept), progress.name))
+            return
+        self.finished += done.error is None
+        self.view.say(f"cell {progress.number}/{progress.total} {progress.name}: {_outcome(done)}")
 
 
 def _outcome(cell: Cell) -> str:
@@ -214,34 +151,141 @@ def _outcome(cell: Cell) -> str:
     return ", ".join(parts)
 
 
+# --- where it is shown -----------------------------------------------------------------------------------------------
+
+
 @contextmanager
-def counter(what: str) -> Iterator[Callable[[int, int], None]]:
-    """The ``report(done, total)`` of a run over images: a bar on a terminal, else nothing."""
-    stderr = standard_error()
-    if not stderr.is_terminal or stderr.is_dumb_terminal or not is_first():
-        yield lambda _done, _total: None
+def _shown() -> Iterator[_View]:
+    """A live line on a terminal, lines without one; nothing in the other processes of a job, and with --quiet."""
+    if is_quiet() or not is_first():
+        yield _View()
         return
-    with _bar(stderr) as bar:
-        task = bar.add_task(what, total=None, detail="")
-        yield lambda done, total: bar.update(task, total=total, completed=done, detail=f"{done}/{total}")
+    stderr = standard_error()
+    with _Live(stderr) if stderr.is_terminal and not stderr.is_dumb_terminal else _Plain() as view:
+        yield view
+
+
+class _View:
+    """Shows nothing."""
+
+    def show(self, state: _State) -> None:
+        """Where the run is now."""
+
+    def note(self, line: str) -> None:
+        """What a log keeps and a terminal does not need."""
+
+    def say(self, line: str) -> None:
+        """What both keep."""
+
+
+class _Plain(_View):
+    """Lines for logs; a thread says where the run is when nothing else did for :data:`SILENCE` seconds."""
+
+    def __init__(self) -> None:
+        self.state, self.begin, self.said = _State(""), 0.0, time.monotonic()
+        self._over, self._lock = threading.Event(), threading.Lock()
+        self._watch = threading.Thread(target=self._break_silence, daemon=True)
+
+    def __enter__(self) -> _Plain:
+        self._watch.start()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._over.set()
+        self._watch.join()
+        if kind is None:
+            self._end()
+
+    def show(self, state: _State) -> None:
+        with self._lock:
+            if state.stage != self.state.stage:
+                self._end()
+                self.begin = time.monotonic()
+                self._line(" ".join(filter(None, [state.stage, state.name])) + " ...")
+            self.state = state
+
+    def note(self, line: str) -> None:
+        with self._lock:
+            self._line(line)
+
+    say = note
+
+    def _line(self, line: str) -> None:
+        say(line)
+        self.said = time.monotonic()
+
+    def _end(self) -> None:
+        if self.state.stage and " " not in self.state.stage:  # the end of a cell has a line of its own
+            self._line(f"{self.state.stage} done in {duration(time.monotonic() - self.begin)}")
+        self.state = _State("")
+
+    def _break_silence(self) -> None:
+        while not self._over.wait(min(1.0, SILENCE)):
+            with self._lock:
+                now, state = time.monotonic(), self.state
+                if state.stage and now - self.said >= SILENCE:
+                    what = " ".join(filter(None, [state.stage, state.name]))
+                    percent = () if state.share is None else (f"{state.share:.0%}",)
+                    so_far = f"{duration(now - self.begin)} so far"
+                    self._line(f"{what}: {', '.join([*percent, *state.kept, so_far])}")
+
+
+class _Live(_View):
+    """One line that changes."""
+
+    def __init__(self, stderr: Console) -> None:
+        self.bar = _bar(stderr)
+        self.task = self.bar.add_task("starting", total=None, state=_State("starting"))
+
+    def __enter__(self) -> _Live:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def show(self, state: _State) -> None:
+        self.bar.update(
+            self.task,
+            description=state.stage,
+            total=None if state.share is None else 1.0,
+            completed=state.share or 0.0,
+            state=state,
+        )
+
+    def say(self, line: str) -> None:
+        self.bar.console.print(line)
 
 
 def _bar(stderr: Console) -> Bar:
-    from rich.progress import BarColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
     from rich.progress import Progress as Bar
     from rich.text import Text
+
+    width = SHORT_BAR if stderr.width < NARROW else LONG_BAR
 
     class Words(TextColumn):
         def render(self, task: Task) -> Text:
             """Write a name's control characters out before the column is measured."""
             return Text(printable(super().render(task).plain))
 
+    class Rest(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            """What there is room for behind the bar."""
+            state: _State = task.fields["state"]
+            kept = list(state.kept) if state.share is None else [f"{state.share:4.0%}", *state.kept]
+            if not any(part.endswith("left") for part in kept):
+                kept.append(clock(task.elapsed or 0.0))
+            # Spinner, stage and bar, with a space behind each.
+            room = stderr.width - len("* ") - len(printable(state.stage)) - 1 - width - 1
+            mark = "..." if stderr.options.ascii_only else "…"
+            return Text(fitted(room, kept, printable(state.name), state.extra, mark), no_wrap=True, overflow="crop")
+
     return Bar(
         SpinnerColumn(),
         Words("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        Words("{task.fields[detail]}", markup=False),
-        TimeElapsedColumn(),
+        BarColumn(bar_width=width),
+        Rest(),
         console=stderr,
         transient=True,
         refresh_per_second=4,  # drawing takes time from the cores that learn

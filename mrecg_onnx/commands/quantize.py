@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from mrecg_onnx.commands._console import say, show, warn
+from mrecg_onnx.commands._durations import duration
 from mrecg_onnx.commands._errors import guarded
 from mrecg_onnx.commands._files import check_writes, write_json
 from mrecg_onnx.commands._loading import loading
@@ -23,7 +24,7 @@ from mrecg_onnx.commands._options import (
     output_options,
     plan_options,
 )
-from mrecg_onnx.commands._progress import duration, progress
+from mrecg_onnx.commands._progress import progress
 from mrecg_onnx.commands._sections import Command, Option
 from mrecg_onnx.commands._settings import preprocess_from, settings_from
 from mrecg_onnx.commands._tables import grid, mebibytes, ratio

@@ -87,7 +87,7 @@ def validate_command(
 
         check_writes({"--json": json_file}, [fp32, quantized])
         plain = ("labels", "limit", "batch_size", "latency_batch", "repeats", "threads", "device", "layers")
-        with counter("validate") as report:
+        with counter("validate", "images") as report:
             result = validate(
                 fp32,
                 quantized,

@@ -13,7 +13,7 @@ from mrecg_onnx.data import Dataset, Preprocess
 from mrecg_onnx.machine import Run, full_precision
 from mrecg_onnx.planning import fallbacks, load_planned
 from mrecg_onnx.preparation import calibrate, prepare
-from mrecg_onnx.progress import Clock, Progress
+from mrecg_onnx.progress import Clock
 from mrecg_onnx.rewriting import Equalized
 from mrecg_onnx.runtimes import describe, size_bytes
 from mrecg_onnx.settings import Settings
@@ -159,12 +159,7 @@ def inspect(
     with clock.stage("calibrate"):
         simulation = calibrate(ready.network, ready.plan, ready.data, ready.settings, ready.ranging)
     with clock.stage("sensitivity"):
-
-        def tell(done: int, total: int) -> None:
-            if report is not None:
-                report(Progress("sensitivity", done=done, total=total))
-
-        found = measure_sensitivity(simulation, ready.data, tell)
+        found = measure_sensitivity(simulation, ready.data)
     measured = Measured(
         images=len(next(iter(ready.data.values()))),
         skipped=tuple(f"{path} ({reason})" for path, reason in ready.dataset.skipped),

@@ -24,7 +24,7 @@ from mrecg_onnx.measures import Heads, output_error, prediction_output, two_axes
 from mrecg_onnx.network import Simulation, forward_batches
 from mrecg_onnx.planning import BitRule, Plan, make_plan
 from mrecg_onnx.preparation import Prepared, calibrate, prepare, search_grids
-from mrecg_onnx.progress import Clock, Progress
+from mrecg_onnx.progress import Clock, told
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.widths import IMAGES, WIDTHS, cost_images, measure_costs
 
@@ -168,11 +168,6 @@ def rank(
     ready = prepare(model, calib, settings, Run(clock=clock), measured_on=data)
     settings, plan = ready.settings, ready.plan
     with clock.stage("sensitivity"):
-
-        def tell(done: int, total: int) -> None:
-            if report is not None:
-                report(Progress("sensitivity", done=done, total=total))
-
         weights, tensors = _candidates(plan)
         bits = {a.name: a.bits for a in plan.activations}
         costs = measure_costs(
@@ -182,7 +177,6 @@ def rank(
             settings,
             layers=dict.fromkeys(weights, WIDTHS),
             tensors={n: sorted({*WIDTHS, bits[n]}) for n in tensors},
-            report=tell,
             dataset=ready.ranging,
         )
     found = [Ranked(n, "weights", plan.layer(n).wbits, (n,), costs.weights[n]) for n in weights]
@@ -193,11 +187,9 @@ def rank(
         simulation = calibrate(ready.network, plan, ready.data, settings, ready.ranging)
         wanted = [_suggested(r) for r in found if r.bits < max(WIDTHS)][:top]
         suggestions = []
-        for i, (option, value) in enumerate(wanted):
+        for option, value in told(wanted, "suggestions"):
             alone = judge.quality(_variant(ready, simulation, [(option, value)]))
             suggestions.append(Suggestion(option, value, alone))
-            if report is not None:
-                report(Progress("suggestions", done=i + 1, total=len(wanted)))
         quality = judge.quality(simulation)
         suggestions.sort(key=lambda s: s.quality.order, reverse=True)
         helpful = [(s.option, s.value) for s in suggestions if s.quality.order > quality.order]

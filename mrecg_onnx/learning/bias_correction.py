@@ -17,6 +17,7 @@ from mrecg_onnx.learning.prefix import Prefix
 from mrecg_onnx.machine import ALONE, Workers
 from mrecg_onnx.network import Step
 from mrecg_onnx.planning import UnitPlan
+from mrecg_onnx.progress import told
 
 __all__ = ["correct_biases"]
 
@@ -36,7 +37,7 @@ def correct_biases(prefix: Prefix, workers: Workers = ALONE) -> dict[str, float]
         Largest shift of each layer's bias, in units of the layer's output.
     """
     simulation, found = prefix.simulation, {}
-    for unit in prefix.units:
+    for unit in told(prefix.units, "units"):
         targets = prefix.targets(unit)
         for layer in unit.layers:
             bias = simulation.bias(simulation.network.step(layer)) if layer in simulation.weights else None

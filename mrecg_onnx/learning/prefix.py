@@ -18,6 +18,7 @@ from mrecg_onnx.machine import Pool, Store
 from mrecg_onnx.measures import OutputScales, OutputSums, add_sums, output_sums, task_loss
 from mrecg_onnx.network import WHOLE, Simulation, Step, augmented, forward_size, made_shapes, mirrored
 from mrecg_onnx.planning import UnitPlan
+from mrecg_onnx.progress import tell
 from mrecg_onnx.quantizers import Grid
 
 __all__ = ["Inputs", "Prefix", "UnitData"]
@@ -113,6 +114,7 @@ class Inputs:
                 for store in {id(s): s for s in (floating[name], quantized[name])}.values():
                     store.write(count, x)
             count += len(indices) * copies
+            tell(count // copies, len(dataset), "images")
         for store in (*floating.values(), *quantized.values()):
             store.count = count
         return cls(floating, quantized, count, copies)

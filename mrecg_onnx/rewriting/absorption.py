@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mrecg_onnx.network import Network, forward_batches
 from mrecg_onnx.planning import ActivationPlan, channel_ceilings, clamp_bounds, constant, is_clamp, is_weighted, readers
+from mrecg_onnx.progress import told
 from mrecg_onnx.quantizers import Grid, fake_quantize
 from mrecg_onnx.rewriting.channel_samples import ChannelSample
 from mrecg_onnx.rewriting.racing import Contender
@@ -142,7 +143,8 @@ def choose_absorptions(
     walk.look(sample)
     race = walk.race(1 - GAINED)
     result = []
-    for tensor, producer, behind in sorted(candidates, key=lambda c: walk.start([c[0].name or ""])):
+    order = sorted(candidates, key=lambda c: walk.start([c[0].name or ""]))
+    for tensor, producer, behind in told(order, "tensors"):
         name = tensor.name or ""
         if name not in most:  # never had an element
             continue

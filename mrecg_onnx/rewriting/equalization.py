@@ -25,6 +25,7 @@ from torch import Tensor
 from mrecg_onnx.calibrating import nearest_weights
 from mrecg_onnx.network import ActivationHook, Network, Step, WeightHook, forward_batches, images_at_once
 from mrecg_onnx.planning import ActivationPlan, LayerPlan
+from mrecg_onnx.progress import told
 from mrecg_onnx.quantizers import Grid, fake_quantize
 from mrecg_onnx.rewriting.channel_samples import ChannelSample
 from mrecg_onnx.rewriting.racing import Contender
@@ -219,7 +220,7 @@ def choose_scales(
     judge = _Judge(network, streams, plans, data, layers)
     # The walk does not go back.
     order = sorted(streams, key=lambda s: judge.walk.start([n for n in s.tensors if n in plans]))
-    found = {stream.name: _choose(judge, stream) for stream in order}
+    found = {stream.name: _choose(judge, stream) for stream in told(order, "streams")}
     return [found[stream.name] for stream in streams]
 
 

@@ -17,7 +17,6 @@ from mrecg_onnx.data import Dataset, holds_images
 from mrecg_onnx.machine import Run
 from mrecg_onnx.planning import BitRule, make_plan
 from mrecg_onnx.preparation import Prepared
-from mrecg_onnx.progress import Progress
 from mrecg_onnx.provenance import metadata
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.validating import validate
@@ -114,11 +113,6 @@ def choose_widths(run: Run, ready: Prepared, judge: Judge | None, make: Make[M])
 
 def _measured(run: Run, ready: Prepared, budgets: Sequence[Budget]) -> Costs:
     """Costs of every width that ``budgets`` offer."""
-
-    def tell(done: int, total: int) -> None:
-        if run.report is not None:
-            run.report(Progress("allocate", done=done, total=total))
-
     offers: dict[str, dict[str, Collection[int]]] = {"weights": {}, "tensors": {}}
     for budget in budgets:
         budget.check()
@@ -132,7 +126,6 @@ def _measured(run: Run, ready: Prepared, budgets: Sequence[Budget]) -> Costs:
             ready.settings,
             layers=offers["weights"],
             tensors=offers["tensors"],
-            report=tell,
             dataset=ready.ranging,
         )
     )

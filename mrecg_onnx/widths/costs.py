@@ -8,7 +8,7 @@ answered in float (behind the Relu or Clip that follows); the loss is then measu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -22,6 +22,7 @@ from mrecg_onnx.measures import OutputScales, output_sums, task_loss, with_float
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.network import Network, Simulation, Step, WeightHook, advance, whole_batches
 from mrecg_onnx.planning import LayerPlan, Plan, UnitPlan
+from mrecg_onnx.progress import tell
 from mrecg_onnx.quantizers import chosen_ranges, fake_quantize
 from mrecg_onnx.settings import Settings
 
@@ -58,7 +59,6 @@ def measure_costs(
     *,
     layers: Mapping[str, Collection[int]],
     tensors: Mapping[str, Collection[int]],
-    report: Callable[[int, int], None] | None = None,
     dataset: Dataset | None = None,
 ) -> Costs:
     """Task loss with one layer's weights, or one tensor, quantized and all else float.
@@ -72,7 +72,6 @@ def measure_costs(
         settings: method (does it learn?), ranges and the loop's settings.
         layers: widths wanted by layer name.
         tensors: widths wanted by name of the quantizer.
-        report: called with (done, total).
         dataset: where the images for ranges are read from; None: they are the first of ``data``.
     """
     judges = {n: x[:IMAGES] for n, x in data.items()}
@@ -89,8 +88,7 @@ def measure_costs(
     def count() -> None:
         nonlocal done
         done += 1
-        if report is not None:
-            report(done, total)
+        tell(done, total, "layers and tensors")
 
     def of_tensor(live: Mapping[str, Tensor], rest: Sequence[Step], name: str) -> None:
         floats = {} if name in quantizers[name].outputs else {name: live[name]}

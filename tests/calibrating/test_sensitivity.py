@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from mrecg_onnx.calibrating.sensitivity import measure_sensitivity
 from mrecg_onnx.checking.verification import verify
 from mrecg_onnx.measures.output_errors import output_error
+from mrecg_onnx.progress import Clock, Progress
 from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.quantizers import Grid
 from mrecg_onnx.settings import Settings
@@ -58,8 +59,10 @@ def test_measurement_reports_its_progress():
     told = []
     stage = simulated(residual())
     count = len(stage.plan.activations)
-    measure_sensitivity(stage.simulation, stage.data, lambda done, total: told.append((done, total)))
-    assert told == [(i + 1, count) for i in range(count)]
+    with Clock(told.append).stage("sensitivity"):
+        measure_sensitivity(stage.simulation, stage.data)
+    assert told[0] == Progress("sensitivity")
+    assert [(p.done, p.total, p.of) for p in told[1:]] == [(i + 1, count, "tensors") for i in range(count)]
 
 
 def protected(tmp_path: Path, number: int) -> QuantizationResult:

@@ -92,7 +92,12 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Here:
     made = Here(folder, None, [], set(), [])  # type: ignore[arg-type]
 
     def interrupt(progress: ComparisonProgress) -> None:
-        if progress.name == "qdrop W4A4" and progress.inner is not None and progress.inner.done == 2:
+        if (
+            progress.name == "qdrop W4A4"
+            and progress.inner is not None
+            and progress.inner.done == 2
+            and progress.inner.unit
+        ):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -1,0 +1,80 @@
+"""How long things take, for people, and how long they will."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING
+
+from mrecg_onnx.methods import METHODS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mrecg_onnx.progress import Progress
+
+__all__ = ["TimeLeft", "clock", "duration", "milliseconds", "share_done"]
+
+#: Stages that take units one after the other.
+LEARNING = frozenset({"probe", "finish", *(phase.stage for method in METHODS.values() for phase in method.passes)})
+
+
+def duration(seconds: float) -> str:
+    """``40 ms`` below a tenth of a second, ``12.3 s`` below a minute, then ``2:05`` and ``1:02:05``."""
+    if seconds < 0.0995:
+        return f"{milliseconds(seconds)} ms" if seconds > 0 else "0 ms"
+    return f"{seconds:.1f} s" if seconds < 59.95 else clock(seconds)
+
+
+def clock(seconds: float) -> str:
+    """``0:05``, ``2:05`` and ``1:02:05``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def milliseconds(seconds: float) -> str:
+    """Milliseconds with three digits that count: ``0.0512``, ``1.23``, ``123``, ``1234``."""
+    found = 1e3 * seconds
+    if not found > 0:
+        return "0"
+    return f"{found:.{min(6, max(0, 2 - math.floor(math.log10(found))))}f}"
+
+
+class TimeLeft:
+    """Estimates the seconds until all units are learned.
+
+    A stage's time is extrapolated from the share of it that is done. The probing run visits the same layers with fewer
+    iterations: scaled up, it tells what the reconstruction will take, and what its own pace says counts the more the
+    further it is.
+    """
+
+    def __init__(self, iters: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.iters, self.clock = iters, clock
+        self.begin: dict[str, float] = {}
+        self.from_probe: float | None = None
+
+    def update(self, progress: Progress) -> float | None:
+        """Seconds left; None where there is nothing to go by yet."""
+        if progress.stage not in LEARNING:
+            return None
+        elapsed = self.clock() - self.begin.setdefault(progress.stage, self.clock())
+        share = share_done(progress)
+        if progress.stage == "probe":
+            if share == 0:
+                return None
+            whole = elapsed / share
+            self.from_probe = whole * self.iters / max(1, progress.iters)
+            return whole - elapsed + self.from_probe
+        if self.from_probe is None:
+            return elapsed / share * (1 - share) if share else None
+        # Weighted mean of the two estimates: share * (elapsed / share) + (1 - share) * from_probe.
+        return (1 - share) * (elapsed + (1 - share) * self.from_probe)
+
+
+def share_done(progress: Progress) -> float:
+    """Share of the stage that is done, 0 to 1."""
+    if not progress.total:
+        return 0.0
+    within = 0.0 if progress.result is not None or not progress.iters else progress.iteration / progress.iters
+    return min(1.0, (progress.done + within) / progress.total)
