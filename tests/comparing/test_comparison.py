@@ -399,7 +399,9 @@ def test_the_command_shows_the_table_and_where_things_are(here: Here, tmp_path: 
     result = run(*command(here, tmp_path / "out", "--repeats", "0", methods="nearest,brecq"))
     assert result.exit_code == 0, result.output
     assert result.stderr.splitlines() == [
+        "cell 1/2 nearest W4A4 ...",
         "cell 1/2 nearest W4A4: top-1 75.00%, in 1.0 s",
+        "cell 2/2 brecq W4A4 ...",
         "cell 2/2 brecq W4A4: top-1 75.00%, in 1.0 s",
     ]
     for text in (
@@ -506,7 +508,7 @@ def test_control_c_ends_the_cells_process_and_says_what_is_kept(here: Here, tmp_
     ) as process:  # fmt: skip
         assert process.stderr is not None
         for line in process.stderr:
-            if line.startswith("cell 1/2"):
+            if line.startswith("cell 2/2"):
                 break
         while not (children := psutil.Process(process.pid).children()):
             time.sleep(0.01)
