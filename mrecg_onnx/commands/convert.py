@@ -10,6 +10,7 @@ from mrecg_onnx.commands._console import show
 from mrecg_onnx.commands._errors import guarded
 from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._options import CONTAINER, PATH, TARGET
+from mrecg_onnx.commands._progress import counter
 from mrecg_onnx.commands._sections import Command, Option
 from mrecg_onnx.commands._tables import grid, mebibytes, ratio
 
@@ -95,10 +96,12 @@ def convert_command(
             from mrecg_onnx.conversion import convert
             from mrecg_onnx.litert import to_litert
 
-        if form == "tflite":
-            show(_litert_summary(to_litert(quantized, container or "int8", output=out)))
-        else:
-            show(_summary(convert(quantized, container, target, batch=batch, output=out)))
+        with counter("convert"):
+            if form == "tflite":
+                summary = _litert_summary(to_litert(quantized, container or "int8", output=out))
+            else:
+                summary = _summary(convert(quantized, container, target, batch=batch, output=out))
+        show(summary)
 
 
 def _summary(result: Conversion) -> RenderableType:

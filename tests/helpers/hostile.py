@@ -24,6 +24,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import select
 import shutil
 import stat
@@ -43,6 +44,8 @@ Arguments = Sequence[str | bytes]
 
 #: Longest line of an error, in characters.
 LONGEST = 300
+#: Lines by which a command without a terminal says where it is: they belong to every one.
+PROGRESS = re.compile(r"starting \.\.\.|[a-z]+ \.\.\.|[a-z]+ done in [\d.:]+( m?s)?")
 #: What importing takes in a fresh process, in CPU seconds on a slow machine.
 IMPORTS_CPU_S = 12.0
 #: Longest that a case may take by the clock, in seconds: the machine may do other things.
@@ -164,7 +167,7 @@ def unreadable(written: bytes) -> list[str]:
 def what_it_says(case: Case, outcome: Outcome) -> list[str]:
     """What is wrong with the lines on stderr, and on stdout where it fails."""
     out, err = outcome.stdout.decode(errors="replace"), outcome.stderr.decode(errors="replace")
-    lines = err.splitlines()
+    lines = [line for line in err.splitlines() if not PROGRESS.fullmatch(line)]
     found = [f"says {text!r}" for text in ("Traceback", "unexpected failure") if text in out + err]
     said = out + err
     if case.code:
