@@ -18,8 +18,8 @@ __all__ = [
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 #: Below this SQNR of an output, or where it lies so much further from the float model, every node has to answer for itself.
 MIN_SQNR_DB, MOST_LOST_DB = 40.0, 3.0
-#: Relative difference up to which an image counts as equal.
-EXACT = 1e-4
+#: Relative difference up to which an image counts as equal, and the SQNR from which that is so of an output.
+EXACT, EXACT_DB = 1e-4, 80.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class OutputCheck:
     @property
     def falls(self) -> bool:
         """At the default level it is not what is written."""
-        if self.equal is not None:
+        if self.equal is not None or self.sqnr_db >= EXACT_DB:
             return False
         return not self.sqnr_db >= MIN_SQNR_DB or not self.written_db - self.default_db <= MOST_LOST_DB
 

@@ -25,7 +25,7 @@ from mrecg_onnx.machine import ALONE, Workers
 from mrecg_onnx.network import QuantizedWeight, Simulation, Step, forward_size, made_shapes
 from mrecg_onnx.planning import LayerPlan, UnitPlan
 from mrecg_onnx.progress import UnitResult
-from mrecg_onnx.quantizers import EPSILON, Grid, quantize_codes, search_range
+from mrecg_onnx.quantizers import LEAST_SCALE, Grid, quantize_codes, search_range
 
 __all__ = ["Objective", "Planes", "alternate", "split_responses", "split_unit", "split_weight"]
 
@@ -98,7 +98,7 @@ def _refit_alpha(state: Planes, objective: Objective) -> None:
     # A scale is positive: its sign goes into the planes, which are symmetric. One of nothing stays what it was.
     state.planes = torch.where((above < 0)[None, :, :, None], -state.planes, state.planes)
     found = above.abs() / below.clamp(min=TINY)
-    state.alpha = torch.where(found > EPSILON, found, state.alpha)
+    state.alpha = torch.where(found > LEAST_SCALE, found, state.alpha)
 
 
 def _update_plane(plane: Tensor, step: float, residual: Tensor, gram: Tensor | None) -> bool:

@@ -31,7 +31,7 @@ from mrecg_onnx.data import Dataset
 from mrecg_onnx.measures import OutputScales, output_sums, task_loss
 from mrecg_onnx.network import ActivationHook, Network, QuantizedWeight, Simulation, State, read_behind, whole_batches
 from mrecg_onnx.planning import BYSTANDER_BITS
-from mrecg_onnx.quantizers import EPSILON, Grid, mse, quantize_codes
+from mrecg_onnx.quantizers import LEAST_SCALE, Grid, mse, quantize_codes
 
 __all__ = ["Lapq", "minimise_steps", "vertex"]
 
@@ -294,7 +294,7 @@ def _noting(
 
 def _stretched(grid: Grid, log: float) -> Grid:
     """``grid`` with its scales times exp(log)."""
-    return dataclasses.replace(grid, scale=(grid.scale * math.exp(log)).clamp(min=EPSILON))
+    return dataclasses.replace(grid, scale=(grid.scale * math.exp(log)).clamp(min=LEAST_SCALE))
 
 
 def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

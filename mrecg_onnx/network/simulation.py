@@ -10,13 +10,17 @@ from torch import Tensor
 
 from mrecg_onnx.network.steps import ActivationHook, Network, Step, WeightHook
 from mrecg_onnx.planning import ActivationPlan, LayerPlan, Plan, UnitPlan
-from mrecg_onnx.quantizers import Grid, fake_quantize, fake_quantize_weight, whole_reciprocal
+from mrecg_onnx.quantizers import LEAST_SCALE, Grid, fake_quantize, fake_quantize_weight, whole_reciprocal
 
-__all__ = ["QuantizedWeight", "Simulation", "State", "bias_scale"]
+__all__ = ["INT32_MAX", "QuantizedWeight", "Simulation", "State", "bias_scale"]
 
 
 #: Largest code of an int32 bias: the other half of the type is for the products that it is added to, and for what is learned.
 BIAS_MAX = 1 << 30
+#: What int32 holds: a bias beyond it stays in float.
+INT32_MAX = (1 << 31) - 1
+#: Largest scale that a weight is given for its bias: 2^7 of it are a finite float32.
+LARGEST_SCALE = 2.0**120
 
 
 @dataclass(frozen=True)
@@ -105,20 +109,26 @@ class Simulation:
         """Let the scale of a weight grow where the layer's bias would not fit int32 at s_x * s_w (docs/method.md 6).
 
         That happens where a channel's weights are next to nothing beside its bias. The weights lose at most half a step of the
-        new grid, which is 2^-31 of the bias for each step of the input. To be called whenever scales or biases have moved.
+        new grid, which is 2^-31 of the bias for each step of the input. A product below the normal float32 numbers grows to
+        them, with bias or without. To be called whenever scales or biases have moved.
         """
         for layer in self.plan.quantized_layers:
             grid, quantized = self.input_grid(layer), self.weights.get(layer.name)
-            bias = self.bias(self.network.step(layer.name)) if grid is not None else None
-            if grid is None or quantized is None or bias is None:
+            if grid is None or quantized is None:
                 continue
             scale = quantized.grid.scale
-            size = bias.detach().abs().reshape(-1)
-            if size.numel() != scale.numel():
-                if scale.numel() != 1:
-                    continue  # not int32 in the file
-                size = size.amax()
-            least = (size / (grid.scale * BIAS_MAX)).view_as(scale)
+            least = (LEAST_SCALE / grid.scale).expand_as(scale)
+            bias = self.bias(self.network.step(layer.name))
+            if bias is not None:
+                size = bias.detach().abs().reshape(-1)
+                if scale.numel() == 1:
+                    size = size.amax()
+                elif size.numel() == scale.numel() * layer.bias_copies:
+                    size = size.view(layer.bias_copies, -1).amax(0)
+                if size.numel() == scale.numel():  # else it is not int32 in the file
+                    fitting = (size / (grid.scale * BIAS_MAX)).view_as(scale)
+                    # Where no scale is large enough the bias stays in float, and the weights what they are.
+                    least = torch.maximum(least, torch.where(fitting < LARGEST_SCALE, fitting, 0.0))
             if bool((least > scale).any()):
                 self.weights[layer.name] = quantized.coarser(least)
 
@@ -181,7 +191,10 @@ class Simulation:
         if bias is None or grid is None or not integer:
             return bias
         scale = bias_scale(grid.scale, quantized.grid, layer)
-        return torch.round(bias.double() / scale.double()).float() * scale
+        codes = torch.round(bias.double() / scale.double())
+        if bool((codes.abs() > INT32_MAX).any()):
+            return bias  # float in the file as well
+        return codes.float() * scale
 
     def run(
         self,

@@ -7,7 +7,7 @@ from .fake_quantization import (
     learnable_fake_quantize,
     quantize_codes,
 )
-from .grids import EPSILON, Grid, around_zero, symmetric_eight, weight_codes, whole_reciprocal
+from .grids import LEAST_SCALE, Grid, around_zero, symmetric_eight, weight_codes, whole_reciprocal
 from .latent_rounding import LatentRounding
 from .plain_grids import plain_grid, restored_grid
 from .range_search import P_NORM, search_range, search_weight_range
@@ -16,7 +16,7 @@ from .rounding import ROUNDINGS, BetaSchedule, LearnedRounding
 from .settings import RangeSettings
 
 __all__ = [
-    "EPSILON",
+    "LEAST_SCALE",
     "P_NORM",
     "ROUNDINGS",
     "BetaSchedule",

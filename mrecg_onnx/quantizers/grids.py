@@ -13,6 +13,7 @@ from torch import Tensor
 
 __all__ = [
     "EPSILON",
+    "LEAST_SCALE",
     "Grid",
     "around_zero",
     "grid_from_range",
@@ -21,8 +22,10 @@ __all__ = [
     "whole_reciprocal",
 ]
 
-#: Smallest scale: the scale of a bias is the product of two, and that of smaller ones is no normal float32.
+#: Scale of what has no range: any would be right, and products of two such are normal float32.
 EPSILON = 1e-16
+#: Smallest scale, ten times the least normal float32: its reciprocal is finite, and below it digits are lost.
+LEAST_SCALE = 1e-37
 #: From this width on weights are symmetric: the shifted asymmetric codes would not fit int8 (docs/method.md 6).
 SYMMETRIC_FROM = 8
 
@@ -99,10 +102,17 @@ def grid_from_range(
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     if symmetric:
         top = 2 ** (bits - 1) - 1
-        scale = torch.maximum(-low / (top + full), high / top)
-        return scale.clamp(min=EPSILON), torch.zeros_like(scale)
-    scale = ((high - low) / (2**bits - 1)).clamp(min=EPSILON)
-    return scale, torch.round(-low / scale).clamp(0, 2**bits - 1)
+        scale = _normal(torch.maximum(-low / (top + full), high / top))
+        return scale, torch.zeros_like(scale)
+    steps = 2**bits - 1
+    width = high - low
+    scale = _normal(torch.where(torch.isfinite(width), width / steps, high / steps - low / steps))
+    return scale, torch.round(-low / scale).clamp(0, steps)
+
+
+def _normal(scale: Tensor) -> Tensor:
+    """Scales as they may be: not below :data:`LEAST_SCALE`, and :data:`EPSILON` where they are 0."""
+    return torch.where(scale > 0.0, scale.clamp(min=LEAST_SCALE), EPSILON)
 
 
 def symmetric_eight(grid: Grid) -> Grid:
@@ -115,7 +125,7 @@ def symmetric_eight(grid: Grid) -> Grid:
     low, high = -grid.zero_point * grid.scale, (grid.qmax - grid.zero_point) * grid.scale
     if not bool(grid.zero_point.any()):
         return Grid(high / 127, grid.zero_point, 7, grid.axis)
-    scale = torch.maximum(-low / 128, high / 127).clamp(min=EPSILON)
+    scale = _normal(torch.maximum(-low / 128, high / 127))
     return Grid(scale, torch.full_like(grid.zero_point, 128.0), 8, grid.axis)
 
 
@@ -125,7 +135,7 @@ def around_zero(grid: Grid) -> Grid:
         return grid
     half = 1 << (grid.bits - 1)
     low, high = -grid.zero_point * grid.scale, (grid.qmax - grid.zero_point) * grid.scale
-    scale = torch.maximum(-low / half, high / (half - 1)).clamp(min=EPSILON)
+    scale = _normal(torch.maximum(-low / half, high / (half - 1)))
     return dataclasses.replace(grid, scale=scale, zero_point=torch.full_like(grid.zero_point, float(half)))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mrecg_onnx.quantizers.fake_quantization import limited_
-from mrecg_onnx.quantizers.grids import EPSILON, Grid, grid_from_range, weight_codes
+from mrecg_onnx.quantizers.grids import LEAST_SCALE, Grid, grid_from_range, weight_codes
 
 __all__ = ["P_NORM", "search_range", "search_weight_range"]
 
@@ -189,7 +189,7 @@ class _Search:
         step = (largest / smallest) ** (1.0 / (SCALES - 1))
         like: dict[str, Any] = {"device": self.full.device, "dtype": self.full.dtype}
         most_scale = self.full * largest
-        scale = (most_scale * step ** -torch.arange(SCALES, **like)[:, None]).clamp(min=EPSILON)
+        scale = (most_scale * step ** -torch.arange(SCALES, **like)[:, None]).clamp(min=LEAST_SCALE)
         least, most = self.bounds(scale)
         place = torch.linspace(0.0, 1.0, places, **like)[:, None, None]
         scale, zero = scale.repeat(places, 1), torch.round(least + place * (most - least)).flatten(0, 1)
@@ -199,7 +199,7 @@ class _Search:
             step, stride = step**0.25, max(1.0, stride / 2)
             grown = step ** torch.arange(-2.0, 3.0, **like)[:, None, None, None]
             moved = round(stride) * torch.arange(-1.0, 2.0, **like)[:, None, None]
-            scale = torch.minimum(scale * grown, most_scale).clamp(min=EPSILON).expand(-1, 3, -1, -1).flatten(0, 2)
+            scale = torch.minimum(scale * grown, most_scale).clamp(min=LEAST_SCALE).expand(-1, 3, -1, -1).flatten(0, 2)
             zero = (zero + moved).expand(5, -1, -1, -1).flatten(0, 2)
             least, most = self.bounds(scale)
             zero = torch.minimum(torch.maximum(zero, least), most)

@@ -26,7 +26,7 @@ from mrecg_onnx.data import Dataset
 from mrecg_onnx.network import WHOLE, Network, QuantizedWeight, State, Step, forward_batches
 from mrecg_onnx.planning import ActivationPlan, LayerPlan
 from mrecg_onnx.quantizers import (
-    EPSILON,
+    LEAST_SCALE,
     Grid,
     gauss_clip,
     is_laplace,
@@ -287,6 +287,6 @@ def _fold(stream: Stream, names: Sequence[str], average: int, moments: _Channels
     grids = {}
     for name in names:
         ratio = (steps[name][used] / mean[used]).mean() if bool(used.any()) else 1.0
-        step = (unit * ratio).float().clamp(min=EPSILON)
+        step = (unit * ratio).float().clamp(min=LEAST_SCALE)
         grids[name] = Grid(step, torch.zeros_like(step), max(1, int(widths.max())), ceiling=ceiling)
     return Folded(stream, tuple(float(s) for s in scale), tuple(int(w) for w in widths), grids)

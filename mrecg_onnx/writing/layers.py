@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import onnx_ir as ir
 
-from mrecg_onnx.network import QuantizedWeight, Simulation
+from mrecg_onnx.network import INT32_MAX, QuantizedWeight, Simulation
 from mrecg_onnx.planning import LayerPlan, constant, weight_index
 from mrecg_onnx.quantizers import Grid
 from mrecg_onnx.writing.exported import Exported
@@ -16,8 +16,6 @@ from mrecg_onnx.writing.writer import Writer, scale_array
 __all__ = ["write_layer"]
 
 logger = logging.getLogger(__name__)
-
-INT32_MAX = 2**31 - 1
 
 
 def write_layer(writer: Writer, layer: LayerPlan, simulation: Simulation, result: Exported) -> None:

@@ -65,11 +65,30 @@ def test_symmetric_grid_reaches_the_end_that_is_farther_away(low, high, scale):
     assert [float(t) for t in found] == [pytest.approx(EPSILON if scale is None else scale), 0.0]
 
 
-def test_smallest_scale_leaves_the_product_of_two_a_normal_number():
-    assert EPSILON == 1e-16
-    found = grid_from_range(torch.tensor(0.0), torch.tensor(1e-30), 4, symmetric=False)[0]
-    assert float(found) == pytest.approx(1e-16)
+def test_the_scale_of_nothing_leaves_the_product_of_two_a_normal_number():
+    found = grid_from_range(torch.tensor(0.0), torch.tensor(0.0), 4, symmetric=False)[0]
+    assert float(found) == pytest.approx(EPSILON) == pytest.approx(1e-16)
     assert float(found * found) > torch.finfo(torch.float32).tiny
+
+
+@NO_DEADLINE
+@given(
+    bits=st.sampled_from([*range(2, 9), 16]),
+    ends=st.tuples(*[st.floats(-(2.0**127), 2.0**127, width=32) | st.floats(-(2.0**-100), 2.0**-100, width=32)] * 2),
+    symmetric=st.booleans(),
+    full=st.booleans(),
+)
+def test_scales_of_all_ranges_are_normal_numbers(bits, ends, symmetric, full):
+    """Ranges of float32 whose width is none, and such as no float32 has a step for, among them."""
+    low, high = (torch.tensor([end], dtype=torch.float32) for end in (min(ends), max(ends)))
+    scale, zero = grid_from_range(low, high, bits, symmetric=symmetric, full=symmetric and full)
+    grid = Grid(scale, zero, bits, 0, symmetric, full=symmetric and full)
+    assert torch.isfinite(scale).all()
+    assert float(scale) > torch.finfo(torch.float32).tiny
+    assert 0 <= float(zero) == round(float(zero)) <= (0 if symmetric else grid.qmax)
+    for end in (low.clamp(max=0.0), high.clamp(min=0.0)):
+        far = float((fake_quantize(end, grid).double() - end.double()).abs() / scale.double())
+        assert far <= 1.01, "the range's ends are on the grid"
 
 
 def test_eight_bits_in_int8_cover_the_same_range():
