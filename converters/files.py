@@ -251,9 +251,7 @@ def write_all_whole(contents: Mapping[str | os.PathLike[str], str | bytes]) -> N
         OSError: one of them cannot be written.
     """
     with ExitStack() as together:
-        for path, content in reversed(contents.items()):  # the last that is entered takes its place first
+        for path, content in reversed(list(contents.items())):  # the last that is entered takes its place first
             temporary = together.enter_context(writing_whole(path))
-            if isinstance(content, str):
-                temporary.write_text(content, encoding="utf-8")
-            else:
-                temporary.write_bytes(content)
+            # A name of the file system need be no text: its bytes are written out.
+            temporary.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)

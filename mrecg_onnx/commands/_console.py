@@ -7,11 +7,15 @@ progress, and the formatter of other packages' log records.
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from mrecg_onnx.converters.errors import MrecgError
 from mrecg_onnx.converters.text import bounded, printable
 
 if TYPE_CHECKING:
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console, RenderableType
 
-__all__ = ["is_quiet", "say", "show", "standard_error", "warn"]
+__all__ = ["OutputError", "is_quiet", "open_streams", "say", "show", "silence", "standard_error", "warn"]
 
 #: Columns where no terminal says how wide it is: names are not cut in files and pipes.
 WIDE = 240
@@ -33,9 +37,62 @@ def is_quiet() -> bool:
     return context is not None and bool(context.meta.get(QUIET))
 
 
+class OutputError(MrecgError):
+    """Standard output takes no more."""
+
+
 def say(text: str = "", *, err: bool = True, color: str | None = None) -> None:
-    """Print one line, on stderr or on stdout."""
-    click.secho(printable(text), fg=color, err=err)
+    """Print one line, on stderr or on stdout.
+
+    What stderr does not take is lost: no work of hours ends because its log cannot be written.
+
+    Raises:
+        OutputError: stdout does not take it.
+        BrokenPipeError: nobody reads stdout any more.
+    """
+    if not err:
+        with _printing():
+            click.secho(printable(text), fg=color)
+        return
+    try:
+        click.secho(printable(text), fg=color, err=True)
+    except OSError:
+        silence(sys.stderr)
+
+
+@contextmanager
+def _printing() -> Iterator[None]:
+    """Say that it was stdout that failed."""
+    try:
+        yield
+    except OSError as error:
+        silence(sys.stdout)
+        if error.errno == errno.EPIPE:
+            raise
+        raise OutputError(f"standard output cannot be written: {error.strerror or error}") from error
+
+
+def open_streams() -> None:
+    """Open what was closed when the program began: files opened later would get its number, and what is printed with it."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))
+
+
+def silence(stream: TextIO | None) -> None:
+    """Let what is printed on ``stream`` go nowhere: what it still holds would fail again when the program ends."""
+    try:
+        number = stream.fileno() if stream is not None else -1
+    except (OSError, ValueError):  # none of the system's
+        return
+    if number >= 0:
+        opened = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(opened, number)
+        os.close(opened)
 
 
 def warn(message: str) -> None:
@@ -51,11 +108,12 @@ def standard_error() -> Console:
 def show(*tables: RenderableType) -> None:
     """Print tables on stdout."""
     out = _console(sys.stdout)
-    if out.is_terminal:
-        out.print(*tables)
-        return
-    with out.capture() as capture:
-        out.print(*tables)
+    with _printing():
+        if out.is_terminal:
+            out.print(*tables)
+            return
+        with out.capture() as capture:  # its end looks whether the stream still takes anything
+            out.print(*tables)
     for line in capture.get().splitlines():
         say(line.rstrip(), err=False)  # rich fills lines up with spaces
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import signal
 import sys
 import traceback
 import warnings
@@ -13,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mrecg_onnx.commands._console import say, warn
-from mrecg_onnx.converters.errors import MrecgError
+from mrecg_onnx.commands._console import OutputError, open_streams, say, silence, warn
+from mrecg_onnx.commands._signals import Stopped, stoppable
+from mrecg_onnx.converters.errors import MrecgError, first_line
 from mrecg_onnx.converters.text import LONGEST_LINE, bounded, printable
+from mrecg_onnx.machine import is_first
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["Failure", "Group", "Interrupted", "guarded"]
+__all__ = ["Failure", "Group", "guarded", "interrupted"]
 
 
 class Failure(click.ClickException):
@@ -44,9 +47,33 @@ class UsageFailure(Failure):
 
 
 class Interrupted(Failure):
-    """Ctrl-C is no error."""
+    """Ctrl-C is no error, nor is another signal that asks to end: the exit code says which one it was."""
 
     prefix = "Interrupted: "
+    exit_code = 130
+
+    def show(self, file: Any = None) -> None:
+        """Print the line, once of several processes."""
+        if is_first():
+            super().show(file)
+
+
+class _Terminated(Interrupted):
+    exit_code = 143
+
+
+class _HungUp(Interrupted):
+    exit_code = 129
+
+
+_BY_NAME = {"SIGTERM": _Terminated, "SIGHUP": _HungUp}
+
+
+def interrupted(message: str, by: KeyboardInterrupt) -> Interrupted:
+    """What to raise where a signal came; ``message`` says what is there."""
+    name = signal.Signals(by.number).name if isinstance(by, Stopped) else "SIGINT"
+    kind = _BY_NAME.get(name)
+    return Interrupted(message) if kind is None else kind(f"{name}, {message}")
 
 
 @contextmanager
@@ -56,6 +83,8 @@ def _one_line() -> Iterator[None]:
         yield
     except click.exceptions.NoArgsIsHelpError:
         raise
+    except KeyboardInterrupt as error:
+        raise interrupted("nothing was written", error) from error
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "mrecg-onnx"
         message = error.format_message().rstrip(".")
@@ -67,10 +96,19 @@ class Group(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command line; what the terminal's encoding does not have is written out instead of failing."""
+        if not kwargs.get("standalone_mode", True):  # a host calls: streams and signals are its own
+            return super().main(*args, **kwargs)
+        open_streams()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
-        return super().main(*args, **kwargs)
+        with stoppable():
+            try:
+                return super().main(*args, **kwargs)
+            except OSError as error:  # help, which click prints
+                silence(sys.stdout)
+                Failure(f"standard output cannot be written: {error.strerror or error}").show()
+                sys.exit(Failure.exit_code)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         """Parse the group's own options."""
@@ -84,12 +122,13 @@ class Group(click.Group):
 
 
 @contextmanager
-def guarded(*, debug: bool, writes: Sequence[Path] = ()) -> Iterator[None]:
+def guarded(*, debug: bool, writes: Sequence[Path] = (), kept: Callable[[], str] | None = None) -> Iterator[None]:
     """Run a command's work: whatever goes wrong in it ends in one line and an exit code.
 
     Args:
         debug: show the traceback too.
         writes: files the command may write, so that an interruption can say whether it has.
+        kept: what is left of work that was not finished, for whoever interrupts it.
 
     Raises:
         Failure: anything went wrong.
@@ -100,20 +139,45 @@ def guarded(*, debug: bool, writes: Sequence[Path] = ()) -> Iterator[None]:
             yield
     except (click.ClickException, click.exceptions.Exit, click.Abort):
         raise
+    except OutputError as error:
+        _show_traceback(debug)
+        raise Failure(f"{error}{_written(writes, before, '; {} was written')}") from error
     except MrecgError as error:
         _show_traceback(debug)
         kind = UsageFailure if error.exit_code == UsageFailure.exit_code else Failure
         raise kind(str(error)) from error
     except KeyboardInterrupt as error:
         _show_traceback(debug)
-        written = [str(p) for p, old in zip(writes, before, strict=True) if _state(p) != old]
-        raise Interrupted(f"{' and '.join(written) or 'nothing'} was written") from error
+        written = _written(writes, before, "{} was written")
+        left = f"; {kept()}" if kept is not None and not written else ""
+        raise interrupted(f"{written or 'nothing was written'}{left}", error) from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:  # "| head": click ends quietly
             raise
         _show_traceback(debug)
+        if _out_of_memory(error):
+            raise Failure(f"there is not enough memory ({first_line(error)[:120]}); {_LESS}") from error
         hint = "" if debug else " (run with --debug for the traceback)"
         raise Failure(f"unexpected failure: {type(error).__name__}: {error}{hint}") from error
+
+
+_LESS = "use fewer --samples, a smaller --batch-size or --memory, or a machine with more (--debug shows where)"
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, of the machine or of a GPU: torch has a class for the latter and none for the former."""
+    said = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and any(text in said for text in ("can't allocate memory", "bad_alloc")))
+    )
+
+
+def _written(writes: Sequence[Path], before: Sequence[tuple[int, int, int] | None], sentence: str) -> str:
+    """``sentence`` with those of ``writes`` that are not as they were ``before``; empty where all are."""
+    changed = [str(p) for p, old in zip(writes, before, strict=True) if _state(p) != old]
+    return sentence.format(" and ".join(changed)) if changed else ""
 
 
 def _show_traceback(debug: bool) -> None:

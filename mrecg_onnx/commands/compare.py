@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mrecg_onnx.commands._console import show, warn
-from mrecg_onnx.commands._errors import Failure, Interrupted, guarded
+from mrecg_onnx.commands._errors import Failure, guarded, interrupted
 from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._options import (
     CALIBRATION,
@@ -155,7 +155,7 @@ def compare_command(
                     report=report,
                 )
             except KeyboardInterrupt as error:
-                raise Interrupted(_kept(report.finished, folder)) from error
+                raise interrupted(_kept(report.finished, folder), error) from error
         _summary(result)
         if result.failed:
             what = ", ".join(cell.name for cell in result.failed)

@@ -95,7 +95,7 @@ def quantize_command(
     budgets = [options[name] for name in ("size_budget", "avg_wbits", "max_drop")]
     widths = f"w{options['wbits']}" if budgets == [None] * 3 else "mixed_"
     out = out or Path(f"{model.stem}_{widths}a{options['abits']}.onnx")
-    with guarded(debug=debug, writes=[out, json_file] if json_file else [out]):
+    with guarded(debug=debug, writes=[out, json_file] if json_file else [out], kept=lambda: _kept(checkpoint)):
         settings = settings_from(options)
         _check_paths(model, out, json_file)
         given = [name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
@@ -119,6 +119,15 @@ def quantize_command(
         check = [*ctx.find_root().command_path.split(), "validate", str(model), str(out), "--data", "LABELLED_IMAGES/"]
         say(err=False)
         say(f"Next: {shlex.join(check)}", err=False)
+
+
+def _kept(checkpoint: Path | None) -> str:
+    """What an interrupted run leaves to go on from."""
+    if checkpoint is None:
+        return "with --checkpoint DIR the same command goes on where it was interrupted"
+    count = sum(1 for _ in checkpoint.rglob("*.pt"))
+    units = {0: "no unit is", 1: "1 unit is"}.get(count, f"{count} units are")
+    return f"{units} kept in {checkpoint}: the same command goes on there"
 
 
 def _check_paths(model: Path, out: Path, json_file: Path | None) -> None:

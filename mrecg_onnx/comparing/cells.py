@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from mrecg_onnx.progress import Progress
 
-__all__ = ["CellError", "CellProcess", "Job", "pack", "unpack"]
+__all__ = ["GRACE_S", "CellError", "CellProcess", "Job", "pack", "unpack"]
 
 #: Starts the child with the parent's own packages, also from a checkout that is not installed.
 _BOOT = (
@@ -44,7 +44,7 @@ _BOOT = (
     "mrecg_onnx.__path__[:] = package; from mrecg_onnx.comparing.cells import main; main(sys.argv[2])"
 )
 #: Seconds a child has to tidy up before it is killed.
-_GRACE = 10.0
+GRACE_S = 10.0
 _STATUS = Path("/proc/self/status")
 
 
@@ -125,7 +125,7 @@ class CellProcess:
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(_GRACE)
+                process.wait(GRACE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -242,7 +242,7 @@ def _end_with_parent() -> None:
     """Wait for the end of standard input: the parent holds it open as long as it lives."""
     sys.stdin.buffer.read()
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_GRACE)
+    time.sleep(GRACE_S)
     os._exit(1)
 
 

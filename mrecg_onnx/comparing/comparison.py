@@ -24,7 +24,7 @@ from mrecg_onnx.comparing.running import measure_latency, run_cell
 from mrecg_onnx.comparing.tables import csv_text, markdown
 from mrecg_onnx.converters.errors import ExportError, SettingsError
 from mrecg_onnx.converters.files import write_all_whole
-from mrecg_onnx.machine import world_size
+from mrecg_onnx.machine import locked, world_size
 from mrecg_onnx.measures import mcnemar_p
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.runtimes import size_bytes
@@ -84,7 +84,7 @@ def compare(
     Raises:
         SettingsError: a method or width does not exist, a list is empty, or the folder holds another comparison.
         ModelError: the float model cannot be opened.
-        DataError: the data cannot be read.
+        DataError: the data cannot be read, or another call uses the folder.
         ExportError: the folder cannot be written.
         KeyboardInterrupt: interrupted; the running cell's process is ended, finished cells and units stay.
     """
@@ -101,14 +101,16 @@ def compare(
     base = base_method or chosen[0]
     pairs = [(method, width) for width in widths for method in chosen]
     cells: list[Cell] = []
-    for number, (method, width) in enumerate(pairs, 1):
-        tell = Tell(report, f"{method} {width}", number, len(pairs))
-        cells.append(run_cell(inputs, method, width, tell))
-        _write_table(inputs, base, cells)
-        tell(cells[-1])
-    if repeats:
-        cells = measure_latency(inputs, cells, report)
-    return _write_table(inputs, base, cells, plot=True)
+    with locked(inputs.cells, str(folder)):
+        inputs.claim_folder()  # of two that came at the same moment both may have made it
+        for number, (method, width) in enumerate(pairs, 1):
+            tell = Tell(report, f"{method} {width}", number, len(pairs))
+            cells.append(run_cell(inputs, method, width, tell))
+            _write_table(inputs, base, cells)
+            tell(cells[-1])
+        if repeats:
+            cells = measure_latency(inputs, cells, report)
+        return _write_table(inputs, base, cells, plot=True)
 
 
 def _methods(methods: Sequence[str], base_method: str | None) -> list[str]:

@@ -9,11 +9,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mrecg_onnx.comparing.cells import CellProcess, unpack
+from mrecg_onnx.comparing.cells import GRACE_S, CellProcess, unpack
 from mrecg_onnx.comparing.progress import Tell
 from mrecg_onnx.comparing.result import Cell
 from mrecg_onnx.converters.errors import ExportError, MrecgError
 from mrecg_onnx.converters.files import require_regular, write_whole
+from mrecg_onnx.machine import locked
 from mrecg_onnx.validating import Accuracy, source_sha256
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def run_cell(inputs: Inputs, method: str, widths: Widths, tell: Tell) -> Cell:
             made = None  # the file is gone or another one
         kept = made is not None and checked is not None
         if made is None:
+            _wait_for_last(Path(job.checkpoint))
             with CellProcess("quantize", job) as process:
                 made = process.result(lambda inner: tell(inner=inner))
             record.put("quantize", inputs.quantized_by, made)
@@ -88,6 +90,13 @@ def run_cell(inputs: Inputs, method: str, widths: Widths, tell: Tell) -> Cell:
         return dataclasses.replace(cell, error=" ".join(str(error).split()))
     inputs.fp32 = checked["fp32"]
     return _cell(cell, Path(job.output), made, checked, kept=kept)
+
+
+def _wait_for_last(checkpoint: Path) -> None:
+    """Where the last call was killed, its cell's process may still be at its end."""
+    if checkpoint.is_dir():
+        with locked(checkpoint, str(checkpoint), wait_s=GRACE_S + 2):
+            pass
 
 
 def _cell(cell: Cell, file: Path, made: dict[str, Any], checked: dict[str, Any], *, kept: bool) -> Cell:

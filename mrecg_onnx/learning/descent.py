@@ -48,12 +48,12 @@ class Descent:
     """Adam (or what a group asks for) on ``groups``; gradients are averaged over ``workers``.
 
     Attributes:
-        recorded: iterations are recorded: on a GPU, where no other process takes part in them.
+        recorded: iterations are recorded where ``record`` lets them: on a GPU, where no other process takes part in them.
     """
 
-    def __init__(self, groups: Sequence[Group], device: torch.device, workers: Workers) -> None:
+    def __init__(self, groups: Sequence[Group], device: torch.device, workers: Workers, *, record: bool = True) -> None:
         self.groups, self.workers = groups, workers
-        self.recorded = _records(device, workers)
+        self.recorded = record and _records(device, workers)
         self._rates = [Number(device, recorded=self.recorded) for _ in groups]
         self._entries: list[dict[str, Any]] = [
             {"params": g.params, "lr": number.set(g.rate)} for g, number in zip(groups, self._rates, strict=True)

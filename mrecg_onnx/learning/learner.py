@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from mrecg_onnx.learning.checkpoint import Checkpoint
 from mrecg_onnx.learning.prefix import Inputs, Prefix
 from mrecg_onnx.learning.rates import LearningRates, default_rates
 from mrecg_onnx.learning.reconstruction import reconstruct_unit
+from mrecg_onnx.learning.relief import relieved
 from mrecg_onnx.learning.settings import LearnerSettings
-from mrecg_onnx.machine import Pool, Run, Workers, give_back
+from mrecg_onnx.machine import Pool, Run, Store, Workers, give_back
 from mrecg_onnx.measures import OutputSums, add_sums, combined_error, output_sums
 from mrecg_onnx.methods import Method, Phase, method_of
 from mrecg_onnx.network import Simulation, State, forward_batches
@@ -231,44 +233,49 @@ def reconstruct(prefix: Prefix, lessons: _Lessons, phase: Phase, iters: int) -> 
             if report is not None:
                 report(Progress(stage, unit.name, i, len(prefix.units), iteration, steps, loss))
 
-        targets = prefix.targets(unit)
-        kept = workers.once(lambda unit=unit, i=i: _kept(lessons.checkpoint, stage, i, unit, prefix))  # type: ignore[misc]
-        if kept is not None:
-            result, state = kept
-            prefix.simulation.adopt(state)
-        else:
-            data = prefix.data(unit, targets, lessons.training, lessons.held_out)
-            if weigh:
-                data.gradients = prefix.gradients(unit, targets)
-            result = solver_of(method)(
-                unit,
-                prefix.simulation,
-                data,
-                iters=steps,
-                batch_size=settings.batch_size // workers.size,
-                rates=rates,
-                keep_quantized=phase.keep_quantized,
-                learn_scales=phase.learn_scales,
-                learn_weight_scales=settings.learn_weight_scales and phase.learn_scales,
-                learn_bias=settings.learn_bias and (phase.learn_scales or method.learn_bias),
-                rounding_weight=settings.rounding_weight,
-                knee=settings.knee if settings.loss == "huber" and phase.power == 2.0 else None,
-                rounding=method.rounding if phase.learn_rounding else None,
-                anneal=method.anneal,
-                power=phase.power,
-                window=settings.window,
-                seed=workers.seed(settings.seed + i),
-                clock=time.perf_counter,
-                stop=settings.stop == "auto",
-                workers=workers,
-                report=tell,
-            )
-            prefix.simulation.adopt(workers.once(lambda unit=unit: prefix.simulation.state(unit)))  # type: ignore[misc]
-            if lessons.checkpoint is not None and workers.first:
-                lessons.checkpoint.save(stage, i, prefix.simulation.state(unit), result)
-            del data
-        prefix.simulation.fit_biases()
-        prefix.advance(unit, targets)
+        def learned(unit: UnitPlan = unit, i: int = i, steps: int = steps) -> tuple[UnitResult, dict[str, Store]]:
+            targets = prefix.targets(unit)
+            kept = workers.once(lambda: _kept(lessons.checkpoint, stage, i, unit, prefix))
+            if kept is not None:
+                result, state = kept
+                prefix.simulation.adopt(state)
+            else:
+                data = prefix.data(unit, targets, lessons.training, lessons.held_out)
+                if weigh:
+                    data.gradients = prefix.gradients(unit, targets)
+                result = solver_of(method)(
+                    unit,
+                    prefix.simulation,
+                    data,
+                    iters=steps,
+                    batch_size=settings.batch_size // workers.size,
+                    parts=prefix.parts,
+                    rates=rates,
+                    keep_quantized=phase.keep_quantized,
+                    learn_scales=phase.learn_scales,
+                    learn_weight_scales=settings.learn_weight_scales and phase.learn_scales,
+                    learn_bias=settings.learn_bias and (phase.learn_scales or method.learn_bias),
+                    rounding_weight=settings.rounding_weight,
+                    knee=settings.knee if settings.loss == "huber" and phase.power == 2.0 else None,
+                    rounding=method.rounding if phase.learn_rounding else None,
+                    anneal=method.anneal,
+                    power=phase.power,
+                    window=settings.window,
+                    seed=workers.seed(settings.seed + i),
+                    clock=time.perf_counter,
+                    stop=settings.stop == "auto",
+                    workers=workers,
+                    report=tell,
+                )
+                prefix.simulation.adopt(workers.once(lambda: prefix.simulation.state(unit)))
+                if lessons.checkpoint is not None and workers.first:
+                    lessons.checkpoint.save(stage, i, prefix.simulation.state(unit), result)
+            prefix.simulation.fit_biases()
+            return result, targets
+
+        least = settings.batch_size // workers.size
+        result, targets = relieved(prefix, unit, least, workers, learned)
+        relieved(prefix, unit, least, workers, partial(prefix.advance, unit, targets))
         del targets
         give_back()
         results.append(result)

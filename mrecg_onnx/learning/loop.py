@@ -113,15 +113,24 @@ def learn(
     beta_at: BetaSchedule,
     workers: Workers,
     report: Callable[[int, float], None] | None,
+    parts: int = 1,
 ) -> None:
-    """Adam on ``groups`` for ``iters`` batches of the training samples."""
+    """Adam on ``groups`` for ``iters`` batches of the training samples, each in ``parts``."""
     device = loop.simulation.network.device
-    descent = Descent(groups, device, workers)
+    descent = Descent(groups, device, workers, record=parts == 1)
     loop.recorded = record = descent.recorded
+    size = -(-batch_size // parts)
+    if parts > 1:  # each adds the regularizer's gradient
+        loop.rounding_weight /= -(-batch_size // size)
     beta = Number(device, recorded=record)
 
     def iterate(batch: Batch) -> Tensor:
         return descent.step([lambda: loop.loss(batch)])
+
+    def iterate_in_parts(index: Tensor) -> Tensor:
+        pieces = torch.split(index, size)
+        shares = [(piece, len(piece) / len(index)) for piece in pieces]
+        return descent.step([lambda p=p, share=share: share * loop.loss(loop.batch(p)) for p, share in shares])  # type: ignore[misc]
 
     masks, training = loop.masks, loop.data.training
     iterations = Iterations(iterate, device, record=record, generators=lambda: masks.local, restart=masks.restart)
@@ -134,7 +143,9 @@ def learn(
             descent.schedule(step / iters)
             now = beta_at(step)
             loop.beta = now if now is None else beta.set(now)
-            loss = iterations(now is None, loop.batch(index))
+            loss = iterations(now is None, loop.batch(index)) if parts == 1 else iterate_in_parts(index)
             if report is not None and (step % every == every - 1 or step == iters - 1):
                 report(step + 1, float(loss))
         descent.forget()
+    if parts > 1:
+        loop.rounding_weight *= -(-batch_size // size)

@@ -157,6 +157,9 @@ class Prefix:
         float_inputs: units read the float copy.
         input_scales: a tensor's quantizer belongs to the unit that reads it first, not to the one that makes it (unless
             that reads it as well): such tensors are kept as they are before it.
+
+    Attributes:
+        parts: in how many parts images go that went through a unit together, did memory hold them.
     """
 
     def __init__(
@@ -175,6 +178,7 @@ class Prefix:
         exact = float_inputs or not quantize_activations
         self.floating, self.quantized = dict(inputs.floating), dict(inputs.floating if exact else inputs.quantized)
         self._output_scales: OutputScales | None = None
+        self.parts = 1
         self.deferred = self._deferred() if input_scales and quantize_activations else frozenset()
 
     def targets(self, unit: UnitPlan) -> dict[str, Store]:
@@ -317,7 +321,9 @@ class Prefix:
     def _forward_size(self, unit: UnitPlan, source: Mapping[str, Store]) -> int:
         """Samples to run at a time."""
         network, sample = self.simulation.network, {n: source[n].read(0, 1) for n in self._reads(unit)}
-        return forward_size(made_shapes(network, self.steps(unit), sample).values(), network.device)
+        return max(
+            1, forward_size(made_shapes(network, self.steps(unit), sample).values(), network.device) // self.parts
+        )
 
     def batches(self, unit: UnitPlan) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
         """Inputs of ``unit``, float and quantized, a few samples at a time."""

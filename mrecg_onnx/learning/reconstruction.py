@@ -38,6 +38,7 @@ def reconstruct_unit(
     *,
     iters: int,
     batch_size: int,
+    parts: int = 1,
     rates: LearningRates,
     keep_quantized: float | None,
     learn_scales: bool,
@@ -63,6 +64,7 @@ def reconstruct_unit(
         data: inputs and targets.
         iters: iterations.
         batch_size: samples an iteration in this process, drawn with replacement.
+        parts: in how many parts they go, one after the other, where memory does not hold them together.
         rates: Adam's learning rates; the scale's falls to 0 along a cosine.
         keep_quantized: probability of an element to be quantized; None trains with float activations.
         learn_scales: activation scales are learned too.
@@ -117,7 +119,7 @@ def reconstruct_unit(
     )
     sample = {n: store.read(0, 1) for n, store in data.quantized.items()}
     shapes = {n: tuple(x.shape) for n, x in sample.items()} | made_shapes(network, steps, sample)
-    size = forward_size(shapes.values(), network.device)
+    size = max(1, forward_size(shapes.values(), network.device) // parts)
     judge = Judge(
         unit, steps, simulation, data, size, knees, weights, quantize_activations=quantize, power=power, workers=workers
     )
@@ -144,7 +146,7 @@ def reconstruct_unit(
             groups.append(Group(smooth, pace.scale, decays=True))
         told = None if report is None else partial(_tell, report, done)
         schedule = BetaSchedule(length, anneal=anneal)
-        learn(loop, groups, windows, length, batch_size, generator, schedule, workers, told)
+        learn(loop, groups, windows, length, batch_size, generator, schedule, workers, told, parts)
         done += length
         simulation.weights.update(trainable.codes())
         simulation.biases.update(trainable.biases())

@@ -2,6 +2,7 @@ from .byte_sizes import byte_size, parse_byte_size
 from .cache import Pool, Region, Store, channels_last, give_back
 from .device import full_precision, pick_device
 from .kept import NOTHING_KEPT, Kept, short_digest
+from .lock import locked
 from .parallel import ALONE, Workers, is_first, joined, local_rank, world_size
 from .recording import Batch, Iterations
 from .run import Run, open_run
@@ -26,6 +27,7 @@ __all__ = [
     "is_first",
     "joined",
     "local_rank",
+    "locked",
     "open_run",
     "parse_byte_size",
     "pick_device",

@@ -13,6 +13,7 @@ import mmap
 import os
 import sys
 import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -110,6 +111,18 @@ class Pool:
     ) -> None:
         self.budget, self.device, self.folder = budget, torch.device(device), folder
         self.used = self.spilled = self.peak_spilled = 0
+        self.stores: weakref.WeakSet[Store] = weakref.WeakSet()
+        self._left = False
+
+    def leave_device(self) -> bool:
+        """Move what is kept on the GPU to the machine's memory, and keep there what comes; False where that is so already."""
+        if self.device.type == "cpu" or self._left:
+            return False
+        self._left = True
+        for store in list(self.stores):
+            store.move()
+        torch.cuda.empty_cache()
+        return True
 
     def block(self, shape: Sequence[int], dtype: torch.dtype) -> _Block:
         """Room for a tensor; it is given back when nobody holds the block any more.
@@ -120,7 +133,11 @@ class Pool:
         size = dtype.itemsize
         for extent in shape:
             size *= extent
-        if self.device.type == "cuda" and size <= torch.cuda.mem_get_info(self.device)[0] * GPU_SHARE:
+        if (
+            self.device.type == "cuda"
+            and not self._left
+            and size <= torch.cuda.mem_get_info(self.device)[0] * GPU_SHARE
+        ):
             return _Block(self, torch.empty(tuple(shape), dtype=dtype, device=self.device), 0)
         if self.budget is None or self.used + size <= self.budget:
             pinned = self.device.type == "cuda"
@@ -192,6 +209,7 @@ class Store:
 
     def __init__(self, pool: Pool, count: int, grid: Grid | None = None, rows: int = 1) -> None:
         self.pool, self.count, self.grid, self.rows = pool, count, grid, rows
+        pool.stores.add(self)
         self.shape: tuple[int, ...] = ()
         self._block: _Block | None = None
         self._exponent: Tensor | None = None
@@ -280,6 +298,16 @@ class Store:
         if self._exponent is not None:
             self._exponent = self._exponent.to(self._block.tensor.device)
         return self._block
+
+    def move(self) -> None:
+        """Keep what was written where the pool has room now."""
+        if self._block is None:
+            return
+        old = self._block.tensor
+        self._block = self.pool.block(old.shape, old.dtype)
+        self._block.tensor.copy_(old)
+        if self._exponent is not None:
+            self._exponent = self._exponent.to(self._block.tensor.device)
 
     def gather(self, index: Tensor, region: Region | None = None) -> Tensor:
         """Samples ``index`` (int64, best on :attr:`place`), float32 (integers as they were), on the pool's device.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from functools import cache
 from itertools import count
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from mrecg_onnx.converters.errors import MrecgError, WorkerError
+from mrecg_onnx.converters.errors import MrecgError, SettingsError, WorkerError
 
 if TYPE_CHECKING:  # torch takes seconds to load: only a process among several needs it here
     from torch import Tensor
@@ -142,23 +143,45 @@ def _guarded() -> Iterator[None]:
 
 
 def world_size() -> int:
-    """Processes of this job: 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    """Processes of this job: 1 without torchrun.
+
+    Raises:
+        SettingsError: the environment says what cannot be.
+    """
+    if "RANK" not in os.environ:
+        return 1
+    size = _number("WORLD_SIZE", 1)
+    if not 0 <= _number("RANK", 0) < size:
+        raise _no_job(f"RANK={os.environ['RANK']} and WORLD_SIZE={size}")
+    return size
 
 
 def local_size() -> int:
     """Processes of this job on this machine, which share its memory."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
+    return max(1, _number("LOCAL_WORLD_SIZE", 1)) if world_size() > 1 else 1
 
 
 def local_rank() -> int:
     """Number of this process among those on this machine: that of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
+    return _number("LOCAL_RANK", 0) if world_size() > 1 else 0
 
 
 def is_first() -> bool:
     """True in the process that talks to the user: the only one, or torchrun's first."""
-    return world_size() == 1 or os.environ["RANK"] == "0"
+    return world_size() == 1 or _number("RANK", 0) == 0
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not re.fullmatch(r"-?[0-9]{1,9}", text):
+        raise _no_job(f"{name}={text[:32]!r}")
+    return int(text)
+
+
+def _no_job(found: str) -> SettingsError:
+    return SettingsError(
+        f"{found} in the environment is no job of torchrun: unset RANK and WORLD_SIZE, or start with torchrun"
+    )
 
 
 @cache
@@ -185,6 +208,8 @@ def joined(device: str) -> Iterator[Workers]:
     if world_size() == 1:
         yield ALONE
         return
+    if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise _no_job("RANK and WORLD_SIZE without MASTER_ADDR and MASTER_PORT")
     import torch
     from torch import distributed as dist
 
@@ -203,7 +228,7 @@ def joined(device: str) -> Iterator[Workers]:
                 "nccl" if device == "cuda" else "gloo",
                 timeout=PATIENCE,
                 store=dist.PrefixStore(name, _meeting_place()),  # type: ignore[attr-defined]
-                rank=int(os.environ["RANK"]),
+                rank=_number("RANK", 0),
                 world_size=world_size(),
             )
     try:

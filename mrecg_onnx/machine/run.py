@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +12,7 @@ import psutil
 
 from mrecg_onnx.machine.cache import default_memory, give_back, keep_freed
 from mrecg_onnx.machine.device import pick_device
+from mrecg_onnx.machine.lock import locked
 from mrecg_onnx.machine.parallel import ALONE, Workers, joined, local_size
 from mrecg_onnx.progress import Clock, Report
 
@@ -78,11 +79,14 @@ def open_run(
         report: called as the work proceeds, in the first process.
 
     Raises:
-        SettingsError: there is no such device.
+        SettingsError: there is no such device, or the folder cannot be used.
+        DataError: another run uses the folder.
         WorkerError: the other processes cannot be reached.
     """
     keep_freed()
     memory = memory or default_memory() // local_size()
-    with joined(pick_device(device).type) as workers:
+    with joined(pick_device(device).type) as workers, ExitStack() as held:
+        if folder is not None:
+            workers.once(lambda: held.enter_context(locked(Path(folder), f"--checkpoint {folder}")))
         clock = Clock(report if workers.first else None)
         yield Run(workers, clock, memory, Path(folder) if folder is not None else None)

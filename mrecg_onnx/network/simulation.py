@@ -92,6 +92,10 @@ class Simulation:
             {n: b for n, b in self.biases.items() if n in unit.layers},
         )
 
+    def restore(self, state: State) -> None:
+        """Make all of it what ``state`` has, which :meth:`state` gave of everything."""
+        self.activations, self.weights, self.biases = dict(state.activations), dict(state.weights), dict(state.biases)
+
     def adopt(self, state: State) -> None:
         """Put ``state`` over what is there."""
         self.activations.update(state.activations)

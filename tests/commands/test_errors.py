@@ -31,7 +31,10 @@ def test_a_device_or_pipe_is_not_replaced_by_a_file(here: Path, option: str) -> 
     assert (here / "pipe").is_fifo()
 
 
-def test_an_interrupted_run_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kept", [False, True])
+def test_an_interrupted_run_leaves_nothing_but_finished_units(
+    here: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
     from mrecg_onnx.learning import learner
 
     real, calls = learner.reconstruct_unit, []
@@ -43,8 +46,21 @@ def test_an_interrupted_run_leaves_nothing(here: Path, monkeypatch: pytest.Monke
         return real(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(learner, "reconstruct_unit", interrupt)
-    line = fails("quantize", "model.onnx", "--calib", "images", *FAST, "--json", "r.json", start="Interrupted")
-    assert line == "Interrupted: nothing was written"
+    command = ("quantize", "model.onnx", "--calib", "images", *FAST, "--json", "r.json")
+    if not kept:
+        line = fails(*command, code=130, start="Interrupted")
+        assert line == (
+            "Interrupted: nothing was written; with --checkpoint DIR the same command goes on where it was interrupted"
+        )
+        return
+    result = run(*command, "--checkpoint", "units")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == (
+        "Interrupted: nothing was written; 2 units are kept in units: the same command goes on there"
+    )
+    assert not [
+        path for path in files(here) if path.name.startswith(".") or (path.suffix == ".json" and path.parent == here)
+    ]
 
 
 def test_an_interruption_after_the_file_is_there_says_so(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,14 +69,16 @@ def test_an_interruption_after_the_file_is_there_says_so(here: Path, monkeypatch
 
     monkeypatch.setattr("mrecg_onnx.commands.quantize.write_json", interrupt)
     result = run("quantize", "model.onnx", "--calib", "images", "--method", "nearest", "--json", "r.json")
-    assert result.exit_code == 1
+    assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == "Interrupted: model_w4a4.onnx was written"
     onnx.checker.check_model("model_w4a4.onnx")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for one process")
-@pytest.mark.skipif(signal.getsignal(signal.SIGINT) is signal.SIG_IGN, reason="started in the background: no Ctrl-C")
-def test_control_c_ends_a_real_run(here: Path) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals for one process")
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_ends_a_real_run(here: Path, name: str, code: int) -> None:
+    if signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
+        pytest.skip(f"{name} is ignored here, and so it is by what is started")
     before = files(here)
     command = [sys.executable, str(ROOT / "cli.py"), "quantize", "model.onnx", "--calib", "images", "--iters", "100000"]
     with subprocess.Popen(
@@ -71,11 +89,12 @@ def test_control_c_ends_a_real_run(here: Path) -> None:
         for line in process.stderr:
             if line.startswith("calibrate"):
                 break
-        process.send_signal(signal.SIGINT)
+        process.send_signal(getattr(signal, name))
         rest = process.stderr.read()
-        assert process.wait(60) == 1
+        assert process.wait(60) == code
         *told, last = rest.splitlines()
-        assert last == "Interrupted: nothing was written"
+        by = "" if name == "SIGINT" else f"{name}, "
+        assert last.startswith(f"Interrupted: {by}nothing was written; with --checkpoint DIR")
         assert all(re.fullmatch(r"\w+ done in \S+ s", line) for line in told)  # what ended before the signal came
         assert not process.stdout.read()
     assert files(here) == before

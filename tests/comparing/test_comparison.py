@@ -496,8 +496,12 @@ def ended(process: psutil.Process, seconds: float = 30.0) -> bool:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for one process")
-@pytest.mark.skipif(signal.getsignal(signal.SIGINT) is signal.SIG_IGN, reason="started in the background: no Ctrl-C")
-def test_control_c_ends_the_cells_process_and_says_what_is_kept(here: Here, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_ends_the_cells_process_and_says_what_is_kept(
+    here: Here, tmp_path: Path, name: str, code: int
+) -> None:
+    if signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
+        pytest.skip(f"{name} is ignored here, and so it is by what is started")
     out = here.copy(tmp_path / "out")
     arguments = command(here, out, "--repeats", "0", methods="nearest,brecq")
     arguments[arguments.index("8")] = "100000"
@@ -512,10 +516,15 @@ def test_control_c_ends_the_cells_process_and_says_what_is_kept(here: Here, tmp_
                 break
         while not (children := psutil.Process(process.pid).children()):
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(getattr(signal, name))
         rest = process.stderr.read()
-        assert process.wait(60) == 1
-    assert rest.splitlines()[-1] == f"Interrupted: 1 cell is finished and kept in {out}; the same command goes on there"
+        assert process.wait(60) == code
+    by = "" if name == "SIGINT" else f"{name}, "
+    assert (
+        rest.splitlines()[-1]
+        == f"Interrupted: {by}1 cell is finished and kept in {out}; the same command goes on there"
+    )
+    assert not list(out.rglob(".*"))
     assert all(ended(child) for child in children)
     assert (out / "model_nearest_w4a4.onnx").is_file()
     assert "| nearest |" in (out / "comparison.md").read_text()

@@ -210,14 +210,14 @@ def test_several_files_all_or_none(tmp_path: Path, monkeypatch) -> None:
     write_all_whole({tmp_path / "a": "new", tmp_path / "b": b"new", tmp_path / "c": ""})
     assert order == ["a", "b", "c"]
 
-    real = Path.write_text
+    real = Path.write_bytes
 
     def full(self: Path, *more, **options):
         if self.name == "b":
             raise OSError(28, "No space left on device")
         return real(self, *more, **options)
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space"):
         write_all_whole({tmp_path / "a": "newer", tmp_path / "b": "newer"})
     assert names(tmp_path) == ["a", "b", "c"]

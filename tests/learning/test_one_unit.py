@@ -132,7 +132,8 @@ def test_rates_are_those_of_the_rounding_and_of_scales(rounding, rate, decays, s
     stage = stage_of(two_sizes)
     rates = LearningRates(0.3, 0.07)
     learned(stage, rates=rates, rounding=rounding)
-    ((loop, groups, windows, iters, batch_size, _, beta, workers, report),) = spied
+    ((loop, groups, windows, iters, batch_size, _, beta, workers, report, parts),) = spied
+    assert parts == 1
     first, second = groups
     assert (first.rate, first.decays) == (pytest.approx(rate), decays)
     assert (second.rate, second.decays) == (0.07, True)

@@ -1,0 +1,74 @@
+"""Standard streams that are closed, full, read by nobody, or cannot spell what is printed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/dev/full")
+
+ROOT = Path(__file__).resolve().parents[2]
+INSPECT = ("inspect", "model.onnx")
+
+
+def command(*arguments: str, shell: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    """``arguments`` in a shell that does ``shell`` with its streams."""
+    line = " ".join([sys.executable, str(ROOT / "cli.py"), *arguments, shell])
+    environment = {**os.environ, **more.pop("env", {})}
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False, env=environment, **more)
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("quantize", "--help"), INSPECT], ids=str)
+def test_a_full_disk_for_what_is_printed_is_one_line(here: Path, arguments: tuple[str, ...]) -> None:
+    done = command(*arguments, shell="> /dev/full")
+    assert (done.returncode, done.stdout) == (1, "")
+    *log, line = done.stderr.splitlines()
+    assert line == "Error: standard output cannot be written: No space left on device"
+    assert not any(one.startswith(("Error", "Traceback", "Exception")) for one in log)
+
+
+def test_a_full_disk_for_what_is_printed_says_what_was_written(here: Path) -> None:
+    done = command(*INSPECT, "--json", "r.json", shell="> /dev/full")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("No space left on device; r.json was written")
+    assert (here / "r.json").is_file()
+
+
+def test_a_full_disk_for_the_log_ends_nothing(here: Path) -> None:
+    done = command("quantize", "model.onnx", "--calib", "images", "--method", "nearest", shell="2> /dev/full")
+    assert done.returncode == 0
+    assert "verification" in done.stdout
+    assert (here / "model_w4a4.onnx").is_file()
+
+
+def test_nobody_who_reads_on_is_a_quiet_end(here: Path) -> None:
+    done = command(*INSPECT, shell="| head -1")
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 1)
+    assert not any(one.startswith(("Error", "Traceback", "Exception")) for one in done.stderr.splitlines())
+
+
+@pytest.mark.parametrize("shell", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_streams_change_nothing(here: Path, shell: str) -> None:
+    done = command(*INSPECT, "--json", "r.json", shell=shell)
+    assert done.returncode == 0
+    assert bool(done.stdout) == (">&-" not in shell.replace("2>&-", ""))
+    assert bool(done.stderr) == ("2>&-" not in shell)
+    assert (here / "r.json").read_text().startswith("{")
+
+
+def test_names_that_no_encoding_has_are_written_out(here: Path) -> None:
+    name = os.fsdecode(b"m\xff\xe4\xc3\xa9.onnx")
+    (here / "model.onnx").rename(here / name)
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    for environment in (plain, {"LC_ALL": "C.UTF-8"}):
+        done = command("inspect", "m*.onnx", shell="", env=environment)
+        assert done.returncode == 0, done.stderr
+        missing = command("inspect", r"$'m\xff\xe4.onnx'", shell="", env=environment)
+        assert missing.returncode == 1
+        assert missing.stderr.splitlines()[-1].startswith("Error: m")
+        assert "no such file" in missing.stderr.splitlines()[-1]
