@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto
 
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.protos import graphs
@@ -170,6 +170,7 @@ def _require_values(graph: GraphProto) -> None:
     """Sizes that graphs declare are sizes."""
     for kind, values in (("input", graph.input), ("output", graph.output), ("tensor", graph.value_info)):
         for value in values:
+            _require_types(value.type, f"{kind} {quoted(value.name)}")
             fixed = 1
             for dim in value.type.tensor_type.shape.dim:
                 if dim.WhichOneof("value") == "dim_value":
@@ -184,6 +185,25 @@ def _require_values(graph: GraphProto) -> None:
                     f"{kind} {quoted(value.name)} has {fixed:.3g} numbers or more, {MOST_NUMBERS} are the most: give it smaller "
                     "sizes, or a free batch"
                 )
+
+
+def _require_types(kind: TypeProto, what: str) -> None:
+    """The elements of a tensor, and of what tensors are put together in, are of types that are known."""
+    while True:
+        form = kind.WhichOneof("value")
+        if form in {"tensor_type", "sparse_tensor_type"}:
+            element = getattr(kind, form).elem_type
+            break
+        if form in {"sequence_type", "optional_type"}:
+            kind = getattr(kind, form).elem_type
+        elif form == "map_type" and kind.map_type.HasField("value_type"):
+            kind = kind.map_type.value_type
+        elif form == "map_type":
+            raise ModelError(f"{what} is a map of values without a type; {_AGAIN}")
+        else:
+            return
+    if element not in TensorProto.DataType.values():
+        raise ModelError(f"{what} has elements of no type that is known ({element}); {_AGAIN}")
 
 
 # --- tensors ---------------------------------------------------------------------------------------------------------
@@ -288,9 +308,14 @@ def _require_attribute(node: NodeProto, attribute: AttributeProto) -> None:
     # What writers leave out is 0 or empty; a tensor or a graph is never.
     missing = not attribute.ref_attr_name and own in {"t", "g", "sparse_tensor", "tp"}
     if filled not in ([own], []) or (filled == [] and missing):
-        kind = AttributeProto.AttributeType.Name(attribute.type)
+        called = AttributeProto.AttributeType.Name(attribute.type)
         held = " and ".join(filled) or "no value"
-        raise ModelError(f"{what} of type {kind} holds {held}; {_AGAIN}")
+        raise ModelError(f"{what} of type {called} holds {held}; {_AGAIN}")
+    # Nodes of makers of runtimes keep programs in text.
+    if node.domain in {"", "ai.onnx", "ai.onnx.ml"} and not all(map(_is_text, (attribute.s, *attribute.strings))):
+        raise ModelError(f"{what} is not text in UTF-8; the file is damaged, copy or export it again")
+    for kind in [*([attribute.tp] if own == "tp" and filled else []), *attribute.type_protos]:
+        _require_types(kind, what)
     for tensor in [*([attribute.t] if own == "t" and filled else []), *attribute.tensors]:
         _require_tensor(tensor, f"{what} (a tensor)")
     for sparse in [
@@ -298,6 +323,14 @@ def _require_attribute(node: NodeProto, attribute: AttributeProto) -> None:
         *attribute.sparse_tensors,
     ]:
         _require_sparse(sparse, f"{what} (a tensor)")
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 # --- functions -------------------------------------------------------------------------------------------------------

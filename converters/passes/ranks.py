@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.passes.values import attribute_int, dims, is_standard, rank
-from mrecg_onnx.converters.text import quoted
+from mrecg_onnx.converters.text import printable, quoted
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -32,6 +32,7 @@ def require_ranks(model: ir.Model) -> ir.Model:
         ModelError: one is; with its name and its input.
     """
     for node in model.graph.all_nodes():
+        _require_sizes(node)
         if node.op_type not in _AXES or not is_standard(node):
             continue
         for index, (fewest, most) in _AXES[node.op_type].items():
@@ -49,6 +50,16 @@ def require_ranks(model: ir.Model) -> ir.Model:
         elif node.op_type in {"Conv", "ConvTranspose"}:
             _require_groups(node)
     return model
+
+
+def _require_sizes(node: ir.Node) -> None:
+    for output in node.outputs:
+        for size in output.shape or ():
+            if isinstance(size, int) and size < 0:
+                raise ModelError(
+                    f"node {quoted(node.name or '')}: {printable(node.op_type)[:40]} would make {quoted(output.name or '')} of "
+                    f"size {size}: its input is too small for it, or the file is damaged; export the model again"
+                )
 
 
 def _require_one_length(node: ir.Node) -> None:

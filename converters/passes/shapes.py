@@ -20,6 +20,15 @@ logger = logging.getLogger(__name__)
 
 # What onnx calls a size that it knows nothing about.
 _MADE_UP = "unk__"
+# The domain of what is in front of each Slice while shapes are inferred.
+_GUARD = "mrecg_onnx.guard"
+# Where sizes come from, and what exporters compute with them.
+_OF_SHAPES = frozenset({"Constant", "Shape", "Size"})
+_ON_SIZES = frozenset(
+    {"Add", "Cast", "Concat", "Div", "Floor", "Gather", "Identity", "Mul", "Slice", "Squeeze", "Sub", "Unsqueeze"}
+)
+# So many of those follow each other at most.
+_MOST_STEPS = 8
 # Longer constants do not decide the shape of anything.
 _MAX_LENGTH = 64
 
@@ -39,7 +48,7 @@ def infer_shapes(model: ir.Model) -> ir.Model:
             if id(output) not in fixed and output.shape is not None and not output.shape.is_static():
                 old.append((output, output.shape))
                 output.shape = None
-    ir_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    _infer(model)
     for value, shape in old:
         if value.shape is None or (is_vague(value.shape) and not is_vague(shape)):
             value.shape = shape
@@ -64,10 +73,64 @@ def drop_stale(model: ir.Model) -> ir.Model:
                 if output.shape is not None:
                     declared.append((output, output.shape))
                     output.shape = None
-    ir_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    _infer(model)
     for value, shape in declared:
         value.shape = shape if value.shape is None else _merged(shape, value.shape, value)
     return model
+
+
+def _infer(model: ir.Model) -> None:
+    """Run onnx's inference on values without a shape.
+
+    Its code for Slice ends the process where a size below 0 is cut (onnx 1.23 as it is on PyPI), and kernels larger than what
+    they read make such sizes without a word. So a call of a function that gives what it is given stands in front of each Slice
+    meanwhile, and makes sizes below 0 unknown.
+    """
+    guards: list[tuple[ir.Node, ir.Value, ir.Node]] = []
+    for graph in model.graphs():
+        for cut in [node for node in graph if is_standard(node, "Slice")]:
+            value = cut.inputs[0] if cut.inputs else None
+            if value is None or _holds_sizes(value):
+                continue
+            guard = ir.node("Same", [value], domain=_GUARD, name=f"{_GUARD}/{len(guards)}")
+            guard.outputs[0].name = guard.name
+            graph.insert_before(cut, guard)
+            cut.replace_input_with(0, guard.outputs[0])
+            guards.append((cut, value, guard))
+    if guards:
+        function = _same()
+        model.functions[function.identifier()] = function
+        model.opset_imports[_GUARD] = 1
+    try:
+        ir_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    finally:
+        for cut, value, guard in guards:
+            cut.replace_input_with(0, value)
+            assert cut.graph is not None
+            cut.graph.remove(guard, safe=True)
+        if guards:
+            del model.functions[function.identifier()], model.opset_imports[_GUARD]
+
+
+def _same() -> ir.Function:
+    """A function that reshapes a tensor to its own shape: the same tensor, in an opset where inference sees that."""
+    given = ir.Value(name="given")
+    shape = ir.node("Shape", [given])
+    same = ir.node("Reshape", [given, shape.outputs[0]])
+    shape.outputs[0].name, same.outputs[0].name = "shape", "same"
+    graph = ir.Graph([given], same.outputs, nodes=[shape, same], name="same", opset_imports={"": 18})
+    return ir.Function(_GUARD, "Same", graph=graph, attributes=[])
+
+
+def _holds_sizes(value: ir.Value, steps: int = _MOST_STEPS) -> bool:
+    """Tell whether ``value`` is computed from shapes and constants alone: what inference propagates, and of no size below 0."""
+    node = value.producer()
+    if node is None:
+        return value.is_initializer()
+    if node.op_type in _OF_SHAPES:
+        return True
+    passes = node.op_type in _ON_SIZES and is_standard(node) and steps > 0
+    return passes and all(_holds_sizes(source, steps - 1) for source in node.inputs if source is not None)
 
 
 def _merged(declared: ir.Shape, inferred: ir.Shape, value: ir.Value) -> ir.Shape:
@@ -103,6 +166,8 @@ def infer_node(node: ir.Node, version: int) -> None:
     known = [value for value in node.inputs if value is not None and isinstance(value.type, ir.TensorType)]
     types = {value.name or "": _type_proto(value) for value in known}
     if len(types) < len({value for value in node.inputs if value is not None}):
+        return
+    if any(isinstance(size, int) and size < 0 for value in known for size in value.shape or ()):  # as in _infer
         return
     try:
         found = onnx.shape_inference.infer_node_outputs(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from mrecg_onnx.calibrating import CALIBRATION_KEY
 from mrecg_onnx.converters import load_model
@@ -99,7 +98,7 @@ def is_result(model: onnx.ModelProto | str | Path) -> bool:
     """Whether a model says that :func:`mrecg_onnx.quantize` made it; False for what cannot be read."""
     try:
         found = read_graph(model)
-    except (DecodeError, OSError, ValueError):
+    except ModelError:
         return False
     return any(entry.key == VERSION_KEY for entry in found.metadata_props)
 
@@ -115,7 +114,7 @@ def inspect_result(model: onnx.ModelProto | str | Path) -> FinishedFile:
     metadata = {entry.key: entry.value for entry in read.metadata_props}
     if VERSION_KEY not in metadata:
         raise ModelError(f"{where}: was not written by mrecg-onnx quantize (no {VERSION_KEY} in its metadata)")
-    layers = tuple(layers_of(int8_form(read, where)))
+    layers = tuple(layers_of(int8_form(read, where), where))
     weights = {layer.weight for layer in layers}
     return FinishedFile(
         name=where,

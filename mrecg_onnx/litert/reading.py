@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
-from onnx import shape_inference
 
 from mrecg_onnx.converters.errors import ExportError
+from mrecg_onnx.converters.passes.shapes import infer_shapes
+from mrecg_onnx.converters.protos import editable
 from mrecg_onnx.planning import readers
 
 __all__ = ["Codes", "Sizes", "codes_of", "constant_ints", "constant_of", "first_input", "refused", "sizes_of"]
@@ -142,7 +143,7 @@ def sizes_of(model: onnx.ModelProto) -> dict[str, Sizes]:
                 size.dim_value = batch
         for value in fixed.graph.output:
             value.type.tensor_type.ClearField("shape")
-        inferred = shape_inference.infer_shapes(fixed, data_prop=True).graph
+        inferred = ir.to_proto(infer_shapes(editable(fixed))).graph
         found.append({v.name: _shape(v) for v in (*inferred.input, *inferred.value_info, *inferred.output)})
     sizes = {}
     for name, one in found[0].items():

@@ -180,7 +180,7 @@ def _two_bit_codes(graph: onnx.GraphProto) -> bool:
 
 def _cast_codes(graph: onnx.GraphProto) -> bool:
     kinds = _kinds(graph)
-    return any(kinds.get(n.input[0]) in _FOUR_BITS for n in graph.node if n.op_type == "Cast")
+    return any(kinds.get(name) in _FOUR_BITS for n in graph.node if n.op_type == "Cast" for name in n.input)
 
 
 def _full_clips(graph: onnx.GraphProto) -> bool:
@@ -194,7 +194,9 @@ def _full_clips(graph: onnx.GraphProto) -> bool:
         if not {*node.input[1:3], *maker.input[1:3]} <= set(held):
             continue
         scale, zero, low, high = (numpy_helper.to_array(held[name]) for name in (*node.input[1:3], *maker.input[1:3]))
-        ends = np.array([low, high], np.float64).reshape(2, -1) / scale + zero.astype(np.float64)
+        if low.size != 1 or high.size != 1:
+            continue
+        ends = np.array([low.item(), high.item()], np.float64).reshape(2, -1) / scale + zero.astype(np.float64)
         limits = np.iinfo(zero.dtype) if zero.dtype.kind in "iu" else None
         if limits is not None and np.allclose(ends[:, :1].ravel(), (limits.min, limits.max), atol=1e-2):
             return True

@@ -24,7 +24,7 @@ from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.passes.gemm import split_matmul_bias
 from mrecg_onnx.converters.save import openable
 from mrecg_onnx.measures import decibels
-from mrecg_onnx.runtimes import describe, fixed_batch, open_session, pad_batch, run_outputs
+from mrecg_onnx.runtimes import describe, fixed_batch, open_session, pad_batch, read_graph, run_outputs
 from mrecg_onnx.validating.written_layers import WrittenLayer, int8_form, layers_of
 
 if TYPE_CHECKING:
@@ -198,8 +198,9 @@ def measure_layers(
         DataError: the data cannot be read.
     """
     began = time.monotonic()
-    plain, file = float_form(_loaded(fp32)), int8_form(_loaded(quantized), describe(quantized, "the quantized model"))
-    layers, settings = layers_of(file), _settings_of(file)
+    where = describe(quantized, "the quantized model")
+    plain, file = float_form(_loaded(fp32)), int8_form(_loaded(quantized), where)
+    layers, settings = layers_of(file, where), _settings_of(file)
     floats = {layer.name: layer for layer in layers_of(plain)}
     pairs = [(layer, floats[layer.name]) for layer in layers if layer.name in floats]
     rescaled, shifted = settings.get("equalize") != "off" and bool(settings), settings.get("absorb") == "auto"
@@ -223,7 +224,7 @@ def measure_layers(
 
 
 def _loaded(model: Model) -> onnx.ModelProto:
-    return load_model(onnx.load_model_from_string(model) if isinstance(model, bytes) else model)
+    return load_model(read_graph(model) if isinstance(model, bytes) else model)
 
 
 def _settings_of(model: onnx.ModelProto) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from mrecg_onnx.planning import PRESERVING_OPS, WEIGHTED_OPS, readers
-from mrecg_onnx.writing import VERSION_KEY, contained
+from mrecg_onnx.writing import VERSION_KEY, as_written, contained
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -130,14 +130,25 @@ def int8_form(model: onnx.ModelProto, where: str = "the model") -> onnx.ModelPro
     """A file of this package with all codes in 8-bit tensors; one of another tool as it is.
 
     Raises:
-        ModelError: its metadata cannot be read.
+        ModelError: its metadata cannot be read, or another tool has changed it.
     """
-    ours = any(entry.key == VERSION_KEY for entry in model.metadata_props)
-    return contained(model, "int8", where).model if ours else model
+    if all(entry.key != VERSION_KEY for entry in model.metadata_props):
+        return model
+    with as_written(where):
+        return contained(model, "int8", where).model
 
 
-def layers_of(model: onnx.ModelProto) -> list[WrittenLayer]:
-    """All layers with constant weights, in the order of the graph; ``model`` is in :func:`int8_form`, or in float."""
+def layers_of(model: onnx.ModelProto, where: str = "the model") -> list[WrittenLayer]:
+    """All layers with constant weights, in the order of the graph; ``model`` is in :func:`int8_form`, or in float.
+
+    Raises:
+        ModelError: another tool has changed it.
+    """
+    with as_written(where):
+        return _layers(model)
+
+
+def _layers(model: onnx.ModelProto) -> list[WrittenLayer]:
     graph = ir.from_proto(model)
     widths = stored_bits({entry.key: entry.value for entry in model.metadata_props})
     found = []
