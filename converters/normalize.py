@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, TypeVar
+
 import onnx
 import onnx_ir as ir
 
@@ -31,10 +33,26 @@ from mrecg_onnx.converters.passes.structure import (
     standard_domain,
 )
 from mrecg_onnx.converters.passes.transposes import cancel_transposes
+from mrecg_onnx.converters.passes.values import naming
 from mrecg_onnx.converters.protos import editable, graphs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["editable", "in_float32", "normalize", "restructure"]
 
+_Made = TypeVar("_Made")
+# What a round does; each tells whether it changed anything.
+_ROUND = (
+    fold_constants,
+    resolve_shapes,
+    unpack_sequences,
+    remove_identities,
+    cancel_transposes,
+    pad_all_axes,
+    drop_empties,
+    squeeze_weights,
+)
 # Each round folds what the shapes found by the round before made constant; exports need three or four, however deep.
 _MAX_ROUNDS = 30
 
@@ -64,27 +82,25 @@ def normalize(model: onnx.ModelProto, *, keep_batchnorm: bool = False, free: boo
     if widen_half(graph):
         infer_shapes(graph)
     for _ in range(_MAX_ROUNDS):
-        changed = fold_constants(graph)
-        changed |= resolve_shapes(graph)
-        changed |= unpack_sequences(graph)
-        changed |= remove_identities(graph)
-        changed |= cancel_transposes(graph)
-        changed |= pad_all_axes(graph)
-        changed |= drop_empties(graph)
-        changed |= squeeze_weights(graph)
+        changed = [_named(step, graph) for step in _ROUND]
         remove_unused(graph)
         infer_shapes(graph)
-        if not changed:
+        if not any(changed):
             break
     require_ranks(graph)
     folds = () if keep_batchnorm else (fold_batchnorm, fold_affine, plain_gemm, merge_batchnorm, bridge_batchnorm)
     layers = (plain_gemm, fuse_matmul_add, *folds)
     maps = (fuse_clamps, mean_to_pool, plain_pools, cancel_transposes)
     for step in (*layers, *maps, *((free_batch,) if free else ()), infer_shapes, join_matmul_bias):
-        step(graph)
+        _named(step, graph)
     for finish in (remove_unused, sort, name_all, infer_shapes):
         finish(graph)
     return graph
+
+
+def _named(step: Callable[[ir.Model], _Made], graph: ir.Model) -> _Made:
+    with naming(graph.graph):
+        return step(graph)
 
 
 def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:

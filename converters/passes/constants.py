@@ -82,7 +82,7 @@ def make_constant(output: ir.Value, array: NDArray[np.generic]) -> ir.Value:
     assert isinstance(graph, ir.Graph)
     assert output.name is not None
     name, output.name = output.name, None
-    initializer = add_initializer(graph, name, array)
+    initializer = add_initializer(graph, name, array, free=True)
     initializer.metadata_props.update(output.metadata_props)
     initializer.doc_string = output.doc_string
     ir.convenience.replace_all_uses_with(output, initializer)

@@ -17,7 +17,14 @@ import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.passes.gemm import BIAS_NODE
-from mrecg_onnx.converters.passes.values import add_initializer, attribute_int, attribute_ints, dims, unique_name
+from mrecg_onnx.converters.passes.values import (
+    add_initializer,
+    attribute_int,
+    attribute_ints,
+    dims,
+    naming,
+    unique_name,
+)
 from mrecg_onnx.converters.versions import is_older
 
 if TYPE_CHECKING:
@@ -45,23 +52,26 @@ def raise_opset(model: ir.Model, target: int = TARGET_OPSET) -> ir.Model:
     if version is None or version >= target:
         return model
     for graph in list(model.graphs()):
-        for node in list(graph):
-            if node.domain:
-                continue
-            for since, step in (table[node.op_type] for table in (_STEPS, _LATER) if node.op_type in table):
-                if not version < since <= target:
-                    continue
-                try:
-                    step(node, version)
-                except (KeyError, TypeError, ValueError, IndexError) as error:
-                    raise ModelError(
-                        f"node '{node.name}': {node.op_type} cannot be raised from opset {version} to {target}: "
-                        f"{error}; export the model again with opset {target} or newer"
-                    ) from error
+        with naming(graph):
+            for node in list(graph):
+                _raise_node(node, version, target)
     _check_operators(model, version, target)
     model.ir_version = max(model.ir_version, _stamp(model, target))
     logger.info("raised opset %d to %d", version, target)
     return model
+
+
+def _raise_node(node: ir.Node, version: int, target: int) -> None:
+    for since, step in (table[node.op_type] for table in (_STEPS, _LATER) if node.op_type in table):
+        if node.domain or not version < since <= target:
+            continue
+        try:
+            step(node, version)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise ModelError(
+                f"node '{node.name}': {node.op_type} cannot be raised from opset {version} to {target}: "
+                f"{error}; export the model again with opset {target} or newer"
+            ) from error
 
 
 def require_raisable(model: ir.Model, target: int) -> None:

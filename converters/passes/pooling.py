@@ -88,6 +88,7 @@ def plain_pools(model: ir.Model) -> ir.Model:
 
     What remains is told by :func:`miscounts`.
     """
+    labels = {node.name for node in model.graph}
     for node in list(model.graph):
         if not is_standard(node, "AveragePool"):
             continue
@@ -98,7 +99,7 @@ def plain_pools(model: ir.Model) -> ir.Model:
         if miscounts(node) and "dilations" not in node.attributes and any(_pads(node)):
             pads = _pads_in_front(node)
             if pads is not None:
-                _pad_in_front(node, pads)
+                _pad_in_front(node, pads, labels)
         if not any(_pads(node)) and _auto_pad(node) in {"NOTSET", "VALID"}:
             del node.attributes["count_include_pad"]
     return model
@@ -163,7 +164,7 @@ def _pads_in_front(pool: ir.Node) -> list[int] | None:
     return pads
 
 
-def _pad_in_front(pool: ir.Node, pads: list[int]) -> None:
+def _pad_in_front(pool: ir.Node, pads: list[int], labels: set[str | None]) -> None:
     """Let ``pool`` read zeros for its pads."""
     graph, value = pool.graph, pool.inputs[0]
     assert isinstance(graph, ir.Graph)
@@ -173,7 +174,7 @@ def _pad_in_front(pool: ir.Node, pads: list[int]) -> None:
     pad = ir.node(
         "Pad",
         [value, add_initializer(graph, f"{pool.name}_pads", amounts)],
-        name=claim(f"{pool.name}_pad", {n.name for n in graph if n.name}),
+        name=claim(f"{pool.name}_pad", labels),
     )
     pad.outputs[0].name = unique_name(graph, f"{value.name}_padded")
     pad.outputs[0].type = value.type

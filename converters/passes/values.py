@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -18,6 +21,7 @@ __all__ = [
     "constant",
     "dims",
     "is_standard",
+    "naming",
     "rank",
     "replace_node",
     "replace_value",
@@ -82,20 +86,59 @@ def claim(wish: str, taken: set[str | None]) -> str:
     return found
 
 
+# Key of a graph's ``meta``: the names that its inputs and what its nodes make have, or had since a pass began.
+_NAMES = "mrecg_onnx.names"
+
+
+@contextmanager
+def naming(graph: ir.Graph) -> Iterator[None]:
+    """Keep the names of ``graph`` at hand for :func:`unique_name`, which else walks the whole graph at every call.
+
+    Inside, names must come from :func:`unique_name`, or from values of ``graph`` that had them before.
+    """
+    if _NAMES in graph.meta:
+        yield
+        return
+    graph.meta[_NAMES] = _names(graph)
+    try:
+        yield
+    finally:
+        del graph.meta[_NAMES]
+
+
+def _names(graph: ir.Graph) -> set[str | None]:
+    names = {value.name for value in graph.inputs}
+    names.update(output.name for node in graph.all_nodes() for output in node.outputs)
+    return names
+
+
 def unique_name(graph: ir.Graph, wish: str) -> str:
     """Return ``wish``, numbered if a value of ``graph`` has that name already."""
-    taken = {value.name for value in graph.inputs} | set(graph.initializers)
-    taken.update(output.name for node in graph.all_nodes() for output in node.outputs)
+    seen: set[str | None] | None = graph.meta.get(_NAMES)
+    now = _names(graph) if seen is None else None
+
+    def taken(name: str) -> bool:
+        nonlocal now
+        if name in graph.initializers:
+            return True
+        if seen is not None and name not in seen:
+            return False
+        if now is None:
+            now = _names(graph)  # what was seen may have given its name away since
+        return name in now
+
     name, count = wish, 0
-    while name in taken:
+    while taken(name):
         count += 1
         name = f"{wish}_{count}"
+    if seen is not None:
+        seen.add(name)
     return name
 
 
-def add_initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
-    """Add a constant to ``graph`` under ``name``, or a numbered variant of it."""
-    name = unique_name(graph, name)
+def add_initializer(graph: ir.Graph, name: str, array: NDArray[np.generic], *, free: bool = False) -> ir.Value:
+    """Add a constant to ``graph`` under ``name``, or a numbered variant of it; ``free`` says that nothing else has the name."""
+    name = name if free else unique_name(graph, name)
     tensor = ir.tensor(array, name=name)
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
@@ -111,15 +154,15 @@ def set_constant(node: ir.Node, index: int, array: NDArray[np.generic], wish: st
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     old = node.inputs[index] if index < len(node.inputs) else None
-    name = wish if old is None else f"{old.name}_{node.name}"
+    name, own = wish if old is None else f"{old.name}_{node.name}", False
     if old is not None and old.is_initializer() and old.graph is graph and sole_reader(old) is node:
         assert old.name is not None
-        name = old.name
+        name, own = old.name, True
         graph.initializers.pop(name)
         node.replace_input_with(index, None)
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
-    node.replace_input_with(index, add_initializer(graph, name, array))
+    node.replace_input_with(index, add_initializer(graph, name, array, free=own))
 
 
 def replace_value(old: ir.Value, new: ir.Value) -> bool:

@@ -13,7 +13,7 @@ __all__ = [
     "CAPTURES", "CLAMPS", "FALLBACK", "FLOATS", "FLOAT_ONLY", "FLOAT_RESULT", "INTEGER_OPS", "OWNER", "PRESERVING_OPS",
     "WEIGHTED_OPS", "activation_inputs", "activation_outputs", "ahead_of_layers", "behind_layers", "channel_ceilings",
     "clamp_bounds", "constant", "is_activation", "is_bridge", "is_clamp", "is_fallback", "is_layer", "is_preserving",
-    "is_weighted", "lacks_kernel", "readers", "weight_index",
+    "is_weighted", "lacks_kernel", "only_reader", "readers", "weight_index",
 ]  # fmt: skip
 
 #: Ops that may carry weights.
@@ -101,6 +101,17 @@ def activation_outputs(node: ir.Node) -> list[ir.Value]:
 def readers(value: ir.Value) -> list[ir.Node]:
     """Nodes of the main graph that read ``value``, without repetition, in the order of its uses."""
     return list(dict.fromkeys(node.meta.get(OWNER, node) for node, _ in value.uses()))
+
+
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """The node of the main graph that alone reads ``value``, None if there are none or several."""
+    found = None
+    for node, _ in value.uses():
+        owner = node.meta.get(OWNER, node)
+        if found is not None and owner is not found:
+            return None
+        found = owner
+    return found
 
 
 def weight_index(node: ir.Node) -> int | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from mrecg_onnx.converters.passes.values import unique_name
+from mrecg_onnx.converters.passes.values import naming, unique_name
 from mrecg_onnx.planning.activations import (
     INTEGER_OPS,
     is_activation,
@@ -44,13 +44,18 @@ def branch_narrow_reads(model: ir.Model, settings: BitSettings) -> int:
     Raises:
         MrecgError: as :func:`mrecg_onnx.planning.layers.plan_layers`.
     """
+    with naming(model.graph):
+        return _branch(model, settings)
+
+
+def _branch(model: ir.Model, settings: BitSettings) -> int:
     narrow = {layer.name for layer in plan_layers(model, settings) if layer.abits < BYSTANDER_BITS}
-    graph, count = model.graph, 0
+    graph, count, wide = model.graph, 0, _wide(model)
     nodes = {node.name for node in graph}
     for value in [v for node in graph for v in node.outputs if is_activation(v)]:
         layers = [node for node in readers(value) if node.name in narrow and node.inputs[0] is value]
         handed_out = value.is_graph_output() and _in_integers(value.producer())
-        if not layers or not (handed_out or any(_wide(node) for node in readers(value) if node not in layers)):
+        if not layers or not (handed_out or any(node in wide for node in readers(value) if node not in layers)):
             continue
         wish = name = f"{value.name}_narrow"
         number = 0
@@ -78,8 +83,14 @@ def _in_integers(maker: ir.Node | None) -> bool:
     )
 
 
-def _wide(node: ir.Node) -> bool:
-    """True if ``node``, or an op behind it that its values reach unchanged, is an integer op without weights."""
-    if is_preserving(node):
-        return any(_wide(reader) for output in node.outputs for reader in readers(output))
-    return is_bridge(node) or (node.op_type in INTEGER_OPS and not is_weighted(node))
+def _wide(model: ir.Model) -> set[ir.Node]:
+    """The nodes that are integer ops without weights, or behind which, reached by unchanged values, such an op stands."""
+    found: set[ir.Node] = set()
+    for node in reversed(list(model.graph)):
+        if is_preserving(node):
+            wide = any(reader in found for output in node.outputs for reader in readers(output))
+        else:
+            wide = is_bridge(node) or (node.op_type in INTEGER_OPS and not is_weighted(node))
+        if wide:
+            found.add(node)
+    return found

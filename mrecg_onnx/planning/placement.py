@@ -29,7 +29,6 @@ from collections.abc import Collection, Mapping
 import onnx_ir as ir
 
 from mrecg_onnx.planning.activations import (
-    activation_inputs,
     activation_outputs,
     channel_ceilings,
     clamp_bounds,
@@ -38,11 +37,12 @@ from mrecg_onnx.planning.activations import (
     is_fallback,
     is_preserving,
     is_weighted,
+    only_reader,
     readers,
 )
 from mrecg_onnx.planning.layers import excluded_nodes
 from mrecg_onnx.planning.plan import BYSTANDER_BITS, FLOAT_BITS, ActivationPlan, LayerPlan
-from mrecg_onnx.planning.reach import Reach, absorbed_into, before_clamps, reach_of_codes
+from mrecg_onnx.planning.reach import Reach, absorbed_into, reach_of_codes
 from mrecg_onnx.planning.settings import BitSettings
 from mrecg_onnx.targets import load_target
 
@@ -100,7 +100,7 @@ def place(
     values = [v for v in model.graph.inputs if is_activation(v)]
     values += [v for node in model.graph for v in activation_outputs(node)]
     for value in values:
-        users = [r for r in readers(value) if r in reach.integer and (_reads_as_input(r, value) or not is_weighted(r))]
+        users = [r for r in readers(value) if r in reach.integer and (not is_weighted(r) or _reads_as_input(r, value))]
         maker = value.producer()
         if value in fused or (not users and not reach.needs_quantizer(value)):
             continue
@@ -137,7 +137,7 @@ def _quantizer(
     )
     bits = max(wanted, BYSTANDER_BITS) if name in protected or _touches_fallback(parts) else wanted
     outputs = reach.handed_out(root, parts, bits)
-    maker, behind = root.producer(), before_clamps(root, integer)
+    maker, behind = root.producer(), reach.behind.get(root)
     clamps = maker is not None and maker.name not in reach.excluded and is_clamp(maker) and _only_reader(maker)
     absorbs = maker if clamps and (root in outputs or not root.is_graph_output()) else None
     bounds = clamp_bounds(absorbs) if absorbs is not None else None
@@ -171,16 +171,16 @@ def _joined(maker: ir.Node | None, group: Mapping[ir.Value, ir.Value], *, alone:
         return ()
     inputs = [v for v in maker.inputs if v is not None and v in group]
     if alone:
-        inputs = [v for v in inputs if group[v] is v and readers(v) == [maker] and not v.is_graph_output()]
+        inputs = [v for v in inputs if group[v] is v and only_reader(v) is maker and not v.is_graph_output()]
     return tuple(dict.fromkeys(group[v].name or "" for v in inputs))
 
 
 def _reads_as_input(node: ir.Node, value: ir.Value) -> bool:
     """True if ``value`` is the data a weighted ``node`` multiplies (and not, say, its computed bias)."""
-    return value in activation_inputs(node) and value in node.inputs[:2]
+    return value in node.inputs[:2] and is_activation(value)
 
 
 def _only_reader(clamp: ir.Node) -> bool:
     """True if nobody else reads what the clamp reads, so that the clamp can move into the codes."""
     source = clamp.inputs[0]
-    return source is not None and len(readers(source)) == 1 and not source.is_graph_output()
+    return source is not None and only_reader(source) is clamp and not source.is_graph_output()

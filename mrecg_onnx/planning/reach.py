@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -20,12 +20,13 @@ from mrecg_onnx.planning.activations import (
     is_preserving,
     is_weighted,
     lacks_kernel,
+    only_reader,
     readers,
 )
 from mrecg_onnx.planning.plan import BYSTANDER_BITS
 from mrecg_onnx.targets import Target
 
-__all__ = ["Reach", "absorbed_into", "before_clamps", "reach_of_codes"]
+__all__ = ["Reach", "absorbed_into", "reach_of_codes"]
 
 #: Value-preserving ops that move nothing.
 _VIEWS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
@@ -37,20 +38,18 @@ def absorbed_into(value: ir.Value, integer: set[ir.Node]) -> ir.Node | None:
     """The Relu or Clip that alone reads ``value`` and stands in front of a quantizer (rule 4)."""
     if value.is_graph_output() or value.is_graph_input():
         return None
-    users = readers(value)
-    if len(users) != 1 or not is_clamp(users[0]) or users[0] not in integer:
-        return None
-    return users[0]
+    user = only_reader(value)
+    return user if user is not None and is_clamp(user) and user in integer else None
 
 
-def before_clamps(value: ir.Value, integer: set[ir.Node]) -> ir.Node | None:
-    """The node that made ``value``, or that made what the absorbed Relu or Clip in front of it reads."""
-    maker = value.producer()
-    while maker is not None and maker.inputs and maker.inputs[0] is not None:
-        if absorbed_into(maker.inputs[0], integer) is not maker:
-            break
-        maker = maker.inputs[0].producer()
-    return maker
+def _before_clamps(model: ir.Model, integer: set[ir.Node]) -> dict[ir.Value, ir.Node | None]:
+    """By what nodes make: the node that made it, or that made what the absorbed Relu or Clip in front of it reads."""
+    found: dict[ir.Value, ir.Node | None] = {}
+    for node in model.graph:
+        source = node.inputs[0] if node.inputs else None
+        absorbed = source is not None and is_clamp(node) and absorbed_into(source, integer) is node
+        found.update(dict.fromkeys(node.outputs, found.get(source) if absorbed and source is not None else node))
+    return found
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,7 @@ class Reach:
         tail: those of them behind the last layers.
         ahead: nodes from which a layer can be reached.
         outputs: what layers make is quantized for its own sake, and outputs of the graph are taken from behind that.
+        behind: for what a node makes that node, or the one that made what the absorbed Relu or Clip in front of it reads.
     """
 
     wanted: dict[str, int]
@@ -72,6 +72,7 @@ class Reach:
     tail: set[ir.Node]
     ahead: set[ir.Node]
     outputs: bool
+    behind: Mapping[ir.Value, ir.Node | None]
 
     def needs_quantizer(self, value: ir.Value) -> bool:
         """True for what a layer, or an op behind the last one, has to make quantized to run in integers, whoever reads it.
@@ -79,7 +80,7 @@ class Reach:
         A convolution needs that also when only float ops read it, and so does a Gemm in front of a Relu or Clip, with which the
         runtime would fuse it in float.
         """
-        maker, behind = value.producer(), before_clamps(value, self.integer)
+        maker, behind = value.producer(), self.behind.get(value)
         if not self.outputs or behind is None or not (readers(value) or value.is_graph_output()):
             return False
         if behind.name not in self.wanted:
@@ -90,7 +91,7 @@ class Reach:
 
     def handed_out(self, root: ir.Value, parts: list[ir.Value], bits: int) -> list[ir.Value]:
         """Those of a quantizer's ``parts`` that are outputs of the graph and taken from behind it (rule 5)."""
-        maker = before_clamps(root, self.integer)
+        maker = self.behind.get(root)
         if not self.outputs or bits < BYSTANDER_BITS or maker not in self.integer or maker.op_type in FLOAT_ONLY:  # type: ignore[union-attr]
             return []
         return [value for value in parts if value.is_graph_output()]
@@ -133,7 +134,8 @@ def reach_of_codes(model: ir.Model, rules: Target, wanted: dict[str, int], exclu
     if outputs:
         behind = [n for n in model.graph if n not in ahead and not is_weighted(n) and n.name not in excluded]
         tail = _coded_tail(behind, {n for n in integer if n.op_type not in FLOAT_ONLY}, fits)
-    return Reach(wanted, excluded, integer | tail, tail, ahead, outputs)
+    integer |= tail
+    return Reach(wanted, excluded, integer, tail, ahead, outputs, _before_clamps(model, integer))
 
 
 def _writes_float(layer: ir.Node, value: ir.Value) -> bool:
@@ -150,13 +152,15 @@ def _coded_tail(nodes: list[ir.Node], integer: Collection[ir.Node], fits: Callab
     A Resize that interpolates has no integer kernel in ONNX Runtime from 1.28 on.
     """
     found: set[ir.Node] = set()
+    sources = {value for node in nodes for value in (*node.inputs, *activation_inputs(node)) if value is not None}
+    read = {value for value in sources if any(reader in integer for reader in readers(value))}
 
     def coded(value: ir.Value | None) -> bool:
         """``value`` has a quantizer, or gets one that keeps its maker in integers."""
         maker = value.producer() if value is not None else None
         if maker is not None and (maker in found or (maker in integer and maker.op_type not in FLOAT_RESULT)):
             return True
-        return value is not None and any(reader in integer for reader in readers(value))
+        return value in read
 
     def fused_in_float(clamp: ir.Node) -> bool:
         """The runtime would make one float op of ``clamp`` and the Gemm in front, as it does where others read what it makes."""

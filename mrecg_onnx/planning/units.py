@@ -19,7 +19,9 @@ Reproduces the base partition of the MRECG code base (docs/method.md 3) on ResNe
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import onnx_ir as ir
 
@@ -59,31 +61,35 @@ class _Piece:
     def __post_init__(self) -> None:
         self.layers = [n for n in self.nodes if is_layer(n)]
 
-    @property
+    @cached_property
     def branches(self) -> bool:
         return len([n for n in self.nodes if activation_inputs(n)]) > 1
 
-    @property
+    @cached_property
     def gate(self) -> bool:
         joins = [n for n in self.nodes if len(activation_inputs(n)) > 1]
         # With as many layers as a chain it is a part of something larger, with an activation function that is written out.
         return bool(joins) and all(n.op_type in {"Mul", "Div"} for n in joins) and len(self.layers) < MAX_CHAIN
 
 
-def _alive_after(nodes: list[ir.Node]) -> list[set[ir.Value]]:
-    """Activations that are still needed behind each node."""
+def _alive_after(nodes: list[ir.Node]) -> list[int]:
+    """How many activations are still needed behind each node."""
     position = {node: i for i, node in enumerate(nodes)}
     last_use: dict[ir.Value, int] = {}
     for node in nodes:
         for value in activation_inputs(node):
             last_use[value] = max(last_use.get(value, -1), position[node])
-    alive: list[set[ir.Value]] = []
-    current = {v for v in last_use if v.producer() not in position}
-    for i, node in enumerate(nodes):
-        current |= {v for v in activation_outputs(node) if last_use.get(v, -1) > i}
-        current = {v for v in current if last_use[v] > i}
-        alive.append(set(current))
-    return alive
+    changes = [0] * len(nodes)
+    for value, last in last_use.items():
+        maker = value.producer()
+        if maker not in position:
+            changes[0] += 1
+        elif value.name and last > position[maker]:
+            changes[position[maker]] += 1
+        else:
+            continue
+        changes[last] -= 1
+    return list(itertools.accumulate(changes))
 
 
 def _pieces(nodes: list[ir.Node]) -> list[_Piece]:
@@ -91,7 +97,7 @@ def _pieces(nodes: list[ir.Node]) -> list[_Piece]:
     alive = _alive_after(nodes)
     result, start = [], 0
     for i in range(len(nodes)):
-        if len(alive[i]) <= 1 or i == len(nodes) - 1:
+        if alive[i] <= 1 or i == len(nodes) - 1:
             result.append(_Piece(nodes[start : i + 1]))
             start = i + 1
     return [part for piece in result for part in (_split(piece) if len(piece.layers) > MAX_PIECE else [piece])]
@@ -100,14 +106,14 @@ def _pieces(nodes: list[ir.Node]) -> list[_Piece]:
 def _split(piece: _Piece) -> list[_Piece]:
     """Step 5: close a part when it has enough layers and no more tensors are alive than at its start."""
     alive = _alive_after(piece.nodes)
-    parts, current, at_start = [], [], 1
+    parts, current, at_start, layers = [], [], 1, 0
     for i, node in enumerate(piece.nodes):
         current.append(node)
-        layers = sum(is_layer(n) for n in current)
-        settled = layers >= MAX_CHAIN and len(alive[i]) <= at_start + 1
+        layers += is_layer(node)
+        settled = layers >= MAX_CHAIN and alive[i] <= at_start + 1
         if (settled or layers >= MAX_PIECE) and not _is_tail(piece.nodes, alive, i):
             parts.append(_Piece(current))
-            current, at_start = [], len(alive[i])
+            current, at_start, layers = [], alive[i], 0
     if current:
         if any(is_layer(n) for n in current) or not parts:
             parts.append(_Piece(current))
@@ -116,7 +122,7 @@ def _split(piece: _Piece) -> list[_Piece]:
     return parts
 
 
-def _is_tail(nodes: list[ir.Node], alive: list[set[ir.Value]], i: int) -> bool:
+def _is_tail(nodes: list[ir.Node], alive: list[int], i: int) -> bool:
     """Do not cut between node ``i`` and the next one, which has no weights.
 
     It only works on what node ``i`` made (its activation, say) and nobody else does, or it joins what is alive, as a residual
@@ -124,7 +130,7 @@ def _is_tail(nodes: list[ir.Node], alive: list[set[ir.Value]], i: int) -> bool:
     """
     if i + 1 == len(nodes) or is_layer(nodes[i + 1]):
         return False
-    if len(alive[i + 1]) < len(alive[i]):
+    if alive[i + 1] < alive[i]:
         return True
     alone = all(reader is nodes[i + 1] for value in nodes[i].outputs for reader in readers(value))
     return alone and len(activation_inputs(nodes[i + 1])) == 1
@@ -132,29 +138,27 @@ def _is_tail(nodes: list[ir.Node], alive: list[set[ir.Value]], i: int) -> bool:
 
 def _linear_behind(layer: ir.Node) -> bool:
     """True if no activation function follows ``layer`` before the next weighted layer."""
-    users = [r for v in layer.outputs for r in readers(v)]
-    if not users:
-        return True
-    for user in users:
-        if is_layer(user):
-            continue
-        if user.op_type in _LINEAR or is_weighted(user) or is_preserving(user):
-            if not _linear_behind(user):
+    pending, seen = [layer], {layer}
+    while pending:
+        for user in (r for v in pending.pop().outputs for r in readers(v)):
+            if is_layer(user) or user in seen:
+                continue
+            if not (user.op_type in _LINEAR or is_weighted(user) or is_preserving(user)):
                 return False
-            continue
-        return False
+            seen.add(user)
+            pending.append(user)
     return True
 
 
 def _chain_groups(chain: list[_Piece]) -> list[list[_Piece]]:
     """Step 3: a chain of pieces with up to one layer each (gates carry more) into groups of at most three layers."""
     segments: list[list[_Piece]] = [[]]
+    previous: _Piece | None = None
     for piece in chain:
-        weighted = piece.layers and not piece.gate
-        if weighted and segments[-1] and any(p.layers and not p.gate for p in segments[-1]):
-            previous = [p for p in segments[-1] if p.layers and not p.gate][-1]
-            if _linear_behind(previous.layers[-1]):
+        if piece.layers and not piece.gate:
+            if previous is not None and _linear_behind(previous.layers[-1]):
                 segments.append([])
+            previous = piece
         segments[-1].append(piece)
     groups: list[list[_Piece]] = []
     for segment in segments:
