@@ -6,6 +6,7 @@ from .inspecting import FinishedFile, Inspection, Ranking, inspect, inspect_resu
 from .litert import LiteRTFile, to_litert
 from .planning import BitRule
 from .quantization import QuantizationResult, quantize
+from .reporting import report
 from .settings import Settings
 from .validating import Benchmark, ValidationResult, benchmark, validate
 
@@ -30,6 +31,7 @@ __all__ = [
     "inspect_result",
     "quantize",
     "rank",
+    "report",
     "to_litert",
     "validate",
 ]

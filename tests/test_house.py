@@ -39,6 +39,7 @@ PUBLIC = [
     "inspect_result",
     "quantize",
     "rank",
+    "report",
     "to_litert",
     "validate",
 ]

@@ -16,6 +16,7 @@ from mrecg_onnx.commands.compare import compare_command
 from mrecg_onnx.commands.convert import convert_command
 from mrecg_onnx.commands.inspect import inspect_command
 from mrecg_onnx.commands.quantize import quantize_command
+from mrecg_onnx.commands.report import report_command
 from mrecg_onnx.commands.runtimes import runtimes_command
 from mrecg_onnx.commands.sensitivity import sensitivity_command
 from mrecg_onnx.commands.validate import validate_command
@@ -36,6 +37,7 @@ def main() -> None:
     mrecg-onnx sensitivity model.onnx --calib images/
     mrecg-onnx convert model_w4a4.onnx --container packed
     mrecg-onnx benchmark model.onnx model_w4a4.onnx --batch 1,8
+    mrecg-onnx report model_w4a4.onnx -o page.html
     mrecg-onnx runtimes model_w4a4.onnx --against model.onnx
     """  # noqa: D301 - click wants the character, not backslash and b
 
@@ -47,4 +49,5 @@ main.add_command(inspect_command)
 main.add_command(sensitivity_command)
 main.add_command(convert_command)
 main.add_command(benchmark_command)
+main.add_command(report_command)
 main.add_command(runtimes_command)

@@ -31,6 +31,7 @@ __all__ = [
     "output_options",
     "outputs_option",
     "plan_options",
+    "report_option",
 ]
 
 
@@ -337,6 +338,15 @@ def image_options(*, stored: str = "") -> Callable[[F], F]:
         option(IMAGES, "--color", type=click.Choice(COLORS), help="Order of the channels." + default("by the input")),
     )
 
+
+report_option = option(
+    RUN,
+    "--report",
+    "report_file",
+    type=PATH,
+    metavar="OUT.html",
+    help="Also write a page to look at: one HTML file without anything beside it.",
+)
 
 output_options = all_of(
     option(RUN, "--json", "json_file", type=PATH, metavar="FILE", help="Write everything found as JSON."),

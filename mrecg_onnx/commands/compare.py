@@ -9,6 +9,7 @@ import click
 
 from mrecg_onnx.commands._console import show, warn
 from mrecg_onnx.commands._errors import Failure, guarded, interrupted
+from mrecg_onnx.commands._files import check_writes
 from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._options import (
     CALIBRATION,
@@ -20,8 +21,10 @@ from mrecg_onnx.commands._options import (
     output_options,
     outputs_option,
     plan_options,
+    report_option,
 )
 from mrecg_onnx.commands._progress import cells
+from mrecg_onnx.commands._repeat import given_command
 from mrecg_onnx.commands._sections import Command, Option, all_but
 from mrecg_onnx.commands._settings import settings_from
 from mrecg_onnx.commands._tables import grid, rows
@@ -102,8 +105,12 @@ __all__ = ["compare_command"]
 @all_but(learning_options, "checkpoint")
 @calibration_options
 @image_options()
+@report_option
 @all_but(output_options, "json_file")
+@click.pass_context
 def compare_command(
+    ctx: click.Context,
+    /,
     *,
     model: Path,
     calib: Path,
@@ -117,6 +124,7 @@ def compare_command(
     widths: str,
     latency_batch: int,
     repeats: int,
+    report_file: Path | None,
     debug: bool,
     **options: Any,
 ) -> None:
@@ -135,6 +143,12 @@ def compare_command(
 
         with loading():
             from mrecg_onnx.comparing import compare
+
+        if report_file is not None:
+            from mrecg_onnx.reporting import report_comparison, require_packages
+
+            require_packages()
+            check_writes({"--report": report_file}, [model], "the model itself")
 
         with cells(settings.iters) as report:
             try:
@@ -156,6 +170,8 @@ def compare_command(
                 )
             except KeyboardInterrupt as error:
                 raise interrupted(_kept(report.finished, folder), error) from error
+        if report_file is not None:
+            report_comparison(result, report_file, command=given_command(ctx))
         _summary(result)
         if result.failed:
             what = ", ".join(cell.name for cell in result.failed)

@@ -23,8 +23,10 @@ from mrecg_onnx.commands._options import (
     learning_options,
     output_options,
     plan_options,
+    report_option,
 )
 from mrecg_onnx.commands._progress import progress
+from mrecg_onnx.commands._repeat import given_command
 from mrecg_onnx.commands._sections import Command, Option
 from mrecg_onnx.commands._settings import preprocess_from, settings_from
 from mrecg_onnx.commands._tables import grid, mebibytes, ratio
@@ -67,6 +69,7 @@ _ELSEWHERE = " in the form for ONNX Runtime; of this file it runs "
 @learning_options
 @calibration_options
 @image_options()
+@report_option
 @output_options
 @click.pass_context
 def quantize_command(
@@ -79,6 +82,7 @@ def quantize_command(
     checkpoint: Path | None,
     data: Path | None,
     labels: str | Path | None,
+    report_file: Path | None,
     json_file: Path | None,
     debug: bool,
     **options: Any,
@@ -91,15 +95,22 @@ def quantize_command(
     mrecg-onnx quantize model.onnx --calib images/ --wbits 4 --abits 4
     mrecg-onnx quantize model.onnx --calib images/ --wbits 2 --abits 4 --bits 'head=W8A8' -o small.onnx
     mrecg-onnx quantize model.onnx --calib images/ --size-budget 1.8MB
+    mrecg-onnx quantize model.onnx --calib images/ --report page.html
     """  # noqa: D301 - click wants the character, not backslash and b
     budgets = [options[name] for name in ("size_budget", "avg_wbits", "max_drop")]
     widths = f"w{options['wbits']}" if budgets == [None] * 3 else "mixed_"
     out = out or Path(f"{model.stem}_{widths}a{options['abits']}.onnx")
-    with guarded(debug=debug, writes=[out, json_file] if json_file else [out], kept=lambda: _kept(checkpoint)):
+    writes = [path for path in (out, json_file, report_file) if path]
+    with guarded(debug=debug, writes=writes, kept=lambda: _kept(checkpoint)):
         settings = settings_from(options)
-        _check_paths(model, out, json_file)
+        _check_paths(model, out, json_file, report_file)
         given = [name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
         given += [name for name, value in (("data", data), ("labels", labels)) if value is not None]
+        if report_file is not None:
+            from mrecg_onnx.reporting import require_packages
+
+            require_packages()
+            given = [name for name in given if name not in {"data", "labels"}]  # the page measures on them
         for sentence in unused_options(settings, given, calib):
             warn(sentence)
 
@@ -114,8 +125,14 @@ def quantize_command(
             return
         if json_file is not None:
             write_json(result.to_json(), json_file)
+        if report_file is not None:
+            from mrecg_onnx.reporting import report_quantization
+
+            report_quantization(result, model, calib, report_file, data=data, labels=labels, command=given_command(ctx))
         images_ignored = data is None and preprocess_from(options) is not None and not _used_images(result)
         show(_summary(result, model, images_ignored=images_ignored))
+        if report_file is not None:
+            show(grid({"page": str(report_file)}))
         check = [*ctx.find_root().command_path.split(), "validate", str(model), str(out), "--data", "LABELLED_IMAGES/"]
         say(err=False)
         say(f"Next: {shlex.join(check)}", err=False)
@@ -130,10 +147,11 @@ def _kept(checkpoint: Path | None) -> str:
     return f"{units} kept in {checkpoint}: the same command goes on there"
 
 
-def _check_paths(model: Path, out: Path, json_file: Path | None) -> None:
-    if json_file is not None and json_file.resolve() == out.resolve():
-        raise SettingsError(f"--json {json_file} is the output file: choose another file")
-    check_writes({"--output": out, "--json": json_file}, [model], "the model itself")
+def _check_paths(model: Path, out: Path, json_file: Path | None, report_file: Path | None) -> None:
+    for option, path, others in (("--json", json_file, [out]), ("--report", report_file, [out, json_file])):
+        if path is not None and path.resolve() in {other.resolve() for other in others if other is not None}:
+            raise SettingsError(f"{option} {path} is an output file: choose another file")
+    check_writes({"--output": out, "--json": json_file, "--report": report_file}, [model], "the model itself")
 
 
 def _used_images(result: QuantizationResult) -> bool:

@@ -18,8 +18,10 @@ from mrecg_onnx.commands._options import (
     labels_option,
     output_options,
     plan_options,
+    report_option,
 )
 from mrecg_onnx.commands._progress import progress
+from mrecg_onnx.commands._repeat import given_command
 from mrecg_onnx.commands._sections import Command, Option
 from mrecg_onnx.commands._settings import settings_from
 from mrecg_onnx.commands._tables import grid, rows
@@ -64,8 +66,12 @@ __all__ = ["sensitivity_command"]
 @plan_options
 @calibration_options
 @image_options()
+@report_option
 @output_options
+@click.pass_context
 def sensitivity_command(
+    ctx: click.Context,
+    /,
     *,
     model: Path,
     calib: str | Path,
@@ -73,6 +79,7 @@ def sensitivity_command(
     labels: str | Path | None,
     limit: int,
     top: int,
+    report_file: Path | None,
     json_file: Path | None,
     debug: bool,
     **options: Any,
@@ -86,18 +93,24 @@ def sensitivity_command(
     mrecg-onnx sensitivity model.onnx --calib images/
     mrecg-onnx sensitivity model.onnx --calib images/ --data labelled_images/ --wbits 3 --json ranking.json
     """  # noqa: D301 - click wants the character, not backslash and b
-    with guarded(debug=debug, writes=[json_file] if json_file else []):
+    with guarded(debug=debug, writes=[path for path in (json_file, report_file) if path]):
         settings = settings_from(options)
         with loading():
             from mrecg_onnx.inspecting import rank
 
         if labels is not None and data is None:
             raise SettingsError("--labels are for --data: give the images, too")
-        check_writes({"--json": json_file}, [model], "the model itself")
+        check_writes({"--json": json_file, "--report": report_file}, [model], "the model itself")
+        if report_file is not None:
+            from mrecg_onnx.reporting import report_ranking, require_packages
+
+            require_packages()
         with progress(settings.iters) as report:
             found = rank(model, calib, settings, data=data, labels=labels, limit=limit, top=top, report=report)
         if json_file is not None:
             write_json(found.to_json(), json_file)
+        if report_file is not None:
+            report_ranking(found, model, report_file, command=given_command(ctx))
         show(*_tables(found))
 
 

@@ -10,8 +10,16 @@ from mrecg_onnx.commands._console import show
 from mrecg_onnx.commands._errors import guarded
 from mrecg_onnx.commands._files import check_writes, write_json
 from mrecg_onnx.commands._loading import loading
-from mrecg_onnx.commands._options import PATH, image_options, labels_option, output_options, outputs_option
+from mrecg_onnx.commands._options import (
+    PATH,
+    image_options,
+    labels_option,
+    output_options,
+    outputs_option,
+    report_option,
+)
 from mrecg_onnx.commands._progress import counter
+from mrecg_onnx.commands._repeat import given_command
 from mrecg_onnx.commands._sections import Command, Option
 from mrecg_onnx.commands._settings import preprocess_from
 from mrecg_onnx.commands._tables import grid, mebibytes, ratio, rows, width
@@ -25,7 +33,7 @@ if TYPE_CHECKING:
     from mrecg_onnx.data import Preprocess
     from mrecg_onnx.validating import Accuracy, ModelReport, ValidationResult
 
-__all__ = ["validate_command"]
+__all__ = ["stored_or_beside", "validate_command"]
 
 
 @click.command("validate", cls=Command)
@@ -67,9 +75,20 @@ __all__ = ["validate_command"]
     "--layers", is_flag=True, cls=Option, help="Also compare every layer's weights and output, on up to 64 images."
 )
 @image_options(stored="QUANT")
+@report_option
 @output_options
+@click.pass_context
 def validate_command(
-    *, fp32: Path, quantized: Path, data: Path, json_file: Path | None, debug: bool, **options: Any
+    ctx: click.Context,
+    /,
+    *,
+    fp32: Path,
+    quantized: Path,
+    data: Path,
+    report_file: Path | None,
+    json_file: Path | None,
+    debug: bool,
+    **options: Any,
 ) -> None:
     """Compare QUANT.onnx with the FP32.onnx it came from.
 
@@ -81,18 +100,22 @@ def validate_command(
     mrecg-onnx validate model.onnx model_w4a4.onnx --data labelled_images/
     mrecg-onnx validate model.onnx model_w4a4.onnx --data labelled_images/ --layers
     """  # noqa: D301 - click wants the character, not backslash and b
-    with guarded(debug=debug, writes=[json_file] if json_file else []):
+    with guarded(debug=debug, writes=[path for path in (json_file, report_file) if path]):
         with loading():
             from mrecg_onnx.validating import validate
 
-        check_writes({"--json": json_file}, [fp32, quantized])
+        check_writes({"--json": json_file, "--report": report_file}, [fp32, quantized])
+        if report_file is not None:
+            from mrecg_onnx.reporting import report_validation, require_packages
+
+            require_packages()
         plain = ("labels", "limit", "batch_size", "latency_batch", "repeats", "threads", "device", "layers")
         with counter("validate", "images") as report:
             result = validate(
                 fp32,
                 quantized,
                 data,
-                preprocess=preprocess_from(options, lambda: _stored(fp32, quantized)),
+                preprocess=preprocess_from(options, lambda: stored_or_beside(fp32, quantized)),
                 report=report,
                 outputs=options["outputs"] or None,
                 **{name: options[name] for name in plain},
@@ -101,16 +124,23 @@ def validate_command(
             return
         if json_file is not None:
             write_json(result.to_json(), json_file)
+        if report_file is not None:
+            more = {name: options[name] for name in ("labels", "limit")}
+            report_validation(result, fp32, quantized, data, report_file, **more, command=given_command(ctx))
         show(_side_by_side(result), _comparison(result), *_layers(result))
 
 
-def _stored(fp32: Path, quantized: Path) -> Preprocess:
+def stored_or_beside(fp32: Path | None, quantized: Path) -> Preprocess:
     """What options replace single values of: what is stored in QUANT, or lies beside FP32."""
     from mrecg_onnx.data import Preprocess, beside
     from mrecg_onnx.runtimes import open_session
     from mrecg_onnx.validating import stored_preprocess
 
-    return stored_preprocess(open_session(quantized), str(quantized)) or beside(fp32) or Preprocess()
+    return (
+        stored_preprocess(open_session(quantized), str(quantized))
+        or (beside(fp32) if fp32 is not None else None)
+        or Preprocess()
+    )
 
 
 def _side_by_side(result: ValidationResult) -> RenderableType:
@@ -172,6 +202,7 @@ def _layers(result: ValidationResult) -> list[RenderableType]:
             width(entry.layer.wbits),
             width(entry.layer.abits),
             _decibels(entry.weights_db),
+            _decibels(entry.rounds_db),
             _decibels(entry.reads_db),
             _decibels(entry.makes_db),
             entry.layer.in_float or "integer",
@@ -179,8 +210,8 @@ def _layers(result: ValidationResult) -> list[RenderableType]:
         for entry in found.worst_first
     ]
     title = f"layers as written against FP32 on {found.images} images, SQNR in dB, the worst output first"
-    header = ["layer", "op", "W", "A", "weights", "what it reads", "what it makes", "runs in"]
-    return [rows(title, header, content, left=(0, 1, 7))]
+    header = ["layer", "op", "W", "A", "weights", "rounding of its input", "what it reads", "what it makes", "runs in"]
+    return [rows(title, header, content, left=(0, 1, 8))]
 
 
 def _decibels(ratio: float | None) -> str:

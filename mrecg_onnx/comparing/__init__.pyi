@@ -1,4 +1,4 @@
-from .comparison import compare
+from .comparison import compare, environment
 from .plots import draw_timings, have_matplotlib
 from .progress import ComparisonProgress
 from .result import Cell, Comparison, Widths
@@ -11,6 +11,7 @@ __all__ = [
     "Widths",
     "compare",
     "draw_timings",
+    "environment",
     "have_matplotlib",
     "table",
 ]

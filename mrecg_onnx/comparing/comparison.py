@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from mrecg_onnx.comparing.progress import ComparisonProgress
 
-__all__ = ["compare"]
+__all__ = ["compare", "environment"]
 
 NAME = "comparison"
 """Stem of the table's files in the folder."""
@@ -166,7 +166,7 @@ def _write_table(inputs: Inputs, base: str, cells: Sequence[Cell], *, plot: bool
         latency_batch=inputs.latency["batch"],
         warnings=tuple(warnings),
         written=tuple(written),
-        environment=_environment(),
+        environment=environment(),
     )
     try:
         as_json = json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n"
@@ -188,7 +188,8 @@ def _against_base(cell: Cell, base: str, cells: Sequence[Cell]) -> Cell:
     return dataclasses.replace(cell, base_p=mcnemar_p(cell.right, other.right))
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Versions of what a result depends on, and the kind of machine."""
     found = {"mrecg-onnx": __version__, "Python": platform.python_version()}
     for name in ("torch", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy"):
         try:

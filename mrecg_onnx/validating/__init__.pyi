@@ -1,5 +1,6 @@
 from .benchmarking import Benchmark, FileReport, benchmark
 from .input_ranges import INPUT_RANGES_KEY, ranges_entry
+from .layer_errors import LayerError, LayerErrors, float_form, measure_layers, weight_factors, with_outputs
 from .metadata import PREPROCESS_KEY, SOURCE_KEY, VERSION_KEY, preprocess_of, source_sha256, stored_preprocess
 from .pairing import chosen_outputs
 from .results import Accuracy, ModelReport, ValidationResult
@@ -14,18 +15,24 @@ __all__ = [
     "Accuracy",
     "Benchmark",
     "FileReport",
+    "LayerError",
+    "LayerErrors",
     "ModelReport",
     "ValidationResult",
     "WrittenLayer",
     "benchmark",
     "chosen_outputs",
+    "float_form",
     "gain_warnings",
     "int8_form",
     "layers_of",
+    "measure_layers",
     "preprocess_of",
     "ranges_entry",
     "source_sha256",
     "stored_bits",
     "stored_preprocess",
     "validate",
+    "weight_factors",
+    "with_outputs",
 ]

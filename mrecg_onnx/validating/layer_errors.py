@@ -23,7 +23,7 @@ from mrecg_onnx.converters import load_model, normalize
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.passes.gemm import split_matmul_bias
 from mrecg_onnx.converters.save import openable
-from mrecg_onnx.measures import decibels
+from mrecg_onnx.measures import OutputSums, add_sums, decibels
 from mrecg_onnx.runtimes import describe, fixed_batch, open_session, pad_batch, read_graph, run_outputs
 from mrecg_onnx.validating.written_layers import WrittenLayer, int8_form, layers_of
 
@@ -56,6 +56,7 @@ class LayerError:
         weights_db: of the weights.
         reads_db: of what it reads.
         makes_db: of what it makes.
+        rounds_db: of what the quantizer in front of it is given to what its own rounding and its bounds change; None for floats.
         rescaled: channels of the float model's output were multiplied by a factor each to be compared.
     """
 
@@ -63,6 +64,7 @@ class LayerError:
     weights_db: float | None
     reads_db: float | None
     makes_db: float | None
+    rounds_db: float | None
     rescaled: bool
 
     @property
@@ -80,6 +82,7 @@ class LayerError:
                 ("weights_db", self.weights_db),
                 ("reads_db", self.reads_db),
                 ("makes_db", self.makes_db),
+                ("rounds_db", self.rounds_db),
             )
         }
         layer = self.layer
@@ -206,11 +209,12 @@ def measure_layers(
     rescaled, shifted = settings.get("equalize") != "off" and bool(settings), settings.get("absorb") == "auto"
     rescaled |= settings.get("method") == "aciq"
     sums: dict[tuple[str, str], _Sums] = {}
+    rounded: dict[str, OutputSums] = {}
     groups = _groups(pairs, plain)
     least = images
     for number, group in enumerate(groups):
         until = began + seconds * (number + 1) / len(groups)
-        least = min(least, _run(group, plain, file, data, sums, images, until, threads))
+        least = min(least, _run(group, plain, file, data, sums, rounded, images, until, threads))
     found = []
     for layer in layers:
         own = floats.get(layer.name)
@@ -219,7 +223,8 @@ def measure_layers(
             held = sums.get((layer.name, side))
             ratios.append(held.compared(rescaled=rescaled, shifted=shifted) if held is not None else (None, False))
         weights = _weights_db(own, layer, rescaled=rescaled) if own is not None else None
-        found.append(LayerError(layer, weights, ratios[0][0], ratios[1][0], ratios[1][1]))
+        own_rounding = rounded[layer.fed.of].sqnr_db if layer.fed is not None and layer.fed.of in rounded else None
+        found.append(LayerError(layer, weights, ratios[0][0], ratios[1][0], own_rounding, ratios[1][1]))
     return LayerErrors(tuple(found), least if pairs else 0, time.monotonic() - began)
 
 
@@ -248,7 +253,9 @@ def _groups(
     groups: list[list[tuple[WrittenLayer, WrittenLayer]]] = []
     room = 0
     for pair in pairs:
-        needed = 2 * ROWS * sum(sizes.get(name, UNKNOWN_BYTES) for name in (pair[1].reads, pair[1].makes))
+        needed = (
+            2 * ROWS * sum(sizes.get(name, UNKNOWN_BYTES) for name in (pair[1].reads, pair[1].reads, pair[1].makes))
+        )
         if not groups or needed > room:
             groups.append([])
             room = HELD_BYTES
@@ -268,12 +275,18 @@ def _run(
     file: onnx.ModelProto,
     data: Dataset,
     sums: dict[tuple[str, str], _Sums],
+    rounded: dict[str, OutputSums],
     images: int,
     until: float,
     threads: int | None,
 ) -> int:
     """Compare the tensors of a group; returns the images it took."""
+    quantizers = {
+        layer.fed.of: layer.fed for layer, _ in group if layer.fed is not None and layer.fed.of not in rounded
+    }
+    quantizers.pop("", None)
     names = [list(dict.fromkeys(n for pair in group for n in (pair[i].reads, pair[i].makes))) for i in (0, 1)]
+    names[0] = list(dict.fromkeys([*names[0], *quantizers]))
     sessions = _opened(file, names[0], threads), _opened(plain, names[1], threads)
     rows = fixed_batch(sessions[0]) or fixed_batch(sessions[1]) or ROWS
     done = 0
@@ -282,6 +295,9 @@ def _run(
         if count < rows and fixed_batch(sessions[0]) is not None:
             feeds = {name: pad_batch(x, rows) for name, x in feeds.items()}  # noqa: PLW2901
         made = [run_outputs(session, feeds) for session in sessions]
+        for name, codes in quantizers.items():
+            given = codes.given(made[0][name])
+            add_sums(rounded, {name: OutputSums.of(given, codes.rounded(given))})
         for layer, own in group:
             for side, axis in (("reads", _axis(layer)), ("makes", _axis(layer))):
                 q, f = made[0].get(getattr(layer, side)), made[1].get(getattr(own, side))

@@ -64,6 +64,16 @@ class Codes:
         zero, scale = self.along(self.zero).astype(np.float64), self.along(self.scale).astype(np.float64)
         return (self.codes.astype(np.float64) - zero) * scale
 
+    def given(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """What a quantizer is given, behind a Relu that became a bound of its codes: that takes nothing off."""
+        return np.maximum(values, 0) if self.low == int(self.zero.reshape(-1)[0]) else values
+
+    def rounded(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Values [...] as the codes of an activation hold them, float64."""
+        scale, zero = float(self.scale.reshape(-1)[0]), float(self.zero.reshape(-1)[0])
+        codes = np.clip(np.rint(values.astype(np.float64) / scale) + zero, self.low, self.high)
+        return (codes - zero) * scale
+
     @property
     def ends(self) -> tuple[float, float]:
         """The smallest and the largest value that an activation may have."""
@@ -221,6 +231,11 @@ def _dequantizer(value: ir.Value | None) -> ir.Node | None:
     return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
+def _made_codes(node: ir.Node) -> ir.Node | None:
+    """What makes the first input of ``node``."""
+    return node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+
+
 def _fed(value: ir.Value | None) -> Codes | None:
     """The quantizer in front of a DequantizeLinear, with the bounds of its codes."""
     node = _dequantizer(value)
@@ -230,17 +245,21 @@ def _fed(value: ir.Value | None) -> Codes | None:
     if scale is None or zero is None or zero.dtype.kind not in "iu":
         return None
     ends = np.iinfo(zero.dtype)
-    low, high, of = int(ends.min), int(ends.max), ""
-    maker = node.inputs[0].producer() if node.inputs[0] is not None else None
+    low, high = int(ends.min), int(ends.max)
+    maker = _made_codes(node)
     while maker is not None and maker.op_type != "QuantizeLinear":
         if maker.op_type == "Clip":
             bounds = [_array(v) for v in maker.inputs[1:3]]
             low = max(low, int(bounds[0])) if bounds and bounds[0] is not None else low
             high = min(high, int(bounds[1])) if len(bounds) > 1 and bounds[1] is not None else high
-        before = maker.inputs[0]
-        maker = before.producer() if before is not None else None
-    if maker is not None and maker.inputs[0] is not None:
-        of = maker.inputs[0].name or ""
+        maker = _made_codes(maker)
+    given = maker.inputs[0] if maker is not None else None
+    ahead = _dequantizer(given)
+    if (
+        ahead is not None and ahead.inputs[1] is node.inputs[1]
+    ):  # values that lie on the grid already are moved and written again
+        return _fed(ahead.outputs[0])
+    of = (given.name if given is not None else "") or ""
     return Codes(np.zeros(()), scale, zero.astype(np.int64), None, low, high, of)
 
 

@@ -1,0 +1,75 @@
+"""``mrecg-onnx report``: a page on a finished file, from its metadata and what is measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mrecg_onnx.commands._console import say
+from mrecg_onnx.commands._errors import guarded
+from mrecg_onnx.commands._files import check_writes
+from mrecg_onnx.commands._loading import loading
+from mrecg_onnx.commands._options import PATH, image_options, labels_option
+from mrecg_onnx.commands._repeat import stored_command
+from mrecg_onnx.commands._sections import Command, Option
+from mrecg_onnx.commands._settings import preprocess_from
+from mrecg_onnx.commands.quantize import quantize_command
+from mrecg_onnx.commands.validate import stored_or_beside
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["report_command"]
+
+
+@click.command("report", cls=Command)
+@click.argument("quantized", type=PATH, metavar="QUANT.onnx")
+@click.option("--against", type=PATH, metavar="FP32.onnx", cls=Option, help="The float model it was made from.")
+@click.option(
+    "--data",
+    type=PATH,
+    cls=Option,
+    section="Images",
+    metavar="PATH",
+    help="Images to run both on; labelled ones for top-1.",
+)
+@labels_option
+@click.option("--limit", type=int, metavar="N", cls=Option, section="Images", help="Images used at most.")
+@image_options(stored="QUANT")
+@click.option(
+    "-o", "--output", "out", type=PATH, required=True, metavar="OUT.html", cls=Option, help="The page to write."
+)
+@click.option("--debug", is_flag=True, cls=Option, help="Show log messages, and the traceback of an error.")
+def report_command(
+    *, quantized: Path, against: Path | None, data: Path | None, out: Path, debug: bool, **options: Any
+) -> None:
+    """Write a page on QUANT.onnx, a result of quantize.
+
+    One HTML file without anything beside it: widths, settings and needs from the file's metadata; with --against and --data
+    also accuracy, every layer's error, the worst tensors and images on which the two differ.
+
+    \b
+    mrecg-onnx report model_w4a4.onnx -o page.html
+    mrecg-onnx report model_w4a4.onnx --against model.onnx --data labelled_images/ -o page.html
+    """  # noqa: D301 - click wants the character, not backslash and b
+    with guarded(debug=debug, writes=[out]):
+        with loading():
+            from mrecg_onnx.inspecting import inspect_result
+            from mrecg_onnx.reporting import report, require_packages
+
+        require_packages()
+        check_writes({"--output": out}, [quantized, *([against] if against is not None else [])])
+        found = inspect_result(quantized)
+        given = preprocess_from(options, lambda: stored_or_beside(against, quantized))
+        report(
+            quantized,
+            out,
+            against=against,
+            data=data,
+            labels=options["labels"],
+            preprocess=given,
+            limit=options["limit"],
+            command=stored_command(found.settings, found.target, found.container, quantize_command),
+        )
+        say(f"page           {out}", err=False)

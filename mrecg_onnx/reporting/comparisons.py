@@ -1,0 +1,170 @@
+"""Pages that set things side by side: methods at widths, and layers by what they lose."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from mrecg_onnx.comparing import table
+from mrecg_onnx.reporting.content import Cell, Column, Fact, Page, Section, Table, shown
+from mrecg_onnx.reporting.figures import draw_dots
+from mrecg_onnx.reporting.pages import defaults, heat_map, page_environment, plain
+from mrecg_onnx.reporting.sections import duration, interval, percent, settings_section, size
+from mrecg_onnx.runtimes import describe, size_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mrecg_onnx.comparing import Cell as Compared
+    from mrecg_onnx.comparing import Comparison
+    from mrecg_onnx.inspecting import Quality, Ranking
+
+__all__ = ["comparison_page", "ranking_page"]
+
+#: Columns of a comparison that are left out on a phone.
+_MINOR = frozenset(
+    {"95 % interval", "p, FP32", "agreement", "SQNR", "peak memory", "latency", "against FP32", "time", "note"}
+)
+
+
+def comparison_page(result: Comparison, *, command: str = "") -> Page:
+    """What ``compare`` found."""
+    done = [cell for cell in result.cells if cell.error is None]
+    labelled = result.fp32_top1 is not None
+
+    def worth(cell: Compared) -> float | None:
+        return cell.top1.value if cell.top1 is not None else cell.agreement
+
+    facts = []
+    if result.fp32_top1 is not None:
+        facts.append(
+            Fact("FP32", percent(result.fp32_top1.value, 2), f"{interval(result.fp32_top1)}, {result.images} images")
+        )
+    known = [cell for cell in done if worth(cell) is not None]
+    if known:
+        best = max(known, key=lambda cell: worth(cell) or 0.0)
+        facts.append(
+            Fact(
+                "Best", percent(worth(best) or 0.0, 2), f"{best.name}{f', {interval(best.top1)}' if best.top1 else ''}"
+            )
+        )
+    sizes = [cell.size_bytes for cell in done if cell.size_bytes is not None]
+    if sizes:
+        facts.append(Fact("Smallest file", size(min(sizes)), f"FP32 {size(result.fp32_size_bytes)}"))
+    facts.append(Fact("Cells", f"{len(done)} of {len(result.cells)}", "finished", "bad" if result.failed else ""))
+    facts.append(Fact("Time", duration(sum(cell.seconds or 0.0 for cell in done)), "to quantize all of them"))
+    panels = []
+    for width in dict.fromkeys(cell.widths for cell in result.cells):
+        rows = []
+        for cell in (c for c in result.cells if c.widths == width):
+            value = worth(cell)
+            low, high = (cell.top1.low, cell.top1.high) if cell.top1 is not None else (value or 0.0, value or 0.0)
+            rows.append((cell.method, None if value is None else 100 * value, 100 * low, 100 * high))
+        panels.append((str(width), rows))
+    kind = "top-1, %" if labelled else "predictions that agree with FP32, %"
+    figure = draw_dots(panels, 100 * result.fp32_top1.value if result.fp32_top1 is not None else None, kind)
+    lead = "Dots with 95 % intervals; dashed: FP32. All on the same images." if labelled else "All on the same images."
+    sections = (
+        Section("cells", "Methods and widths", lead, [figure, _cells(result)]),
+        settings_section(plain(result.settings.to_json()), defaults()),
+    )
+    failed = tuple(f"{cell.name} failed: {cell.error}" for cell in result.failed)
+    title = f"{shown(result.model.stem, 60)}: methods compared"
+    about = f"on {result.images} images of {shown(result.data, 60)}, calibrated on {shown(result.calib, 60)}."
+    return Page(
+        title,
+        "compare",
+        about,
+        tuple(facts),
+        (*failed, *result.warnings),
+        sections,
+        command,
+        tuple(result.environment.items()),
+    )
+
+
+def _cells(result: Comparison) -> Table:
+    headings, content = table(result)
+    columns = tuple(
+        Column(heading, "text" if heading in {"method", "bits", "note"} else "number", minor=heading in _MINOR)
+        for heading in headings
+    )
+    rows = tuple(
+        tuple(
+            Cell(shown(text, 80), order=_leading(text) if column.kind == "number" else None)
+            for column, text in zip(columns, row, strict=True)
+        )
+        for row in content
+    )
+    return Table(columns, rows, filtered=len(rows) > 8)
+
+
+def _leading(text: str) -> float:
+    """The number that a text begins with."""
+    found = re.match(r"-?[\d.]+(e-?\d+)?", text)
+    return float(found[0]) if found else float("inf")
+
+
+def ranking_page(found: Ranking, model: str | Path, *, command: str = "") -> Page:
+    """What ``sensitivity`` found."""
+    settings = found.settings
+    facts = [
+        _quality(f"W{settings.wbits}A{settings.abits}, nearest", found.quality, f"{found.images} images"),
+        *([_quality("FP32", found.float_quality, "labelled images")] if found.labelled else []),
+        *([_quality("With all that help", found.together, "suggestions below")] if found.together is not None else []),
+    ]
+    if found.ranked:
+        worst = found.ranked[0]
+        facts.append(Fact("Most sensitive", worst.kind, f"{shown(worst.name, 60)}, {worst.bits} bits"))
+    rows = [(entry.name, entry.kind, entry.bits, entry.losses) for entry in found.ranked]
+    sections = [
+        Section(
+            "ranking",
+            "Sensitivity",
+            "Task loss with one layer's weights or one tensor alone quantized, by width; the worst first, the width it has under "
+            "these settings in brackets. Colours are logarithmic.",
+            [heat_map(rows)],
+        )
+    ]
+    if found.suggestions:
+        columns = (Column("Option of quantize"), Column("Then", "number"), Column("Brings back", "number"))
+        tried = tuple(
+            (
+                Cell(f"{s.option} '{shown(s.value, 60)}'", title=shown(s.value, 240)),
+                Cell(_worth(s.quality), order=s.quality.order[0] or -s.quality.error),
+                Cell(_gain(found.quality, s.quality), order=(s.quality.order[0] - found.quality.order[0])),
+            )
+            for s in found.suggestions
+        )
+        lead = "More bits for the most sensitive, one at a time, rounded to nearest."
+        sections.append(Section("suggestions", "What more bits bring back", lead, [Table(columns, tried)]))
+    sections.append(settings_section(plain(settings.to_json()), defaults()))
+    skipped = (f"{len(found.skipped)} images could not be read",) if found.skipped else ()
+    where = describe(model)
+    title = shown(where.replace("\\", "/").rsplit("/", 1)[-1], 80)
+    lead = f"What its layers lose when they are quantized; FP32 {size(size_bytes(model))}."
+    return Page(title, "sensitivity", lead, tuple(facts), skipped, tuple(sections), command, page_environment())
+
+
+def _quality(label: str, found: Quality, note: str) -> Fact:
+    return Fact(label, _worth(found).removeprefix("top-1 ").removeprefix("agreement "), f"{_kind(found)}, {note}")
+
+
+def _kind(found: Quality) -> str:
+    return (
+        "top-1" if found.top1 is not None else "same answer as FP32" if found.agreement is not None else "output error"
+    )
+
+
+def _worth(found: Quality) -> str:
+    if found.top1 is not None:
+        return f"top-1 {percent(found.top1, 2)}"
+    return f"agreement {percent(found.agreement, 2)}" if found.agreement is not None else f"{found.error:.4f}"
+
+
+def _gain(before: Quality, after: Quality) -> str:
+    for name in ("top1", "agreement"):
+        one, other = getattr(before, name), getattr(after, name)
+        if one is not None and other is not None:
+            return f"{100 * (other - one):+.2f} points"
+    return f"{before.error - after.error:+.4f}"

@@ -1,0 +1,317 @@
+"""What a page shows and no run had a reason to know: errors of layers, values of the worst tensors, images on which files differ.
+
+All of it on a few dozen images, within a time and a share of memory that do not grow with the model or the data.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from mrecg_onnx.converters import load_model
+from mrecg_onnx.converters.errors import DataError
+from mrecg_onnx.converters.save import openable
+from mrecg_onnx.measures import Heads, prediction_output, two_axes
+from mrecg_onnx.reporting.content import Picture, shown
+from mrecg_onnx.runtimes import describe, open_session, pad_batch, read_graph, run_outputs, run_padded
+from mrecg_onnx.runtimes import fixed_batch as batch_of
+from mrecg_onnx.validating import (
+    Accuracy,
+    LayerErrors,
+    float_form,
+    int8_form,
+    layers_of,
+    measure_layers,
+    weight_factors,
+    with_outputs,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from mrecg_onnx.data import Dataset, Preprocess
+    from mrecg_onnx.validating import LayerError
+
+__all__ = ["Answers", "Histogram", "Measured", "measure"]
+
+Array = npt.NDArray[Any]
+#: Images whose layers are compared, and those whose answers are; seconds for either, and for values of tensors.
+LAYER_IMAGES, ANSWER_IMAGES, LAYER_SECONDS, ANSWER_SECONDS, VALUE_SECONDS = 48, 256, 20.0, 15.0, 6.0
+#: Tensors of each kind whose values are shown, images that they are of, bins, and values of a batch that are counted.
+WORST, VALUE_IMAGES, BINS, MOST_VALUES = 4, 16, 72, 2_000_000
+#: Images on which two files differ that are shown, guesses of each, and pixels of the longer side.
+SHOWN_IMAGES, GUESSES, SIDE = 12, 3, 112
+ROWS = 8
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Values of a tensor between ``edges`` with the grid that it is rounded to.
+
+    ``below`` and ``above`` are the shares of values beyond the ends ``low`` and ``high`` of the grid.
+    """
+
+    title: str
+    caption: str
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    grid: tuple[float, ...]
+    low: float
+    high: float
+    below: float
+    above: float
+    unit: str
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What both files answer on the same images.
+
+    Attributes:
+        images: how many.
+        agreement: share of equal answers with its interval; None without class scores.
+        output: the output that holds them, "" without.
+        pictures: images on which they differ, those of which the float model is surest first.
+    """
+
+    images: int
+    agreement: Accuracy | None
+    output: str
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All that was measured for a page."""
+
+    layers: LayerErrors
+    histograms: tuple[Histogram, ...]
+    answers: Answers
+    seconds: float
+
+
+def measure(fp32: str | Path, quantized: str | Path, data: Dataset, *, threads: int | None = None) -> Measured:
+    """Measure a file against its float model on images of ``data``.
+
+    Raises:
+        MrecgError: a model or the data cannot be read or run.
+    """
+    began = time.monotonic()
+    layers = measure_layers(fp32, quantized, data, images=LAYER_IMAGES, seconds=LAYER_SECONDS, threads=threads)
+    histograms = (*_weights(fp32, layers), *_activations(quantized, layers, data, threads))
+    return Measured(layers, histograms, _answers(fp32, quantized, data, threads), time.monotonic() - began)
+
+
+# --- values of tensors ------------------------------------------------------------------------------------------------------
+
+
+def _weights(fp32: str | Path, layers: LayerErrors) -> list[Histogram]:
+    """Float weights in steps of their channels' own grids, of the layers whose weights lose most."""
+    worst = _lowest([e for e in layers.layers if e.layer.held is not None], lambda e: e.weights_db)
+    if not worst:
+        return []
+    floats = {layer.name: layer for layer in layers_of(float_form(load_model(fp32)))}
+    found = []
+    for entry in worst:
+        layer, own = entry.layer, floats.get(entry.layer.name)
+        if own is None or own.shape != layer.shape or layer.held is None:
+            continue
+        held, plain, written = layer.held, own.weights(), layer.weights()
+        fitted = plain * weight_factors(plain, written, layer.op, layer.groups)
+        scale = held.along(held.scale).astype(np.float64)
+        steps = fitted / scale
+        # Codes of a channel are bound by its own smallest and largest: the grid of all is the widest.
+        codes = held.codes.astype(np.float64) - held.along(held.zero)
+        others = tuple(i for i in range(codes.ndim) if held.axis is None or i != held.axis % codes.ndim)
+        low, high = codes.min(axis=others, keepdims=True), codes.max(axis=others, keepdims=True)
+        full = high - low >= 2**layer.wbits - 2  # what lies beyond codes that end earlier was not cut off
+        cut = float(((steps < low - 0.5) & full).mean()), float(((steps > high + 0.5) & full).mean())
+        caption = f"{layer.wbits} bits, {layer.params:,} weights, SQNR {entry.weights_db:.1f} dB{_cut(*cut)}"
+        grid = tuple(np.unique(codes).tolist())
+        title = f"Weights of {shown(layer.name, 44)}"
+        found.append(_histogram(title, caption, steps.reshape(-1), grid, cut, "steps of each channel's scale"))
+    return found
+
+
+def _activations(quantized: str | Path, layers: LayerErrors, data: Dataset, threads: int | None) -> list[Histogram]:
+    """What quantizers are given, of those that lose most by themselves."""
+    by_tensor: dict[str, LayerError] = {}
+    for entry in layers.layers:
+        if entry.layer.fed is not None and entry.layer.fed.of:
+            by_tensor.setdefault(entry.layer.fed.of, entry)
+    worst = _lowest(list(by_tensor.values()), lambda e: e.rounds_db)
+    if not worst:
+        return []
+    names = [entry.layer.fed.of for entry in worst if entry.layer.fed is not None]
+    file = int8_form(load_model(quantized), describe(quantized, "the quantized model"))
+    with openable(with_outputs(file, names)) as source:
+        session = open_session(source, level="off", threads=threads)
+    rows, until = batch_of(session) or ROWS, time.monotonic() + VALUE_SECONDS
+    values: dict[str, list[Array]] = {name: [] for name in names}
+    for feeds in data.spread(rows, VALUE_IMAGES):
+        count = len(next(iter(feeds.values())))
+        made = run_outputs(session, {name: pad_batch(x, rows) if batch_of(session) else x for name, x in feeds.items()})
+        for name in names:
+            flat = made[name][:count].astype(np.float32).reshape(-1)
+            values[name].append(flat[:: max(1, len(flat) * VALUE_IMAGES // (rows * MOST_VALUES))])
+        if time.monotonic() > until:
+            break
+    found = []
+    for entry in worst:
+        layer, codes = entry.layer, entry.layer.fed
+        if codes is None or not values[codes.of]:
+            continue
+        given = codes.given(np.concatenate(values[codes.of])).astype(np.float64)
+        low, high = codes.ends
+        step = float(codes.scale.reshape(-1)[0])
+        cut = float((given < low - step / 2).mean()), float((given > high + step / 2).mean())
+        nothing = float((given == 0).mean())
+        zeros = f", {100 * nothing:.0f} % are 0 (not drawn)" if nothing > 0.02 else ""
+        caption = f"{layer.abits} bits, SQNR of rounding {entry.rounds_db:.1f} dB{_cut(*cut)}{zeros}"
+        grid = tuple(low + step * i for i in range(codes.high - codes.low + 1))
+        title = f"Input of {shown(layer.name, 44)}"
+        found.append(_histogram(title, caption, given[given != 0] if zeros else given, grid, cut, ""))
+    return found
+
+
+def _lowest(entries: Sequence[LayerError], figure: Any) -> list[LayerError]:
+    known = [e for e in entries if figure(e) is not None and np.isfinite(figure(e))]
+    return sorted(known, key=figure)[:WORST]
+
+
+def _cut(below: float, above: float) -> str:
+    return f", {100 * (below + above):.2g} % cut off" if below + above > 0 else ", nothing cut off"
+
+
+def _histogram(
+    title: str, caption: str, values: Array, grid: tuple[float, ...], cut: tuple[float, float], unit: str
+) -> Histogram:
+    finite = values[np.isfinite(values)]
+    ends = [min(grid), max(grid), *((float(finite.min()), float(finite.max())) if finite.size else ())]
+    low, high = min(ends), max(ends)
+    counts, edges = np.histogram(finite, BINS, (low, high if high > low else low + 1e-6))
+    return Histogram(
+        title,
+        caption,
+        tuple(map(float, edges)),
+        tuple(map(int, counts)),
+        grid,
+        min(grid),
+        max(grid),
+        *cut,
+        unit,
+    )
+
+
+# --- images on which they differ --------------------------------------------------------------------------------------------
+
+
+def _answers(fp32: str | Path, quantized: str | Path, data: Dataset, threads: int | None) -> Answers:
+    """Both files at ONNX Runtime's default level on up to :data:`ANSWER_IMAGES` images."""
+    sessions = [open_session(model, threads=threads) for model in (fp32, _openable_form(quantized))]
+    chosen = np.unique(np.linspace(0, len(data) - 1, min(len(data), ANSWER_IMAGES)).round().astype(int))
+    until, held = time.monotonic() + ANSWER_SECONDS, list[tuple[int, dict[str, Array], dict[str, Array]]]()
+    for start in range(0, len(chosen), ROWS):
+        indices = chosen[start : start + ROWS]
+        try:
+            feeds = data.batch(indices)
+        except DataError:  # one of them cannot be read: the others of this handful are not needed
+            continue
+        before, after = (run_padded(session, feeds) for session in sessions)
+        for row, index in enumerate(indices):
+            held.append(
+                (
+                    int(index),
+                    *({n: y[row] for n, y in made.items() if two_axes(y) is not None} for made in (before, after)),
+                )
+            )
+        if time.monotonic() > until:
+            break
+    if not held:
+        return Answers(0, None, "", ())
+    names = held[0][1]
+    floats = [value.name for value in sessions[0].get_outputs() if "float" in value.type or "double" in value.type]
+    whole = {name: np.stack([one[1][name].reshape(-1) for one in held]) for name in names}
+    whole |= {
+        name: np.zeros((1, 1, 1), np.float32) for name in floats if name not in names
+    }  # they count, too, in what is asked
+    output = prediction_output(whole, Heads.of_model(read_graph(fp32)))
+    if output is None:
+        return Answers(len(held), None, "", ())
+    scores = [np.stack([one[side][output].reshape(-1) for one in held]).astype(np.float64) for side in (1, 2)]
+    same = scores[0].argmax(1) == scores[1].argmax(1)
+    shares = [_shares(values) for values in scores]
+    others = sorted(np.flatnonzero(~same), key=lambda i: -shares[0][i].max())[:SHOWN_IMAGES]
+    pictures = [p for i in others if (p := _picture(data, held[i][0], shares[0][i], shares[1][i])) is not None]
+    return Answers(len(held), Accuracy.of(same), output, tuple(pictures))
+
+
+def _openable_form(quantized: str | Path) -> Any:
+    """The file, or what ONNX Runtime runs in its place."""
+    from mrecg_onnx.writing import runnable  # noqa: PLC0415 - few files need it
+
+    loaded = read_graph(quantized)
+    return quantized if runnable(loaded) is loaded else runnable(load_model(quantized))
+
+
+def _shares(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Probabilities: as they are, or the softmax of logits."""
+    if scores.min() >= 0 and np.abs(scores.sum(1) - 1).max() < 5e-3:
+        return scores
+    powers = np.exp(scores - scores.max(1, keepdims=True))
+    return np.asarray(powers / powers.sum(1, keepdims=True))
+
+
+def _picture(data: Dataset, index: int, before: Array, after: Array) -> Picture | None:
+    fed = next(iter(data.batch([index]).values()))[0]
+    pixels = _pixels(fed, data.preprocess)
+    if pixels is None:
+        return None
+    image = Image.fromarray(pixels)
+    image.thumbnail((SIDE, SIDE))
+    held, small = io.BytesIO(), max(image.size) <= 48
+    image.save(held, "PNG" if small else "JPEG", **({} if small else {"quality": 82}))
+    kind = "png" if small else "jpeg"
+    source = f"data:image/{kind};base64,{base64.b64encode(held.getvalue()).decode('ascii')}"
+    label = str(data.labels[index]) if data.labels is not None else ""
+    name = data.files[index].name if data.files is not None else f"row {index}"
+    return Picture(source, shown(name, 28), _guesses(before), _guesses(after), label, *image.size)
+
+
+def _guesses(shares: Array) -> tuple[tuple[str, float], ...]:
+    best = np.argsort(-shares, kind="stable")[:GUESSES]
+    return tuple((str(int(i)), float(shares[i])) for i in best)
+
+
+def _pixels(fed: Array, preprocess: Preprocess | None) -> npt.NDArray[np.uint8] | None:
+    """What was fed as an image [H, W, 3 or 1 channels squeezed], None where it is none."""
+    if fed.ndim != 3:
+        return None
+    nchw = (preprocess.layout == "nchw") if preprocess is not None and preprocess.layout else fed.shape[0] in {1, 3}
+    planes = fed if nchw else np.moveaxis(fed, 2, 0)
+    if planes.shape[0] not in {1, 3, 4} or min(planes.shape[1:]) < 4:
+        return None
+    x = planes.astype(np.float64)
+    if preprocess is not None and preprocess.scale and fed.dtype.kind == "f":
+        mean, std = (
+            np.asarray(v or d, np.float64).reshape(-1, 1, 1)
+            for v, d in ((preprocess.mean, (0.0,)), (preprocess.std, (1.0,)))
+        )
+        x = (x * std + mean) / preprocess.scale
+    elif fed.dtype != np.uint8:
+        low, high = float(x.min()), float(x.max())
+        x = (x - low) / max(high - low, 1e-12) * 255
+    pixels = np.clip(np.rint(x), 0, 255).astype(np.uint8)
+    if preprocess is not None and preprocess.color == "bgr":
+        pixels = pixels[::-1]
+    if pixels.shape[0] == 1:
+        return np.ascontiguousarray(pixels[0])
+    return np.ascontiguousarray(np.moveaxis(pixels[:3], 0, 2))

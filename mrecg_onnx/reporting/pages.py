@@ -1,0 +1,385 @@
+"""The page of each command: its headline and its sections, in order."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mrecg_onnx.comparing import environment
+from mrecg_onnx.reporting.content import DASH, Cell, Column, Fact, Page, Pairs, Section, Table, shown
+from mrecg_onnx.reporting.sections import (
+    answers_section,
+    decibels,
+    duration,
+    file_units_section,
+    histogram_section,
+    interval,
+    layers_section,
+    learning_section,
+    percent,
+    settings_section,
+    size,
+    size_fact,
+    units_section,
+)
+from mrecg_onnx.runtimes import size_bytes
+from mrecg_onnx.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mrecg_onnx.inspecting import FinishedFile
+    from mrecg_onnx.reporting.measuring import Measured
+    from mrecg_onnx.results import QuantizationResult
+    from mrecg_onnx.validating import LayerErrors, ValidationResult, WrittenLayer
+
+__all__ = [
+    "defaults",
+    "finished_page",
+    "heat_map",
+    "page_environment",
+    "plain",
+    "quantization_page",
+    "validation_page",
+]
+
+
+def defaults() -> dict[str, Any]:
+    """Of all settings, as JSON gives them back."""
+    return dict(json.loads(json.dumps(Settings().to_json())))
+
+
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON gives them back."""
+    return dict(json.loads(json.dumps(dict(settings))))
+
+
+def _answers_fact(found: Measured) -> Fact:
+    answers = found.answers
+    if answers.agreement is None:
+        worst = min((e.makes_db for e in found.layers.layers if e.makes_db is not None), default=None)
+        return Fact("Worst layer", f"{decibels(worst)} dB", "SQNR of its output against FP32")
+    return Fact(
+        "Same answer as FP32",
+        percent(answers.agreement.value),
+        f"{interval(answers.agreement)}, {answers.images} images",
+    )
+
+
+def quantization_page(
+    result: QuantizationResult,
+    fp32: Path,
+    measured: Measured | None,
+    *,
+    layers: list[WrittenLayer],
+    validation: ValidationResult | None = None,
+    said: tuple[str, ...] = (),
+    command: str = "",
+) -> Page:
+    """What ``quantize`` made.
+
+    Args:
+        result: what it returned; it was written to a file.
+        fp32: the float model's file.
+        measured: what was measured for the page; None where there was nothing to measure on.
+        layers: of the file.
+        validation: on labelled images, where there are such.
+        said: what a reader has to know of the measurement.
+        command: what makes the same again.
+    """
+    settings, plan, checks = result.settings, result.plan, result.verification
+    assert result.output is not None
+    facts = [*_accuracy_facts(validation)] if validation is not None else []
+    if measured is not None and not (validation is not None and validation.quantized.top1):
+        facts.append(_answers_fact(measured))
+    worst = checks.outputs[0] if checks.outputs else None
+    if worst is not None and worst.equal is None:
+        note = f"SQNR of {shown(worst.name, 24)} against FP32, {checks.images} images"
+        facts.append(Fact("Output", f"{decibels(worst.default_db)} dB", note))
+    facts += [
+        size_fact(size_bytes(fp32), size_bytes(result.output)),
+        _integers(checks.integer_layers, checks.layers),
+        Fact("Time", duration(sum(result.seconds.values())), _longest(result.seconds)),
+    ]
+    number = {layer: i for i, group in enumerate(plan.merged_units(), 1) for layer in group.layers}
+    errors = measured.layers if measured is not None else None
+    learned = learning_section(plan, result.units, result.probe)
+    sections = [
+        *([learned] if learned is not None else []),
+        layers_section(layers, errors, checks.float_layers, number),
+        *([histogram_section(measured), answers_section(measured)] if measured is not None else []),
+        units_section(plan, learned is not None),
+        *_sensitivities(result),
+        settings_section(plain(settings.to_json()), defaults()),
+    ]
+    widths = "mixed" if settings.mixed else f"W{settings.wbits}A{settings.abits}"
+    lead = (
+        f"{widths} by {settings.method} for {shown(settings.target, 40)}: {len(plan.quantized_layers)} layers and "
+        f"{len(plan.activations)} activations quantized on {result.images} images."
+    )
+    return Page(
+        shown(result.output.name, 80),
+        "quantize",
+        lead,
+        tuple(facts),
+        (*checks.warnings, *said),
+        tuple(sections),
+        command,
+        page_environment(measured),
+    )
+
+
+def _integers(integer: int, layers: int) -> Fact:
+    note = "all on integer kernels" if integer == layers else "the others are in float"
+    return Fact("Layers in integers", f"{integer} of {layers}", note, "" if integer == layers else "bad")
+
+
+def _longest(seconds: Mapping[str, float]) -> str:
+    most = sorted(seconds.items(), key=lambda entry: -entry[1])[:3]
+    return ", ".join(f"{stage} {duration(s)}" for stage, s in most)
+
+
+def page_environment(measured: Measured | None = None) -> tuple[tuple[str, str], ...]:
+    """Versions, the kind of machine, and how long the page's own measurements took."""
+    rows = list(environment().items())
+    if measured is not None:
+        rows.append(("measured for this page in", duration(measured.seconds)))
+    return tuple(rows)
+
+
+def _accuracy_facts(result: ValidationResult) -> list[Fact]:
+    facts = []
+    before, after = result.fp32.top1, result.quantized.top1
+    if before is not None and after is not None:
+        p = f", McNemar's p {result.mcnemar_p:.2g}" if result.mcnemar_p is not None else ""
+        facts.append(Fact("Top-1", percent(after.value, 2), f"{interval(after)}; FP32 {percent(before.value, 2)}"))
+        lost = 100 * (before.value - after.value)
+        tone = "bad" if lost >= 1 and (result.mcnemar_p or 1) < 0.05 else ""
+        facts.append(
+            Fact(
+                "Lost",
+                f"{lost:+.2f} points".replace("+", "") if lost >= 0 else f"{lost:.2f} points",
+                f"{result.images} images{p}",
+                tone,
+            )
+        )
+    if result.agreement is not None:
+        facts.append(Fact("Same answer as FP32", percent(result.agreement), f"{result.images} images"))
+    if not facts and not math.isnan(result.sqnr_db):
+        facts.append(Fact("Output", f"{decibels(result.sqnr_db)} dB", "SQNR of the worst output against FP32"))
+    return facts
+
+
+def _sensitivities(result: QuantizationResult) -> list[Section]:
+    """Costs by width as a heat map, and errors of single quantizers, where the run measured them."""
+    found = []
+    if result.allocation is not None:
+        costs = result.allocation.costs
+        rows = [(name, "weights", row) for name, row in costs.weights.items()] + [
+            (n, "activations", row) for n, row in costs.tensors.items()
+        ]
+        chosen = dict(result.allocation.widths)
+        found.append(
+            Section(
+                "sensitivity",
+                "Sensitivity",
+                "Loss with one layer or tensor alone quantized, by width; the width that was chosen is in brackets.",
+                [heat_map([(name, kind, chosen.get(name), row) for name, kind, row in rows])],
+            )
+        )
+    elif result.sensitivities:
+        top = max(s.error for s in result.sensitivities) or 1.0
+        columns = (Column("Tensor"), Column("Bits", "number"), Column("Relative error", "number"), Column("Protected"))
+        table = tuple(
+            (
+                Cell(shown(s.name, 56), title=shown(s.name, 240)),
+                Cell(str(s.bits), order=s.bits),
+                Cell(f"{s.error:.4f}", order=s.error, heat=s.error / top),
+                Cell("8 bits" if s.name in result.protected else ""),
+            )
+            for s in result.sensitivities[:1500]
+        )
+        lead = "Error of the output with one activation alone quantized, the worst first."
+        found.append(Section("sensitivity", "Sensitivity", lead, [Table(columns, table, filtered=True)]))
+    return found
+
+
+def heat_map(rows: list[tuple[str, str, int | None, Mapping[int, float]]]) -> Table:
+    """Losses by width: name, kind, the width that holds, losses; colours are logarithmic over all cells."""
+    widths = sorted({width for *_, losses in rows for width in losses})
+    known = [loss for *_, losses in rows for loss in losses.values() if loss > 0]
+    low, high = (math.log(min(known)), math.log(max(known))) if known else (0.0, 1.0)
+
+    def cell(losses: Mapping[int, float], width: int, held: int | None) -> Cell:
+        if width not in losses:
+            return Cell(DASH, order=math.inf, tone="faint")
+        loss = losses[width]
+        heat = (math.log(loss) - low) / max(high - low, 1e-12) if loss > 0 else 0.0
+        return Cell(f"[{loss:.2g}]" if width == held else f"{loss:.2g}", order=loss, heat=heat)
+
+    columns = (
+        Column("Layer or tensor"),
+        Column("Kind", minor=True),
+        *(Column(f"{width} bits", "number") for width in widths),
+    )
+    content = tuple(
+        (Cell(shown(name, 48), title=shown(name, 240)), Cell(kind), *(cell(losses, width, held) for width in widths))
+        for name, kind, held, losses in rows[:1500]
+    )
+    return Table(columns, content, filtered=True)
+
+
+def validation_page(
+    result: ValidationResult, measured: Measured | None, layers: list[WrittenLayer], *, command: str = ""
+) -> Page:
+    """What ``validate`` found."""
+    facts = [*_accuracy_facts(result), size_fact(result.fp32.size_bytes, result.quantized.size_bytes)]
+    facts += _latency(result)
+    outputs = [(name, value, None) for name, value in result.sqnr_by_output.items()]
+    outputs += [(name, math.nan, share) for name, share in result.equal_by_output.items()]
+    columns = (Column("Output"), Column("SQNR, dB", "number"), Column("Equal values", "number"))
+    rows = tuple(
+        (
+            Cell(shown(name, 56), title=shown(name, 240)),
+            Cell(decibels(value), order=value if not math.isnan(value) else math.inf),
+            Cell("" if share is None else percent(share, 2), order=share if share is not None else math.inf),
+        )
+        for name, value, share in sorted(outputs, key=lambda o: o[1])[:200]
+    )
+    kernels = tuple((shown(op, 40), str(count), False) for op, count in list(result.op_counts.items())[:60])
+    sections = [
+        Section(
+            "accuracy",
+            "Accuracy",
+            "Both files on the same images, on ONNX Runtime at its default level.",
+            [_side_by_side(result)],
+        ),
+        Section("outputs", "Outputs", "Against the float model's, over all images.", [Table(columns, rows)]),
+        *(
+            [layers_section(layers, measured.layers), histogram_section(measured), answers_section(measured)]
+            if measured
+            else []
+        ),
+        Section("kernels", "Kernels", "Operators that ONNX Runtime runs for the quantized file.", [Pairs(kernels)]),
+    ]
+    return Page(
+        shown(Path(result.quantized.name).name, 80),
+        "validate",
+        f"against {shown(Path(result.fp32.name).name, 80)} on {result.images} images, {shown(result.provider, 40)}.",
+        tuple(facts),
+        result.warnings,
+        tuple(sections),
+        command,
+        page_environment(measured),
+    )
+
+
+def _latency(result: ValidationResult) -> list[Fact]:
+    if result.speedup is None or result.fp32.latency_s is None or result.quantized.latency_s is None:
+        return []
+    times = f"{1e3 * result.quantized.latency_s:.2f} ms against {1e3 * result.fp32.latency_s:.2f}, batch {result.latency_batch}"
+    faster = result.speedup >= 1
+    value = f"{result.speedup:.2f} times" if faster else f"{1 / result.speedup:.2f} times"
+    return [
+        Fact(
+            "Faster than FP32" if faster else "Slower than FP32", value, times, "good" if result.speedup > 1.02 else ""
+        )
+    ]
+
+
+def _side_by_side(result: ValidationResult) -> Table:
+    columns = (Column(""), Column("FP32", "number"), Column("Quantized", "number"), Column("Change", "number"))
+
+    def row(name: str, before: str, after: str, change: str) -> tuple[Cell, ...]:
+        return Cell(name), Cell(before), Cell(after), Cell(change)
+
+    rows = []
+    for name, before, after in (
+        ("Top-1", result.fp32.top1, result.quantized.top1),
+        ("Top-5", result.fp32.top5, result.quantized.top5),
+    ):
+        if before is not None and after is not None:
+            change = f"{100 * (after.value - before.value):+.2f} points"
+            texts = [f"{percent(a.value, 2)} ({100 * a.low:.1f} to {100 * a.high:.1f})" for a in (before, after)]
+            rows.append(row(name, *texts, change))
+    rows.append(
+        row(
+            "Size",
+            size(result.fp32.size_bytes),
+            size(result.quantized.size_bytes),
+            f"{result.quantized.size_bytes / result.fp32.size_bytes:.2f} times",
+        )
+    )
+    if result.speedup is not None and result.fp32.latency_s is not None and result.quantized.latency_s is not None:
+        rows.append(
+            row(
+                f"Latency, batch {result.latency_batch}",
+                f"{1e3 * result.fp32.latency_s:.2f} ms",
+                f"{1e3 * result.quantized.latency_s:.2f} ms",
+                f"{1 / result.speedup:.2f} times",
+            )
+        )
+    return Table(columns, tuple(rows))
+
+
+def finished_page(
+    found: FinishedFile,
+    measured: Measured | None = None,
+    validation: ValidationResult | None = None,
+    *,
+    errors: LayerErrors | None = None,
+    said: tuple[str, ...] = (),
+    command: str = "",
+) -> Page:
+    """What a finished file says of itself, and what was measured of it."""
+    quantized = [layer for layer in found.layers if layer.held is not None]
+    params = sum(layer.params for layer in quantized)
+    average = sum(layer.params * layer.wbits for layer in quantized) / params if params else math.nan
+    integer = sum(not layer.in_float for layer in found.layers)
+    facts = [*_accuracy_facts(validation)] if validation is not None else []
+    if measured is not None and not (validation is not None and validation.agreement is not None):
+        facts.append(_answers_fact(measured))
+    if validation is not None:
+        facts += [size_fact(validation.fp32.size_bytes, found.size_bytes), *_latency(validation)]
+    else:
+        facts.append(Fact("Size", size(found.size_bytes), f"opset {found.opset}, container {found.container}"))
+    facts.append(
+        Fact(
+            "Weights",
+            f"{average:.2f} bits",
+            f"on average, {params / 1e6:.2f} million of them" if params >= 10**6 else f"on average, {params:,} of them",
+        )
+    )
+    facts.append(_integers(integer, len(found.layers)))
+    number = {layer: i for i, unit in enumerate(found.units, 1) for layer in unit}
+    about = (
+        ("made by", f"mrecg-onnx {found.version}", False),
+        ("widths", found.widths, False),
+        ("target", shown(found.target), False),
+        ("container", found.container, False),
+        ("opset", str(found.opset), False),
+        ("needs", "; ".join(row.note() for row in found.needs) or "nothing beyond ONNX Runtime 1.22", False),
+        ("float model, SHA-256", found.source_sha256 or "not a file", False),
+        ("images become inputs", found.preprocess.describe() if found.preprocess else "calibrated on arrays", False),
+        ("raised to 8 bits", shown(", ".join(found.protected), 160) or "none", False),
+    )
+    sections = [
+        Section("about", "The file", "", [Pairs(about)]),
+        layers_section(found.layers, measured.layers if measured is not None else errors, None, number),
+        *([histogram_section(measured), answers_section(measured)] if measured is not None else []),
+        file_units_section(found.units, {layer.name: layer for layer in found.layers}),
+        settings_section(found.settings, defaults()),
+    ]
+    return Page(
+        shown(Path(found.name).name, 80),
+        "report",
+        f"{found.widths} by {shown(str(found.settings.get('method', '?')), 24)} for {shown(found.target, 40)}: "
+        f"{len(quantized)} layers and {len(found.activations)} activations quantized.",
+        tuple(facts),
+        (*(validation.warnings if validation is not None else ()), *said),
+        tuple(sections),
+        command,
+        page_environment(measured),
+    )

@@ -1,0 +1,120 @@
+"""Writing a page: one file without anything beside it, in which nothing that came from a model is markup."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import importlib.util
+import re
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from mrecg_onnx.converters.errors import ExportError, SettingsError
+from mrecg_onnx.converters.files import write_whole
+from mrecg_onnx.converters.text import printable
+from mrecg_onnx.reporting.content import Table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from markupsafe import Markup
+
+    from mrecg_onnx.reporting.content import Page, Part
+
+__all__ = ["MOST_BYTES", "page_text", "require_packages", "write_page"]
+
+#: A page is smaller; parts have bounds of their own that keep it so.
+MOST_BYTES = 2_000_000
+#: Tables of no more rows are not shortened.
+FEWEST_ROWS = 50
+
+
+def require_packages() -> None:
+    """Refuse, before the work, to write a page without what draws and writes it.
+
+    Raises:
+        SettingsError: one is missing.
+    """
+    missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SettingsError(f"--report needs {' and '.join(missing)}: pip install 'mrecg-onnx[report]'")
+
+
+def page_text(page: Page) -> str:
+    """The page as HTML.
+
+    Raises:
+        ExportError: it would be larger than :data:`MOST_BYTES`.
+    """
+    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415 - an extra
+    from markupsafe import Markup  # noqa: PLC0415
+
+    folder = files("mrecg_onnx.reporting") / "page"
+    template, style, script = (
+        (folder / name).read_text(encoding="utf-8") for name in ("page.html", "style.css", "page.js")
+    )
+    # Everything is escaped but for what stands in this package: the drawings' markup, the style and the script.
+    room = Environment(autoescape=True, undefined=StrictUndefined, finalize=_plain, trim_blocks=True)
+    room.filters["trusted"] = Markup
+    room.filters["breakable"] = _breakable
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    drawn = room.from_string(template)
+    while True:
+        text = drawn.render(
+            page=page,
+            sections=[section for section in page.sections if section.parts or section.lead],
+            style=Markup(style),  # noqa: S704 - a file of this package
+            script=Markup(script),  # noqa: S704 - likewise
+            script_hash=f"sha256-{digest}",
+        )
+        count = len(text.encode("utf-8"))
+        if count <= MOST_BYTES:
+            return text
+        shorter = _shortened(page)
+        if shorter == page:
+            raise ExportError(f"the page would have {count} bytes, more than {MOST_BYTES}")
+        page = shorter
+
+
+def _shortened(page: Page) -> Page:
+    """The page with half of the rows of every long table, which says so."""
+
+    def half(part: Part) -> Part:
+        if not isinstance(part, Table) or len(part.rows) <= FEWEST_ROWS:
+            return part
+        kept = len(part.rows) // 2
+        return dataclasses.replace(
+            part, rows=part.rows[:kept], note=f"Only the first {kept} rows: the page would be too large."
+        )
+
+    sections = [dataclasses.replace(s, parts=tuple(half(part) for part in s.parts)) for s in page.sections]
+    return dataclasses.replace(page, sections=tuple(sections))
+
+
+def _breakable(text: str) -> Markup:
+    """A name that may be broken behind its separators."""
+    from markupsafe import Markup, escape  # noqa: PLC0415
+
+    parts = re.split(r"(?<=[/._])(?=[^/._])", printable(text))
+    return Markup("<wbr>").join(escape(part) for part in parts)
+
+
+def _plain(value: object) -> object:
+    """Control characters and halves of characters are written out, wherever a text came from."""
+    from markupsafe import Markup  # noqa: PLC0415
+
+    return value if not isinstance(value, str) or isinstance(value, Markup) else printable(value)
+
+
+def write_page(page: Page, path: str | Path) -> None:
+    """Write the page to ``path``, whole or not at all.
+
+    Raises:
+        ExportError: it cannot be written.
+    """
+    text = page_text(page)
+    try:
+        write_whole(path, text)
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be written: {error.strerror or error}") from error

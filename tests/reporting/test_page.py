@@ -1,0 +1,180 @@
+"""What a page is as text: escaped, bounded, whole."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections import Counter
+from html.parser import HTMLParser
+
+import pytest
+
+from mrecg_onnx.converters.errors import ExportError
+from mrecg_onnx.reporting import writing
+from mrecg_onnx.reporting.content import (
+    Cell,
+    Column,
+    Fact,
+    Page,
+    Pairs,
+    Picture,
+    Pictures,
+    Section,
+    Table,
+    UnitBox,
+    Units,
+    shown,
+)
+from mrecg_onnx.reporting.figures import draw_curve, draw_dots, draw_histogram, draw_profile
+from mrecg_onnx.reporting.measuring import Histogram
+
+pytest.importorskip("jinja2")
+pytest.importorskip("matplotlib")
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\"' onmouseover=alert(1) x='",
+    "</title></style></svg><img src=x onerror=alert(1)>",
+    "a\x00b\x1b[31m\u202e\x7f\ud800",
+    "{{ 7 * 7 }}{% raw %}",
+    "$\\frac{a}{b}$",
+    "]]>&lt;b&gt;",
+    "x" * 10_000,
+    "<b>" * 4_000,
+]
+
+
+def page_of(name: str) -> str:
+    """A page that has ``name`` wherever a page has text."""
+    table = Table(
+        (Column(name, hint=name), Column(name, "number")),
+        ((Cell(shown(name), title=shown(name, 240)), Cell(shown(name), order=1.0, share=0.5)),),
+        filtered=True,
+        note=shown(name),
+    )
+    picture = Picture(
+        "data:image/png;base64,AA==", shown(name), ((shown(name), 0.9),), ((shown(name), 0.8),), shown(name)
+    )
+    histogram = Histogram(
+        shown(name), shown(name), (0.0, 1.0, 2.0), (1, 2), (0.0, 1.0), 0.0, 1.0, 0.0, 0.5, shown(name)
+    )
+    parts = [
+        table,
+        draw_curve([1.0, 2.0], [(0, 1, 0.5)], ("before", "after"), [name, name]),
+        draw_profile([(name, 10.0, 20.0), (name, None, 3.0)], ("output", "weights")),
+        draw_dots([("W4A4", [(name, 50.0, 40.0, 60.0)])], 70.0, "top-1, %"),
+        draw_histogram(histogram),
+        Pairs(((shown(name), shown(name), True),)),
+        Pictures((picture,)),
+        Units((UnitBox("1", shown(name), shown(name), joined=True, reads=shown(name), title=shown(name)),)),
+    ]
+    section = Section("layers", shown(name), shown(name), parts)
+    facts = (Fact(shown(name), shown(name), shown(name)),)
+    return writing.page_text(
+        Page(shown(name), shown(name), shown(name), facts, (name,), (section,), name, ((name, name),))
+    )
+
+
+class Elements(HTMLParser):
+    """Elements with their attributes, and the page's text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.said: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.said.append(data)
+
+
+def counted(page: Elements) -> Counter[str]:
+    """How often each element occurs; how many ticks a drawing has depends on how long its labels are."""
+    return Counter(
+        tag for tag, _ in page.found if tag not in {"wbr", "g", "use", "path", "text", "defs", "clippath", "rect"}
+    )
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
+def test_no_name_is_markup(name: str):
+    plain, page = Elements(page_of("name")), page_of(name)
+    hostile = Elements(page)
+    assert counted(hostile) == counted(plain)
+    assert {tag for tag, _ in hostile.found} - {"wbr"} == {tag for tag, _ in plain.found} - {"wbr"}
+    allowed = {key for _, attributes in plain.found for key in attributes}
+    assert {key for _, attributes in hostile.found for key in attributes} <= allowed
+    assert not any(key.startswith("on") for key in allowed)
+    assert page.count("<script>") == 1
+    body = re.sub(r"<(script|style)>.*?</\1>", "", page, flags=re.DOTALL)
+    assert all(character.isprintable() or character in "\n\t" for character in body)
+    page.encode("utf-8")
+
+
+def test_long_names_are_shortened_in_the_middle():
+    assert shown("layer") == "layer"
+    text = shown("/blocks/" + "x" * 10_000 + "/conv/Conv")
+    assert len(text) == 64
+    assert text.startswith("/blocks/")
+    assert text.endswith("/conv/Conv")
+    assert shown("a\nb") == "a\\nb"
+
+
+def test_names_stay_readable():
+    said = "".join(Elements(page_of("a<b&c>'d'")).said)
+    assert "a<b&c>'d'" in said
+    assert html.escape("a<b") in page_of("a<b")
+
+
+def test_a_page_needs_nothing_beside_it():
+    page = page_of("name")
+    for tag, attributes in Elements(page).found:
+        assert tag not in {"link", "iframe", "object", "embed", "base"}
+        source = attributes.get("src") or ""
+        assert not source or source.startswith("data:image/")
+        for key in ("href", "xlink:href"):
+            assert (attributes.get(key) or "#").startswith("#")
+    assert "http-equiv" in page
+    assert "default-src 'none'" in page
+    assert "url(http" not in page
+
+
+def test_colours_of_drawings_are_the_pages():
+    (wide, narrow) = draw_curve([1.0, 2.0], [(0, 0, 0.5), (1, 1, 0.7)], ("a", "b"), ["x", "y"]).drawings
+    for drawing in (wide, narrow):
+        assert "var(--accent)" in drawing
+        assert "#0a0b0c" not in drawing
+    assert wide == draw_curve([1.0, 2.0], [(0, 0, 0.5), (1, 1, 0.7)], ("a", "b"), ["x", "y"]).drawings[0]
+
+
+def test_ids_occur_once():
+    page = page_of("name")
+    ids = [a["id"] for _, a in Elements(page).found if "id" in a]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_page_that_grew_too_large_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(writing, "MOST_BYTES", 10_000)
+    with pytest.raises(ExportError, match="more than 10000"):
+        page_of("name")
+
+
+def test_a_network_of_thousands_of_layers_with_long_names_stays_within_bounds():
+    columns = tuple(Column(f"c{i}", "number") for i in range(12))
+    name = "<" * 10_000
+    rows = tuple(
+        tuple(Cell(shown(name, 48), title=shown(name, 240)) if i < 2 else Cell("1.0", 1.0) for i in range(12))
+        for _ in range(1500)
+    )
+    page = Page("t", "k", "", (), (), (Section("layers", "Layers", "", [Table(columns, rows, filtered=True)]),), "", ())
+    text = writing.page_text(page)
+    assert len(text.encode()) < 2_000_000
+    assert "the page would be too large" in text
+
+
+def test_thousands_of_units_are_drawn_in_few_marks():
+    count = 3000
+    figure = draw_curve([1.0] * count, [(i, i, 0.5) for i in range(count)], ("a", "b"), ["<" * 10_000] * count)
+    assert sum(map(len, figure.drawings)) < 700_000

@@ -1,0 +1,151 @@
+"""The pages of commands: what is on them, and that a file is the same with and without one."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import onnx
+import pytest
+from helpers.command_line import FAST, fails, works
+
+import mrecg_onnx
+
+pytest.importorskip("jinja2")
+pytest.importorskip("matplotlib")
+
+QUANTIZE = ("quantize", "model.onnx", "--calib", "images", "--preprocess", "unit", *FAST)
+
+
+def sections(page: str) -> list[str]:
+    return re.findall(r'<section id="(\w+)">', page)
+
+
+def test_quantize_writes_a_page_and_the_same_file(here):
+    works(*QUANTIZE, "-o", "plain.onnx")
+    told = works(*QUANTIZE, "-o", "with.onnx", "--report", "page.html").stdout
+    assert re.search(r"page +page.html", told)
+    assert (here / "plain.onnx").read_bytes() == (here / "with.onnx").read_bytes()
+    page = (here / "page.html").read_text()
+    assert len(page.encode()) < 2_000_000
+    assert sections(page) == ["losses", "layers", "tensors", "images", "units", "settings", "again"]
+    (again,) = re.findall("<pre><code>(.*)</code></pre>", page)
+    assert again.startswith("mrecg-onnx quantize model.onnx --calib images --output with.onnx ")
+    assert "--preprocess unit" in again
+    assert "--iters 5" in again
+    for name in ("stem", "conv1", "project", "fc"):
+        assert f'title="{name}"' in page
+    assert page.count('<figure class="small">') == 8
+    assert "Same answer as FP32" in page
+
+
+def test_labelled_images_give_accuracies(here):
+    told = works(*QUANTIZE, "--method", "nearest", "-o", "q.onnx", "--data", "images", "--report", "page.html")
+    assert "--data has no effect" not in told.stderr
+    page = (here / "page.html").read_text()
+    assert '<p class="label">Top-1</p>' in page
+    assert "losses" not in sections(page)  # nothing is learned
+
+
+def test_validate_writes_a_page(here):
+    works(*QUANTIZE, "--method", "nearest", "-o", "q.onnx")
+    works("validate", "model.onnx", "q.onnx", "--data", "images", "--repeats", 3, "--report", "page.html")
+    page = (here / "page.html").read_text()
+    assert sections(page) == ["accuracy", "outputs", "layers", "tensors", "images", "kernels", "again"]
+    assert "McNemar" in page
+    assert "mrecg-onnx validate model.onnx q.onnx --data images --repeats 3 --report page.html" in page
+
+
+def test_report_tells_of_a_file_alone_and_measured(here):
+    works(*QUANTIZE, "--method", "nearest", "--bits", "conv3=W2A8", "--exclude", "fc", "-o", "q.onnx")
+    works("report", "q.onnx", "-o", "alone.html")
+    alone = (here / "alone.html").read_text()
+    assert sections(alone) == ["about", "layers", "units", "settings", "again"]
+    assert "nothing was measured" in alone
+    assert "--method nearest" in alone
+    assert "--exclude fc --bits conv3=W2A8" in alone
+    works("report", "q.onnx", "--against", "model.onnx", "--data", "images", "-o", "page.html")
+    page = (here / "page.html").read_text()
+    assert sections(page) == ["about", "layers", "tensors", "images", "units", "settings", "again"]
+    assert "float: its weight is in float" in page.replace("<wbr>", "")
+    mrecg_onnx.report("q.onnx", "python.html")
+    assert (here / "python.html").exists()
+
+
+def test_sensitivity_writes_a_page(here):
+    command = (
+        "sensitivity",
+        "model.onnx",
+        "--calib",
+        "images",
+        "--preprocess",
+        "unit",
+        "--method",
+        "nearest",
+        "--top",
+        2,
+    )
+    works(*command, "--threads", 1, "--report", "page.html")
+    page = (here / "page.html").read_text()
+    assert sections(page) == ["ranking", "suggestions", "settings", "again"]
+    assert page.count('style="--heat:') > 50
+
+
+def test_compare_writes_a_page(here):
+    command = (
+        "compare",
+        "model.onnx",
+        "--calib",
+        "images",
+        "--data",
+        "images",
+        "--preprocess",
+        "unit",
+        "--methods",
+        "nearest",
+    )
+    works(*command, "--bits", "W8A8,W4A4", "--repeats", 0, "-o", "out", *FAST, "--report", "page.html")
+    page = (here / "page.html").read_text()
+    assert sections(page) == ["cells", "settings", "again"]
+    assert "W8A8" in page
+
+
+def test_names_of_a_model_are_no_markup(here):
+    model = onnx.load("model.onnx")
+    for number, node in enumerate(model.graph.node):
+        node.name = f"<script>alert({number})</script>\x1b" + "y" * 9_000
+    onnx.save(model, "model.onnx")
+    works(*QUANTIZE, "--method", "nearest", "-o", "q.onnx", "--report", "page.html")
+    page = (here / "page.html").read_text()
+    assert page.count("<script>") == 1
+    assert "\x1b" not in page
+    assert "yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy" * 8 not in page
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_work(here):
+    fails(*QUANTIZE, "-o", "q.onnx", "--report", "missing/page.html", says=("missing/page.html",))
+    fails(*QUANTIZE, "-o", "q.onnx", "--report", "q.onnx", code=2, says=("--report q.onnx",))
+    fails(*QUANTIZE, "-o", "q.onnx", "--report", "model.onnx", code=2, says=("the model itself",))
+
+
+def test_missing_packages_are_named_before_the_work(here, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "jinja2" else object())
+    fails(
+        *QUANTIZE, "-o", "q.onnx", "--report", "page.html", code=2, says=("jinja2", "pip install 'mrecg-onnx[report]'")
+    )
+
+
+def test_report_wants_both_or_none(here):
+    works(*QUANTIZE, "--method", "nearest", "-o", "q.onnx")
+    fails("report", "q.onnx", "--data", "images", "-o", "page.html", code=2, says=("--against and --data",))
+    fails("report", "model.onnx", "-o", "page.html", says=("was not written by mrecg-onnx quantize",))
+
+
+def test_pages_cost_nothing_where_none_is_asked_for():
+    """Neither the package nor the command line imports what draws."""
+    import subprocess
+
+    names = ("jinja2", "matplotlib", "mrecg_onnx.reporting", "torch")
+    code = f"import mrecg_onnx, mrecg_onnx.commands, sys; print([m for m in {names} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
