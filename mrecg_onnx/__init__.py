@@ -1,8 +1,8 @@
 """Learned low-bit post-training quantization from ONNX to ONNX.
 
     import mrecg_onnx
-    result = mrecg_onnx.quantize("model.onnx", "images/", mrecg_onnx.Settings(wbits=4, abits=4), output="model_w4a4.onnx")
-    report = mrecg_onnx.validate("model.onnx", "model_w4a4.onnx", "labelled_images/")
+    result = mrecg_onnx.quantize("model.onnx", "images/", mrecg_onnx.Settings(wbits=4, abits=4), output="model_mrecg_w4a4.onnx")
+    report = mrecg_onnx.validate("model.onnx", "model_mrecg_w4a4.onnx", "labelled_images/")
     found = mrecg_onnx.compare("model.onnx", "images/", "labelled_images/", "out/", methods=["nearest", "mrecg"], bits=["W4A4"])
 
 Names are resolved on first use (``__init__.pyi`` says where they live), so that importing the package does not import torch.

@@ -74,6 +74,8 @@ class Verification:
         layers: all layers of the model with weights.
         integer_layers: those of them that the runtime runs on integer kernels.
         float_layers: those that are in float by the plan, by name, with the reason.
+        agreement_float: share of images whose prediction is that of the float network, at the default level of the runtime; None
+            where no output holds class scores.
     """
 
     images: int
@@ -92,6 +94,7 @@ class Verification:
     layers: int = 0
     integer_layers: int = 0
     float_layers: dict[str, str] = field(default_factory=dict)
+    agreement_float: float | None = None
 
 
 def checked_images(held: dict[str, Tensor], dataset: Dataset) -> dict[str, Tensor]:
@@ -211,6 +214,7 @@ def verify(
         sum(map(len, exported.integer_layers.values())) + len(exported.float_layers),
         integer_layers(exported, expected, fused if target is None or target.runtime == "onnxruntime" else own),
         dict(exported.float_layers),
+        equal_predictions(floating, floating, default, heads),
     )
 
 

@@ -25,20 +25,20 @@ __all__ = ["main"]
 
 
 @click.group(name="mrecg-onnx", cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="mrecg-onnx")
+@click.version_option(__version__, "-V", "--version", prog_name="mrecg-onnx")
 def main() -> None:
     """Learned low-bit quantization of ONNX models: FP32 in, 2 to 8 bits out, for ONNX Runtime's integer kernels.
 
     \b
     mrecg-onnx quantize model.onnx --calib images/ --wbits 4 --abits 4
-    mrecg-onnx validate model.onnx model_w4a4.onnx --data labelled_images/
+    mrecg-onnx validate model.onnx model_mrecg_w4a4.onnx --data labelled_images/
     mrecg-onnx compare model.onnx --calib images/ --data labelled_images/ --methods nearest,mrecg --bits W4A4,W2A4 -o out/
     mrecg-onnx inspect model.onnx
     mrecg-onnx sensitivity model.onnx --calib images/
-    mrecg-onnx convert model_w4a4.onnx --container packed
-    mrecg-onnx benchmark model.onnx model_w4a4.onnx --batch 1,8
-    mrecg-onnx report model_w4a4.onnx -o page.html
-    mrecg-onnx runtimes model_w4a4.onnx --against model.onnx
+    mrecg-onnx convert model_mrecg_w4a4.onnx --container packed
+    mrecg-onnx benchmark model.onnx model_mrecg_w4a4.onnx --batch 1,8
+    mrecg-onnx report model_mrecg_w4a4.onnx -o page.html
+    mrecg-onnx runtimes model_mrecg_w4a4.onnx --against model.onnx
     """  # noqa: D301 - click wants the character, not backslash and b
 
 

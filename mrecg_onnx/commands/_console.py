@@ -23,18 +23,39 @@ if TYPE_CHECKING:
 
     from rich.console import Console, RenderableType
 
-__all__ = ["OutputError", "is_quiet", "open_streams", "say", "show", "silence", "standard_error", "warn"]
+__all__ = [
+    "FORCE",
+    "QUIET",
+    "TAKEN",
+    "VERBOSE",
+    "OutputError",
+    "asked",
+    "is_quiet",
+    "open_streams",
+    "put",
+    "say",
+    "show",
+    "silence",
+    "standard_error",
+    "warn",
+]
 
 #: Columns where no terminal says how wide it is: names are not cut in files and pipes.
 WIDE = 240
-#: Where a command's context keeps that it is to be quiet.
-QUIET = "mrecg_onnx.quiet"
+#: What a command's context keeps of how it was asked to talk: nothing but errors, with details, JSON alone on stdout; and
+#: whether it may write over results.
+QUIET, VERBOSE, TAKEN, FORCE = (f"mrecg_onnx.{name}" for name in ("quiet", "verbose", "stdout", "force"))
+
+
+def asked(key: str) -> bool:
+    """Whether the command at work was called with the flag that ``key`` stands for."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(key))
 
 
 def is_quiet() -> bool:
     """Whether the command was asked to say nothing but what went wrong."""
-    context = click.get_current_context(silent=True)
-    return context is not None and bool(context.meta.get(QUIET))
+    return asked(QUIET)
 
 
 class OutputError(MrecgError):
@@ -42,7 +63,7 @@ class OutputError(MrecgError):
 
 
 def say(text: str = "", *, err: bool = True, color: str | None = None) -> None:
-    """Print one line, on stderr or on stdout.
+    """Print one line, on stderr, or on stdout unless that is quiet or holds JSON.
 
     What stderr does not take is lost: no work of hours ends because its log cannot be written.
 
@@ -51,13 +72,24 @@ def say(text: str = "", *, err: bool = True, color: str | None = None) -> None:
         BrokenPipeError: nobody reads stdout any more.
     """
     if not err:
-        with _printing():
-            click.secho(printable(text), fg=color)
+        if not is_quiet() and not asked(TAKEN):
+            put(printable(text), color)
         return
     try:
         click.secho(printable(text), fg=color, err=True)
     except OSError:
         silence(sys.stderr)
+
+
+def put(text: str, color: str | None = None) -> None:
+    """Print on stdout, whatever was asked for.
+
+    Raises:
+        OutputError: it does not take it.
+        BrokenPipeError: nobody reads it any more.
+    """
+    with _printing():
+        click.secho(text, fg=color)
 
 
 @contextmanager
@@ -97,6 +129,8 @@ def silence(stream: TextIO | None) -> None:
 
 def warn(message: str) -> None:
     """One yellow line on stderr."""
+    if is_quiet():
+        return
     say(bounded(f"Warning: {' '.join(message.split())}"), color="yellow")
 
 
@@ -106,7 +140,9 @@ def standard_error() -> Console:
 
 
 def show(*tables: RenderableType) -> None:
-    """Print tables on stdout."""
+    """Print tables on stdout, unless that is quiet or holds JSON."""
+    if is_quiet() or asked(TAKEN):
+        return
     out = _console(sys.stdout)
     with _printing():
         if out.is_terminal:

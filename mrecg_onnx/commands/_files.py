@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mrecg_onnx.commands._console import FORCE, asked, put
 from mrecg_onnx.converters.errors import ExportError, SettingsError
 from mrecg_onnx.converters.files import check_writable, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
-__all__ = ["check_writes", "write_json"]
+__all__ = ["STDOUT", "check_new", "check_writes", "write_json"]
+
+#: What --json takes for standard output.
+STDOUT = Path("-")
 
 
 def check_writes(writes: Mapping[str, Path | None], models: Sequence[Path], called: str = "one of the models") -> None:
@@ -29,20 +33,33 @@ def check_writes(writes: Mapping[str, Path | None], models: Sequence[Path], call
         ExportError: no file can be written there.
     """
     for option, path in writes.items():
-        if path is None:
+        if path is None or path == STDOUT:
             continue
         if path.resolve() in {model.resolve() for model in models}:
             raise SettingsError(f"{option} {path} is {called}: choose another file")
         check_writable(path)
 
 
+def check_new(path: Path) -> None:
+    """Refuse to write over a result, unless --force was given.
+
+    Raises:
+        SettingsError: there is a file.
+    """
+    if path.is_file() and not asked(FORCE):
+        raise SettingsError(f"{path} is there already: --force writes over it, --output names another file")
+
+
 def write_json(data: Mapping[str, Any], path: Path) -> None:
-    """Write ``data`` to ``path``, whole or not at all; numbers that JSON does not have (inf, nan) become null.
+    """Write ``data`` to ``path``, whole or not at all, or to stdout where it is ``-``; inf and nan become null.
 
     Raises:
         ExportError: the file cannot be written.
     """
     text = json.dumps(_finite(data), indent=2, allow_nan=False)
+    if path == STDOUT:
+        put(text)
+        return
     try:
         write_whole(path, text + "\n")
     except OSError as error:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mrecg_onnx.commands._console import FORCE, QUIET, TAKEN, VERBOSE
+from mrecg_onnx.commands._files import STDOUT
 from mrecg_onnx.commands._sections import BITS, EXPERT, IMAGES, METHOD, RUN, all_of, option
 from mrecg_onnx.data import COLORS, INTERPOLATIONS, LAYOUTS, NO_LABELS, ZEROQ
 from mrecg_onnx.methods import METHODS, RANGE_NAMES
@@ -25,6 +27,7 @@ __all__ = [
     "budget_options",
     "calib_option",
     "calibration_options",
+    "force_option",
     "image_options",
     "labels_option",
     "learning_options",
@@ -32,6 +35,7 @@ __all__ = [
     "outputs_option",
     "plan_options",
     "report_option",
+    "talk_options",
 ]
 
 
@@ -348,7 +352,37 @@ report_option = option(
     help="Also write a page to look at: one HTML file without anything beside it.",
 )
 
-output_options = all_of(
-    option(RUN, "--json", "json_file", type=PATH, metavar="FILE", help="Write everything found as JSON."),
+def _flag(key: str, *names: str, text: str) -> Callable[[F], F]:
+    """A flag that the command's context keeps: whoever prints or writes asks for it there."""
+
+    def remember(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+        ctx.meta[key] = value
+
+    return option(RUN, *names, is_flag=True, expose_value=False, callback=remember, help=text)
+
+
+def _json(ctx: click.Context, _param: click.Parameter, value: Path | None) -> Path | None:
+    ctx.meta[TAKEN] = value == STDOUT
+    return value
+
+
+force_option = _flag(FORCE, "--force", text="Write over a result that is there.")
+
+talk_options = all_of(
+    _flag(VERBOSE, "-v", "--verbose", text="Show details."),
+    _flag(QUIET, "-q", "--quiet", text="Show nothing but errors; the exit code tells."),
     option(RUN, "--debug", is_flag=True, help="Show log messages, and the traceback of an error."),
+)
+
+output_options = all_of(
+    option(
+        RUN,
+        "--json",
+        "json_file",
+        type=PATH,
+        metavar="FILE|-",
+        callback=_json,
+        help="Write everything found as JSON; - is standard output, which then holds nothing else.",
+    ),
+    talk_options,
 )

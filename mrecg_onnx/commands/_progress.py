@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.commands._console import is_quiet, say, standard_error
@@ -71,12 +71,13 @@ def _state_of(progress: Progress, left: float | None) -> _State:
 
 
 @contextmanager
-def progress(iters: int) -> Iterator[Callable[[Progress], None]]:
-    """The ``report`` of a run of ``iters`` iterations a unit; shown on stderr until the context ends."""
+def progress(iters: int, names: Callable[[str], str] = str) -> Iterator[Callable[[Progress], None]]:
+    """The ``report`` of a run of ``iters`` iterations a unit, shown on stderr until the context ends; units as ``names`` says."""
     left = TimeLeft(iters)
     with _shown() as view:
 
         def report(now: Progress) -> None:
+            now = replace(now, unit=names(now.unit)) if now.unit else now
             remaining, result = left.update(now), now.result
             view.show(_state_of(now, remaining))
             if result is None:

@@ -8,8 +8,9 @@ import click
 
 from mrecg_onnx.commands._console import show
 from mrecg_onnx.commands._errors import guarded
+from mrecg_onnx.commands._files import check_new, check_writes
 from mrecg_onnx.commands._loading import loading
-from mrecg_onnx.commands._options import CONTAINER, PATH, TARGET
+from mrecg_onnx.commands._options import CONTAINER, PATH, TARGET, force_option, talk_options
 from mrecg_onnx.commands._progress import counter
 from mrecg_onnx.commands._sections import Command, Option
 from mrecg_onnx.commands._tables import grid, mebibytes, ratio
@@ -54,7 +55,8 @@ __all__ = ["convert_command"]
     metavar="OUT",
     help="The file to write.  [default: <QUANT>_<target>_<container>_batch<N>.onnx in this folder, <QUANT>_<container>.tflite]",
 )
-@click.option("--debug", is_flag=True, cls=Option, help="Show log messages, and the traceback of an error.")
+@force_option
+@talk_options
 def convert_command(
     *,
     quantized: Path,
@@ -70,10 +72,10 @@ def convert_command(
     Nothing is calibrated or trained again; the result computes the same, which is checked on ONNX Runtime.
 
     \b
-    mrecg-onnx convert model_w4a4.onnx --container packed -o small.onnx
-    mrecg-onnx convert model_w4a4.onnx --target openvino
-    mrecg-onnx convert model_w4a4.onnx --target portable --batch 1
-    mrecg-onnx convert model_w4a8.onnx --to tflite
+    mrecg-onnx convert model_mrecg_w4a4.onnx --container packed -o small.onnx
+    mrecg-onnx convert model_mrecg_w4a4.onnx --target openvino
+    mrecg-onnx convert model_mrecg_w4a4.onnx --target portable --batch 1
+    mrecg-onnx convert model_mrecg_w4a8.onnx --to tflite
     """  # noqa: D301 - click wants the character, not backslash and b
     from pathlib import Path
 
@@ -92,6 +94,8 @@ def convert_command(
         parts = parts or ["converted"]
     out = out or Path("_".join([quantized.stem, *parts]) + f".{form}")
     with guarded(debug=debug, writes=[out]):
+        check_writes({"--output": out}, [quantized], "the model itself")
+        check_new(out)
         with loading():
             from mrecg_onnx.conversion import convert
             from mrecg_onnx.litert import to_litert

@@ -13,6 +13,7 @@ from mrecg_onnx.commands._errors import guarded
 from mrecg_onnx.commands._files import check_writes, write_json
 from mrecg_onnx.commands._finished import finished_tables
 from mrecg_onnx.commands._loading import loading
+from mrecg_onnx.commands._names import Names
 from mrecg_onnx.commands._options import (
     CALIBRATION,
     PATH,
@@ -73,7 +74,7 @@ def inspect_command(
     \b
     mrecg-onnx inspect model.onnx
     mrecg-onnx inspect model.onnx --calib images/ --json plan.json
-    mrecg-onnx inspect model_w4a4.onnx
+    mrecg-onnx inspect model_mrecg_w4a4.onnx
     """  # noqa: D301 - click wants the character, not backslash and b
     with guarded(debug=debug, writes=[json_file] if json_file else []):
         settings = settings_from(options)
@@ -89,18 +90,19 @@ def inspect_command(
                 write_json(result.to_json(), json_file)
             show(*finished_tables(result))
             return
-        with progress(settings.iters) as report:
+        names = Names(model)
+        with progress(settings.iters, names) as report:
             found = inspect(model, settings, calib, report)
         if json_file is not None:
             write_json(found.to_json(), json_file)
-        show(*_tables(found))
+        show(*_tables(found, names))
 
 
-def _tables(found: Inspection) -> Iterator[RenderableType]:
+def _tables(found: Inspection, names: Names) -> Iterator[RenderableType]:
     yield _source(found)
-    yield _layers(found.plan)
-    yield _quantizers(found.plan)
-    yield _units(found)
+    yield _layers(found.plan, names)
+    yield _quantizers(found.plan, names)
+    yield _units(found, names)
     if found.fallbacks:
         yield rows(
             f"{len(found.fallbacks)} nodes run by ONNX Runtime, forward only",
@@ -111,7 +113,7 @@ def _tables(found: Inspection) -> Iterator[RenderableType]:
     if found.measured is not None:
         if found.measured.streams:
             yield _streams(found.measured)
-        yield _sensitivities(found)
+        yield _sensitivities(found, names)
 
 
 def _source(found: Inspection) -> RenderableType:
@@ -144,11 +146,11 @@ def _images(measured: Measured) -> str:
     return f"{measured.images}" + (f", {len(measured.skipped)} skipped" if measured.skipped else "")
 
 
-def _layers(plan: Plan) -> RenderableType:
+def _layers(plan: Plan, names: Names) -> RenderableType:
     header = ["layer", "op", "weight", "stride", "groups", "parameters", "MACs", "W", "A", ""]
     content = [
         [
-            layer.name,
+            names(layer.name),
             layer.op,
             _times(layer.shape),
             _times(layer.stride),
@@ -164,22 +166,22 @@ def _layers(plan: Plan) -> RenderableType:
     return rows(f"{len(plan.layers)} weighted layers", header, content, left=(0, 1, 9))
 
 
-def _quantizers(plan: Plan) -> RenderableType:
+def _quantizers(plan: Plan, names: Names) -> RenderableType:
     content = []
     for quantizer in plan.activations:
         low = -math.inf if quantizer.low is None else quantizer.low
         high = math.inf if quantizer.high is None else quantizer.high
         absorbs = f"{quantizer.absorbs} [{low:g}, {high:g}]" if quantizer.absorbs else ""
         shared = ", ".join(quantizer.members[1:])
-        content.append([quantizer.name, str(quantizer.bits), absorbs, shared])
+        content.append([names(quantizer.name), str(quantizer.bits), absorbs, shared])
     title = f"{len(plan.activations)} activation quantizers"
     return rows(title, ["tensor", "bits", "absorbs", "shares its scale with"], content, left=(0, 2, 3))
 
 
-def _units(found: Inspection) -> RenderableType:
+def _units(found: Inspection, names: Names) -> RenderableType:
     plan = found.plan
     content = [
-        [str(i + 1), unit.name, str(len(unit.layers)), f"{unit.capacity:,.0f}", _partners(plan, i)]
+        [str(i + 1), names(unit.name), str(len(unit.layers)), f"{unit.capacity:,.0f}", _partners(plan, i)]
         for i, unit in enumerate(plan.units)
     ]
     title = f"{len(plan.units)} reconstruction units"
@@ -216,9 +218,9 @@ def _streams(measured: Measured) -> RenderableType:
     return rows(title, ["stream", "channels", "largest/median", "alpha", "before", "after"], content)
 
 
-def _sensitivities(found: Inspection) -> RenderableType:
+def _sensitivities(found: Inspection, names: Names) -> RenderableType:
     assert found.measured is not None
-    content = [[s.name, str(s.bits), f"{s.error:.4f}"] for s in found.measured.sensitivities]
+    content = [[names(s.name), str(s.bits), f"{s.error:.4f}"] for s in found.measured.sensitivities]
     title = "output error with one quantizer alone, the worst first (--protect N raises the first N below 8 bits)"
     return rows(title, ["tensor", "bits", "relative error"], content)
 

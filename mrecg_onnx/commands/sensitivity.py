@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mrecg_onnx.commands._console import show
+from mrecg_onnx.commands._console import VERBOSE, asked, show
 from mrecg_onnx.commands._errors import guarded
 from mrecg_onnx.commands._files import check_writes, write_json
 from mrecg_onnx.commands._loading import loading
+from mrecg_onnx.commands._names import Names
 from mrecg_onnx.commands._options import (
     PATH,
     calib_option,
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from mrecg_onnx.inspecting import Quality, Ranking
 
 __all__ = ["sensitivity_command"]
+
+#: Layers and tensors on the screen; --verbose and --json have all.
+SHOWN = 10
 
 
 @click.command("sensitivity", cls=Command)
@@ -105,16 +109,17 @@ def sensitivity_command(
             from mrecg_onnx.reporting import report_ranking, require_packages
 
             require_packages()
-        with progress(settings.iters) as report:
+        names = Names(model)
+        with progress(settings.iters, names) as report:
             found = rank(model, calib, settings, data=data, labels=labels, limit=limit, top=top, report=report)
         if json_file is not None:
             write_json(found.to_json(), json_file)
         if report_file is not None:
             report_ranking(found, model, report_file, command=given_command(ctx))
-        show(*_tables(found))
+        show(*_tables(found, names))
 
 
-def _tables(found: Ranking) -> Iterator[RenderableType]:
+def _tables(found: Ranking, names: Names) -> Iterator[RenderableType]:
     settings = found.settings
     yield grid(
         {
@@ -125,17 +130,19 @@ def _tables(found: Ranking) -> Iterator[RenderableType]:
             "preprocessing": settings.preprocess.describe() if settings.preprocess.source is not None else "",
         }
     )
-    yield _ranked(found)
+    yield _ranked(found, names)
     if found.suggestions:
         yield _suggestions(found)
 
 
-def _ranked(found: Ranking) -> RenderableType:
+def _ranked(found: Ranking, names: Names) -> RenderableType:
     widths = list(found.ranked[0].losses) if found.ranked else []
     content = [
-        [str(i + 1), entry.name, entry.kind, str(entry.bits), *(f"{entry.losses[w]:.2g}" for w in widths)]
-        for i, entry in enumerate(found.ranked)
+        [str(i + 1), names(entry.name), entry.kind, str(entry.bits), *(f"{entry.losses[w]:.2g}" for w in widths)]
+        for i, entry in enumerate(found.ranked[: None if asked(VERBOSE) else SHOWN])
     ]
+    if len(content) < len(found.ranked):
+        content.append(["", f"and {len(found.ranked) - len(content)} more: --verbose shows them"])
     header = ["", "layer or tensor", "", "bits", *(f"at {w}" for w in widths)]
     return rows("loss with one alone quantized, the worst first", header, content, left=(1, 2))
 

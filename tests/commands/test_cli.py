@@ -29,11 +29,11 @@ def test_quantize_writes_a_checked_file_and_says_what_it_did(here: Path) -> None
     result = works("quantize", "model.onnx", "--calib", "images", *FAST, "--protect", "1", "--json", "r.json")
 
     assert (here / "model.onnx").read_bytes() == source
-    written = onnx.load("model_w4a4.onnx")
+    written = onnx.load("model_mrecg_w4a4.onnx")
     onnx.checker.check_model(written, full_check=True)
     assert {entry.domain for entry in written.opset_import} == {""}
     for text in (
-        "model_w4a4.onnx",
+        "model_mrecg_w4a4.onnx",
         "in FP32",
         "W4A4",
         "mrecg on brecq, scheme loss, 5 iterations",
@@ -45,7 +45,7 @@ def test_quantize_writes_a_checked_file_and_says_what_it_did(here: Path) -> None
         "16 calibration images",
         "mean 0.485 0.456 0.406",
         "probe ",
-        "mrecg-onnx validate model.onnx model_w4a4.onnx --data",
+        "mrecg-onnx validate model.onnx model_mrecg_w4a4.onnx --data",
     ):
         assert text in result.stdout
     stages = re.findall(r"^(\w+) done in", result.stderr, re.MULTILINE)
@@ -64,14 +64,14 @@ def test_quantize_writes_a_checked_file_and_says_what_it_did(here: Path) -> None
     assert re.search(r"^reconstruct 1/\d stem: loss .* 5 iterations in", result.stderr, re.MULTILINE)
 
     report = json.loads((here / "r.json").read_text())
-    assert report["output"] == "model_w4a4.onnx"
+    assert report["output"] == "model_mrecg_w4a4.onnx"
     assert report["settings"]["iters"] == 5
     assert report["images"] == 16
     assert len(report["protected"]) == 1
     assert report["plan"]["layers"][0]["name"] == "stem"
     assert len(report["units"]) == len(report["plan"]["merges"])
     assert report["verification"]["fused"]["QLinearConv"] == 7
-    assert {path.name for path in here.iterdir()} == {"model.onnx", "images", "model_w4a4.onnx", "r.json"}
+    assert {path.name for path in here.iterdir()} == {"model.onnx", "images", "model_mrecg_w4a4.onnx", "r.json"}
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(here: Path) -> None:
@@ -110,7 +110,7 @@ def test_names_files_and_options_say_how_images_become_inputs(here: Path) -> Non
     quick = ("--method", "nearest", "--samples", "8", "--threads", "1", "--equalize", "off")
 
     def stored(*options: object) -> dict[str, object]:
-        result = works("quantize", "model.onnx", "--calib", "images", *quick, *options, "-o", "q.onnx")
+        result = works("quantize", "model.onnx", "--calib", "images", *quick, *options, "-o", "q.onnx", "--force")
         entries = {e.key: e.value for e in onnx.load("q.onnx").metadata_props}
         assert str(here) not in str(entries)
         stated = json.loads(entries["mrecg_onnx.preprocess"])
@@ -145,7 +145,7 @@ def test_names_files_and_options_say_how_images_become_inputs(here: Path) -> Non
     for command in (("inspect", "model.onnx"), ("sensitivity", "model.onnx", "--top", "0")):
         result = works(*command, "--calib", "images", *(quick[2:] if command[0] == "inspect" else quick))
         assert "from preprocessor_config.json" in result.stdout
-    works("quantize", "model.onnx", "--calib", "images", *quick, "-o", "q.onnx")
+    works("quantize", "model.onnx", "--calib", "images", *quick, "-o", "q.onnx", "--force")
     Path("preprocessor_config.json").unlink()
     check = ("validate", "model.onnx", "q.onnx", "--data", "images", "--repeats", "0")
     assert "mean 0.2, std 0.3" in works(*check).stdout
@@ -219,7 +219,7 @@ def test_options_reach_the_settings(here: Path) -> None:
     result = works("quantize", "model.onnx", "--calib", "images", *options)
     report = json.loads((here / "r.json").read_text())
     settings = report["settings"]
-    assert (here / "model_w3a5.onnx").is_file()
+    assert (here / "model_mrecg_w3a5.onnx").is_file()
     assert (settings["wbits"], settings["abits"], settings["first_last_bits"]) == (3, 5, 7)
     assert (settings["base"], settings["batch_size"], settings["seed"]) == ("brecq", 4, 3)
     assert (settings["window"], settings["drop"], settings["equalize"]) == (8, 0.25, "off")
@@ -240,7 +240,7 @@ def test_options_reach_the_settings(here: Path) -> None:
 @pytest.mark.parametrize("method", ["nearest", "bit-split", "adaround", "brecq", "qdrop"])
 def test_every_method_runs_from_the_command_line(here: Path, method: str) -> None:
     works("quantize", "model.onnx", "--calib", "images", *FAST[2:], "--iters", "2", "--method", method)
-    assert (here / "model_w4a4.onnx").is_file()
+    assert (here / f"model_{method}_w4a4.onnx").is_file()
 
 
 def test_an_option_without_effect_is_pointed_out(here: Path) -> None:
@@ -267,13 +267,13 @@ def test_a_model_with_a_fixed_batch_runs_on_any_number_of_images(here: Path, bat
     g.gemm(x, 8, 10, output="output")
     onnx.save(g.model(), "fixed.onnx")
     works("quantize", "fixed.onnx", "--calib", "images", *FAST)
-    works("validate", "fixed.onnx", "fixed_w4a4.onnx", "--data", "images", "--repeats", "0")
-    assert onnx.load("fixed_w4a4.onnx").graph.input[0].type.tensor_type.shape.dim[0].dim_value == batch
+    works("validate", "fixed.onnx", "fixed_mrecg_w4a4.onnx", "--data", "images", "--repeats", "0")
+    assert onnx.load("fixed_mrecg_w4a4.onnx").graph.input[0].type.tensor_type.shape.dim[0].dim_value == batch
 
 
 def test_validate_puts_both_models_side_by_side(here: Path) -> None:
     works("quantize", "model.onnx", "--calib", "images", *FAST, "--mean", "0.5")
-    files = ("validate", "model.onnx", "model_w4a4.onnx", "--data", "images", "--threads", "1")
+    files = ("validate", "model.onnx", "model_mrecg_w4a4.onnx", "--data", "images", "--threads", "1")
     result = works(*files, "--repeats", "2", "--json", "v.json")
     for text in ("FP32", "top-1", "top-5", "95 %", "latency, batch 1", "agreement", "SQNR", "McNemar", "QLinearConv 7"):
         assert text in result.stdout
@@ -379,7 +379,7 @@ def test_budget_of_bits_is_kept_and_shown(here: Path) -> None:
     result = works(
         "quantize", "model.onnx", "--calib", "images", "--method", "nearest", "--avg-wbits", "3.5", "--wbits", "2"
     )
-    assert (here / "model_mixed_a4.onnx").exists()
+    assert (here / "model_nearest_mixed_a4.onnx").exists()
     assert re.search(r"--avg-wbits 3\.5: 3\.\d\d bits on average \(at most 3\.50", result.stdout)
     assert re.search(r"packed, the file takes \d\.\d+ MB", result.stdout)
     assert "mixed, A4" in result.stdout

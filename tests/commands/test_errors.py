@@ -70,8 +70,8 @@ def test_an_interruption_after_the_file_is_there_says_so(here: Path, monkeypatch
     monkeypatch.setattr("mrecg_onnx.commands.quantize.write_json", interrupt)
     result = run("quantize", "model.onnx", "--calib", "images", "--method", "nearest", "--json", "r.json")
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1] == "Interrupted: model_w4a4.onnx was written"
-    onnx.checker.check_model("model_w4a4.onnx")
+    assert result.stderr.splitlines()[-1] == "Interrupted: model_nearest_w4a4.onnx was written"
+    onnx.checker.check_model("model_nearest_w4a4.onnx")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals for one process")

@@ -256,7 +256,7 @@ def test_a_bad_model_gets_one_line(here: Path, name: str) -> None:
 def test_a_part_that_nothing_reads_is_left_out(here: Path) -> None:
     result = run(between("[n] b = Relu (a) [dead] d = Conv (a, w2)"))
     assert result.exit_code == 0, result.output
-    found = load_model(here / "model_w4a4.onnx")
+    found = load_model(here / "model_mrecg_w4a4.onnx")
     assert "dead" not in {node.name for node in found.graph.node}
     assert [node.name for node in found.graph.node if node.op_type == "Conv"] == ["c1"]
 
@@ -273,7 +273,7 @@ def test_a_subgraph_may_capture_a_quantized_tensor(here: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "odd" in result.stderr
     assert "ONNX Runtime runs what torch cannot" in result.stderr
-    found = load_model(here / "model_w4a4.onnx")
+    found = load_model(here / "model_mrecg_w4a4.onnx")
     branches = next(node for node in found.graph.node if node.op_type == "If")
     captured = {attribute.g.node[0].input[0] for attribute in branches.attribute}
     made = {output: node.op_type for node in found.graph.node for output in node.output}

@@ -201,13 +201,13 @@ def test_results_show_names_without_what_a_terminal_obeys(there: Path, capfd: py
     assert SHOWN.format("stem") in said.stderr  # the progress of a unit
     assert "lost" in said.stderr
     assert json.loads((there / "r.json").read_text())["plan"]["layers"][0]["name"] == SLY.format("stem")
-    assert onnx.load("model_w4a4.onnx").graph.input[0].name == onnx.load("model.onnx").graph.input[0].name
+    assert onnx.load("model_brecq_w4a4.onnx").graph.input[0].name == onnx.load("model.onnx").graph.input[0].name
     said = clean("inspect", "model.onnx", *quick)
     lines = said.stdout.splitlines()
     assert any(SHOWN.format("stem") in line and "Conv" in line for line in lines)  # one row, not several
     clean("sensitivity", "model.onnx", *quick, "--method", "nearest", "--top", "1")
-    clean("validate", "model.onnx", "model_w4a4.onnx", "--data", "many")
-    clean("convert", "model_w4a4.onnx", "--container", "packed", "-o", SLY.format("out") + ".onnx")
+    clean("validate", "model.onnx", "model_brecq_w4a4.onnx", "--data", "many")
+    clean("convert", "model_brecq_w4a4.onnx", "--container", "packed", "-o", SLY.format("out") + ".onnx")
     clean("benchmark", "model.onnx", SLY.format("out") + ".onnx", "--runs", "1")
     captured = capfd.readouterr()  # what C code wrote
     harmless(captured.out + captured.err)

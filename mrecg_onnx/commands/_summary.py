@@ -1,0 +1,257 @@
+"""What quantize says of its result: what a user decides by on one screen, and all that was found with --verbose."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mrecg_onnx.commands._durations import duration
+from mrecg_onnx.commands._names import SHOWN, Names
+from mrecg_onnx.commands._tables import grid, mebibytes, ratio
+from mrecg_onnx.machine import byte_size
+from mrecg_onnx.methods import METHODS
+from mrecg_onnx.targets import load_target
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.table import Table
+
+    from mrecg_onnx.planning import Plan
+    from mrecg_onnx.quantization import QuantizationResult
+    from mrecg_onnx.settings import Settings
+
+__all__ = ["details", "summary", "used_images"]
+
+#: Warnings on the screen; --verbose has all.
+WARNED = 2
+#: What is said of the loss from so much on: share of equal predictions, and dB of the worst output where there are none.
+WORDS = ((0.99, 30.0, "hardly any"), (0.97, 20.0, "small"), (0.9, 12.0, "noticeable"), (0.0, float("-inf"), "large"))
+#: Layers are counted in the form for ONNX Runtime where the target's runtime is another one, kernels in the file as it is.
+_ELSEWHERE = " in the form for ONNX Runtime; of this file it runs "
+
+
+def used_images(result: QuantizationResult) -> bool:
+    """Whether the calibration data were images: arrays leave no preprocessing in the metadata."""
+    from mrecg_onnx.validating import PREPROCESS_KEY
+
+    return any(entry.key == PREPROCESS_KEY for entry in result.model.metadata_props)
+
+
+def summary(result: QuantizationResult, model: Path, names: Names, *, images_ignored: bool) -> Table:
+    """Size, expected loss, what runs in integers, time, and warnings: at most a screen of 24 lines."""
+    found = result.verification
+    warnings = list(found.warnings)
+    if images_ignored:
+        warnings.append("options about images have no effect: the calibration data are arrays, fed as they are")
+    if result.skipped:
+        warnings.append(f"{len(result.skipped)} calibration images cannot be read and were left out")
+    more = [f"and {len(warnings) - WARNED} more: --verbose shows them"] if len(warnings) > WARNED else []
+    return grid(
+        {
+            "output": _file(result, model),
+            "bits": _bits(result.plan, result.settings),
+            "matched": _matched(result, names),
+            "budget": _budgets(result),
+            "loss": _loss(result),
+            "integers": f"{found.integer_layers} of {found.layers} layers run on integer kernels",
+            "time": duration(sum(result.seconds.values())),
+            "warnings": [*warnings[:WARNED], *more],
+        }
+    )
+
+
+def _matched(result: QuantizationResult, names: Names) -> list[str]:
+    """What the patterns of --exclude and --bits found."""
+    settings, layers = result.settings, [layer.name for layer in result.plan.layers]
+    # Rules behind those that were given are the widths that a budget chose.
+    given = settings.bits[: len(settings.bits) - (len(result.allocation.rules) if result.allocation else 0)]
+    found = names.matched("--exclude", settings.exclude, layers, only_layers=False)
+    return found + names.matched("--bits", [rule.pattern for rule in given], layers, only_layers=True)
+
+
+def _loss(result: QuantizationResult) -> list[str]:
+    """What quantization costs on the calibration images, in words, and what to do where it is much."""
+    found = result.verification
+    figures = [c.default_db for c in found.outputs if c.equal is None]
+    worst = min(figures, default=float("inf"))
+    share = found.agreement_float
+    word = next(w for least, db, w in WORDS if (share >= least if share is not None else worst >= db))
+    same = f"{share:.2%} of {found.images} calibration images get FP32's prediction, " if share is not None else ""
+    noise = f"outputs {worst:.1f} dB above the noise" if figures else "outputs are no floats"
+    lines = [f"{word} on calibration images: {same}{noise}"]
+    if word == "large":
+        lines.append("try --abits 8, a higher --wbits or --iters; `mrecg-onnx sensitivity` names the layers at fault")
+    return lines
+
+
+def details(result: QuantizationResult, names: Names) -> Table:
+    """All that was decided and measured on the way."""
+    images = f"{result.images} calibration images" if used_images(result) else f"{result.images} rows of arrays"
+    if result.origin is not None:
+        images = (
+            f"{result.images} made from {result.origin['layers']} BatchNormalization layers ({result.origin['data']})"
+        )
+    return grid(
+        {
+            "method": _method(result),
+            "units": _units(result, names),
+            "finish": _finish(result),
+            "parity": f"{result.parity:.1e} relative, torch against ONNX Runtime on the float model",
+            "verification": _verification(result),
+            "kernels": _kernels(result, names),
+            "equalized": _equalized(result),
+            "biases": _biases(result),
+            "protected": ", ".join(f"{names(name)} (8 bits)" for name in result.protected),
+            "images": images + (f", {len(result.skipped)} skipped" if result.skipped else ""),
+            "skipped": _some(result.skipped),
+            "preprocessing": result.settings.preprocess.describe()
+            if used_images(result)
+            else "none, arrays as they are",
+            "notes": list(result.verification.notes),
+            "all warnings": list(result.verification.warnings[WARNED:]),
+            "stages": _time(result),
+        }
+    )
+
+
+def _file(result: QuantizationResult, model: Path) -> str:
+    from mrecg_onnx.runtimes import size_bytes
+
+    assert result.output is not None
+    before, after = size_bytes(model), size_bytes(result.output)
+    sizes = f"{mebibytes(after)} against {mebibytes(before)} in FP32"
+    return f"{result.output}, {sizes}, {ratio(before, after, 'smaller', 'larger')}"
+
+
+def _bits(plan: Plan, settings: Settings) -> str:
+    def counts(widths: list[int]) -> str:
+        return ", ".join(f"{widths.count(w)} at {w}" for w in sorted(set(widths)))
+
+    excluded = len(plan.layers) - len(plan.quantized_layers)
+    return (
+        f"{'mixed, ' if settings.mixed else f'W{settings.wbits}'}A{settings.abits}: "
+        f"weights of {len(plan.quantized_layers)} layers "
+        f"({counts([layer.wbits for layer in plan.quantized_layers])}), {len(plan.activations)} activations"
+        + (f" ({counts([a.bits for a in plan.activations])})" if plan.activations else "")
+        + (f", {excluded} layers in float" if excluded else "")
+    )
+
+
+def _budgets(result: QuantizationResult) -> list[str]:
+    from mrecg_onnx.writing import contained
+
+    if result.allocation is None:
+        return []
+    size = contained(result.model, "packed").model.ByteSize()
+    lines = [f"{s['option']}: {s['used']} (at most {s['limit']})" for s in result.allocation.spent]
+    lines += [
+        f"tried {t.average:g} bits on average: {t.drop:.2f} {'points of top-1' if t.labelled else '% of predictions'} lost"
+        for t in result.trials
+    ]
+    return [*lines, f"packed, the file takes {byte_size(size, 'MB', 4)}"]
+
+
+def _method(result: QuantizationResult) -> str:
+    settings, found = result.settings, result.lapq
+    if found is not None:
+        return (
+            f"lapq, task loss {found.loss_start:.4g} -> {found.loss:.4g} in {found.evaluations} runs over "
+            f"{settings.lapq_images} images"
+        )
+    if METHODS[settings.method].granularity == "none":
+        ranges = f", ranges by {settings.ranges}" if settings.ranges != "auto" else ""
+        return f"{settings.method}{ranges}, nothing is learned"
+    if METHODS[settings.method].solver != "gradient":
+        return f"{settings.method}, in closed form, seed {settings.seed}"
+    base = f" on {settings.base}, scheme {settings.scheme}" if settings.method == "mrecg" else ""
+    return f"{settings.method}{base}, {settings.iters} iterations a unit, seed {settings.seed}"
+
+
+def _units(result: QuantizationResult, names: Names) -> list[str]:
+    if not result.units:
+        return []
+    learned = [unit for unit in result.units if unit.layers]
+    nearest = [unit.name for unit in learned if unit.kept == "nearest"]
+    merged = [
+        unit.name for unit, group in zip(result.plan.merged_units(), result.plan.merges, strict=True) if group[1:]
+    ]
+    kept = (
+        f"; {len(nearest)} kept nearest rounding, better on held-out images: {names.some(nearest)}" if nearest else ""
+    )
+    lines = [f"{len(learned)} learned, {len(merged)} of them merged{kept}"]
+    return lines + [f"merged: {names(name)}" for name in merged]
+
+
+def _finish(result: QuantizationResult) -> str:
+    found = result.finished
+    if found is None:
+        return ""
+    if found.kept != "learned":
+        return f"{found.iters} steps of the whole network left out: on held-out images they brought nothing"
+    return (
+        f"{found.iters} steps of the whole network: loss on held-out images {found.loss_nearest:.4g} -> {found.loss:.4g}, "
+        f"{found.changed / max(1, found.weights):.2%} of the weights moved to another code, {found.frozen} swung and were held"
+    )
+
+
+def _verification(result: QuantizationResult) -> list[str]:
+    found = result.verification
+
+    def line(name: str, agreement: float | None, figure: str) -> str:
+        same = f"{agreement:.2%} of {found.images} predictions agree, " if agreement is not None else ""
+        floats = sorted((c for c in found.outputs if c.equal is None), key=lambda c: float(getattr(c, figure)))
+        figures = [f"{c.name} {getattr(c, figure):.1f} dB" if c.equal is None else "" for c in floats]
+        if figure == "sqnr_db":
+            figures += [f"{c.name} {c.equal:.2%} of the values" for c in found.outputs if c.equal is not None]
+        return f"{name}: {same}{', '.join(_some(figures))}"
+
+    return [
+        line("simulation against the file as written", found.agreement, "simulation_db"),
+        line(f"file as written against {found.runtime}'s default", found.agreement_fused, "sqnr_db"),
+        line("FP32 against that default: what quantization costs on calibration images", None, "default_db"),
+    ]
+
+
+def _kernels(result: QuantizationResult, names: Names) -> list[str]:
+    """How many of all layers run in integers, the kernels, and what stays in float by name."""
+    found = result.verification
+    kernels = ", ".join(f"{name} {found.fused.get(name, 0)} of {count}" for name, count in found.expected.items())
+    reasons: dict[str, list[str]] = {}
+    for name, reason in found.float_layers.items():
+        reasons.setdefault(reason, []).append(name)
+    ran = ": " if load_target(result.settings.target).runtime == "onnxruntime" else _ELSEWHERE
+    lines = [f"{found.integer_layers} of {found.layers} layers in integers" + (f"{ran}{kernels}" if kernels else "")]
+    return lines + [f"in float: {names.some(layers)} ({reason})" for reason, layers in reasons.items()]
+
+
+def _equalized(result: QuantizationResult) -> list[str]:
+    if not result.equalized:
+        return []
+    used = [entry for entry in result.equalized if entry.alpha]
+    lines = [f"{len(used)} of {len(result.equalized)} streams"]
+    for entry in used[:SHOWN]:
+        errors = f"{entry.error_before:.3g} -> {entry.error_after:.3g}"
+        bounds = ", a bound for each channel" if entry.bounded else ""
+        lines.append(f"{entry.stream.name}: alpha {entry.alpha:g}, output error {errors}{bounds}")
+    return lines + ([f"and {len(used) - SHOWN} more"] if len(used) > SHOWN else [])
+
+
+def _biases(result: QuantizationResult) -> list[str]:
+    lines = []
+    if result.settings.bias_correction:
+        corrected = f"corrected in {len(result.corrections)} layers" if result.corrections else ""
+        lines.append(corrected or "not corrected: on held-out images that would raise the error of the outputs")
+    used = [entry.tensor for entry in result.absorbed if entry.used]
+    if result.settings.absorb == "auto":
+        lines.append(f"absorbed at {', '.join(_some(used))}" if used else "nothing is worth absorbing")
+    return lines
+
+
+def _some(names: tuple[str, ...] | list[str]) -> list[str]:
+    more = [f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
+    return [", ".join([*names[:SHOWN], *more])]
+
+
+def _time(result: QuantizationResult) -> str:
+    parts = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in result.seconds.items())
+    return f"{duration(sum(result.seconds.values()))} ({parts})"

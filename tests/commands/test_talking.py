@@ -1,0 +1,147 @@
+"""How much a command says, where to, and what it does not write over."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import onnx
+import pytest
+from click.testing import CliRunner
+from helpers.command_line import fails, run, works
+from helpers.targets import SAMPLES, on_sample
+
+from mrecg_onnx import __version__
+from mrecg_onnx.commands import main
+from mrecg_onnx.commands._names import Names, module_names
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from click.testing import Result
+
+NEAREST = ("quantize", "model.onnx", "--calib", "images", "--method", "nearest", "--samples", "8", "--threads", "1")
+
+
+def plainly(*arguments: object) -> Result:
+    """Without the details that :func:`works` asks for."""
+    result = CliRunner().invoke(main, list(map(str, arguments)), env={"COLUMNS": "80"})
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_a_summary_fits_a_screen_and_details_are_there_when_asked_for(here: Path) -> None:
+    short = plainly(*NEAREST, "--exclude", "conv[34]", "--bits", "conv1=W8A8", "--wbits", "2", "--abits", "2")
+    lines = short.stdout.splitlines()
+    assert lines[-1].startswith("Next: mrecg-onnx validate model.onnx model_nearest_w2a2.onnx --data")
+    assert sum(-(-len(line) // 80) for line in lines) <= 24
+    for text in (
+        "model_nearest_w2a2.onnx, ",
+        "on calibration images: ",
+        "--exclude 'conv[34]' matched 2: conv3, conv4",
+        "--bits 'conv1' matched 1: conv1",
+        "layers run on integer kernels",
+    ):
+        assert text in short.stdout
+    assert "parity" not in short.stdout
+    long = plainly(*NEAREST, "-v", "--force", "--exclude", "conv[34]", "--wbits", "2", "--abits", "2")
+    assert "parity" in long.stdout
+
+
+def test_much_loss_says_what_to_do_and_little_does_not(here: Path) -> None:
+    from mrecg_onnx.commands._summary import WORDS
+
+    assert "sensitivity` names" in plainly(*NEAREST, "--wbits", "2", "--abits", "2", "--range", "minmax").stdout
+    found = plainly(*NEAREST, "--wbits", "8", "--abits", "8").stdout
+    assert any(f"{word} on calibration images" in found for _, _, word in WORDS[:3])
+    assert "sensitivity` names" not in found
+
+
+def test_equal_predictions_are_told_where_there_are_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = plainly(*on_sample("--json", "r.json", "--wbits", "4", "--abits", "4", "-o", "q.onnx"))
+    share = json.loads((tmp_path / "r.json").read_text())["verification"]["agreement_float"]
+    assert 0.7 < share < 1
+    assert f"{share:.2%} of 64 calibration images get FP32's prediction" in result.stdout
+
+
+def test_quiet_says_errors_and_nothing_else(here: Path) -> None:
+    result = plainly(*NEAREST, "-q", "--iters", "3")
+    assert (result.stdout, result.stderr) == ("", "")
+    assert (here / "model_nearest_w4a4.onnx").is_file()
+    result = plainly("validate", "model.onnx", "model_nearest_w4a4.onnx", "--data", "images", "--repeats", "0", "-q")
+    assert (result.stdout, result.stderr) == ("", "")
+    failed = run(*NEAREST[:2], "--calib", "nowhere", "-q")
+    assert failed.exit_code == 1
+    assert failed.stderr.startswith("Error: ")
+    assert failed.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("quiet", [(), ("-q",)])
+def test_json_to_stdout_is_alone_there(here: Path, quiet: tuple[str, ...]) -> None:
+    report = json.loads(plainly(*NEAREST, "--json", "-", *quiet).stdout)
+    assert report["output"] == "model_nearest_w4a4.onnx"
+    assert report["verification"]["agreement_float"] is None  # nothing but noise comes out: no class scores
+    plan = json.loads(plainly("inspect", "model.onnx", "--json", "-", *quiet).stdout)
+    assert plan["plan"]["layers"][0]["name"] == "stem"
+    assert not (here / "-").exists()
+
+
+def test_results_are_not_written_over_unasked(here: Path) -> None:
+    works(*NEAREST)
+    before = (here / "model_nearest_w4a4.onnx").read_bytes()
+    fails(*NEAREST, "--seed", "5", code=2, says=("model_nearest_w4a4.onnx is there already", "--force", "--output"))
+    fails(*NEAREST, "-o", "model.onnx", "--force", code=2, says=("is the model itself",))
+    assert (here / "model_nearest_w4a4.onnx").read_bytes() == before
+    works(*NEAREST, "--wbits", "2", "-o", "model_nearest_w4a4.onnx", "--force")
+    assert (here / "model_nearest_w4a4.onnx").read_bytes() != before
+    convert = ("convert", "model_nearest_w4a4.onnx", "--container", "packed")
+    works(*convert)
+    fails(*convert, code=2, says=("model_nearest_w4a4_packed.onnx is there already", "--force"))
+    works(*convert, "--force")
+
+
+def test_the_version_has_a_short_option() -> None:
+    assert plainly("-V").stdout == plainly("--version").stdout == f"mrecg-onnx, version {__version__}\n"
+
+
+# --- names that an exporter made up ----------------------------------------------------------------------------------
+
+
+def exported() -> onnx.ModelProto:
+    """Digits' sample with nodes named and described as torch's exporter does it."""
+    model = onnx.load(SAMPLES / "digits.onnx")
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for number, node in enumerate(n for n in model.graph.node if n.op_type == "Conv"):
+        node.name = f"node_conv2d_{number}"
+        weights[node.input[1]].name = f"onnx::Conv_{number}"
+        node.input[1] = f"onnx::Conv_{number}"
+        scopes = f"['', 'layer{number}', 'layer{number}.0', 'layer{number}.0.conv', 'conv2d_{number}']"
+        node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=scopes)
+    return model
+
+
+def test_modules_are_shown_beside_made_up_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    onnx.save(exported(), "new.onnx")
+    assert "node_conv2d_1 (layer1.0.conv)" in works("inspect", "new.onnx").stdout
+    sample = list(on_sample("--exclude", "node_conv2d_1$"))
+    sample[sample.index(str(SAMPLES / "digits.onnx"))] = "new.onnx"
+    said = works(*sample).stdout
+    assert "--exclude 'node_conv2d_1$' matched 1: node_conv2d_1 (layer1.0.conv)" in said
+    assert "in float: node_conv2d_1 (layer1.0.conv)" in said
+    names = Names(tmp_path / "new.onnx")
+    assert names("node_conv2d_0 + node_conv2d_2") == "node_conv2d_0 (layer0.0.conv) + node_conv2d_2 (layer2.0.conv)"
+    assert names("nobody") == "nobody"
+
+
+def test_the_weight_says_more_of_a_convolution_than_the_scopes_of_what_went_into_it() -> None:
+    node = onnx.helper.make_node("Conv", ["x", "layer1.0.conv1.weight"], ["getitem"], "node_Conv_11")
+    scopes = "['', 'layer1', 'layer1.0', 'layer1.0.bn', '_native_batch_norm_legit_no_training']"
+    node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=scopes)
+    plain = onnx.helper.make_node("Relu", ["getitem"], ["/layer1/relu"], "/layer1/relu")
+    odd = onnx.helper.make_node("Relu", ["getitem"], ["r"], "r")
+    odd.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="[" * 10_000)
+    graph = onnx.helper.make_graph([node, plain, odd], "g", [], [])
+    found = module_names(onnx.helper.make_model(graph))
+    assert found == {"node_Conv_11": "layer1.0.conv1", "getitem": "layer1.0.conv1"}
