@@ -14,6 +14,7 @@ from mrecg_onnx.commands._errors import Group
 from mrecg_onnx.commands.benchmark import benchmark_command
 from mrecg_onnx.commands.compare import compare_command
 from mrecg_onnx.commands.convert import convert_command
+from mrecg_onnx.commands.doctor import doctor_command
 from mrecg_onnx.commands.inspect import inspect_command
 from mrecg_onnx.commands.quantize import quantize_command
 from mrecg_onnx.commands.report import report_command
@@ -39,6 +40,7 @@ def main() -> None:
     mrecg-onnx benchmark model.onnx model_mrecg_w4a4.onnx --batch 1,8
     mrecg-onnx report model_mrecg_w4a4.onnx -o page.html
     mrecg-onnx runtimes model_mrecg_w4a4.onnx --against model.onnx
+    mrecg-onnx doctor
     """  # noqa: D301 - click wants the character, not backslash and b
 
 
@@ -51,3 +53,4 @@ main.add_command(convert_command)
 main.add_command(benchmark_command)
 main.add_command(report_command)
 main.add_command(runtimes_command)
+main.add_command(doctor_command)

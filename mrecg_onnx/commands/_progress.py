@@ -30,6 +30,8 @@ __all__ = ["cells", "counter", "progress"]
 
 #: Seconds after which a log without a terminal hears of the stage at work.
 SILENCE = 15.0
+#: The stage that is announced by the command's start, so that a model that cannot be read gets one line, the error.
+FIRST = "load"
 #: Columns of the bar, on terminals narrower than :data:`NARROW`, and on others.
 SHORT_BAR, LONG_BAR, NARROW = 8, 20, 100
 
@@ -202,7 +204,8 @@ class _Plain(_View):
             if state.stage != self.state.stage:
                 self._end()
                 self.begin = time.monotonic()
-                self._line(" ".join(filter(None, [state.stage, state.name])) + " ...")
+                if state.stage != FIRST:
+                    self._line(" ".join(filter(None, [state.stage, state.name])) + " ...")
             self.state = state
 
     def note(self, line: str) -> None:

@@ -1,5 +1,6 @@
 from .attempts import Attempt, RuntimesReport
 from .catalogue import RUNTIMES, installed
+from .environment import Finding, examine
 from .fresh_process import load, noise
 from .kernel_counts import Kernel, check_provider, elsewhere, fused_op_counts, kernels
 from .models import Model, describe, read_graph, size_bytes, specs_of
@@ -14,6 +15,7 @@ __all__ = [
     "PROVIDERS",
     "RUNTIMES",
     "Attempt",
+    "Finding",
     "Kernel",
     "Level",
     "Model",
@@ -22,6 +24,7 @@ __all__ = [
     "check_provider",
     "describe",
     "elsewhere",
+    "examine",
     "fixed_batch",
     "fused_op_counts",
     "input_specs",

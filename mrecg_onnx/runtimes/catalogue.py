@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from mrecg_onnx.runtimes.sessions import PROVIDERS
 
-__all__ = ["RUNTIMES", "Arithmetic", "Runtime", "installed"]
+__all__ = ["ORT_PACKAGES", "RUNTIMES", "Arithmetic", "Runtime", "installed"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ _HTP_KERNELS = (
     rf"{_HTP_LAYERS} [IU]\d+ \(HTP\)|{_ORT_KERNELS[0]}",
     rf"{_HTP_LAYERS} F\d+ \(HTP\)|{_ORT_KERNELS[1]}",
 )
-_ORT_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-qnn", "onnxruntime-directml")
+ORT_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-qnn", "onnxruntime-directml")
 _AS_WRITTEN = ("QLinearConv|QLinearMatMul|ConvInteger|MatMulInteger", "Conv|ConvTranspose|Gemm|MatMul")
 _OPENVINO_LAYERS = "(Convolution|GroupConvolution|Deconvolution|FullyConnected|MatMul)"
 
@@ -97,7 +97,7 @@ def _onnxruntime(name: str, provider: str) -> Runtime:
     short = provider.removesuffix("ExecutionProvider")
     return Runtime(
         f"onnxruntime{name and '-' + name}", f"ONNX Runtime{name and ' ' + _SPELLED.get(short, short)}",
-        "OnnxRuntime", ("onnxruntime",), _ORT_PACKAGES, "pip install onnxruntime", _ORT_KERNELS,
+        "OnnxRuntime", ("onnxruntime",), ORT_PACKAGES, "pip install onnxruntime", _ORT_KERNELS,
         {"provider": provider}, always=not name,
     )  # fmt: skip
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import onnx
@@ -145,3 +148,16 @@ def test_the_weight_says_more_of_a_convolution_than_the_scopes_of_what_went_into
     graph = onnx.helper.make_graph([node, plain, odd], "g", [], [])
     found = module_names(onnx.helper.make_model(graph))
     assert found == {"node_Conv_11": "layer1.0.conv1", "getitem": "layer1.0.conv1"}
+
+
+def test_a_shell_completes_commands_options_and_words() -> None:
+    def offered(words: str) -> list[str]:
+        env = {**os.environ, "_MRECG_ONNX_COMPLETE": "bash_complete", "COMP_WORDS": words}
+        env["COMP_CWORD"] = str(len(words.split(" ")) - 1)
+        call = "from mrecg_onnx.commands import main; main(prog_name='mrecg-onnx')"
+        done = subprocess.run([sys.executable, "-c", call], env=env, capture_output=True, text=True, check=False)
+        return done.stdout.splitlines()
+
+    assert "plain,doctor" in offered("mrecg-onnx d")
+    assert offered("mrecg-onnx quantize --met") == ["plain,--method"]
+    assert "plain,brecq" in offered("mrecg-onnx quantize --method b")

@@ -49,7 +49,7 @@ def test_openvino_predicts_on_the_sample_what_onnx_runtime_does(
     monkeypatch.chdir(tmp_path)
     works(*on_sample("-o", "plain.onnx"))
     for container in ("int8", "packed"):
-        works("convert", "plain.onnx", "--target", "openvino", "--container", container, "-o", "ov.onnx")
+        works("convert", "plain.onnx", "--target", "openvino", "--container", container, "-o", "ov.onnx", "--force")
         model = onnx.load("ov.onnx")
         specs = input_specs(open_session(model))
         images = open_validation(SAMPLES / "val", specs, stored_preprocess(open_session(model), "ov.onnx"))

@@ -101,7 +101,9 @@ def test_a_pipe_among_the_checkpoints_is_refused(here: Path, name: str) -> None:
     works("quantize", "model.onnx", *options)
     (here / "kept" / name).unlink()
     os.mkfifo(here / "kept" / name)
-    fails("quantize", "model.onnx", *options, code=2 if name == "run.json" else 1, says=(name, "a named pipe"))
+    fails(
+        "quantize", "model.onnx", *options, "--force", code=2 if name == "run.json" else 1, says=(name, "a named pipe")
+    )
 
 
 def test_what_is_no_file_in_a_folder_of_images_is_skipped_by_name(here: Path) -> None:
