@@ -352,6 +352,7 @@ report_option = option(
     help="Also write a page to look at: one HTML file without anything beside it.",
 )
 
+
 def _flag(key: str, *names: str, text: str) -> Callable[[F], F]:
     """A flag that the command's context keeps: whoever prints or writes asks for it there."""
 
