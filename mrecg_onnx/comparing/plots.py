@@ -1,8 +1,13 @@
-"""Plots: dots with their intervals, a panel for every width or batch. They need the extra ``plot``."""
+"""Plots: dots with their intervals, a panel for every width or batch, all on one scale. They need the extra ``plot``.
+
+Figures stand in a column of their own beside each panel, where no line crosses them. What a busy machine does to single runs does
+not stretch the axis: an interval that goes far beyond all medians ends in an arrow at its edge.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +20,13 @@ if TYPE_CHECKING:
     from mrecg_onnx.comparing.result import Cell, Comparison
     from mrecg_onnx.validating import Benchmark
 
-__all__ = ["draw_cells", "draw_timings", "have_matplotlib"]
+__all__ = ["cells_figure", "draw_cells", "draw_timings", "have_matplotlib", "timings_figure"]
 
-_DOT, _FP32, _FAILED = "#1f6fb4", "#555555", "#b03030"
+_DOT, _FP32, _FAILED, _SOFT = "#2f5fc4", "#5b6472", "#b3372f", "#5b6472"
+#: Panels beside each other; further ones come below.
+_ABREAST = 4
+#: The axis of times ends at the largest median times this, and is logarithmic where medians differ by more than that.
+_BEYOND, _SPREAD = 1.3, 25.0
 
 
 def have_matplotlib() -> bool:
@@ -31,19 +40,46 @@ def draw_cells(comparison: Comparison, path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
+    _save(cells_figure(comparison), path)
+
+
+def cells_figure(comparison: Comparison) -> Figure:
+    """The plot of :func:`draw_cells`."""
     methods = list(dict.fromkeys(cell.method for cell in comparison.cells))
     widths = list(dict.fromkeys(cell.widths for cell in comparison.cells))
+    fp32 = 100 * comparison.fp32_top1.value if comparison.fp32_top1 is not None else None
+    ends = [x for cell in comparison.cells for x in _ends(cell)] + ([fp32] if fp32 is not None else [])
     figure, axes = _panels(len(widths), len(methods))
     for axis, width in zip(axes, widths, strict=True):
-        _draw_panel(axis, {c.method: c for c in comparison.cells if c.widths == width}, methods)
-        axis.set_title(str(width))
-        if comparison.fp32_top1 is not None:
-            axis.axvline(100 * comparison.fp32_top1.value, color=_FP32, linestyle="--", linewidth=1, zorder=1)
-    kind = "top-1, %" if comparison.fp32_top1 is not None else "predictions that agree with FP32, %"
-    figure.supxlabel(kind, fontsize=10)
-    against = f", dashed: FP32 {100 * comparison.fp32_top1.value:.1f}" if comparison.fp32_top1 is not None else ""
+        rows = []
+        for method in methods:
+            cell = next((c for c in comparison.cells if c.widths == width and c.method == method), None)
+            rows.append(_cell_row(cell))
+        if fp32 is not None:
+            axis.axvline(fp32, color=_FP32, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
+        _finish(axis, methods, rows, str(width))
+        if ends:
+            room = 0.06 * max(max(ends) - min(ends), 1.0)
+            axis.set_xlim(max(min(ends) - room, -1.5), min(max(ends) + room, 101.5))
+    kind = "top-1, %" if fp32 is not None else "predictions that agree with FP32, %"
+    figure.supxlabel(kind, fontsize=9.5, color=_SOFT)
+    against = f", dashed: FP32 {fp32:.1f}" if fp32 is not None else ""
     figure.suptitle(comparison.model.stem + against, fontsize=11, parse_math=False)
-    _save(figure, path)
+    return figure
+
+
+def _ends(cell: Cell) -> list[float]:
+    if cell.top1 is not None:
+        return [100 * cell.top1.low, 100 * cell.top1.high]
+    return [100 * cell.agreement] if cell.agreement is not None else []
+
+
+def _cell_row(cell: Cell | None) -> _Row:
+    value = None if cell is None else cell.top1.value if cell.top1 is not None else cell.agreement
+    if cell is None or value is None:
+        return _Row(None, None, None, "failed" if cell is not None and cell.error is not None else "no figure")
+    low, high = (cell.top1.low, cell.top1.high) if cell.top1 is not None else (value, value)
+    return _Row(100 * value, 100 * low, 100 * high, f"{100 * value:.1f}")
 
 
 def draw_timings(found: Benchmark, path: Path) -> None:
@@ -52,8 +88,15 @@ def draw_timings(found: Benchmark, path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
+    _save(timings_figure(found), path)
+
+
+def timings_figure(found: Benchmark) -> Figure:
+    """The plot of :func:`draw_timings`."""
     names = [file.name for file in found.files]
     places = list(dict.fromkeys((one.provider, one.threads, one.batch) for one in found.timings))
+    medians = [1e3 * one.median_s for one in found.timings]
+    logarithmic = max(medians) > _SPREAD * min(medians)
     figure, axes = _panels(len(places), len(names))
     for axis, (provider, threads, batch) in zip(axes, places, strict=True):
         here = {
@@ -61,27 +104,71 @@ def draw_timings(found: Benchmark, path: Path) -> None:
             for one in found.timings
             if (one.provider, one.threads, one.batch) == (provider, threads, batch)
         }
-        for row, name in enumerate(names):
-            one = here[name]
-            axis.plot([1e3 * one.low_s, 1e3 * one.high_s], [row, row], color=_DOT, linewidth=2, alpha=0.45)
-            axis.plot([1e3 * one.median_s], [row], "o", color=_DOT, markersize=6)
-            _note(axis, f"{1e3 * one.median_s:.3g} ({one.speedup:.2f}x)", 1e3 * one.median_s, row)
-        axis.set_xlim(left=0)
-        _finish(axis, [Path(name).stem for name in names])
-        own = "own threads" if threads is None else f"{threads} threads"
-        axis.set_title(f"{provider}, {own}, batch {batch}", fontsize=9)
-    figure.supxlabel("latency, ms (against the first file)", fontsize=10)
-    _save(figure, path)
+        rows = [
+            _Row(
+                1e3 * one.median_s,
+                1e3 * one.low_s,
+                1e3 * one.high_s,
+                f"{_milliseconds(1e3 * one.median_s)}  ({one.speedup:.2f}x)",
+            )
+            for one in (here[name] for name in names)
+        ]
+        if logarithmic:
+            axis.set_xscale("log")
+            axis.set_xlim(min(medians) / _BEYOND, max(medians) * _BEYOND)
+        else:
+            axis.set_xlim(0, max(medians) * _BEYOND)
+        own = "own threads" if threads is None else f"{threads} thread{'s' if threads > 1 else ''}"
+        _finish(axis, _stems(names), rows, f"{provider}, {own}, batch {batch}")
+    figure.supxlabel("latency, ms (speed against the first file)", fontsize=9.5, color=_SOFT)
+    return figure
 
 
-def _panels(columns: int, lines: int) -> tuple[Figure, list[Axes]]:
+def _milliseconds(value: float) -> str:
+    """Three digits, and no power of ten."""
+    return (
+        f"{value:.0f}"
+        if value >= 100
+        else f"{value:.1f}"
+        if value >= 10
+        else f"{value:.2f}"
+        if value >= 0.095
+        else f"{value:.3f}"
+    )
+
+
+def _stems(names: list[str]) -> list[str]:
+    """Names of files without folders, those of the same name with them."""
+    stems = [Path(name).stem for name in names]
+    return [stem if stems.count(stem) == 1 else name for stem, name in zip(stems, names, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A dot with its interval, None where there is none, and what is written beside it."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    text: str
+
+
+def _panels(count: int, lines: int) -> tuple[Figure, list[Axes]]:
     """A figure of its own, not pyplot's: the caller's figures and backend stay as they are."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - an extra
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    figure = Figure(figsize=(1.6 + 3.2 * columns, 1.7 + 0.42 * lines), layout="constrained")
+    columns = min(count, _ABREAST)
+    tiers = -(-count // columns)
+    figure = Figure(figsize=(1.8 + 3.3 * columns, 0.7 + tiers * (0.85 + 0.34 * lines)), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, columns, sharey=True, squeeze=False)[0])
+    grid = figure.subplots(tiers, columns, sharex=True, sharey=True, squeeze=False)
+    panels = [axis for row in grid for axis in row]
+    for axis in panels[count:]:
+        axis.remove()
+    for axis in panels[:count]:
+        axis.xaxis.set_tick_params(labelbottom=True)
+    return figure, panels[:count]
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -89,38 +176,33 @@ def _save(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, dpi=140, format="png")
 
 
-def _note(axis: Axes, text: str, x: float, row: int) -> None:
-    axis.annotate(text, (x, row), (0, 6), textcoords="offset points", ha="center", fontsize=8.5)
-
-
-def _draw_panel(axis: Axes, cells: dict[str, Cell], methods: list[str]) -> None:
-    for row, method in enumerate(methods):
-        cell = cells[method]
-        value = cell.top1.value if cell.top1 is not None else cell.agreement
-        if value is None:
-            text = "failed" if cell.error is not None else "no figure"
-            axis.annotate(
-                text,
-                (0.5, row),
-                xycoords=("axes fraction", "data"),
-                ha="center",
-                va="center",
-                fontsize=9,
-                color=_FAILED,
-            )
+def _finish(axis: Axes, names: list[str], rows: list[_Row], title: str) -> None:
+    """Draw the rows, their names on the left and what is written of them on the right."""
+    for place, row in enumerate(rows):
+        failed = row.value is None
+        axis.annotate(
+            row.text,
+            (1.03, place),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=8.5,
+            color=_FAILED if failed else "#1b1f27",
+            annotation_clip=False,
+        )
+        if row.value is None or row.low is None or row.high is None:
             continue
-        if cell.top1 is not None:
-            axis.plot([100 * cell.top1.low, 100 * cell.top1.high], [row, row], color=_DOT, linewidth=2, alpha=0.45)
-        axis.plot([100 * value], [row], "o", color=_DOT, markersize=6)
-        _note(axis, f"{100 * value:.1f}", 100 * value, row)
-    _finish(axis, methods)
-
-
-def _finish(axis: Axes, names: list[str]) -> None:
+        axis.plot([row.low, row.high], [place, place], color=_DOT, linewidth=3.5, alpha=0.3, solid_capstyle="butt")
+        axis.plot([row.value], [place], "o", color=_DOT, markersize=5.5, zorder=3)
     axis.set_yticks(range(len(names)), names, parse_math=False)
-    axis.set_ylim(len(names) - 0.5, -0.6)
-    axis.margins(x=0.14)
+    axis.set_ylim(len(names) - 0.4, -0.6)
     axis.grid(visible=True, axis="x", alpha=0.25)
+    axis.set_axisbelow(True)
     axis.tick_params(axis="y", length=0)
+    axis.tick_params(labelsize=8.5)
+    axis.set_title(title, fontsize=9.5, loc="left")
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
+    right = axis.get_xlim()[1]
+    for place, row in enumerate(rows):
+        if row.high is not None and axis.get_autoscalex_on() is False and row.high > right:
+            axis.plot([right], [place], ">", color=_DOT, markersize=5, alpha=0.6, clip_on=False)
