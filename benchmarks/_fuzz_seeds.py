@@ -40,6 +40,10 @@ QUICK = ["sample", "functions", "branches", "loop", "external", "typed_fields", 
          "view_chain", "resize_nearest", "ort_int8", "ort_packed"]  # fmt: skip
 
 
+#: Larger models are damaged less often, as they take longer.
+_NODES = 10
+
+
 @dataclass(frozen=True)
 class Seed:
     """A file to be damaged.
@@ -75,7 +79,7 @@ def make_seeds(folder: Path, data: Path | None, *, quick: bool) -> None:
         else:
             (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
         _write_inputs(model, folder / name)
-        made.append({"name": name, "weight": 0.1 if name.startswith("zoo") else 1.0})
+        made.append({"name": name, "weight": min(1.0, _NODES / len(model.graph.node))})
     for target, container in FORMS:
         name = f"{target}_{container}"
         if quick and name not in QUICK:

@@ -83,6 +83,7 @@ def load_model(source: onnx.ModelProto | str | Path) -> onnx.ModelProto:
                 f"{where}: tensor {quoted(tensor.name)} keeps its data in a file of its own; "
                 "give the path of the model instead, or load it with its external data"
             )
+        _check_opset(model, where)
         model = _plain(model, where)
         _check(model, where, model)
         return restamped(model)
@@ -94,6 +95,7 @@ def load_model(source: onnx.ModelProto | str | Path) -> onnx.ModelProto:
     if not are_aligned(model):
         load_external(model, path.parent, where)  # what is checked is no longer the file
         external = []
+    _check_opset(model, where)
     model = _plain(model, where)
     _check(model, where, path if external else model)
     model = restamped(model)
@@ -144,15 +146,16 @@ def standard_opset(model: onnx.ModelProto | onnx.FunctionProto) -> int | None:
 
 
 def _read(path: Path) -> bytes:
-    if not path.exists():
-        raise ModelError(f"{path}: no such file; check the path of the model")
-    if path.is_dir():
-        raise ModelError(f"{path}: is a folder; give the path of the .onnx file in it")
     kind = irregular(path)
     if kind is not None:
         raise ModelError(f"{path}: is {kind}, no file; give the path of the .onnx file")
     try:
         return path.read_bytes()
+    except FileNotFoundError as error:
+        what = "is a link to a file that is not there" if path.is_symlink() else "no such file"
+        raise ModelError(f"{path}: {what}; check the path of the model") from error
+    except IsADirectoryError as error:
+        raise ModelError(f"{path}: is a folder; give the path of the .onnx file in it") from error
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -182,8 +185,7 @@ def _parse(content: bytes, where: str) -> onnx.ModelProto:
     return model
 
 
-def _check(model: onnx.ModelProto, where: str, subject: onnx.ModelProto | Path) -> None:
-    """Check the opset, then run ``onnx.checker`` on ``subject`` (the path when tensors are still outside)."""
+def _check_opset(model: onnx.ModelProto, where: str) -> None:
     opset = standard_opset(model)
     newest = onnx.defs.onnx_opset_version()
     latest = max((standard_opset(owner) or 0 for owner in (model, *model.functions)), default=0)
@@ -195,6 +197,10 @@ def _check(model: onnx.ModelProto, where: str, subject: onnx.ModelProto | Path) 
         raise ModelError(
             f"{where}: opset {latest} is unknown to onnx {onnx.__version__}, which knows up to {newest}; upgrade onnx"
         )
+
+
+def _check(model: onnx.ModelProto, where: str, subject: onnx.ModelProto | Path) -> None:
+    """Run ``onnx.checker`` on ``subject`` (the path when tensors are still outside)."""
     try:
         if isinstance(subject, Path):
             onnx.checker.check_model(str(subject))

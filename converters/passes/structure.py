@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 
@@ -63,7 +64,22 @@ def inline_functions(model: ir.Model) -> ir.Model:
             cause = error.__cause__ or error
             raise ModelError(f"a local function cannot be put in place of its calls: {cause}") from error
         ir_passes.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+        _require_arity(model)
     return model
+
+
+def _require_arity(model: ir.Model) -> None:
+    """Refuse nodes with more or fewer inputs than their operators take: onnx.checker does not look into functions."""
+    version = model.opset_imports.get("", 0)
+    for node in model.graph.all_nodes():
+        if node.domain or not onnx.defs.has(node.op_type, version):
+            continue
+        schema, given = onnx.defs.get_schema(node.op_type, version), len(node.inputs)
+        if not schema.min_input <= given <= schema.max_input or len(node.outputs) > schema.max_output:
+            raise ModelError(
+                f"a local function calls {node.op_type} with {given} inputs and {len(node.outputs)} outputs: it takes "
+                f"{schema.min_input} or more and makes {schema.max_output} at most; export the model again"
+            )
 
 
 def name_all(model: ir.Model) -> ir.Model:

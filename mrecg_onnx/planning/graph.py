@@ -93,6 +93,10 @@ def _check(graph: ir.Model) -> None:
             if isinstance(value.type, ir.SequenceType | ir.OptionalType):
                 what = "a sequence" if isinstance(value.type, ir.SequenceType) else "optional"
                 raise ModelError(f"{kind} '{value.name}' is {what}: export a model whose in- and outputs are tensors")
+            if kind == "input" and value.dtype in {None, ir.DataType.UNDEFINED}:
+                raise ModelError(
+                    f"input '{value.name}' does not say of which type its elements are: export the model again"
+                )
             if value.dtype == ir.DataType.STRING:
                 raise ModelError(
                     f"{kind} '{value.name}' holds text: export the part of the model that works on numbers"
