@@ -527,8 +527,13 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="forget the parts that are there")
     parser.add_argument("--only", type=int, nargs="*", help="these mutants, and all about them")
     parser.add_argument("--out", type=Path, help="another file for the results")
+    parser.add_argument("--draw", action="store_true", help="only write the page from the parts that are there")
     parser.add_argument("--seeds", type=Path, help="folder for the seeds")
-    sys.exit(run(parser.parse_args()))
+    args = parser.parse_args()
+    if args.draw:
+        write_markdown(json.loads((RESULTS / "fuzz.json").read_text()))
+        return
+    sys.exit(run(args))
 
 
 if __name__ == "__main__":

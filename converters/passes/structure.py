@@ -69,12 +69,14 @@ def inline_functions(model: ir.Model) -> ir.Model:
 
 
 def _require_arity(model: ir.Model) -> None:
-    """Refuse nodes with more or fewer inputs than their operators take: onnx.checker does not look into functions."""
+    """Refuse nodes with more or fewer inputs than their operators take: a call may leave out what its function needs."""
     version = model.opset_imports.get("", 0)
     for node in model.graph.all_nodes():
         if node.domain or not onnx.defs.has(node.op_type, version):
             continue
         schema, given = onnx.defs.get_schema(node.op_type, version), len(node.inputs)
+        # An input that a call leaves out is none in the function.
+        given = next((i for i, value in enumerate(node.inputs[: schema.min_input]) if value is None), given)
         if not schema.min_input <= given <= schema.max_input or len(node.outputs) > schema.max_output:
             raise ModelError(
                 f"a local function calls {node.op_type} with {given} inputs and {len(node.outputs)} outputs: it takes "
