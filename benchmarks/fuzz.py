@@ -48,7 +48,7 @@ BUILD = Path("build") / "benchmarks" / "fuzz"
 #: Mutants a worker takes.
 BATCH = 50
 #: What a mutant may take: CPU seconds, seconds on the clock where the machine does other things, bytes.
-CPU, CLOCK, MEMORY = 10.0, 60.0, 2 * 10**9
+CPU, CLOCK, MEMORY = 10.0, 600.0, 2 * 10**9
 #: Characters of a line.
 LONGEST = 300
 #: Shares of the mutants: of those that load, how many are quantized; of the quantized ones, how many are converted and validated.
