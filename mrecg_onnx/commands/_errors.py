@@ -10,19 +10,19 @@ import sys
 import traceback
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mrecg_onnx.commands._console import OutputError, open_streams, say, silence, warn
 from mrecg_onnx.commands._signals import Stopped, stoppable
-from mrecg_onnx.converters.errors import MrecgError, first_line
+from mrecg_onnx.converters.errors import DataError, MrecgError, first_line
 from mrecg_onnx.converters.text import LONGEST_LINE, bounded, printable
 from mrecg_onnx.machine import is_first
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
 __all__ = ["Failure", "Group", "guarded", "interrupted"]
 
@@ -136,6 +136,7 @@ def guarded(*, debug: bool, writes: Sequence[Path] = (), kept: Callable[[], str]
     before = [_state(path) for path in writes]
     try:
         with _messages(debug=debug):
+            _require_folder()
             yield
     except (click.ClickException, click.exceptions.Exit, click.Abort):
         raise
@@ -159,6 +160,14 @@ def guarded(*, debug: bool, writes: Sequence[Path] = (), kept: Callable[[], str]
             raise Failure(f"there is not enough memory ({first_line(error)[:120]}); {_LESS}") from error
         hint = "" if debug else " (run with --debug for the traceback)"
         raise Failure(f"unexpected failure: {type(error).__name__}: {error}{hint}") from error
+
+
+def _require_folder() -> None:
+    """Refuse to work in a folder that was removed: paths cannot be told from there."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise DataError(f"the current folder cannot be used ({error.strerror}): change to another one") from error
 
 
 _LESS = "use fewer --samples, a smaller --batch-size or --memory, or a machine with more (--debug shows where)"

@@ -118,11 +118,8 @@ def finish(
         layers = tuple(simulation.weights)
         checkpoint = Checkpoint(run.folder, same()) if run.folder is not None else None
         device = simulation.network.device
-        kept = run.once(
-            lambda: (
-                checkpoint.load(f"{STAGE}{steps}", 0, layers, device, FinishResult) if checkpoint is not None else None
-            )
-        )
+        wanted = f"{STAGE}{steps}", 0, layers, device, FinishResult, simulation
+        kept = run.once(lambda: checkpoint.load(*wanted) if checkpoint is not None else None)
         if kept is not None:
             result, state = kept
             simulation.adopt(state)

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mrecg_onnx.converters.errors import DataError, SettingsError
+from mrecg_onnx.converters.errors import DataError, SettingsError, first_line
 from mrecg_onnx.converters.files import require_regular, write_whole
 from mrecg_onnx.machine import short_digest
-from mrecg_onnx.network import QuantizedWeight, State
+from mrecg_onnx.network import QuantizedWeight, Simulation, State
 from mrecg_onnx.progress import UnitResult
 from mrecg_onnx.quantizers import Grid
 
@@ -24,6 +24,9 @@ __all__ = ["Checkpoint"]
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result", bound=UnitResult)
+
+#: A larger description is not read: no run writes one.
+LARGEST = 16 << 20
 
 
 class Checkpoint:
@@ -66,10 +69,12 @@ class Checkpoint:
         layers: tuple[str, ...],
         device: torch.device,
         kind: type[Result] = UnitResult,  # type: ignore[assignment]
+        simulation: Simulation | None = None,
     ) -> tuple[Result, State] | None:
         """What was kept of unit ``number`` of ``stage``, which has these ``layers``; None if it is not there.
 
-        Its result is of the class that was saved, ``kind``.
+        Its result is of the class that was saved, ``kind``, and its state has to fit ``simulation``. Nothing in the file is run:
+        torch reads tensors and plain values alone.
 
         Raises:
             DataError: the file cannot be read, or is of another unit.
@@ -80,15 +85,16 @@ class Checkpoint:
         try:
             require_regular(path)
             found = torch.load(path, map_location=device, weights_only=True)
-            result = kind(**{**found["result"], "layers": tuple(found["result"]["layers"])})
+            result = _result(kind, found["result"])
             state = State(
                 {n: Grid(**g) for n, g in found["activations"].items()},
                 {n: QuantizedWeight(w["codes"], Grid(**w["grid"])) for n, w in found["weights"].items()},
                 found["biases"],
             )
         except Exception as error:  # a torn or foreign file fails in many ways
-            raise DataError(f"checkpoint '{path}' cannot be read ({error}): remove it and start again") from error
-        if result.layers != layers:
+            said = first_line(error)[:100]
+            raise DataError(f"checkpoint '{path}' cannot be read ({said}): remove it and start again") from error
+        if result.layers != layers or not _fits(state, simulation):
             raise DataError(f"checkpoint '{path}' is of another unit: remove the folder and start again")
         return result, state
 
@@ -124,10 +130,62 @@ def _different(folder: Path, run: dict[str, Any]) -> list[str]:
         require_regular(description)
         if not description.exists():
             write_whole(description, json.dumps(run, indent=1))
-        found = dict(json.loads(description.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise SettingsError(f"--checkpoint {folder}: cannot be used ({error})") from error
+        found = dict(json.loads(_text(description)))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise SettingsError(f"--checkpoint {folder}: cannot be used ({first_line(error)[:100]})") from error
     return sorted(k for k in {*found, *run} if found.get(k) != run.get(k))
+
+
+def _text(path: Path) -> str:
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"{path.name} is longer than {LARGEST} bytes")
+    return path.read_text(encoding="utf-8")
+
+
+def _result(kind: type[Result], found: dict[str, Any]) -> Result:
+    """The outcome that was kept.
+
+    Raises:
+        ValueError: its fields are not those of ``kind``.
+        TypeError: likewise.
+    """
+    result = kind(**{**found, "layers": tuple(found["layers"])})
+    for field in dataclasses.fields(result):
+        value = getattr(result, field.name)
+        wanted = {"str": str, "int": int, "float": (int, float)}.get(str(field.type), object)
+        if not isinstance(value, wanted):
+            raise TypeError(f"{field.name} is {type(value).__name__}")
+    return result
+
+
+def _fits(found: State, simulation: Simulation | None) -> bool:
+    """Whether a state can be one of the network: tensors that it has, of their sizes, on grids that are some."""
+    if simulation is None:
+        return True
+    try:
+        return _like(found, simulation)
+    except (TypeError, ValueError, AttributeError, RuntimeError):  # no tensors, or of other types
+        return False
+
+
+def _like(found: State, simulation: Simulation) -> bool:
+    grids = [*found.activations.values(), *(w.grid for w in found.weights.values())]
+    sound = all(bool(torch.isfinite(g.scale).all()) and bool((g.scale > 0).all()) for g in grids)
+    if not sound or not found.activations.keys() <= simulation.activations.keys():
+        return False
+    for name, weight in found.weights.items():
+        known = simulation.weights.get(name)
+        if (
+            known is None
+            or weight.codes.shape != known.codes.shape
+            or weight.grid.scale.shape != known.grid.scale.shape
+        ):
+            return False
+    for name, bias in found.biases.items():
+        own = simulation.bias(simulation.network.step(name)) if name in simulation.weights else None
+        if own is not None and bias.numel() != own.numel():
+            return False
+    return found.biases.keys() <= simulation.weights.keys()
 
 
 def _plain(grid: Grid) -> dict[str, Tensor | int | bool | None]:

@@ -290,7 +290,7 @@ def _kept(
     """``unit`` as an earlier run left it; the first process asks, others may lie on machines without the folder."""
     if checkpoint is None:
         return None
-    return checkpoint.load(stage, number, unit.layers, prefix.simulation.network.device)
+    return checkpoint.load(stage, number, unit.layers, prefix.simulation.network.device, simulation=prefix.simulation)
 
 
 def _corrected(prefix: Prefix, judges: dict[str, Tensor], workers: Workers) -> dict[str, float]:

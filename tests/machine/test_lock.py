@@ -67,6 +67,14 @@ def test_a_killed_one_holds_nothing(tmp_path: Path, caplog) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_one_left_inside_is_swept(tmp_path: Path) -> None:
+    this = Owner.this()
+    inner = tmp_path / "run-0" / f".unit.pt.mrecg-{this.place}-{this.pid}-{this.started - 1}-abcd1234"
+    inner.mkdir(parents=True)
+    hold(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["run-0"]
+
+
 def test_one_that_ends_soon_is_waited_for(tmp_path: Path) -> None:
     process = holder(tmp_path, 0.5)
     hold(tmp_path, 20)
