@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import typing
 from dataclasses import dataclass
 from typing import Any
@@ -37,17 +38,17 @@ class OneOf:
 
 @dataclass(frozen=True)
 class AtLeast:
-    """A number from ``low`` on."""
+    """A finite number from ``low`` on."""
 
     low: float
 
     def check(self, name: str, value: float) -> None:
-        """Refuse any below, and NaN.
+        """Refuse any below, NaN and infinity.
 
         Raises:
             SettingsError: ``value``, of the field called ``name``, is one.
         """
-        if not value >= self.low:
+        if not self.low <= value < math.inf:
             raise SettingsError(f"{name} is {value}: it must be {self.low:g} or more")
 
 

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mrecg_onnx.converters.errors import ExportError
+from mrecg_onnx.converters.errors import ExportError, first_line
 from mrecg_onnx.converters.owners import Owner
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_writable",
     "irregular",
+    "read_small",
     "require_regular",
     "sweep",
     "temporary_folder",
@@ -44,6 +45,8 @@ _STEM = 24
 _MARK = ".mrecg-"
 _OURS = re.compile(r"\.(?P<stem>.{1,24})\.mrecg-(?P<place>[0-9a-f]{8})-(?P<pid>\d+)-(?P<started>\d+)-\w{8}", re.DOTALL)
 
+#: A file of settings is far smaller.
+MOST_BYTES = 4 << 20
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -77,6 +80,21 @@ def require_regular(path: str | os.PathLike[str]) -> None:
         raise OSError(errno.EINVAL, f"it is {kind}, no file", os.fspath(path))
 
 
+def read_small(path: Path, most: int = MOST_BYTES) -> str:
+    """The text of a file that people write, not programs: settings of some kind.
+
+    Raises:
+        OSError: it cannot be read, or is no file.
+        ValueError: it is larger than ``most`` bytes, or not UTF-8.
+    """
+    require_regular(path)
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it is larger than {most >> 20} MiB")
+    return content.decode("utf-8-sig")
+
+
 def check_writable(path: str | Path) -> None:
     """Check, before long work, that a file can be written at ``path``.
 
@@ -85,6 +103,13 @@ def check_writable(path: str | Path) -> None:
     """
     path = Path(path)
     folder = path.parent
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # a name too long, links in a circle
+        said = getattr(error, "strerror", None) or first_line(error)
+        raise ExportError(f"{path}: cannot be written: {said}; choose another path") from error
     if path.is_dir():
         raise ExportError(f"{path}: is a folder; give the path of the file to write")
     kind = irregular(path)

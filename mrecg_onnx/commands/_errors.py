@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -18,7 +19,7 @@ import click
 from mrecg_onnx.commands._console import OutputError, open_streams, say, silence, warn
 from mrecg_onnx.commands._signals import Stopped, stoppable
 from mrecg_onnx.converters.errors import DataError, MrecgError, first_line
-from mrecg_onnx.converters.text import LONGEST_LINE, bounded, printable
+from mrecg_onnx.converters.text import LONGEST_LINE, bounded, printable, quoted
 from mrecg_onnx.machine import is_first
 
 if TYPE_CHECKING:
@@ -156,6 +157,10 @@ def guarded(*, debug: bool, writes: Sequence[Path] = (), kept: Callable[[], str]
         if isinstance(error, OSError) and error.errno == errno.EPIPE:  # "| head": click ends quietly
             raise
         _show_traceback(debug)
+        if isinstance(error, OSError) and error.errno in _NO_PATHS:
+            raise Failure(
+                f"{quoted(os.fsdecode(error.filename or ''))}: {error.strerror}; give another path"
+            ) from error
         if _out_of_memory(error):
             raise Failure(f"there is not enough memory ({first_line(error)[:120]}); {_LESS}") from error
         hint = "" if debug else " (run with --debug for the traceback)"
@@ -170,6 +175,8 @@ def _require_folder() -> None:
         raise DataError(f"the current folder cannot be used ({error.strerror}): change to another one") from error
 
 
+#: What no file system takes for a path: a name too long, links in a circle.
+_NO_PATHS = frozenset({errno.ENAMETOOLONG, errno.ELOOP})
 _LESS = "use fewer --samples, a smaller --batch-size or --memory, or a machine with more (--debug shows where)"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,9 @@ def check_writes(writes: Mapping[str, Path | None], models: Sequence[Path], call
     for option, path in writes.items():
         if path is None or path == STDOUT:
             continue
-        if path.resolve() in {model.resolve() for model in models}:
+        if os.path.realpath(path) in set(
+            map(os.path.realpath, models)
+        ):  # unlike resolve: links in a circle are no error
             raise SettingsError(f"{option} {path} is {called}: choose another file")
         check_writable(path)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrecg_onnx.commands._sections import FIELDS
 from mrecg_onnx.commands._tables import grid, mebibytes, rows, width
+from mrecg_onnx.converters.text import bounded
 from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["finished_tables", "own_settings"]
 
+# Characters shown of what a file says as text: a SHA-256 has 64.
+_LONGEST = 80
 #: Shown apart, or another name for what is.
 _ELSEWHERE = frozenset({"preprocess", "wbits", "abits", "method", "target", "container"})
 
@@ -36,8 +39,10 @@ def finished_tables(found: FinishedFile) -> Iterator[RenderableType]:
     yield grid(
         {
             "file": f"{found.name}, {mebibytes(found.size_bytes)}, opset {found.opset}",
-            "made by": f"mrecg-onnx {found.version}",
-            "from": f"a float model with SHA-256 {found.source_sha256}" if found.source_sha256 else "",
+            "made by": f"mrecg-onnx {bounded(found.version, _LONGEST)}",
+            "from": f"a float model with SHA-256 {bounded(found.source_sha256, _LONGEST)}"
+            if found.source_sha256
+            else "",
             "bits": _bits(found),
             "target": found.target,
             "container": found.container,

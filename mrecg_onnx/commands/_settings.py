@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from mrecg_onnx.commands._sections import FIELDS
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.text import quoted
 from mrecg_onnx.data import NO_RESIZE, Preprocess, profile
 from mrecg_onnx.machine import parse_byte_size
 from mrecg_onnx.planning import BitRule
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["preprocess_from", "settings_from"]
 
 _PREPROCESS = frozenset(Preprocess().to_json())
-_SIZE = re.compile(r"^(\d+)(?:[x,](\d+))?$")
+_SIZE = re.compile(r"^([0-9]{1,9})(?:[x,]([0-9]{1,9}))?$")
 
 
 def _beside() -> Preprocess:
@@ -64,10 +65,14 @@ def preprocess_from(options: Mapping[str, Any], stored: Callable[[], Preprocess]
 
 
 def _number(option: str, text: str) -> float:
+    above, _, below = text.partition("/")
     try:
-        return float(Fraction(text.strip()))
-    except (ValueError, ZeroDivisionError) as error:
-        raise SettingsError(f"{option} '{text}': expected a number such as 0.5 or 1/255") from error
+        number = float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise SettingsError(f"{option} {quoted(text)}: expected a number such as 0.5 or 1/255")
+    return number
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:
@@ -77,17 +82,16 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 def _resize(option: str, text: str) -> int | tuple[int, int] | str:
     if text == NO_RESIZE:
         return text
-    if text.isdigit():
-        return int(text)
-    if _SIZE.match(text) is None:
+    match = _SIZE.match(text)
+    if match is None:
         raise SettingsError(
-            f"{option} '{text}': expected a length such as 256, a size such as 224x320 (height x width), or {NO_RESIZE}"
+            f"{option} {quoted(text)}: expected a length such as 256, a size such as 224x320 (height x width), or {NO_RESIZE}"
         )
-    return _size(option, text)
+    return _size(option, text) if match[2] else int(match[1])
 
 
 def _size(option: str, text: str) -> tuple[int, int]:
     match = _SIZE.match(text)
     if match is None:
-        raise SettingsError(f"{option} '{text}': expected a size such as 224 or 224x320 (height x width)")
+        raise SettingsError(f"{option} {quoted(text)}: expected a size such as 224 or 224x320 (height x width)")
     return int(match[1]), int(match[2] or match[1])

@@ -11,6 +11,7 @@ import numpy as np
 
 from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.converters.files import require_regular
+from mrecg_onnx.converters.text import quoted
 from mrecg_onnx.data.array_files import ArrayFile, RowReader
 from mrecg_onnx.data.folders import ARRAY_SUFFIXES
 
@@ -26,6 +27,8 @@ __all__ = ["LABEL_NAMES", "NO_LABELS", "check_classes", "labels_for", "labels_in
 NO_LABELS = "none"
 #: Arrays of labels in an .npz beside those of the inputs, the first one that is there counts.
 LABEL_NAMES = ("y", "labels", "label")
+# Digits of a class index: Python converts longer numbers slowly, and from 4,300 on not at all.
+_LONGEST_LABEL = 40
 
 
 def check_classes(
@@ -180,7 +183,9 @@ def _csv_table(path: Path) -> dict[str, int]:
         cells = dict(enumerate(row))
         label = _label(cells.get(label_column, ""))
         if file_column not in cells or label is None:
-            raise DataError(f"{path}, line {number}: expected file,label with an integer label, got {','.join(row)!r}")
+            raise DataError(
+                f"{path}, line {number}: expected file,label with an integer label, got {quoted(','.join(row))}"
+            )
         name = PurePosixPath(cells[file_column].strip().replace("\\", "/")).as_posix()
         if table.setdefault(name, label) != label:
             raise DataError(f"{path}, line {number}: two labels for {name}: {table[name]} and {label}")
@@ -189,7 +194,7 @@ def _csv_table(path: Path) -> dict[str, int]:
 
 def _label(text: str) -> int | None:
     text = text.strip()
-    return int(text) if text.isascii() and text.isdigit() else None
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _LONGEST_LABEL else None
 
 
 def _int64(labels: Sequence[int], source: Path) -> NDArray[np.int64]:

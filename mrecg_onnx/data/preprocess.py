@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mrecg_onnx.converters.errors import DataError, SettingsError
+from mrecg_onnx.converters.text import bounded
 from mrecg_onnx.data.inputs import InputSpec
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Preprocess:
         for name, choices in (("layout", LAYOUTS), ("color", COLORS), ("interpolation", (None, *INTERPOLATIONS))):
             if getattr(self, name) not in choices:
                 known = ", ".join(choice for choice in choices if choice is not None)
-                raise SettingsError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+                raise SettingsError(f"{name} must be one of {known}, got {bounded(repr(getattr(self, name)), 60)}")
 
     def _check_geometry(self) -> None:
         if isinstance(self.resize, tuple | list):
@@ -140,7 +141,9 @@ class Preprocess:
         odd = (set(_STORED) ^ set(data)) - ({"interpolation"} - set(data))
         if odd:
             names = ", ".join(sorted(odd))
-            raise SettingsError(f"stored preprocessing does not fit this version: missing or unknown {names}")
+            raise SettingsError(
+                f"stored preprocessing does not fit this version: missing or unknown {bounded(names, 120)}"
+            )
         return cls(**data)
 
     def over(self, base: Preprocess) -> Preprocess:
@@ -326,13 +329,13 @@ def _finite_float(name: str, value: object) -> float:
 
 def _channel_values(name: str, values: object) -> tuple[float, ...]:
     if not isinstance(values, (tuple, list)) or len(values) not in (1, 3, 4):
-        raise SettingsError(f"{name} must have 1, 3 or 4 values, got {values!r}")
+        raise SettingsError(f"{name} must have 1, 3 or 4 values, got {bounded(repr(values), 60)}")
     return tuple(_finite_float(name, value) for value in values)
 
 
 def _sides(name: str, value: object) -> tuple[int, int]:
     if not (isinstance(value, tuple | list) and len(value) == 2 and all(_is_size(side) for side in value)):
-        raise SettingsError(f"{name} must be a height and a width in pixels, got {value!r}")
+        raise SettingsError(f"{name} must be a height and a width in pixels, got {bounded(repr(value), 60)}")
     return value[0], value[1]
 
 

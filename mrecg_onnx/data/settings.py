@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from mrecg_onnx.converters.choices import AtLeast, SettingsGroup
+from mrecg_onnx.converters.choices import AtLeast, Between, SettingsGroup
 from mrecg_onnx.data.profiles import PreprocessField
 
 __all__ = ["DataSettings"]
 
 #: Images on which activation ranges are searched where the user does not say.
 RANGE_IMAGES = 64
+#: What every generator of random numbers takes.
+MOST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class DataSettings(SettingsGroup):
     samples: Annotated[int | None, AtLeast(1)] = None
     range_samples: Annotated[int | None, AtLeast(1)] = None
     batch_size: Annotated[int, AtLeast(1)] = 32
-    seed: int = 0
+    seed: Annotated[int, Between(0, MOST_SEED)] = 0
     preprocess: PreprocessField = PreprocessField()  # noqa: RUF009 - a descriptor, which holds nothing itself
 
     @property

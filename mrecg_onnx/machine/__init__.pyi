@@ -6,10 +6,11 @@ from .lock import locked
 from .parallel import ALONE, Workers, is_first, joined, local_rank, world_size
 from .recording import Batch, Iterations
 from .run import Run, open_run
-from .settings import MachineSettings
+from .settings import MOST_THREADS, MachineSettings
 
 __all__ = [
     "ALONE",
+    "MOST_THREADS",
     "NOTHING_KEPT",
     "Batch",
     "Iterations",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.text import quoted
 
 __all__ = ["byte_size", "parse_byte_size"]
 
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
-_WRITTEN = re.compile(r"^(\d+(?:\.\d+)?)\s*(K|M|G|T)(i?)B?$", re.IGNORECASE)
+_WRITTEN = re.compile(r"^([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(K|M|G|T)(i?)B?$", re.IGNORECASE)
 
 
 def byte_size(count: float, unit: str, digits: int = 2) -> str:
@@ -25,7 +26,7 @@ def parse_byte_size(option: str, text: str) -> int:
     """
     match = _WRITTEN.match(text.strip())
     if match is None:
-        raise SettingsError(f"{option} '{text}': expected a size such as 2GB or 1.8MB")
+        raise SettingsError(f"{option} {quoted(text)}: expected a size such as 2GB or 1.8MB")
     return int(float(match[1]) * _bytes_of(f"{match[2].upper()}{match[3]}B"))
 
 

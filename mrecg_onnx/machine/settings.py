@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from mrecg_onnx.converters.choices import AtLeast, OneOf, SettingsGroup
+from mrecg_onnx.converters.choices import AtLeast, Between, OneOf, SettingsGroup
 
-__all__ = ["MachineSettings"]
+__all__ = ["MOST_THREADS", "MachineSettings"]
+
+#: Threads that a run may ask for: every one has a stack, and no machine computes faster with more.
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,6 @@ class MachineSettings(SettingsGroup):
     """
 
     device: Annotated[str, OneOf("auto", "cpu", "cuda")] = "auto"
-    threads: Annotated[int | None, AtLeast(1)] = None
+    threads: Annotated[int | None, Between(1, MOST_THREADS)] = None
     memory: Annotated[int | None, AtLeast(1)] = None
     compile: Annotated[str, OneOf("auto", "on", "off")] = "auto"

@@ -8,7 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.errors import SettingsError, first_line
+from mrecg_onnx.converters.files import read_small
 from mrecg_onnx.planning.plan import UnitPlan
 
 __all__ = ["read_scheme"]
@@ -74,9 +75,11 @@ def read_scheme(path: str | Path, units: Sequence[UnitPlan]) -> tuple[tuple[int,
     """
     where = f"scheme '{path}'"
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{where} cannot be read as JSON: {error}") from error
+        data = json.loads(read_small(Path(path)))
+    except OSError as error:
+        raise SettingsError(f"{where} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number without end, nested without end
+        raise SettingsError(f"{where} cannot be read as JSON: {first_line(error)}") from error
     if isinstance(data, list):
         data = {"scheme": data}
     if isinstance(data, dict) and isinstance(data.get("scheme"), list):

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 from mrecg_onnx.converters.choices import AtLeast, Between, OneOf, SettingsGroup
-from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.errors import SettingsError, first_line
+from mrecg_onnx.converters.text import quoted
 from mrecg_onnx.methods import MethodSettings
 from mrecg_onnx.planning.plan import FLOAT_BITS, WIDE_BITS
 from mrecg_onnx.targets import TargetSettings, load_target
@@ -36,11 +37,11 @@ class BitRule:
         pattern, _, widths = text.rpartition("=")
         match = _BITS.match(widths)
         if not pattern or match is None or not widths:
-            raise SettingsError(f"--bits '{text}': expected REGEX=W4A8, REGEX=W8 or REGEX=A8")
+            raise SettingsError(f"--bits {quoted(text)}: expected REGEX=W4A8, REGEX=W8 or REGEX=A8")
         w, a = (int(g) if g else None for g in (match["w"], match["a"]))
         for width, wide in ((w, None), (a, WIDE_BITS)):
             if width is not None and not 2 <= width <= 8 and width != wide:
-                raise SettingsError(f"--bits '{text}': widths go from 2 to 8 (activations have {WIDE_BITS}, too)")
+                raise SettingsError(f"--bits {quoted(text)}: widths go from 2 to 8 (activations have {WIDE_BITS}, too)")
         return cls(pattern, w, a)
 
 
@@ -91,8 +92,8 @@ class BitSettings(TargetSettings):
         for pattern in (*self.exclude, *(rule.pattern for rule in self.bits)):
             try:
                 re.compile(pattern)
-            except re.error as error:
-                raise SettingsError(f"'{pattern}' is not a regular expression: {error}") from error
+            except (re.error, OverflowError, RecursionError) as error:
+                raise SettingsError(f"{quoted(pattern)} is not a regular expression: {first_line(error)}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@ from .catalogue import RUNTIMES, installed
 from .environment import Finding, examine
 from .fresh_process import load, noise
 from .kernel_counts import Kernel, check_provider, elsewhere, fused_op_counts, kernels
-from .models import Model, describe, read_graph, size_bytes, specs_of
+from .models import Model, describe, read_graph, require_room, size_bytes, specs_of
 from .running import pad_batch, run_outputs, run_padded
 from .sessions import PROVIDERS, Level, fixed_batch, input_specs, open_session
 from .target_runtimes import Opened, open_with
@@ -38,6 +38,7 @@ __all__ = [
     "open_with",
     "pad_batch",
     "read_graph",
+    "require_room",
     "run_outputs",
     "run_padded",
     "size_bytes",

@@ -17,7 +17,7 @@ from mrecg_onnx.converters.files import irregular
 from mrecg_onnx.converters.names import unique_nodes
 from mrecg_onnx.converters.versions import restamped
 from mrecg_onnx.data import InputSpec
-from mrecg_onnx.machine import local_rank
+from mrecg_onnx.machine import MOST_THREADS, local_rank
 from mrecg_onnx.runtimes.models import Model, describe, read_graph
 from mrecg_onnx.runtimes.versions import needed, refuse_wrong
 
@@ -126,8 +126,8 @@ def session_options(level: str, threads: int | None) -> ort.SessionOptions:
     """ONNX Runtime's settings for a row of optimizations and a number of threads, as :func:`open_session` takes them."""
     if level not in _LEVELS:
         raise SettingsError(f"optimization level {level!r} is unknown: use {', '.join(_LEVELS)}")
-    if threads is not None and threads < 1:
-        raise SettingsError(f"threads = {threads}: at least one is needed")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise SettingsError(f"threads is {threads}: it must lie between 1 and {MOST_THREADS}")
     options = ort.SessionOptions()
     options.log_severity_level = _NOTHING
     options.graph_optimization_level = _LEVELS[level]

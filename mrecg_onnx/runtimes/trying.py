@@ -22,6 +22,7 @@ from mrecg_onnx.converters.external import load_external
 from mrecg_onnx.converters.files import temporary_folder
 from mrecg_onnx.converters.save import save_model
 from mrecg_onnx.data import InputSpec
+from mrecg_onnx.machine import MOST_THREADS
 from mrecg_onnx.measures import Heads, likeness
 from mrecg_onnx.runtimes.attempts import Attempt, RuntimesReport, reason
 from mrecg_onnx.runtimes.catalogue import RUNTIMES, Runtime
@@ -115,6 +116,8 @@ def try_runtimes(
     for name, value in (("samples", samples), ("batch", batch), ("threads", threads), ("timeout", timeout_s)):
         if value is not None and not 1 <= value < math.inf:
             raise SettingsError(f"{name} is {value}: it must be {'1 or more' if value < 1 else 'a finite number'}")
+    if threads is not None and threads > MOST_THREADS:
+        raise SettingsError(f"threads is {threads}: it must lie between 1 and {MOST_THREADS}")
     if runs < 0:
         raise SettingsError(f"runs is {runs}: it must be 0 or more")
     proto = read_graph(path)

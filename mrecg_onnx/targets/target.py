@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.errors import SettingsError, first_line
+from mrecg_onnx.converters.files import read_small
+from mrecg_onnx.converters.text import bounded, first_of, quoted
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -158,9 +160,13 @@ def load_target(name: str) -> Target:
     if not path.is_file():
         raise SettingsError(f"target '{name}' is neither {', '.join(TARGET_NAMES)} nor an existing file of rules")
     try:
-        rules: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(f"target {path}: cannot be read as TOML: {error}") from error
+        rules: dict[str, Any] = tomllib.loads(read_small(path))
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # not UTF-8, not TOML, a number without end, nested without end
+        raise SettingsError(f"target {path}: cannot be read as TOML: {first_line(error)}") from error
     return _checked(path.stem, path, rules)
 
 
@@ -169,27 +175,33 @@ def _checked(name: str, path: Path, rules: dict[str, Any]) -> Target:
     for what, names in (("lacks", expected - set(rules)), ("has the unknown rule", set(rules) - expected)):
         if names:
             raise SettingsError(
-                f"target {path}: {what} {', '.join(sorted(names))}; mrecg_onnx/targets/rules/ort.toml shows the form"
+                f"target {path}: {what} {first_of(sorted(names))}; mrecg_onnx/targets/rules/ort.toml shows the form"
             )
     for rule, allowed in _CHOICES.items():
         if rules[rule] not in allowed:
-            raise SettingsError(f"target {path}: {rule} is {rules[rule]!r}: choose one of {', '.join(allowed)}")
+            raise SettingsError(
+                f"target {path}: {rule} is {bounded(repr(rules[rule]), 60)}: choose one of {', '.join(allowed)}"
+            )
+    if not isinstance(rules["summary"], str):
+        raise SettingsError(f"target {path}: summary is {rules['summary']!r}: expected a text")
     for rule, (least, most) in {"opset": (13, 25), "wbits": (2, 8), "abits": (2, 8)}.items():
         pair = rules[rule]
         fits = isinstance(pair, list) and len(pair) == 2 and all(type(n) is int for n in pair)
         if not fits or not least <= pair[0] <= pair[1] <= most:
             raise SettingsError(
-                f"target {path}: {rule} is {pair!r}: expected [lowest, highest] within {least} and {most}"
+                f"target {path}: {rule} is {bounded(repr(pair), 60)}: expected [lowest, highest] within {least} and {most}"
             )
     for rule, known in {"containers": CONTAINER_NAMES, "integer_ops": None}.items():
         entries = rules[rule]
         if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
-            raise SettingsError(f"target {path}: {rule} is {entries!r}: expected a list of names")
+            raise SettingsError(f"target {path}: {rule} is {bounded(repr(entries), 60)}: expected a list of names")
         wrong = [entry for entry in entries if known is not None and entry not in known]
         if wrong:
             raise SettingsError(
-                f"target {path}: {rule} has the unknown {wrong[0]!r}: choose of {', '.join(known or ())}"
+                f"target {path}: {rule} has the unknown {quoted(wrong[0])}: choose of {', '.join(known or ())}"
             )
+        if len(set(entries)) < len(entries) or (known is not None and not entries):
+            raise SettingsError(f"target {path}: {rule} {'names one twice' if entries else 'is empty'}: name each once")
     if rules["opset"][1] < LOW_BIT_OPSET and not set(rules["containers"]) <= {"int8", "qonnx"}:
         raise SettingsError(
             f"target {path}: containers {rules['containers']!r} hold types of opset {LOW_BIT_OPSET}, opset is {rules['opset']!r}"

@@ -33,6 +33,7 @@ from mrecg_onnx.runtimes import (
     medians,
     open_session,
     read_graph,
+    require_room,
     run_padded,
     size_bytes,
     slower_here,
@@ -174,10 +175,13 @@ def _validate(
     tally = Tally(names, dataset, chosen_outputs(sessions["fp32"], outputs, names[0]), Heads.of_model(read_graph(fp32)))
     watch = Watch(calibrated_ranges(metadata_of(sessions["quantized"]), quantized, names[1]))
     rows = fixed_batch(sessions["fp32"]) or fixed_batch(sessions["quantized"]) or latency_batch
+    timed = bool(repeats) or device != "cpu"
+    if timed:
+        require_room(specs, rows)
     for feeds, indices in dataset.batches(batch_size):
         watch.add(feeds)
         tally.add(indices, *(run_padded(session, feeds) for session in sessions.values()))
-        tally.keep_rows(feeds, rows if repeats or device != "cpu" else 0)
+        tally.keep_rows(feeds, rows if timed else 0)
         logger.info("validated %d of %d images", tally.images, len(dataset))
         if report is not None:
             report(tally.images, len(dataset))
