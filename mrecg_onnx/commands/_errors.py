@@ -193,6 +193,8 @@ def _out_of_memory(error: Exception) -> bool:
 def _written(writes: Sequence[Path], before: Sequence[tuple[int, int, int] | None], sentence: str) -> str:
     """``sentence`` with those of ``writes`` that are not as they were ``before``; empty where all are."""
     changed = [str(p) for p, old in zip(writes, before, strict=True) if _state(p) != old]
+    if len(changed) > 1:
+        sentence = sentence.replace(" was ", " were ")
     return sentence.format(" and ".join(changed)) if changed else ""
 
 

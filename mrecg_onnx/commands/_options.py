@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mrecg_onnx.commands._config import config_option
 from mrecg_onnx.commands._console import FORCE, QUIET, TAKEN, VERBOSE
 from mrecg_onnx.commands._files import STDOUT
-from mrecg_onnx.commands._sections import BITS, EXPERT, IMAGES, METHOD, RUN, all_of, option
+from mrecg_onnx.commands._sections import BITS, EXPERT, IMAGES, METHOD, RUN, Steps, all_of, option
 from mrecg_onnx.data import COLORS, INTERPOLATIONS, LAYOUTS, NO_LABELS, ZEROQ
 from mrecg_onnx.methods import METHODS, RANGE_NAMES
 from mrecg_onnx.targets import CONTAINER_NAMES
@@ -37,22 +38,6 @@ __all__ = [
     "report_option",
     "talk_options",
 ]
-
-
-class Steps(click.ParamType):  # type: ignore[type-arg]
-    """A number of steps, "off" (0) or "auto" (None)."""
-
-    name = "steps"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        """The number that ``value`` means."""
-        words = {"auto": None, "off": 0}
-        if value in words:
-            return words[value]
-        try:
-            return int(value)
-        except ValueError:
-            self.fail(f"'{value}' is not a number of steps, auto or off", param, ctx)
 
 
 #: Whether a path exists is for the method to say: its message names what was wrong with what.
@@ -370,6 +355,7 @@ def _json(ctx: click.Context, _param: click.Parameter, value: Path | None) -> Pa
 force_option = _flag(FORCE, "--force", text="Write over a result that is there.")
 
 talk_options = all_of(
+    config_option,
     _flag(VERBOSE, "-v", "--verbose", text="Show details."),
     _flag(QUIET, "-q", "--quiet", text="Show nothing but errors; the exit code tells."),
     option(RUN, "--debug", is_flag=True, help="Show log messages, and the traceback of an error."),

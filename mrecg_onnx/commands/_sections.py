@@ -20,6 +20,7 @@ __all__ = [
     "Command",
     "F",
     "Option",
+    "Steps",
     "all_but",
     "all_of",
     "option",
@@ -41,6 +42,22 @@ class Option(click.Option):
     def __init__(self, *args: Any, section: str = RUN, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.section = section
+
+
+class Steps(click.ParamType):  # type: ignore[type-arg]
+    """A number of steps, "off" (0) or "auto" (None)."""
+
+    name = "steps"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """The number that ``value`` means."""
+        words = {"auto": None, "off": 0}
+        if value in words:
+            return words[value]
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"'{value}' is not a number of steps, auto or off", param, ctx)
 
 
 class Command(click.Command):

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from mrecg_onnx.commands._config import config_beside, resolved, write_config
 from mrecg_onnx.commands._console import VERBOSE, asked, say, show, warn
 from mrecg_onnx.commands._errors import guarded
 from mrecg_onnx.commands._files import check_new, check_writes, write_json
@@ -89,10 +90,11 @@ def quantize_command(
     budgets = [options[name] for name in ("size_budget", "avg_wbits", "max_drop")]
     widths = f"w{options['wbits']}" if budgets == [None] * 3 else "mixed_"
     out = out or Path(f"{model.stem}_{options['method']}_{widths}a{options['abits']}.onnx")
-    writes = [path for path in (out, json_file, report_file) if path]
+    config, options_used = config_beside(ctx, out), resolved(ctx, shlex.quote(str(model)))
+    writes = [path for path in (out, json_file, report_file, config) if path]
     with guarded(debug=debug, writes=writes, kept=lambda: _kept(checkpoint)):
         settings = settings_from(options)
-        _check_paths(model, out, json_file, report_file)
+        _check_paths(model, out, json_file, report_file, config)
         given = [name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
         given += [name for name, value in (("data", data), ("labels", labels)) if value is not None]
         if report_file is not None:
@@ -113,6 +115,8 @@ def quantize_command(
             )
         if not is_first():
             return
+        if config is not None:
+            write_config(options_used, config)
         if json_file is not None:
             write_json(result.to_json(), json_file)
         if report_file is not None:
@@ -139,9 +143,15 @@ def _kept(checkpoint: Path | None) -> str:
     return f"{units} kept in {checkpoint}: the same command goes on there"
 
 
-def _check_paths(model: Path, out: Path, json_file: Path | None, report_file: Path | None) -> None:
-    for option, path, others in (("--json", json_file, [out]), ("--report", report_file, [out, json_file])):
+def _check_paths(model: Path, out: Path, json_file: Path | None, report_file: Path | None, config: Path | None) -> None:
+    files = (("--json", json_file, [out, config]), ("--report", report_file, [out, config, json_file]))
+    for option, path, others in (*files, ("the file of options", config, [out])):
         if path is not None and path.resolve() in {other.resolve() for other in others if other is not None}:
             raise SettingsError(f"{option} {path} is an output file: choose another file")
-    check_writes({"--output": out, "--json": json_file, "--report": report_file}, [model], "the model itself")
-    check_new(out)
+    check_writes(
+        {"--output": out, "--json": json_file, "--report": report_file, "the file of options": config},
+        [model],
+        "the model itself",
+    )
+    for path in filter(None, (out, config)):
+        check_new(path)

@@ -71,7 +71,8 @@ def test_quantize_writes_a_checked_file_and_says_what_it_did(here: Path) -> None
     assert report["plan"]["layers"][0]["name"] == "stem"
     assert len(report["units"]) == len(report["plan"]["merges"])
     assert report["verification"]["fused"]["QLinearConv"] == 7
-    assert {path.name for path in here.iterdir()} == {"model.onnx", "images", "model_mrecg_w4a4.onnx", "r.json"}
+    made = {"model_mrecg_w4a4.onnx", "model_mrecg_w4a4.toml", "r.json"}
+    assert {path.name for path in here.iterdir()} == {"model.onnx", "images", *made}
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(here: Path) -> None:

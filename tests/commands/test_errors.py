@@ -70,7 +70,10 @@ def test_an_interruption_after_the_file_is_there_says_so(here: Path, monkeypatch
     monkeypatch.setattr("mrecg_onnx.commands.quantize.write_json", interrupt)
     result = run("quantize", "model.onnx", "--calib", "images", "--method", "nearest", "--json", "r.json")
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1] == "Interrupted: model_nearest_w4a4.onnx was written"
+    assert (
+        result.stderr.splitlines()[-1]
+        == "Interrupted: model_nearest_w4a4.onnx and model_nearest_w4a4.toml were written"
+    )
     onnx.checker.check_model("model_nearest_w4a4.onnx")
 
 

@@ -335,7 +335,7 @@ def test_same_command_goes_on_after_a_lost_process(here, together, died):
     before = {path.name for path in here.iterdir()}
     done = torchrun(here, str(ROOT / "cli.py"), *quantize_command("again.onnx"), "--checkpoint", "kept")
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in here.iterdir()} - before == {"again.onnx"}
+    assert {path.name for path in here.iterdir()} - before == {"again.onnx", "again.toml"}
     assert (here / "kept" / "reconstruct-0000.pt").stat().st_mtime_ns == kept
     assert (here / "again.onnx").read_bytes() == (here / "two.onnx").read_bytes()
     assert done.stdout.count("output   ") == 1
