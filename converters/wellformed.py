@@ -44,6 +44,13 @@ _FIELDS: dict[int, tuple[str, float]] = {
 # All others are in entries of 32 bits, of 4 and 2 bits as many as fill a byte.
 _DATA_FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 
+# Fields of tensors that are text, or messages that have some.
+_TEXTS_OF_TENSORS = tuple(
+    field
+    for field in TensorProto.DESCRIPTOR.fields
+    if field.type == FieldDescriptor.TYPE_STRING or field.name in {"external_data", "metadata_props"}
+)
+
 # The field that holds the value of an attribute of each type.
 _ATTRIBUTE_FIELDS = {
     AttributeProto.FLOAT: "f",
@@ -100,7 +107,9 @@ def _require_text(model: ModelProto) -> None:
 
 def _all_text(message: Message, trail: list[Any]) -> bool:
     """Tell whether all text in ``message`` is; if not, ``trail`` becomes the field and the messages around it."""
-    for field, value in message.ListFields():
+    # All fields of a tensor would be copied, its data among them.
+    tensor = message.DESCRIPTOR is TensorProto.DESCRIPTOR
+    for field, value in _texts_of_tensor(message) if tensor else message.ListFields():
         kind = field.type
         if kind == FieldDescriptor.TYPE_MESSAGE:
             for part in value if field.is_repeated else (value,):
@@ -113,6 +122,10 @@ def _all_text(message: Message, trail: list[Any]) -> bool:
                     trail.extend((field.name, message))
                     return False
     return True
+
+
+def _texts_of_tensor(tensor: TensorProto) -> list[tuple[Any, Any]]:
+    return [(field, getattr(tensor, field.name)) for field in _TEXTS_OF_TENSORS]
 
 
 _CALLED = {
@@ -211,8 +224,8 @@ def _require_types(kind: TypeProto, what: str) -> None:
 
 def bytes_of(tensor: TensorProto) -> int:
     """How many bytes the numbers of ``tensor`` take in a file, text none."""
-    bits = 0 if tensor.data_type == TensorProto.STRING else ir.DataType(tensor.data_type).bitwidth
-    return -(-math.prod(tensor.dims) * bits // 8)
+    bits: int = 0 if tensor.data_type == TensorProto.STRING else ir.DataType(tensor.data_type).bitwidth
+    return -(-int(math.prod(tensor.dims)) * bits // 8)
 
 
 def _require_tensor(tensor: TensorProto, what: str) -> None:
@@ -340,8 +353,8 @@ def _scopes(model: ModelProto) -> Iterator[tuple[GraphProto | FunctionProto, fro
     """Each graph with the attributes that its nodes may refer to: those of the function that it is in."""
     pending: list[tuple[GraphProto | FunctionProto, frozenset[str]]] = [(model.graph, frozenset())]
     for function in model.functions:
-        names = {*function.attribute, *(attribute.name for attribute in function.attribute_proto)}
-        pending.append((function, frozenset(names)))
+        own = {*function.attribute, *(attribute.name for attribute in function.attribute_proto)}
+        pending.append((function, frozenset(own)))
     while pending:
         graph, names = pending.pop()
         yield graph, names
