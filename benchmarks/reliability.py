@@ -3,8 +3,8 @@
 usage: python benchmarks/reliability.py [--check]
 
 Nothing is measured here: rows come from ``results/NAME.json`` of the scripts named in the page. A script whose
-results are missing is
-named, and nothing is written. ``--check`` writes nothing and fails where the page is not what the results say.
+results are missing is named, and nothing is written. ``--check`` writes nothing and fails where the page is not what
+the results say.
 """
 
 from __future__ import annotations
@@ -22,35 +22,28 @@ PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 HEAD = """# Reliability
 
 Nothing lost, nothing let in, the same answer every time: what was tried against the tool, and what came of it. The
-table is made by
-`python benchmarks/reliability.py` out of the results of the scripts in its last column, which have commands, dates,
-versions and
-machine; `SECURITY.md` says what is promised.
+table is made by `python benchmarks/reliability.py` out of the results of the scripts in its last column, which have
+commands, dates, versions and machine; `SECURITY.md` says what is promised.
 """
 
 TAIL = """
 ## What this says, and what it does not
 
 - **Faults** are injected into whole runs: a process is killed at random moments and inside every kind of write, disks
-  are full or read-only, memory
-  is limited, a GPU's memory is used up, the clock is set back, two runs start in one folder. Survived means: the run,
-  or the same
-  command again, ends with the file that an undisturbed run writes, or with one line that says what is missing, and
-  nothing half
-  written is left.
-- **Hostile cases** are made by script (`tests/hostile/`): models, images, arrays, folders, metadata, options, checkpoints,
-  environments. Each ends in the exit code and the line that are written beside it, within bounds of time and memory.
-  Cases that would
-  crash or hang another library are not made; their guard is tested with a harmless one.
+  are full or read-only, memory is limited, a GPU's memory is used up, the clock is set back, two runs start in one
+  folder. Survived means: the run, or the same command again, ends with the file that an undisturbed run writes, or
+  with one line that says what is missing, and nothing half written is left.
+- **Hostile cases** are made by script (`tests/hostile/`): models, images, arrays, folders, metadata, options,
+  checkpoints, environments. Each ends in the exit code and the line that are written beside it, within bounds of time
+  and memory. Cases that would crash or hang another library are not made; their guard is tested with a harmless one.
 - **Mutants** are sound files with fields and bytes changed at random. Unexpected is whatever is neither a result nor
-  one line that
-  the code meant to say. They are random: that none was found in so many says that such files are rare, not that there
-  are none.
-- **Identical** means bytes of the file, not numbers close to each other. Between machines, numbers of threads and devices
-  bytes differ, as sums are taken in another order; the table of what differs is in `benchmarks/results/determinism.md`.
+  one line that the code meant to say. They are random: that none was found in so many says that such files are rare,
+  not that there are none.
+- **Identical** means bytes of the file, not numbers close to each other. Between machines, numbers of threads and
+  devices bytes differ, as sums are taken in another order; the table of what differs is in
+  `benchmarks/results/determinism.md`.
 - **Memory** is the largest resident memory of the whole process, imports included. Below what the imports and one
-  image take, a limit
-  is refused at the start.
+  image take, a limit is refused at the start.
 """
 
 
