@@ -36,6 +36,11 @@ def measure(network: str, bits: str, recipe: str, seed: int, root: Path) -> dict
     model, dataset = root / "models" / f"{network}.onnx", SETS[network]
     wbits, abits = bits.split("/")
     out = Path("build") / "benchmarks" / f"finishing-{network}-{wbits}{abits}-{list(RECIPES).index(recipe)}-{seed}.onnx"
+    for made in (
+        out,
+        out.with_suffix(".toml"),
+    ):  # no result is written over unasked, and earlier builds know no --force
+        made.unlink(missing_ok=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     command = [
         sys.executable, "-m", "mrecg_onnx", "quantize", str(model), "--calib", str(root / "data" / dataset / "calib"),

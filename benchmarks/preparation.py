@@ -44,6 +44,11 @@ def measure(key: str, point: dict[str, Any], args: Any) -> dict[str, Any]:
     model = args.data / "models" / f"{point['model']}.onnx"
     folder = args.data / "data" / SETS[point["model"]] / "calib"
     out = BUILD / f"{key}.onnx"
+    for made in (
+        out,
+        out.with_suffix(".toml"),
+    ):  # no result is written over unasked, and earlier builds know no --force
+        made.unlink(missing_ok=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     if point["tool"] == "nncf":
         found = timed([args.nncf, "-c", NNCF, str(model), str(folder), str(out)])

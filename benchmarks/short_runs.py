@@ -22,6 +22,11 @@ MODEL, WBITS, ABITS = "mobilenetv2_imagenet", 4, 8
 def measure(key: str, point: dict[str, Any], args: Any) -> dict[str, Any]:
     model, folder = args.data / "models" / f"{MODEL}.onnx", args.data / "data" / SETS[MODEL] / "calib"
     out = BUILD / f"{key}.onnx"
+    for made in (
+        out,
+        out.with_suffix(".toml"),
+    ):  # no result is written over unasked, and earlier builds know no --force
+        made.unlink(missing_ok=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     command = [args.builds[point["tool"]], "quantize", str(model), "--calib", str(folder), "--method", "brecq"]
     command += ["--wbits", str(WBITS), "--abits", str(ABITS), "--iters", str(point["iters"]), "-o", str(out)]

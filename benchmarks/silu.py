@@ -142,6 +142,11 @@ def measure(key: str, build: str, python: str, point: tuple[str, str, tuple[str,
     else:
         path, calib = data / "models" / f"{name}.onnx", data / "data" / dataset / "calib"
     out = BUILD / f"{re.sub('[^a-zA-Z0-9]+', '-', key)}.onnx"
+    for made in (
+        out,
+        out.with_suffix(".toml"),
+    ):  # no result is written over unasked, and earlier builds know no --force
+        made.unlink(missing_ok=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     bits = re.findall(r"\d+", widths)
     # The script beside the interpreter: with -m it would run what lies in the working folder.
