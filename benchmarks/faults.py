@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import random
@@ -132,6 +133,8 @@ class Child:
     def __init__(self, folder: Path, work: Callable[[], Any]) -> None:
         self.folder, self.said = folder, folder.parent / f"{folder.name}.said{time.monotonic_ns()}"
         self.said.mkdir()
+        for name in ("out", "err"):
+            (self.said / name).touch()
         (folder / "tmp").mkdir(exist_ok=True)
         self.pid = os.fork()
         if self.pid == 0:
@@ -181,7 +184,7 @@ def command(*arguments: str) -> Callable[[], None]:
 
 
 def quantizing(out: str = OUT, *more: str) -> Callable[[], None]:
-    return command("quantize", MODEL, "--calib", CALIB, *FAST, "-o", out, *more)
+    return command("quantize", MODEL, "--calib", CALIB, *FAST, "--force", "-o", out, *more)
 
 
 def run(folder: Path, work: Callable[[], Any]) -> Ended:
@@ -192,17 +195,32 @@ def run(folder: Path, work: Callable[[], Any]) -> Ended:
 
 
 class Sample:
-    """An undisturbed run: its file, and how long it took."""
+    """An undisturbed run: its file, and what it takes.
+
+    Attributes:
+        cpu_s: CPU seconds of a run; moments are counted in them, as the machine may do other things.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.numbers = folder, iter(range(10**6))
-        start = time.monotonic()
         place = self.place()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         ended = run(place, quantizing(OUT, "--checkpoint", UNITS))
-        self.seconds = time.monotonic() - start
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self.cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         if ended.code:
             raise SystemExit(f"the undisturbed run fails: {ended.err}")
         self.file = (place / OUT).read_bytes()
+
+    def moment(self, child: Child, share: float) -> None:
+        """Wait until ``child`` has done that share of a run, or has ended."""
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(child.pid)
+            while process.status() != psutil.STATUS_ZOMBIE:
+                times = process.cpu_times()
+                if times.user + times.system >= share * self.cpu_s:
+                    return
+                time.sleep(0.002)
 
     def place(self) -> Path:
         """An empty folder."""
@@ -240,10 +258,15 @@ def killed(sample: Sample, args: argparse.Namespace) -> Iterator[Row]:
     for _ in range(args.moments):
         place = sample.place()
         child = Child(place, quantizing(OUT, "--checkpoint", UNITS))
-        time.sleep(draw.uniform(0, sample.seconds))
+        sample.moment(child, 0.98 * draw.random())
         child.signal(signal.SIGKILL)
-        child.wait()
-        row.count(sample.check(place) + sample.goes_on(place))
+        ended = child.wait()
+        found = (
+            []
+            if ended.code == -signal.SIGKILL
+            else [f"it ended before it was killed, with {ended.code}: {ended.err[-200:]}"]
+        )
+        row.count(found + sample.check(place) + sample.goes_on(place))
         shutil.rmtree(place)
     row.says.append("nothing; the next run goes on with the units that are kept")
     yield row
@@ -397,13 +420,20 @@ WRITES = [
     Write("a unit of a checkpoint", make_unit, look_unit),
     Write("the description of a checkpoint", make_description, look_description),
     Write("a report in JSON", make_json, look_json),
-    Write("a plot", make_plot, look_plot),
+    Write("a plot", make_plot, look_plot, 16),
     Write("a file for LiteRT", make_tflite, lambda folder: look_bytes(folder, "m.tflite"), 12),
     Write("the table of compare", comparing, look_table, 24),
 ]
 
 
 def killed_in_writes(sample: Sample, _: argparse.Namespace) -> Iterator[Row]:
+    for module in (
+        "matplotlib.figure",
+        "matplotlib.backends.backend_agg",
+        "mrecg_onnx.litert",
+        "mrecg_onnx.conversion",
+    ):
+        importlib.import_module(module)  # once, not in every process
     for write in WRITES:
         row, template = Row(f"SIGKILL inside the write of {write.name}, between any two of its steps"), sample.place()
         problem = _first_version(write, template)
@@ -498,7 +528,7 @@ def interrupted(sample: Sample, args: argparse.Namespace) -> Iterator[Row]:
         for number in range(6):
             place, kept = sample.place(), ["--checkpoint", UNITS] if number % 2 else []
             child = Child(place, quantizing(OUT, *kept))
-            time.sleep(draw.uniform(0.1, 0.9) * sample.seconds)
+            sample.moment(child, draw.uniform(0.1, 0.9))
             child.signal(getattr(signal, name))
             begin = time.monotonic()
             ended = child.wait()
@@ -512,7 +542,7 @@ def interrupted(sample: Sample, args: argparse.Namespace) -> Iterator[Row]:
     for number in range(4):
         place = sample.place()
         child = Child(place, quantizing(OUT, "--checkpoint", UNITS))
-        time.sleep(draw.uniform(0.1, 0.9) * sample.seconds)
+        sample.moment(child, draw.uniform(0.1, 0.9))
         child.signal(signal.SIGTERM)
         time.sleep(0.01 * number)
         child.signal(signal.SIGTERM)
@@ -695,7 +725,7 @@ RANKS = ["--standalone", "--nproc-per-node", "2", "--monitor-interval", "3"]
 def ranks(sample: Sample, _: argparse.Namespace) -> Iterator[Row]:
     """One of two processes of torchrun is killed, then torchrun itself."""
     options = [a if a != "4" else "40" for a in FAST]
-    arguments = ["quantize", MODEL, "--calib", CALIB, *options, "-o", OUT, "--checkpoint", UNITS]
+    arguments = ["quantize", MODEL, "--calib", CALIB, *options, "--force", "-o", OUT, "--checkpoint", UNITS]
     environment = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE"}} | {"OMP_NUM_THREADS": "1"}
     start = [sys.executable, "-m", "torch.distributed.run", *RANKS, str(ROOT / "cli.py"), *arguments]
 
@@ -761,7 +791,7 @@ def clock(sample: Sample, _: argparse.Namespace) -> Iterator[Row]:
     for seconds in (-3.2e7, 3.2e7):
         place = sample.place()
         child = Child(place, quantizing(OUT, "--checkpoint", UNITS))
-        time.sleep(0.7 * sample.seconds)
+        sample.moment(child, 0.7)
         child.signal(signal.SIGKILL)
         child.wait()
         for path in place.rglob("*"):  # what is there is of the future, or of long ago
@@ -893,7 +923,7 @@ def main() -> None:
     fine = True
     with tempfile.TemporaryDirectory() as name:
         sample = Sample(Path(name))
-        print(f"an undisturbed run: {sample.seconds:.1f} s", flush=True)
+        print(f"an undisturbed run: {sample.cpu_s:.1f} CPU s", flush=True)
         for kind in args.only or KINDS:
             rows = []
             for row in KINDS[kind](sample, args):
