@@ -8,7 +8,7 @@ import resource
 import sys
 from pathlib import Path
 
-__all__ = ["held", "peak", "reset_peak"]
+__all__ = ["anonymous", "held", "peak", "reset_peak"]
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -21,6 +21,11 @@ def _field(name: str) -> int:
 def held() -> int:
     """Bytes that the process holds now (resident)."""
     return _field("VmRSS")
+
+
+def anonymous() -> int:
+    """Those of them that are in no file: pages of libraries come and go as the system likes."""
+    return _field("RssAnon")
 
 
 def peak() -> int:

@@ -3,8 +3,8 @@
 usage: python benchmarks/leak.py [--runs 60] [--warm-up 15]
 
 Quantizes and validates the sample, few iterations, every other run with activations cached on disk and every third with a
-checkpoint, and looks at the process behind each run. The slope of the resident memory behind --warm-up runs is a linear fit with
-its 95 % interval; each run's garbage is collected and free memory given back to the system before the look.
+checkpoint, and looks at the process behind each run. The slope of the memory (resident, in no file) behind --warm-up runs is a
+linear fit with its 95 % interval; each run's garbage is collected and free memory given back to the system before the look.
 
 Writes benchmarks/results/leak.json and leak.md.
 """
@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 from _experiment import RESULTS
+from _memory import anonymous
 from _record import by, header
 from scipy import stats
 
@@ -55,7 +56,7 @@ def look(process: psutil.Process, temporary: Path) -> dict[str, int]:
     give_back()
     time.sleep(0.05)  # threads of sessions that are gone end
     return {
-        "rss": process.memory_info().rss,
+        "memory": anonymous(),
         "threads": process.num_threads(),
         "descriptors": process.num_fds(),
         "temporary": sum(1 for _ in temporary.rglob("*")),
@@ -84,10 +85,10 @@ def main() -> None:
             seen.append(look(process, temporary))
             print(json.dumps(seen[-1]), flush=True)
     warm = seen[args.warm_up :]
-    fit = stats.linregress(range(len(warm)), [one["rss"] / 1e6 for one in warm])
+    fit = stats.linregress(range(len(warm)), [one["memory"] / 1e6 for one in warm])
     margin = float(fit.stderr * stats.t.ppf(0.975, len(warm) - 2))
     within = abs(fit.slope) <= margin
-    held = f"{seen[args.warm_up]['rss'] / 1e6:.0f} MB first, {seen[-1]['rss'] / 1e6:.0f} MB last"
+    held = f"{seen[args.warm_up]['memory'] / 1e6:.0f} MB first, {seen[-1]['memory'] / 1e6:.0f} MB last"
     steady = {kind: sorted({one[kind] for one in warm}) for kind in ("threads", "descriptors", "temporary")}
     rows = [
         {"what": "memory a run, MB", "runs": len(warm), "identical": within, "note": f"{fit.slope:.3f} ± {margin:.3f}"},
@@ -98,7 +99,8 @@ def main() -> None:
     ]  # fmt: skip
     result = {
         "header": header(), "runs": args.runs, "warm_up": args.warm_up, "slope_mb": round(fit.slope, 4),
-        "slope_interval_mb": round(margin, 4), "slope_is_zero": bool(within), "rss_mb": [round(o["rss"] / 1e6, 1) for o in seen],
+        "slope_interval_mb": round(margin, 4), "slope_is_zero": bool(within),
+        "memory_mb": [round(one["memory"] / 1e6, 1) for one in seen],
         "rows": [row | {"identical": bool(row["identical"])} for row in rows],
     }  # fmt: skip
     write_whole(RESULTS / "leak.json", json.dumps(result, indent=1) + "\n")
