@@ -1,11 +1,14 @@
-"""How time and memory grow: with iterations, calibration images, batch and depth.
+"""How time and memory grow: with iterations, calibration images, batch, depth and nodes.
 
-usage: python benchmarks/growth.py [--data ../shared] [--sweeps iterations images batch depth] [--threads 2]
+usage: python benchmarks/growth.py [--data ../shared] [--sweeps iterations images batch depth nodes] [--threads 2]
            [--memory 2000000000] [--iters 50] [--images 250]
 
 Every point is a whole run of ``mrecg_onnx.quantize`` (W4A4, qdrop, CPU) in a fresh process: wall time by stage and peak
 resident memory of that process. A sweep changes one thing of the base point (MobileNetV2, 50 iterations a unit, 250 images,
 batch 32); "depth" compares ResNet-20 and ResNet-56, which have the same width. More images than there are: the set repeated.
+
+"nodes" is another thing: ``mrecg-onnx inspect`` of graphs of 400 to 10,000 nodes (``_chains.py``), in CPU seconds of a process,
+imports included. It needs no data.
 
 Points are merged into benchmarks/results/growth.json; growth.md and growth.png are written from it.
 """
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -21,6 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from _chains import CHAINS
 from _memory import peak
 from _record import header
 
@@ -34,6 +39,8 @@ SWEEPS: dict[str, tuple[str, list[Any], str]] = {
     "batch": ("batch", [8, 16, 32, 64], "batch"),
     "depth": ("model", ["resnet20_cifar10", "resnet56_cifar10"], "model"),
 }
+#: The sweep that needs no model, and its values.
+NODES, COUNTS = "nodes", [400, 1600, 10_000]
 #: Columns of stages; the others are summed up.
 SHOWN = {"equalization, ranges": ("equalize", "calibrate"), "reading": ("read",), "reconstruction": ("reconstruct",)}
 
@@ -81,6 +88,36 @@ def measure(point: dict[str, Any], root: Path) -> dict[str, Any]:
     return {**point, **json.loads(said), "header": header()}
 
 
+def measure_nodes(chain: str, count: int) -> dict[str, Any]:
+    """``inspect`` on one graph by a fresh process."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.onnx"
+        path.write_bytes(CHAINS[chain](count).SerializeToString())
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "-m", "mrecg_onnx", "inspect", str(path)]
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"graph": chain, "nodes": count, "cpu_s": round(seconds, 2), "header": header()}
+
+
+def sweep_nodes(counts: list[int], path: Path) -> None:
+    """Every kind of graph at every size; each point is kept as soon as it is there."""
+    for chain in CHAINS:
+        for count in counts:
+            row = measure_nodes(chain, count)
+            print(f"{chain}, {count} nodes: {row['cpu_s']} CPU s", flush=True)
+            keep(path, "nodes", f"{chain}, {count}", row)
+
+
+def keep(path: Path, sweep: str, name: str, row: dict[str, Any]) -> None:
+    """Put a point among the results, and write the page anew."""
+    results = json.loads(path.read_text()) if path.exists() else {}
+    results.setdefault(sweep, {})[name] = row
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    (RESULTS / "growth.md").write_text(write_markdown(results))
+
+
 # ---- results --------------------------------------------------------------------------------------------------------
 
 
@@ -123,7 +160,24 @@ def write_markdown(results: dict[str, Any]) -> str:
             lines.append(f"| {' | '.join(str(c) for c in cells)} |")
             machines[row["header"]["machine"]] = True
         lines.append("")
+    lines += nodes_table(results.get(NODES, {}))
+    machines.update((row["header"]["machine"], True) for row in results.get(NODES, {}).values())
     return "\n".join([*lines, f"Machine: {'; or '.join(machines)}."]) + "\n"
+
+
+def nodes_table(rows: dict[str, Any]) -> list[str]:
+    """CPU seconds of ``inspect`` by kind of graph and number of nodes."""
+    counts = sorted({row["nodes"] for row in rows.values()})
+    if not counts:
+        return []
+    by_chain = {chain: {r["nodes"]: r["cpu_s"] for r in rows.values() if r["graph"] == chain} for chain in CHAINS}
+    lines = ["## Nodes", "", "CPU seconds of `mrecg-onnx inspect`, imports included, one thread.", ""]
+    lines += [f"| graph | {' | '.join(f'{n:,} nodes' for n in counts)} |", "|---" * (len(counts) + 1) + "|"]
+    for chain, seconds in by_chain.items():
+        if seconds:
+            cells = [f"{seconds[n]:.1f} s" if n in seconds else "-" for n in counts]
+            lines.append(f"| {chain} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -179,7 +233,7 @@ def _apart(values: list[int]) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared"))
-    parser.add_argument("--sweeps", nargs="*", default=list(SWEEPS), choices=list(SWEEPS))
+    parser.add_argument("--sweeps", nargs="*", default=list(SWEEPS), choices=[*SWEEPS, NODES])
     parser.add_argument("--model", default="mobilenetv2_imagenet", choices=list(SETS), help="of all sweeps but depth")
     parser.add_argument("--iters", type=int, default=50)
     parser.add_argument("--images", type=int, default=250)
@@ -197,7 +251,9 @@ def main() -> None:
         parser.error("--values goes with one sweep of numbers")
     base = {name: getattr(args, name) for name in ("model", "iters", "images", "batch", "memory", "threads")}
     path, known = RESULTS / "growth.json", {}
-    for sweep in args.sweeps:
+    if NODES in args.sweeps:
+        sweep_nodes(args.values or COUNTS, path)
+    for sweep in (name for name in args.sweeps if name != NODES):
         key, values, _ = SWEEPS[sweep]
         for value in args.values or values:
             point = {**base, key: value}
@@ -205,11 +261,8 @@ def main() -> None:
                 known[str(point)] = measure(point, args.data)
             row = known[str(point)]
             print(f"{sweep} {value}: {row['seconds']} s, {row['peak'] / 1e6:.0f} MB", flush=True)
-            results = json.loads(path.read_text()) if path.exists() else {}
-            results.setdefault(sweep, {})[str(value)] = row
-            path.write_text(json.dumps(results, indent=1) + "\n")
-            (RESULTS / "growth.md").write_text(write_markdown(results))
-            draw(results, RESULTS / "growth.png")
+            keep(path, sweep, str(value), row)
+            draw(json.loads(path.read_text()), RESULTS / "growth.png")
 
 
 if __name__ == "__main__":

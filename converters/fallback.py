@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from mrecg_onnx.converters.arrays import from_array, to_array
+from mrecg_onnx.converters.deadline import TimeLimitError, run_limited
 from mrecg_onnx.converters.errors import ConversionError, first_line
 from mrecg_onnx.converters.passes.values import claim
 from mrecg_onnx.converters.registry import OnnxMapping, OperationConverterResult
@@ -111,7 +112,9 @@ class OnnxRuntimeNode(nn.Module):
             name: self._feed(place, value) for place, (name, value) in enumerate(zip(self._inputs, inputs, strict=True))
         }
         try:
-            found = self._session.run(self._outputs, feeds)
+            found = run_limited(self._session, self._outputs, feeds, f"node '{self.name}'")
+        except TimeLimitError:
+            raise
         # Its exceptions share no base below Exception.
         except Exception as error:
             raise ConversionError(f"node '{self.name}' fails in ONNX Runtime: {first_line(error)}") from error

@@ -17,7 +17,7 @@ from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.external import external_tensors, load_external, require_external
 from mrecg_onnx.converters.files import irregular
 from mrecg_onnx.converters.names import unique_nodes
-from mrecg_onnx.converters.passes.functions import align_functions, are_aligned
+from mrecg_onnx.converters.passes.functions import align_functions, are_aligned, require_bounded
 from mrecg_onnx.converters.protos import editable, graphs, tensors
 from mrecg_onnx.converters.save import openable
 from mrecg_onnx.converters.text import quoted
@@ -119,6 +119,7 @@ def read_model(source: bytes | str | Path) -> onnx.ModelProto:
 def _require(model: onnx.ModelProto, where: str) -> None:
     try:
         require_wellformed(model)
+        require_bounded(model)
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from error
 

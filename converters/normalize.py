@@ -16,7 +16,7 @@ from mrecg_onnx.converters.passes.gemm import fuse_matmul_add, join_matmul_bias,
 from mrecg_onnx.converters.passes.half import widen_half
 from mrecg_onnx.converters.passes.identity import remove_identities
 from mrecg_onnx.converters.passes.matmul import squeeze_weights
-from mrecg_onnx.converters.passes.opset import raise_opset
+from mrecg_onnx.converters.passes.opset import is_below, raise_opset
 from mrecg_onnx.converters.passes.pads import pad_all_axes
 from mrecg_onnx.converters.passes.pooling import mean_to_pool, plain_pools
 from mrecg_onnx.converters.passes.ranks import require_ranks
@@ -144,7 +144,7 @@ def restructure(model: ir.Model, *, opset: bool = True) -> ir.Model:
         infer_shapes,
     ):
         step(model)
-    if opset:
+    if opset and is_below(model):
         raise_opset(model)
         name_all(model)
         infer_shapes(model)

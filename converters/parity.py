@@ -12,8 +12,11 @@ import onnxruntime
 import torch
 from torch import fx
 
+from mrecg_onnx.converters.deadline import TimeLimitError, run_limited
 from mrecg_onnx.converters.errors import ConversionError, DataError, ModelError
+from mrecg_onnx.converters.protos import graphs
 from mrecg_onnx.converters.save import openable
+from mrecg_onnx.converters.text import first_of, quoted
 from mrecg_onnx.converters.versions import restamped
 
 if TYPE_CHECKING:
@@ -91,6 +94,7 @@ def run_onnx(model: onnx.ModelProto, inputs: Arrays, *, all_tensors: bool = Fals
 
     Raises:
         ModelError: ONNX Runtime cannot open or run it.
+        TimeLimitError: It takes too long.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # nothing on stderr: what fails is raised
@@ -101,7 +105,9 @@ def run_onnx(model: onnx.ModelProto, inputs: Arrays, *, all_tensors: bool = Fals
         model, names = _with_all_outputs(model)
     try:
         session = _session(model, options)
-        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        return dict(zip(names, run_limited(session, names, inputs, f"the model{_loops(model)}"), strict=True))
+    except TimeLimitError:
+        raise
     # Its exceptions share no base below Exception.
     except Exception as error:
         lines = str(error).splitlines()
@@ -134,6 +140,12 @@ def relative_error(actual: NDArray[np.generic], expected: NDArray[np.generic]) -
 def _session(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     with openable(restamped(model)) as source:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def _loops(model: onnx.ModelProto) -> str:
+    """The first nodes of ``model`` that may run for ever, as words behind its name; "" where there are none."""
+    names = [quoted(node.name) for graph in graphs(model) for node in graph.node if node.op_type in {"Loop", "Scan"}]
+    return f" (which has the loop {first_of(names)})" if names else ""
 
 
 def _with_all_outputs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
@@ -198,6 +210,8 @@ class _Recorder(fx.Interpreter):
         """Run one node and look at what it returns."""
         try:
             value = super().run_node(n)
+        except TimeLimitError:
+            raise
         # A module raises whatever torch does about its inputs.
         except Exception as error:
             if "onnx_node" not in n.meta:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 import onnx
@@ -12,14 +13,19 @@ from mrecg_onnx.converters.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["editable", "graphs", "tensors"]
+__all__ = ["editable", "graphs", "inside", "tensors"]
 
 
 def graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
     """Yield the main graph, the functions and every subgraph of both."""
-    pending: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
+    yield from inside(model.graph, *model.functions)
+
+
+def inside(*parts: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
+    """Yield graphs or functions and every subgraph of them."""
+    pending = deque(parts)
     while pending:
-        graph = pending.pop(0)
+        graph = pending.popleft()
         yield graph
         for node in graph.node:
             for attribute in node.attribute:

@@ -26,6 +26,7 @@ from mrecg_onnx.calibrating import (
     recalled_activation_grids,
     recalled_nearest_weights,
 )
+from mrecg_onnx.converters.deadline import limit_runs
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.save import digest
 from mrecg_onnx.data import ZEROQ, Dataset, InputSpec, for_images, holds_images, open_calibration, require_numbers
@@ -176,6 +177,7 @@ def prepare(
         )
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    limit_runs(settings.timeout)
     with clock.stage("load"):
         original, graph, plan = load_planned(model, settings)
         _require_gradients(graph, settings)

@@ -91,9 +91,9 @@ def _used_settings(ready: Prepared, settings: Settings) -> dict[str, Any]:
 def _kept_settings(settings: Settings) -> dict[str, Any]:
     """Settings for the metadata.
 
-    Container and target, which ``convert`` changes, have entries of their own, and memory changes no result. A file that was
-    given goes by its name: a target is called as it is, and the units of a scheme have an entry of their own.
+    Container and target, which ``convert`` changes, have entries of their own; memory and time limit change no result. A file
+    that was given goes by its name: a target is called as it is, and the units of a scheme have an entry of their own.
     """
-    left_out = {"container", "memory"} | ({"target"} if settings.target == "ort" else set())
+    left_out = {"container", "memory", "timeout"} | ({"target"} if settings.target == "ort" else set())
     named = {"target": load_target(settings.target).name} | ({"scheme": "file"} if settings.scheme_file else {})
     return {name: value for name, value in (settings.to_json() | named).items() if name not in left_out}

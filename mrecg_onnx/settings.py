@@ -27,6 +27,7 @@ STORED_ORDER = (
     "lr_scale", "rounding", "anneal", "allocation", "size_budget", "avg_wbits", "max_drop", "bias_correction", "loss", "knee",
     "learn_bias", "learn_weight_scales", "rounding_weight", "ranges", "percentile", "channel_bits", "lapq_evaluations",
     "lapq_images", "range_samples", "held_out", "window", "zeroq_iters", "stop", "finish", "symmetric_weights",
+    "timeout",
 )  # fmt: skip
 
 

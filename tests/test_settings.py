@@ -39,7 +39,7 @@ OTHERS = {
     "size_budget": 10**6, "avg_wbits": 3.5, "max_drop": 1.0, "bias_correction": True, "loss": "mse", "knee": 1.0,
     "learn_bias": False, "learn_weight_scales": False, "rounding_weight": 0.1, "ranges": "mse", "percentile": 99.0,
     "channel_bits": "off", "lapq_evaluations": 3, "lapq_images": 4, "range_samples": 6, "held_out": 0.25, "window": 0,
-    "zeroq_iters": 2, "stop": "auto", "finish": 3, "symmetric_weights": True,
+    "zeroq_iters": 2, "stop": "auto", "finish": 3, "symmetric_weights": True, "timeout": 5.0,
 }  # fmt: skip
 
 

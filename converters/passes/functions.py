@@ -2,17 +2,93 @@
 
 from __future__ import annotations
 
+import graphlib
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.passes.opset import TARGET_OPSET, raise_opset
 from mrecg_onnx.converters.passes.structure import standard_domain
+from mrecg_onnx.converters.protos import inside
+from mrecg_onnx.converters.text import first_of, quoted
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     import onnx
 
-__all__ = ["align_functions", "are_aligned"]
+    _Function = tuple[str, str, str]
+
+__all__ = ["MOST_NODES", "align_functions", "are_aligned", "require_bounded"]
+
+MOST_NODES = 100_000
+"""So many nodes a model with local functions has at most when each call has become the function's body."""
+
+# Each call of a function looks for names that no earlier call has taken: a million steps are a second or so.
+_MOST_STEPS = 30_000_000
+
+
+def require_bounded(model: onnx.ModelProto) -> None:
+    """Refuse local functions that call each other in a circle, or whose calls would become too many nodes.
+
+    The nodes are counted along the calls, in whole numbers of any size; nothing is put in place for it.
+
+    Raises:
+        ModelError: They do, or would.
+    """
+    if not model.functions:
+        return
+    bodies = {(_domain(f.domain), f.name, f.overload): f for f in model.functions}
+    calls: dict[_Function, Counter[_Function]] = {}
+    sizes: dict[_Function, int] = {}
+    for key, function in bodies.items():
+        calls[key], sizes[key] = _content(function, bodies)
+    try:
+        order = list(graphlib.TopologicalSorter(calls).static_order())
+    except graphlib.CycleError as error:
+        circle = first_of([quoted(name) for _, name, _ in error.args[1]], 4)
+        raise ModelError(
+            f"its local functions call each other in a circle: {circle}; export it again without functions"
+        ) from error
+    times, total = _content(model.graph, bodies)
+    for key in reversed(order):  # callers first
+        for called, count in calls[key].items():
+            times[called] += count * times[key]
+    total += sum(times[key] * size for key, size in sizes.items())
+    steps = sum(times[key] ** 2 * size for key, size in sizes.items())
+    key = max(sizes, key=lambda one: times[one] * max(1, sizes[one]))
+    if total > MOST_NODES or steps > _MOST_STEPS:
+        few = f"{_number(total)} nodes, more than {MOST_NODES:,}" if total > MOST_NODES else "too many calls"
+        raise ModelError(
+            f"its local functions cannot be put in place of their calls: {few} ({quoted(key[1])} is called "
+            f"{_number(times[key])} times in all); export it without functions"
+        )
+
+
+def _content(
+    graph: onnx.GraphProto | onnx.FunctionProto, bodies: Container[_Function]
+) -> tuple[Counter[_Function], int]:
+    """How often ``graph`` calls each function, subgraphs included, and how many other nodes it has."""
+    found: Counter[_Function] = Counter()
+    size = 0
+    for part in inside(graph):
+        for node in part.node:
+            key = _domain(node.domain), node.op_type, node.overload
+            if key in bodies:
+                found[key] += 1
+            else:
+                size += 1
+    return found, size
+
+
+def _domain(name: str) -> str:
+    return "" if name == "ai.onnx" else name
+
+
+def _number(count: int) -> str:
+    return f"{count:,}" if count < 10**12 else f"10^{len(str(count)) - 1}"
 
 
 def are_aligned(model: onnx.ModelProto) -> bool:

@@ -32,12 +32,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["TARGET_OPSET", "lower_opset", "raise_opset", "require_raisable"]
+__all__ = ["TARGET_OPSET", "is_below", "lower_opset", "raise_opset", "require_raisable"]
 
 logger = logging.getLogger(__name__)
 
 TARGET_OPSET = 13
 """QuantizeLinear and DequantizeLinear take per-channel scales from here on."""
+
+
+def is_below(model: ir.Model, target: int = TARGET_OPSET) -> bool:
+    """Tell whether :func:`raise_opset` would change ``model``."""
+    version = model.opset_imports.get("")
+    return version is not None and version < target
 
 
 def raise_opset(model: ir.Model, target: int = TARGET_OPSET) -> ir.Model:
@@ -48,9 +54,9 @@ def raise_opset(model: ir.Model, target: int = TARGET_OPSET) -> ir.Model:
     Raises:
         ModelError: A node's operator does not exist in the target opset, or means something else there.
     """
-    version = model.opset_imports.get("")
-    if version is None or version >= target:
+    if not is_below(model, target):
         return model
+    version = model.opset_imports[""]
     for graph in list(model.graphs()):
         with naming(graph):
             for node in list(graph):

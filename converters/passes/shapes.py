@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
+import psutil
 
 from mrecg_onnx.converters.passes.values import constant, is_standard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["drop_stale", "infer_node", "infer_shapes", "is_vague"]
+__all__ = ["drop_stale", "infer_node", "infer_shapes", "inferred_shapes", "is_vague"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,10 @@ _OF_SHAPES = frozenset({"Constant", "Shape", "Size"})
 _ON_SIZES = frozenset(
     {"Add", "Cast", "Concat", "Div", "Floor", "Gather", "Identity", "Mul", "Slice", "Squeeze", "Sub", "Unsqueeze"}
 )
+# Bytes that inference may take: a graph of 100,000 nodes takes half of it.
+_ROOM = 2**29
+# Key of a model's ``meta``: inference cannot follow its sizes.
+_LONG = "mrecg_onnx.long_sizes"
 # So many of those follow each other at most.
 _MOST_STEPS = 8
 # Longer constants do not decide the shape of anything.
@@ -102,7 +109,7 @@ def _infer(model: ir.Model) -> None:
         model.functions[function.identifier()] = function
         model.opset_imports[_GUARD] = 1
     try:
-        ir_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+        _propagate(model)
     finally:
         for cut, value, guard in guards:
             cut.replace_input_with(0, value)
@@ -110,6 +117,52 @@ def _infer(model: ir.Model) -> None:
             cut.graph.remove(guard, safe=True)
         if guards:
             del model.functions[function.identifier()], model.opset_imports[_GUARD]
+
+
+def _propagate(model: ir.Model) -> None:
+    """Infer with the values of sizes, or without them where these would be long.
+
+    What onnx follows as a size it writes out element by element, at 140 bytes each, however it is used: a Range to 10^10, a
+    vector said to have 2^40 elements that is added to another. That ends at a bound of memory, and the model is left as it is.
+    """
+    if _LONG not in model.meta:
+        with _bounded_memory(), _unheard():
+            found = ir_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+        if found.modified:
+            return
+    if ir_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model).modified:
+        model.meta[_LONG] = True
+
+
+@contextmanager
+def _bounded_memory() -> Iterator[None]:
+    """Let the process grow by :data:`_ROOM` at most, where the system has such a bound."""
+    if sys.platform != "linux":
+        yield
+        return
+    import resource  # noqa: PLC0415 - not everywhere
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    bound = psutil.Process().memory_info().vms + _ROOM
+    if soft != resource.RLIM_INFINITY and soft <= bound:
+        yield
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Without the traceback that the pass writes down where it fails: it is tried again."""
+    said = logging.getLogger("onnx_ir.passes.common.shape_inference")
+    before, said.disabled = said.disabled, True
+    try:
+        yield
+    finally:
+        said.disabled = before
 
 
 def _same() -> ir.Function:
@@ -157,20 +210,50 @@ def infer_node(node: ir.Node, version: int) -> None:
 
     Shape inference of the whole model has to be repeated for each Reshape that becomes known; this has not.
     """
+    found = _inferred(node, version)
+    for output in node.outputs:
+        if output.name in found and output.type is None and found[output.name].tensor_type.elem_type:
+            output.type = ir.TensorType(ir.DataType(found[output.name].tensor_type.elem_type))
+        if output.name in found and found[output.name].tensor_type.HasField("shape"):
+            dims = found[output.name].tensor_type.shape.dim
+            output.shape = ir.Shape([d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in dims])
+
+
+def inferred_shapes(node: ir.Node, version: int) -> list[list[int]] | None:
+    """The shapes of a node's outputs that follow from its inputs as they are now, None unless all are known as numbers.
+
+    What is declared of the outputs says nothing here.
+    """
+    found = _inferred(node, version)
+    shapes = []
+    for output in node.outputs:
+        if not output.name:
+            continue
+        kind = found[output.name].tensor_type if output.name in found else None
+        if kind is None or not kind.HasField("shape"):
+            return None
+        sizes = [size.dim_value if size.HasField("dim_value") else -1 for size in kind.shape.dim]
+        if any(size < 0 for size in sizes):
+            return None
+        shapes.append(sizes)
+    return shapes
+
+
+def _inferred(node: ir.Node, version: int) -> Mapping[str, onnx.TypeProto]:
     if not is_standard(node) or not onnx.defs.has(node.op_type, version):
-        return
+        return {}
     proto = ir.to_proto(node)
     if any(attribute.HasField("g") or attribute.graphs for attribute in proto.attribute):
-        return
+        return {}
     # Sequences have no shape here.
     known = [value for value in node.inputs if value is not None and isinstance(value.type, ir.TensorType)]
     types = {value.name or "": _type_proto(value) for value in known}
     if len(types) < len({value for value in node.inputs if value is not None}):
-        return
+        return {}
     if any(isinstance(size, int) and size < 0 for value in known for size in value.shape or ()):  # as in _infer
-        return
+        return {}
     try:
-        found = onnx.shape_inference.infer_node_outputs(
+        found: dict[str, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
             onnx.defs.get_schema(node.op_type, version),
             proto,
             types,
@@ -179,13 +262,8 @@ def infer_node(node: ir.Node, version: int) -> None:
         )
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         logger.debug("no shapes for node %s: %s", node.name, error)
-        return
-    for output in node.outputs:
-        if output.name in found and output.type is None and found[output.name].tensor_type.elem_type:
-            output.type = ir.TensorType(ir.DataType(found[output.name].tensor_type.elem_type))
-        if output.name in found and found[output.name].tensor_type.HasField("shape"):
-            dims = found[output.name].tensor_type.shape.dim
-            output.shape = ir.Shape([d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in dims])
+        return {}
+    return found
 
 
 def _type_proto(value: ir.Value) -> onnx.TypeProto:

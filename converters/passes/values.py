@@ -99,7 +99,7 @@ def naming(graph: ir.Graph) -> Iterator[None]:
     if _NAMES in graph.meta:
         yield
         return
-    graph.meta[_NAMES] = _names(graph)
+    graph.meta[_NAMES] = None  # until the first name is asked for
     try:
         yield
     finally:
@@ -116,6 +116,8 @@ def unique_name(graph: ir.Graph, wish: str) -> str:
     """Return ``wish``, numbered if a value of ``graph`` has that name already."""
     seen: set[str | None] | None = graph.meta.get(_NAMES)
     now = _names(graph) if seen is None else None
+    if seen is None and _NAMES in graph.meta:
+        seen = graph.meta[_NAMES] = now
 
     def taken(name: str) -> bool:
         nonlocal now

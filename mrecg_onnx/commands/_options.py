@@ -200,6 +200,13 @@ calibration_options = all_of(
     option(RUN, "--seed", type=int, metavar="N", help="Seed of every random choice."),
     option(RUN, "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where torch runs."),
     option(RUN, "--threads", type=int, metavar="N", help="CPU threads of torch; its own choice by default."),
+    option(
+        RUN,
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="Longest that one call of ONNX Runtime may take; a model's Loop may go on for ever.",
+    ),
 )
 
 learning_options = all_of(

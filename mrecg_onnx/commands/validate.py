@@ -23,6 +23,7 @@ from mrecg_onnx.commands._repeat import given_command
 from mrecg_onnx.commands._sections import Command, Option
 from mrecg_onnx.commands._settings import preprocess_from
 from mrecg_onnx.commands._tables import grid, mebibytes, ratio, rows, width
+from mrecg_onnx.converters.deadline import LIMIT_S
 from mrecg_onnx.machine import is_first
 
 if TYPE_CHECKING:
@@ -62,6 +63,15 @@ __all__ = ["stored_or_beside", "validate_command"]
 )
 @click.option(
     "--threads", type=int, metavar="N", help="Threads of ONNX Runtime; its own choice by default.", cls=Option
+)
+@click.option(
+    "--timeout",
+    type=float,
+    default=LIMIT_S,
+    metavar="SECONDS",
+    cls=Option,
+    show_default=True,
+    help="Longest that one call of ONNX Runtime may take.",
 )
 @click.option(
     "--device",
@@ -109,7 +119,7 @@ def validate_command(
             from mrecg_onnx.reporting import report_validation, require_packages
 
             require_packages()
-        plain = ("labels", "limit", "batch_size", "latency_batch", "repeats", "threads", "device", "layers")
+        plain = ("labels", "limit", "batch_size", "latency_batch", "repeats", "threads", "device", "layers", "timeout")
         with counter("validate", "images") as report:
             result = validate(
                 fp32,

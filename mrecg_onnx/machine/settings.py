@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from mrecg_onnx.converters.choices import AtLeast, Between, OneOf, SettingsGroup
+from mrecg_onnx.converters.deadline import LIMIT_S
 
 __all__ = ["MOST_THREADS", "MachineSettings"]
 
@@ -20,6 +21,7 @@ class MachineSettings(SettingsGroup):
     Attributes:
         device: "auto", "cpu" or "cuda".
         threads: CPU threads of torch, None for its default.
+        timeout: seconds that one call of ONNX Runtime may take: a Loop of the model may go on for ever.
         memory: bytes that the process should stay within, None for half of what is free; activations that do not fit go
             to temporary files.
         compile: use kernels that torch.compile makes: "on", "off", or "auto", on a GPU in runs long enough to earn their
@@ -28,5 +30,6 @@ class MachineSettings(SettingsGroup):
 
     device: Annotated[str, OneOf("auto", "cpu", "cuda")] = "auto"
     threads: Annotated[int | None, Between(1, MOST_THREADS)] = None
+    timeout: Annotated[float, Between(0.001, 10**7)] = LIMIT_S
     memory: Annotated[int | None, AtLeast(1)] = None
     compile: Annotated[str, OneOf("auto", "on", "off")] = "auto"

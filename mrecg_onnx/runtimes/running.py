@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from mrecg_onnx.converters.deadline import run_limited
 from mrecg_onnx.converters.errors import ModelError, first_line
 from mrecg_onnx.runtimes.sessions import ORT_ERRORS, fixed_batch
 
@@ -60,9 +61,10 @@ def run(session: ort.InferenceSession, feeds: Mapping[str, Array]) -> list[Array
 
     Raises:
         ModelError: ONNX Runtime fails on the inputs; their shapes are in the message.
+        TimeLimitError: it takes too long (:mod:`mrecg_onnx.converters.deadline`).
     """
     try:
-        results: list[Array] = session.run(None, dict(feeds))
+        results: list[Array] = run_limited(session, None, feeds, "a run of the model")
     except ORT_ERRORS as error:
         shapes = ", ".join(f"{name} {list(x.shape)} {x.dtype}" for name, x in feeds.items())
         raise ModelError(f"ONNX Runtime cannot run the model on {shapes}: {first_line(error)}") from error

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mrecg_onnx.converters.deadline import LIMIT_S, limit_runs
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.data import (
     Dataset,
@@ -75,6 +76,7 @@ def validate(
     threads: int | None = None,
     device: str = "cpu",
     layers: bool = False,
+    timeout: float = LIMIT_S,
     report: Callable[[int, int], None] | None = None,
 ) -> ValidationResult:
     """Compare a quantized model with the float model it was made from, both at ONNX Runtime's default level.
@@ -99,6 +101,7 @@ def validate(
         device: a row of :data:`mrecg_onnx.runtimes.PROVIDERS`; what its provider leaves to the CPU is among the warnings.
         layers: Compare every layer, too, on up to 64 of the images, both graphs run as written on the CPU
             (docs/method.md 23).
+        timeout: Seconds that one call of ONNX Runtime may take.
         report: Called with (images done, images in all) after every batch.
 
     Returns:
@@ -115,6 +118,9 @@ def validate(
     """
     if latency_batch < 1 or repeats < 0:
         raise SettingsError(f"latency of {repeats} runs with {latency_batch} images: give >= 0 runs and >= 1 images")
+    if not timeout > 0:
+        raise SettingsError(f"timeout is {timeout}: it must be above 0")
+    limit_runs(timeout)
     with joined("cpu") as workers:
         return _validate(
             fp32,
