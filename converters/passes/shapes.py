@@ -30,8 +30,8 @@ _OF_SHAPES = frozenset({"Constant", "Shape", "Size"})
 _ON_SIZES = frozenset(
     {"Add", "Cast", "Concat", "Div", "Floor", "Gather", "Identity", "Mul", "Slice", "Squeeze", "Sub", "Unsqueeze"}
 )
-# Bytes that inference may take: a graph of 100,000 nodes takes half of it.
-_ROOM = 2**29
+# Bytes that inference may take beyond what the process has.
+_ROOM = 2**28
 # Key of a model's ``meta``: inference cannot follow its sizes.
 _LONG = "mrecg_onnx.long_sizes"
 # So many of those follow each other at most.
