@@ -193,8 +193,10 @@ def _concat(node: ir.Node, known: Known) -> ShapeValue | None:
         elif (
             value is not None and value.shape is not None and len(value.shape) == 1 and isinstance(value.shape[0], int)
         ):
-            elements.extend([None] * value.shape[0])
+            elements.extend([None] * min(value.shape[0], _MAX_LENGTH + 1))
         else:
+            return None
+        if len(elements) > _MAX_LENGTH:  # sizes from a file: not written out
             return None
     return ShapeValue(tuple(elements))
 
