@@ -221,7 +221,7 @@ def _row(seeds: list[Seed], seed: int, number: int, known: set[str]) -> dict[str
         if found["outcome"] not in FINE or worst["outcome"] == "works":
             worst = {**found, "command": command}
         if found["outcome"] == "works":
-            allowed = allowed | {"out.onnx", "out.tflite"}
+            allowed = allowed | {"out.onnx", "out.toml", "out.tflite"}
         left = {path.name for path in Path().iterdir()} - allowed
         if left and worst["outcome"] in FINE:
             worst = {
