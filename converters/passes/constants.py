@@ -196,7 +196,7 @@ def _sizes_below(node: ir.Node, arrays: Sequence[NDArray[np.generic] | None], bo
     """Tell whether all sizes that an operator of :data:`_SIZED` is given lie between -``bound`` and ``bound``."""
     for place in _SIZED[node.op_type]:
         array = arrays[place] if place < len(arrays) else None
-        if array is not None and not bool(((array > -bound) & (array < bound)).all()):
+        if array is not None and not all(-bound < number < bound for number in array.reshape(-1).tolist()):
             return False
     listed = [attribute for attribute in node.attributes.values() if attribute.type in _INTEGERS]
     numbers = [n for a in listed for n in (a.as_ints() if a.type == ir.AttributeType.INTS else [a.as_int()])]

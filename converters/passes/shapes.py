@@ -239,7 +239,7 @@ def inferred_shapes(node: ir.Node, version: int) -> list[list[int]] | None:
     return shapes
 
 
-def _inferred(node: ir.Node, version: int) -> Mapping[str, onnx.TypeProto]:
+def _inferred(node: ir.Node, version: int) -> Mapping[str | None, onnx.TypeProto]:
     if not is_standard(node) or not onnx.defs.has(node.op_type, version):
         return {}
     proto = ir.to_proto(node)
@@ -253,7 +253,7 @@ def _inferred(node: ir.Node, version: int) -> Mapping[str, onnx.TypeProto]:
     if any(isinstance(size, int) and size < 0 for value in known for size in value.shape or ()):  # as in _infer
         return {}
     try:
-        found: dict[str, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
+        found: dict[str | None, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
             onnx.defs.get_schema(node.op_type, version),
             proto,
             types,
