@@ -66,7 +66,7 @@ def comparison_page(result: Comparison, *, command: str = "") -> Page:
     lead = "Dots with 95 % intervals; dashed: FP32. All on the same images." if labelled else "All on the same images."
     sections = (
         Section("cells", "Methods and widths", lead, [figure, _cells(result)]),
-        settings_section(plain(result.settings.to_json()), defaults()),
+        settings_section(plain(result.to_json()["settings"]), defaults()),
     )
     failed = tuple(f"{cell.name} failed: {cell.error}" for cell in result.failed)
     title = f"{shown(result.model.stem, 60)}: methods compared"

@@ -276,17 +276,16 @@ def draw_dots(
             axes.plot([value], [place], "o", color=COLOURS["accent"], markersize=6)
             axes.annotate(
                 f"{value:.1f}",
-                (high, place),
-                (6, 0),
-                textcoords="offset points",
+                (1.015, place),
+                xycoords=("axes fraction", "data"),
                 va="center",
                 fontsize=8.5,
-                color=COLOURS["soft"],
+                annotation_clip=False,
             )
         names = [f"{shown(row[0], 18 if narrow else 28)}  {heading}" for heading, row in rows]
         axes.set_yticks(range(len(rows)), names, parse_math=False)
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.margins(x=0.12)
+        axes.margins(x=0.06)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(label)

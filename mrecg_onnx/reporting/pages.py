@@ -222,7 +222,7 @@ def heat_map(rows: list[tuple[str, str, int | None, Mapping[int, float]]]) -> Ta
     columns = (
         Column("Layer or tensor"),
         Column("Kind", minor=True),
-        *(Column(f"{width} bits", "number") for width in widths),
+        *(Column(f"{width} bits", "number", minor=width in {5, 6, 7}) for width in widths),
     )
     content = tuple(
         (Cell(shown(name, 48), title=shown(name, 240)), Cell(kind), *(cell(losses, width, held) for width in widths))
