@@ -62,8 +62,9 @@ def report_quantization(
     if result.output is None:
         raise SettingsError("a page is made of files: give quantize an output")
     fp32, file, settings = Path(fp32), result.output, result.settings
-    validation, said = None, ()
+    validation: ValidationResult | None = None
     measured: Measured | None = None
+    said: tuple[str, ...] = ()
     if data is not None:
         validation, measured = _validated(fp32, file, data, labels)
     elif calib != ZEROQ:
@@ -177,7 +178,9 @@ def report(
     if (against is None) != (data is None):
         raise SettingsError("a file is measured against its float model on images: give --against and --data together")
     found = inspect_result(file)
-    validation, measured, said = None, None, ()
+    validation: ValidationResult | None = None
+    measured: Measured | None = None
+    said: tuple[str, ...] = ()
     if against is not None and data is not None:
         validation, measured = _validated(Path(against), Path(file), data, labels, preprocess, limit)
     else:

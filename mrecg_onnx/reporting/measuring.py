@@ -227,12 +227,8 @@ def _answers(fp32: str | Path, quantized: str | Path, data: Dataset, threads: in
             continue
         before, after = (run_padded(session, feeds) for session in sessions)
         for row, index in enumerate(indices):
-            held.append(
-                (
-                    int(index),
-                    *({n: y[row] for n, y in made.items() if two_axes(y) is not None} for made in (before, after)),
-                )
-            )
+            one, other = ({n: y[row] for n, y in made.items() if two_axes(y) is not None} for made in (before, after))
+            held.append((int(index), one, other))
         if time.monotonic() > until:
             break
     if not held:
@@ -246,7 +242,8 @@ def _answers(fp32: str | Path, quantized: str | Path, data: Dataset, threads: in
     output = prediction_output(whole, Heads.of_model(read_graph(fp32)))
     if output is None:
         return Answers(len(held), None, "", ())
-    scores = [np.stack([one[side][output].reshape(-1) for one in held]).astype(np.float64) for side in (1, 2)]
+    sides = [one for _, one, _ in held], [other for _, _, other in held]
+    scores = [np.stack([made[output].reshape(-1) for made in side]).astype(np.float64) for side in sides]
     same = scores[0].argmax(1) == scores[1].argmax(1)
     shares = [_shares(values) for values in scores]
     others = sorted(np.flatnonzero(~same), key=lambda i: -shares[0][i].max())[:SHOWN_IMAGES]

@@ -28,7 +28,7 @@ from mrecg_onnx.runtimes import size_bytes
 from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from mrecg_onnx.inspecting import FinishedFile
     from mrecg_onnx.reporting.measuring import Measured
@@ -206,7 +206,7 @@ def _sensitivities(result: QuantizationResult) -> list[Section]:
     return found
 
 
-def heat_map(rows: list[tuple[str, str, int | None, Mapping[int, float]]]) -> Table:
+def heat_map(rows: Sequence[tuple[str, str, int | None, Mapping[int, float]]]) -> Table:
     """Losses by width: name, kind, the width that holds, losses; colours are logarithmic over all cells."""
     widths = sorted({width for *_, losses in rows for width in losses})
     known = [loss for *_, losses in rows for loss in losses.values() if loss > 0]
@@ -237,7 +237,9 @@ def validation_page(
     """What ``validate`` found."""
     facts = [*_accuracy_facts(result), size_fact(result.fp32.size_bytes, result.quantized.size_bytes)]
     facts += _latency(result)
-    outputs = [(name, value, None) for name, value in result.sqnr_by_output.items()]
+    outputs: list[tuple[str, float, float | None]] = [
+        (name, value, None) for name, value in result.sqnr_by_output.items()
+    ]
     outputs += [(name, math.nan, share) for name, share in result.equal_by_output.items()]
     columns = (Column("Output"), Column("SQNR, dB", "number"), Column("Equal values", "number"))
     rows = tuple(
@@ -302,8 +304,8 @@ def _side_by_side(result: ValidationResult) -> Table:
     ):
         if before is not None and after is not None:
             change = f"{100 * (after.value - before.value):+.2f} points"
-            texts = [f"{percent(a.value, 2)} ({100 * a.low:.1f} to {100 * a.high:.1f})" for a in (before, after)]
-            rows.append(row(name, *texts, change))
+            left, right = (f"{percent(a.value, 2)} ({100 * a.low:.1f} to {100 * a.high:.1f})" for a in (before, after))
+            rows.append(row(name, left, right, change))
     rows.append(
         row(
             "Size",
