@@ -177,17 +177,23 @@ def _require_folder() -> None:
 
 #: What no file system takes for a path: a name too long, links in a circle.
 _NO_PATHS = frozenset({errno.ENAMETOOLONG, errno.ELOOP})
+#: What libraries say where the system gives them no memory: torch, C++, oneDNN, Python's threads, and C code that forgot to.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "bad_alloc",
+    "could not create a primitive",
+    "can't start new thread",
+    "error return without exception set",
+    "Failed to allocate memory",
+)
 _LESS = "use fewer --samples, a smaller --batch-size or --memory, or a machine with more (--debug shows where)"
 
 
 def _out_of_memory(error: Exception) -> bool:
     """Whether memory ran out, of the machine or of a GPU: torch has a class for the latter and none for the former."""
-    said = str(error)
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and any(text in said for text in ("can't allocate memory", "bad_alloc")))
-    )
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, (RuntimeError, SystemError)) and any(text in str(error) for text in _NO_MEMORY)
 
 
 def _written(writes: Sequence[Path], before: Sequence[tuple[int, int, int] | None], sentence: str) -> str:

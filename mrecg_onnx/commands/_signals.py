@@ -5,6 +5,7 @@ Only the command line listens to them: whoever calls this package from Python ha
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -65,6 +66,8 @@ def stoppable() -> Iterator[None]:
 
     sys.unraisablehook = unraisable
     listen()
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":  # a process of torchrun ends with it
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     try:
         yield
     finally:
