@@ -1,4 +1,4 @@
-"""What weighted nodes and normalizations are fed has as many axes, and channels, as their operators take."""
+"""What weighted nodes, normalizations and nodes that take sizes are fed has as many axes, and channels, as they take."""
 
 from __future__ import annotations
 
@@ -20,11 +20,17 @@ _AXES: dict[str, dict[int, tuple[int, int | None]]] = {
     "Gemm": {0: (2, 2), 1: (2, 2), 2: (0, 2)},
     "MatMul": {0: (1, None), 1: (1, None)},
     "BatchNormalization": {0: (2, None), 1: (1, 1), 2: (1, 1), 3: (1, 1), 4: (1, 1)},
+    # Lists of sizes and places, which the passes over sizes read one by one.
+    "ConstantOfShape": {0: (1, 1)},
+    "Expand": {1: (1, 1)},
+    "Reshape": {1: (1, 1)},
+    "Slice": {1: (1, 1), 2: (1, 1), 3: (1, 1), 4: (1, 1)},
+    "Tile": {1: (1, 1)},
 }
 
 
 def require_ranks(model: ir.Model) -> ir.Model:
-    """Refuse nodes that the passes read weights of, where what they are fed cannot be theirs; shapes are inferred before.
+    """Refuse nodes that passes read weights or sizes of, fed what cannot be theirs; shapes are inferred before.
 
     Shape inference is silent about them, as it has to be about what a file merely declares.
 

@@ -40,7 +40,7 @@ from helpers.hostile_models import (
     value,
     weight,
 )
-from onnx import AttributeProto, TensorProto, helper
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 CASES = [
     # --- files that are none
@@ -182,6 +182,15 @@ CASES = [
     broken("a batch of -5", size(-5), "input 'x' has the size -5"),
     broken("a batch of 2^40", size(2**40), "input 'x'", "give it smaller sizes, or a free batch"),
     broken("an image of 2^20 by 2^20", lambda m: (size(2**20, 2)(m), size(2**20, 3)(m)), "input 'x'", "are the most"),
+    broken(
+        "sizes of a Reshape in two axes",
+        lambda m: (
+            m.graph.initializer.append(numpy_helper.from_array(np.ones((1, 2), np.int64), "sizes")),
+            m.graph.node.insert(0, helper.make_node("Reshape", ["x", "sizes"], ["listed"], name="flat")),
+        ),
+        "node 'flat'",
+        "takes 1 axes of input 2, 'sizes' has 2",
+    ),
     broken("an output of -1", size(-1, output=True), "output 'y' has the size -1"),
     broken(
         "an input of no known type",
