@@ -8,7 +8,7 @@ import resource
 import sys
 from pathlib import Path
 
-__all__ = ["anonymous", "held", "peak", "reset_peak"]
+__all__ = ["anonymous", "held", "in_use", "peak", "reset_peak"]
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -26,6 +26,27 @@ def held() -> int:
 def anonymous() -> int:
     """Those of them that are in no file: pages of libraries come and go as the system likes."""
     return _field("RssAnon")
+
+
+class _Allocated(ctypes.Structure):
+    """glibc's ``struct mallinfo2``, over all its arenas."""
+
+    _fields_ = (
+        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks")),
+        *((name, ctypes.c_size_t) for name in ("uordblks", "fordblks", "keepcost")),
+    )
+
+
+def in_use() -> int:
+    """Bytes that were allocated and not freed, whatever pages they lie on (glibc from 2.33 on).
+
+    Tensors, sessions and large Python objects are in it; small Python objects have an allocator of their own, whose blocks
+    ``sys.getallocatedblocks`` counts.
+    """
+    ask = ctypes.CDLL(None).mallinfo2
+    ask.restype = _Allocated
+    found = ask()
+    return int(found.uordblks + found.hblkhd)
 
 
 def peak() -> int:

@@ -1,10 +1,15 @@
-"""Whether a process that quantizes again and again grows: memory, threads, open files and what lies in the temporary folder.
+"""Whether a process that quantizes again and again grows: memory, objects, threads, open files, the temporary folder.
 
-usage: python benchmarks/leak.py [--runs 60] [--warm-up 15]
+usage: python benchmarks/leak.py [--runs 78] [--warm-up 18]
 
-Quantizes and validates the sample, few iterations, every other run with activations cached on disk and every third with a
-checkpoint, and looks at the process behind each run. The slope of the memory (resident, in no file) behind --warm-up runs is a
-linear fit with its 95 % interval; each run's garbage is collected and free memory given back to the system before the look.
+Quantizes and validates the sample, few iterations, by six methods in turn, every other run with activations cached on disk and
+every third with a checkpoint, and looks at the process behind each run, its garbage collected and free memory given back to
+the system. Slopes behind --warm-up runs are linear fits with their 95 % intervals; each of the six runs of a round has a level
+of its own. Resident memory (in no file) also holds what the allocator could not give back; bytes in use are those that nobody
+freed, and with the count of Python's objects and blocks tell a leak from pieces of free memory.
+
+Python's table of interned strings counts those that are gone until it is built anew, once in tens of runs, and is then twice as
+large for good: a step of 4 MB. It is filled in advance, behind the warm-up, so that the step is not in the fit.
 
 Writes benchmarks/results/leak.json and leak.md.
 """
@@ -15,14 +20,17 @@ import argparse
 import gc
 import json
 import os
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 from _experiment import RESULTS
-from _memory import anonymous
+from _memory import anonymous, in_use
 from _record import by, header
 from scipy import stats
 
@@ -30,6 +38,16 @@ from mrecg_onnx.converters.files import write_whole
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 METHODS = ("nearest", "brecq", "qdrop", "mrecg", "adaround", "lapq")
+
+#: What grows at the slightest leak, by key of a look: words and unit.
+SLOPES = {
+    "memory": ("memory a run, MB", 1e6),
+    "in_use": ("bytes in use a run, MB", 1e6),
+    "objects": ("objects of Python a run", 1),
+    "blocks": ("blocks of Python's allocator a run", 1),
+}
+#: More strings than the table of interned ones has room for.
+STRINGS = 1_000_000
 
 
 def once(number: int, folder: Path) -> None:
@@ -57,10 +75,30 @@ def look(process: psutil.Process, temporary: Path) -> dict[str, int]:
     time.sleep(0.05)  # threads of sessions that are gone end
     return {
         "memory": anonymous(),
+        "in_use": in_use(),
+        "objects": len(gc.get_objects()),
+        "blocks": sys.getallocatedblocks(),
         "threads": process.num_threads(),
         "descriptors": process.num_fds(),
         "temporary": sum(1 for _ in temporary.rglob("*")),
     }
+
+
+def fill_interned() -> None:
+    """Have Python build its table of interned strings anew: strings that are dropped at once stay counted until then."""
+    for number in range(STRINGS):
+        sys.intern(f"interned {number}")
+
+
+def slope(values: Sequence[float]) -> tuple[float, float]:
+    """Growth a run and half its 95 % interval; runs of the same place in a round of six have one level."""
+    runs = np.arange(len(values))
+    places = [(runs % len(METHODS) == place).astype(float) for place in range(len(METHODS))]
+    matrix = np.stack([runs - runs.mean(), *places], axis=1)
+    found = np.linalg.lstsq(matrix, np.asarray(values, float), rcond=None)[0]
+    freedom = len(values) - matrix.shape[1]
+    variance = float(np.square(values - matrix @ found).sum()) / freedom * np.linalg.inv(matrix.T @ matrix)[0, 0]
+    return float(found[0]), float(np.sqrt(variance) * stats.t.ppf(0.975, freedom))
 
 
 def _span(values: list[int]) -> str:
@@ -70,37 +108,50 @@ def _span(values: list[int]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=60)
-    parser.add_argument("--warm-up", type=int, default=15)
+    parser.add_argument("--runs", type=int, default=78)
+    parser.add_argument("--warm-up", type=int, default=18)
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    process, seen = psutil.Process(), []
+    process = psutil.Process()
+    kinds = list(look(process, SAMPLES / "none"))
+    looks = np.zeros((args.runs, len(kinds)), dtype=np.int64)  # in place: what is noted is no growth
     with tempfile.TemporaryDirectory() as scratch:
         temporary, work = Path(scratch) / "temporary", Path(scratch) / "work"
         temporary.mkdir()
         work.mkdir()
         tempfile.tempdir = os.environ["TMPDIR"] = str(temporary)
         for number in range(args.runs):
+            if number == args.warm_up:
+                fill_interned()
             once(number, work)
-            seen.append(look(process, temporary))
-            print(json.dumps(seen[-1]), flush=True)
+            looks[number] = list(look(process, temporary).values())
+            print(looks[number].tolist(), flush=True)
+    seen = [dict(zip(kinds, row, strict=True)) for row in looks.tolist()]
     warm = seen[args.warm_up :]
-    fit = stats.linregress(range(len(warm)), [one["memory"] / 1e6 for one in warm])
-    margin = float(fit.stderr * stats.t.ppf(0.975, len(warm) - 2))
-    within = abs(fit.slope) <= margin
+    slopes = {kind: slope([one[kind] / unit for one in warm]) for kind, (_, unit) in SLOPES.items()}
+    within = {kind: abs(found) <= margin for kind, (found, margin) in slopes.items()}
     held = f"{seen[args.warm_up]['memory'] / 1e6:.0f} MB first, {seen[-1]['memory'] / 1e6:.0f} MB last"
     steady = {kind: sorted({one[kind] for one in warm}) for kind in ("threads", "descriptors", "temporary")}
     rows = [
-        {"what": "memory a run, MB", "runs": len(warm), "identical": within, "note": f"{fit.slope:.3f} ± {margin:.3f}"},
+        *(
+            {"what": words, "runs": len(warm), "identical": within[kind], "note": "{:.4f} ± {:.4f}".format(*slopes[kind])}
+            for kind, (words, _) in SLOPES.items()
+        ),
         *(
             {"what": kind, "runs": len(warm), "identical": len(values) == 1, "note": _span(values)}
             for kind, values in steady.items()
         ),
     ]  # fmt: skip
     result = {
-        "header": header(), "runs": args.runs, "warm_up": args.warm_up, "slope_mb": round(fit.slope, 4),
-        "slope_interval_mb": round(margin, 4), "slope_is_zero": bool(within),
-        "memory_mb": [round(one["memory"] / 1e6, 1) for one in seen],
+        "header": header(), "runs": args.runs, "warm_up": args.warm_up,
+        "slope_mb": round(slopes["memory"][0], 5), "slope_interval_mb": round(slopes["memory"][1], 5),
+        "slope_is_zero": within["memory"],
+        "in_use_slope_mb": round(slopes["in_use"][0], 5), "in_use_slope_interval_mb": round(slopes["in_use"][1], 5),
+        "in_use_slope_is_zero": within["in_use"],
+        "memory_mb": [round(one["memory"] / 1e6, 2) for one in seen],
+        "in_use_mb": [round(one["in_use"] / 1e6, 4) for one in seen],
+        "objects": [one["objects"] for one in seen],
+        "blocks": [one["blocks"] for one in seen],
         "rows": [row | {"identical": bool(row["identical"])} for row in rows],
     }  # fmt: skip
     write_whole(RESULTS / "leak.json", json.dumps(result, indent=1) + "\n")

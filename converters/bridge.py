@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import linecache
 import logging
 import operator
+import weakref
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 from torch import fx, nn
+from torch.fx import graph_module
 
 import mrecg_onnx.converters.ops  # noqa: F401 - registers the converters
 from mrecg_onnx.converters.errors import ConversionError, RefusedError
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import onnx
+    from torch.fx.graph import PythonCode
 
     from mrecg_onnx.converters.registry import OperationConverterResult
 
@@ -44,6 +48,13 @@ _NAMED_AT_MOST = 5
 
 class TorchModel(fx.GraphModule):
     """A ``torch.fx.GraphModule`` that knows which ONNX node each of its fx nodes is; copies of it know it too."""
+
+    def recompile(self) -> PythonCode:
+        """Write the source of ``forward`` anew; torch would keep every source that it ever wrote, for tracebacks."""
+        written = super().recompile()
+        forward = type(self).forward  # torch makes a class of each module
+        weakref.finalize(forward, _forget_source, forward.__code__.co_filename).atexit = False
+        return written
 
     @property
     def onnx_nodes(self) -> dict[str, str]:
@@ -69,6 +80,12 @@ class TorchModel(fx.GraphModule):
             if node.meta.get("onnx_node") == onnx_node:
                 return self.get_submodule(str(node.target))
         raise KeyError(onnx_node)
+
+
+def _forget_source(name: str) -> None:
+    """Drop the source that torch.fx keeps under that name: the function made of it is gone."""
+    linecache.cache.pop(name, None)
+    graph_module._loader.eval_cache.pop(name, None)  # noqa: SLF001 - torch itself never removes one
 
 
 def to_torch(model: onnx.ModelProto | ir.Model | str | Path) -> TorchModel:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import importlib
+import linecache
 import subprocess
 import sys
 from typing import ClassVar
@@ -17,6 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from torch.fx import graph_module
 
 from mrecg_onnx.converters import check_parity, check_writable, load_model, normalize, save_model, to_torch
 from mrecg_onnx.converters.errors import ConversionError, DataError, ExportError, ModelError
@@ -25,6 +28,7 @@ from mrecg_onnx.converters.parity import all_finite, relative_error, run_onnx
 from mrecg_onnx.converters.passes.gemm import split_matmul_bias
 
 OPSETS = range(7, 26)
+RELU = "g (float[n, 2] x) => (float[n, 2] y) { y = Relu(x) }"
 
 
 @pytest.fixture(autouse=True)
@@ -201,6 +205,35 @@ class TestWholeNetwork:
             node.name = ""
         assert_same(model)
         assert "Conv_c1" in to_torch(model).onnx_nodes.values()
+
+
+class TestGeneratedSource:
+    """torch.fx keeps the source of every module that it generates, megabytes for a large network; ours goes with the module."""
+
+    @staticmethod
+    def kept() -> set[str]:
+        gc.collect()
+        return {*linecache.cache, *graph_module._loader.eval_cache}
+
+    def test_is_kept_while_a_module_or_a_copy_lives(self):
+        before = self.kept()
+        module = to_torch(make(RELU))
+        other = copy.deepcopy(module)
+        name = module.forward.__code__.co_filename
+        assert "def forward" in "".join(linecache.getlines(name))  # what a traceback shows
+        assert self.kept() - before == {name, other.forward.__code__.co_filename}
+        del module
+        assert self.kept() - before == {other.forward.__code__.co_filename}
+        del other
+        assert self.kept() == before
+
+    def test_goes_when_it_is_written_anew(self):
+        module = to_torch(make(RELU))
+        before = self.kept()
+        for _ in range(3):
+            module.recompile()
+        assert len(self.kept()) == len(before)
+        assert torch.equal(module(torch.tensor([[-1.0, 2.0]])), torch.tensor([[0.0, 2.0]]))
 
 
 class TestRaisingTheOpset:

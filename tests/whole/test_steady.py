@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import linecache
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +78,24 @@ def test_threads_files_and_descriptors_stay_as_many(here):
     for number in range(5):
         here.run(number)
         assert here.held() == before
+
+
+def test_objects_stay_as_many(here):
+    def objects() -> Counter[str]:
+        gc.collect()
+        return Counter(f"{type(one)}" for one in gc.get_objects())
+
+    def sources() -> set[str]:
+        return {name for name in linecache.cache if name.startswith("<")}
+
+    for _ in range(2):
+        here.run(0)
+    before, texts = objects(), sources()
+    for _ in range(5):
+        here.run(0)
+    grown = {kind: more for kind, more in (objects() - before).items() if more >= 5}
+    assert not grown, "one or more a run"
+    assert sources() == texts
 
 
 @pytest.mark.slow
