@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, external_data_helper
 
 from mrecg_onnx.converters.errors import ModelError
@@ -18,7 +19,7 @@ from mrecg_onnx.converters.wellformed import bytes_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["external_tensors", "load_external", "require_external"]
+__all__ = ["external_files", "external_tensors", "load_external", "require_external"]
 
 # Longer numbers are none: no file has so many bytes.
 _MOST_DIGITS = 18
@@ -69,6 +70,18 @@ def require_external(outside: Iterable[TensorProto], folder: Path, where: str) -
 def external_tensors(model: ModelProto) -> list[TensorProto]:
     """Tensors of ``model`` that are kept outside the file."""
     return [tensor for _, tensor in tensors(model) if external_data_helper.uses_external_data(tensor)]
+
+
+def external_files(path: Path) -> list[Path]:
+    """Files in which the model at ``path`` says that its tensors lie; none where it is no model that can be read."""
+    try:
+        if not path.is_file():
+            return []
+        outside = external_tensors(ModelProto.FromString(path.read_bytes()))
+    except (OSError, DecodeError):  # who reads it for its own sake says so
+        return []
+    found = {entry.value for tensor in outside for entry in tensor.external_data if entry.key == "location"}
+    return [path.parent / location for location in sorted(found) if "\0" not in location]
 
 
 def load_external(model: ModelProto, folder: Path, where: str) -> None:

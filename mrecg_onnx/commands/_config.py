@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from mrecg_onnx import __version__
+from mrecg_onnx.commands._console import FORCE, asked
+from mrecg_onnx.commands._files import CONFIG
 from mrecg_onnx.commands._sections import RUN, Steps, option
 from mrecg_onnx.converters.errors import ExportError
 from mrecg_onnx.converters.files import require_regular, write_whole
 
 __all__ = ["config_beside", "config_option", "resolved", "write_config"]
 
-#: Where a command's context keeps the file that it was given.
-GIVEN = "mrecg_onnx.config"
 #: What no file may ask for: files that name files of options, and writing over results.
 _NEVER = frozenset({"config", "help", "force"})
 #: What decides where and how a run tells of its result, and not what it makes.
@@ -46,7 +47,7 @@ def _read(ctx: click.Context, _parameter: click.Parameter, file: Path | None) ->
             raise click.UsageError(f"--config {file}: '{written}' is no option of {ctx.command.name}{hint}")
         found[known[name].name or ""] = _checked(ctx, file, written, known[name], value)
     ctx.default_map = {**(ctx.default_map or {}), **found}
-    ctx.meta[GIVEN] = file
+    ctx.meta[CONFIG] = file
 
 
 def _parsed(file: Path) -> dict[str, Any]:
@@ -105,10 +106,30 @@ config_option = option(
 
 
 def config_beside(ctx: click.Context, result: Path) -> Path | None:
-    """Where the options that ``result`` is made with are written; None where they come from that very file."""
+    """Where the options that ``result`` is made with are written; None where they come from that very file.
+
+    Raises:
+        click.UsageError: that file says other options than the command line, and may not be written over.
+    """
     path = result.with_suffix(".toml")
-    given = ctx.meta.get(GIVEN)
-    return None if given is not None and given.resolve() == path.resolve() else path
+    given = ctx.meta.get(CONFIG)
+    if given is None or given.resolve() != path.resolve():
+        return path
+    changed = [
+        _key(parameter)
+        for parameter in ctx.command.params
+        if isinstance(parameter, click.Option)
+        and _key(parameter) not in _NOT_THE_RESULT
+        and ctx.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+    ]
+    if not changed:
+        return None
+    if not asked(FORCE):
+        raise click.UsageError(
+            f"--config {given} would stay beside {result} and not say --{changed[0]}: name another --output, write it into "
+            "the file, or --force the file to be written anew"
+        )
+    return path
 
 
 def resolved(ctx: click.Context, arguments: str) -> str:

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from mrecg_onnx.commands._config import config_beside, resolved, write_config
 from mrecg_onnx.commands._console import VERBOSE, asked, say, show, warn
 from mrecg_onnx.commands._errors import guarded
-from mrecg_onnx.commands._files import check_new, check_writes, write_json
+from mrecg_onnx.commands._files import CONFIG, check_new, check_writes, write_json
 from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._names import Names
 from mrecg_onnx.commands._options import (
@@ -148,8 +148,15 @@ def _check_paths(model: Path, out: Path, json_file: Path | None, report_file: Pa
     for option, path, others in (*files, ("the file of options", config, [out])):
         if path is not None and path.resolve() in {other.resolve() for other in others if other is not None}:
             raise SettingsError(f"{option} {path} is an output file: choose another file")
+    given = click.get_current_context().meta.get(CONFIG)
+    anew = given is not None and config is not None and given.resolve() == config.resolve()  # with --force
     check_writes(
-        {"--output": out, "--json": json_file, "--report": report_file, "the file of options": config},
+        {
+            "--output": out,
+            "--json": json_file,
+            "--report": report_file,
+            "the file of options": None if anew else config,
+        },
         [model],
         "the model itself",
     )

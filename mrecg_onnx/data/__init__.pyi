@@ -1,4 +1,5 @@
 from .dataset import Dataset, check_lost
+from .folders import ARRAY_SUFFIXES, IMAGE_SUFFIXES
 from .inputs import InputSpec
 from .labels import NO_LABELS, check_classes
 from .opening import ZEROQ, holds_images, open_calibration, open_validation
@@ -7,9 +8,11 @@ from .profiles import PreprocessField, beside, for_images, profile, require_numb
 from .settings import DataSettings
 
 __all__ = [
+    "ARRAY_SUFFIXES",
     "COLORS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "IMAGE_SUFFIXES",
     "INTERPOLATIONS",
     "LAYOUTS",
     "NO_LABELS",
