@@ -189,6 +189,7 @@ def test_one_corrupt_image_is_skipped_and_counted_but_not_two(here: Path) -> Non
     assert "23 calibration images, 1 skipped" in result.stdout
     assert "images/3/3.png" in result.stdout
     (here / "out.onnx").unlink()
+    (here / "out.toml").unlink()
     (here / "images" / "4" / "4.png").write_bytes(b"nothing")
     fails(*arguments, says=("5%", "images/3/3.png", "images/4/4.png"))
 
