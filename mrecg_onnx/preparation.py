@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
@@ -30,7 +29,7 @@ from mrecg_onnx.converters.deadline import limit_runs
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.save import digest
 from mrecg_onnx.data import ZEROQ, Dataset, InputSpec, for_images, holds_images, open_calibration, require_numbers
-from mrecg_onnx.learning import Lapq, minimise_steps
+from mrecg_onnx.learning import Fitting, Lapq, minimise_steps
 from mrecg_onnx.machine import NOTHING_KEPT, Kept, Run, Workers, pick_device
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.network import Network, Simulation, State, bridged, rebridged
@@ -40,6 +39,7 @@ from mrecg_onnx.planning import (
     Plan,
     editable_graph,
     fallbacks,
+    graph_inputs,
     load_planned,
     make_plan,
     named,
@@ -64,7 +64,7 @@ from mrecg_onnx.rewriting import (
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets import load_target
 
-__all__ = ["Calibrated", "Prepared", "calibrate", "calibrated", "graph_inputs", "prepare", "search_grids"]
+__all__ = ["Calibrated", "Prepared", "calibrate", "calibrated", "prepare", "search_grids"]
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ def prepare(
     Raises:
         MrecgError: the model, the images or the settings do not do; the subclass says which.
     """
-    device, clock, workers = pick_device(settings.device), run.clock, run.workers
+    device, workers = pick_device(settings.device), run.workers
     if settings.batch_size % workers.size:
         raise SettingsError(
             f"--batch-size {settings.batch_size} cannot be divided among {workers.size} processes: use a multiple"
@@ -178,7 +178,8 @@ def prepare(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     limit_runs(settings.timeout)
-    with clock.stage("load"):
+    with run.stage("load"):
+        run.require_file(model)
         original, graph, plan = load_planned(model, settings)
         _require_gradients(graph, settings)
         inputs = graph_inputs(graph)
@@ -188,15 +189,18 @@ def prepare(
     settings = dataclasses.replace(
         settings, samples=settings.samples or (IMAGES if made else SAMPLES), range_samples=settings.range_images
     )
+    fitting = Fitting(run, settings, made)
+    fitting.require(graph, plan, inputs)
     if made:
-        with clock.stage(ZEROQ):
+        with run.stage(ZEROQ):
             calib = make_images(original, inputs, settings, device, workers=workers, report=run.report, keep=run.folder)
-    with clock.stage("load"):
+    with run.stage("load"):
         dataset = _open(calib, inputs, settings)
         if dataset.preprocess is None and holds_images(measured_on):
             require_numbers(
                 settings.preprocess, inputs, f"{measured_on} holds images, and the model is calibrated on arrays"
             )
+        fitting.require(graph, plan, inputs, dataset)
         arrays = dataset.load(HEAD)
         data = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if len(next(iter(data.values()))) < 2:
@@ -225,6 +229,7 @@ def prepare(
                 value.meta[WHOLE_BATCH] = True
             if mixed or graph is not loaded:
                 plan = make_plan(graph, settings)
+        fitting.require_tensors(graph, plan, network, data)
 
     def rebuilt() -> Network:
         return rebridged(original, graph, few, network)[0]
@@ -233,13 +238,13 @@ def prepare(
     if min(settings.range_images, len(dataset)) > HEAD:
         ready.ranging = dataset
     if settings.equalize == "auto" and plan.activations:
-        with clock.stage("equalize"):
+        with run.stage("equalize"):
             _equalize(ready, rebuilt, workers)
     if settings.absorb == "auto" and plan.activations:
-        with clock.stage("absorb"):
+        with run.stage("absorb"):
             _absorb(ready, rebuilt, workers)
     if METHODS[settings.method].allocate and settings.channel_bits == "auto" and plan.activations:
-        with clock.stage("allocate"):
+        with run.stage("allocate"):
             _widen_channels(ready, rebuilt, workers)
     return ready
 
@@ -307,16 +312,6 @@ def _open(calib: str | Path | Dataset, inputs: list[InputSpec], settings: Settin
     if isinstance(calib, Dataset):
         return calib
     return open_calibration(calib, inputs, settings.preprocess, samples=settings.samples, seed=settings.seed)
-
-
-def graph_inputs(model: ir.Model) -> list[InputSpec]:
-    """What the graph wants to be fed."""
-    specs = []
-    for value in model.graph.inputs:
-        shape = tuple(d if isinstance(d, int) else None for d in value.shape) if value.shape is not None else ()
-        dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
-        specs.append(InputSpec(value.name or "", shape, np.dtype(dtype)))
-    return specs
 
 
 def search_grids(

@@ -14,6 +14,7 @@ from torch import Tensor
 from mrecg_onnx.checking.outputs import Arrays
 from mrecg_onnx.checking.tracing import Run
 from mrecg_onnx.converters.save import openable
+from mrecg_onnx.machine import give_back
 from mrecg_onnx.network import Simulation, forward_batches
 from mrecg_onnx.progress import tell
 from mrecg_onnx.runtimes import Level, installed, open_session, open_with, run_padded
@@ -52,6 +53,8 @@ def run_file(model: onnx.ModelProto, level: Level, data: Mapping[str, Tensor], b
         for name, value in run_padded(session, feeds).items():
             parts.setdefault(name, []).append(value)
         tell(min(count, start + batch_size), count, "images in the file")
+    del session
+    give_back()  # its arena: what comes next needs the room
     return {name: np.concatenate(rows) for name, rows in parts.items()}
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ArrayDataset"]
 
-#: Part of the memory for reading that members of archives may stay in.
+#: Part of the memory for reading that members of archives may stay in, and of their rows that is worth it.
 HOLDING = 4
 
 
@@ -34,7 +34,7 @@ class ArrayDataset(Dataset):
     def __init__(self, inputs: Sequence[InputSpec], paths: Sequence[Path], samples: int | None, seed: int) -> None:
         super().__init__(inputs)
         self._paths = list(paths)
-        self._hold = HELD
+        self._hold, self._most = HELD, False
         self._held: tuple[int, dict[str, RowReader]] | None = None
         first = self._arrays(0)
         self._row_shapes = {name: array.shape[1:] for name, array in first.items()}
@@ -50,6 +50,7 @@ class ArrayDataset(Dataset):
             rows.append(next(iter(arrays.values())).shape[0])
         self._ends = np.cumsum(rows)
         self._chosen = pick(int(self._ends[-1]), samples, seed)
+        self._most = len(self._chosen) * HOLDING >= int(self._ends[-1])
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -100,7 +101,7 @@ class ArrayDataset(Dataset):
             self._held = None  # what it holds goes before more comes
             arrays = _open_arrays(self._paths[number], self.inputs)
             for array in arrays.values():
-                array.hold = self._hold
+                array.hold = self._hold if self._most else min(self._hold, HELD)
             self._held = number, arrays
         return self._held[1]
 

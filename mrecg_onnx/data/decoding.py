@@ -32,12 +32,15 @@ _COEFFICIENTS = 6
 ORIENTATION, SIDEWAYS = 0x0112, 5
 
 
-def decoding_bytes(image: Image.Image, *, full: tuple[int, int] | None = None) -> int:
+def decoding_bytes(
+    image: Image.Image, *, full: tuple[int, int] | None = None, resized: tuple[int, int] | None = None
+) -> int:
     """The most memory that decoding an open image and turning it into 8 bits takes, about.
 
     Args:
         image: just opened, nothing decoded.
         full: its size before it was asked for at a part of it (JPEG).
+        resized: what it is resized to, columns first.
     """
     pixels = image.width * image.height
     stored = _STORED.get(image.mode, 4)
@@ -47,6 +50,8 @@ def decoding_bytes(image: Image.Image, *, full: tuple[int, int] | None = None) -
     if orientation(image) != 1:
         turned = max(turned, stored)
     needed = _SMALL + pixels * (stored + turned + _BESIDE.get(image.format or "", 0))
+    if resized is not None:
+        needed += max(stored, turned) * resized[0] * (resized[1] + image.height)
     if image.info.get("progressive") or image.info.get("progression"):
         width, height = full or image.size
         needed += width * height * _COEFFICIENTS

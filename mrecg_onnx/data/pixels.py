@@ -67,7 +67,10 @@ def _opened(path: Path, preprocess: Preprocess) -> Iterator[tuple[Image.Image, t
             full = opened.size
             if full[0] * full[1] > DRAFTED_PIXELS and opened.format in {"JPEG", "MPO"}:
                 _draft(opened, preprocess)
-            yield opened, full, decoding_bytes(opened, full=full)
+            resized = _resized(*opened.size, preprocess)
+            if resized != opened.size:
+                _check_resized(opened, resized)
+            yield opened, full, decoding_bytes(opened, full=full, resized=resized)
     except (UnreadableError, MemoryError):
         raise
     except UnidentifiedImageError as error:
@@ -155,11 +158,15 @@ def fit(image: Image.Image, preprocess: Preprocess) -> Image.Image:
         return image
     size = _resized(image.width, image.height, preprocess)
     if size != image.size:
-        if size[0] * size[1] > _MAX_RESIZED_PIXELS:
-            raise UnreadableError(f"too long and thin to resize: {image.width}x{image.height} pixels")
+        _check_resized(image, size)
         image = image.resize(size, INTERPOLATIONS[preprocess.interpolation or "bilinear"])
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)  # torchvision's rounding
     return image.crop((left, top, left + width, top + height))
+
+
+def _check_resized(image: Image.Image, size: tuple[int, int]) -> None:
+    if size[0] * size[1] > _MAX_RESIZED_PIXELS:
+        raise UnreadableError(f"too long and thin to resize: {image.width}x{image.height} pixels")
 
 
 def _resized(width: int, height: int, preprocess: Preprocess) -> tuple[int, int]:

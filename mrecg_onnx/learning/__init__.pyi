@@ -1,6 +1,7 @@
 from .bitsplit import split_unit
 from .checkpoint import Checkpoint
 from .descent import Descent, Group
+from .held import Fitting
 from .lapq import Lapq, minimise_steps
 from .learner import Learner
 from .masks import Masks
@@ -14,6 +15,7 @@ from .training_pass import TrainingPass
 __all__ = [
     "Checkpoint",
     "Descent",
+    "Fitting",
     "Group",
     "Inputs",
     "Lapq",

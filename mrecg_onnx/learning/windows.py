@@ -16,14 +16,9 @@ from torch import Tensor
 
 from mrecg_onnx.machine import Region
 from mrecg_onnx.network import Step
+from mrecg_onnx.planning import LOCAL_OPS, POINTWISE_OPS
 
 __all__ = ["Window", "WindowPlan", "plan_windows"]
-
-_POINTWISE = frozenset({
-    "Add", "Clip", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Min", "Mish", "Mul", "PRelu",
-    "Relu", "Selu", "Sigmoid", "Softplus", "Sub", "Tanh",
-})  # fmt: skip
-_LOCAL = frozenset({"Conv", "MaxPool", "AveragePool"})
 
 
 @dataclass(frozen=True)
@@ -139,7 +134,7 @@ def plan_windows(
         if len(strides) != 1:
             return None
         stride, spoiled = strides.pop(), max(reach[n].spoiled for n in known)
-        if step.op in _LOCAL:
+        if step.op in LOCAL_OPS:
             example = torch.empty(shapes[known[0]], device="meta")
             geometry = _kernel(step.module, step.op, example)
             if geometry is None:
@@ -147,7 +142,7 @@ def plan_windows(
             kernel, step_stride, dilation = geometry
             spoiled = math.ceil((spoiled + (kernel - 1) * dilation) / step_stride)
             stride *= step_stride
-        elif step.op not in _POINTWISE or len({shapes[n][2:] for n in (*known, *step.outputs)}) != 1:
+        elif step.op not in POINTWISE_OPS or len({shapes[n][2:] for n in (*known, *step.outputs)}) != 1:
             return None
         elif any(set(shapes.get(n, (0,))[-2:]) - {1} for n in step.arguments if n is not None and n not in reach):
             return None  # a constant that differs from place to place

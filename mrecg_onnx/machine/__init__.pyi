@@ -3,6 +3,7 @@ from .cache import Pool, Region, Store, channels_last, give_back
 from .device import full_precision, pick_device
 from .kept import NOTHING_KEPT, Kept, short_digest
 from .lock import locked
+from .needs import Needs
 from .parallel import ALONE, Workers, is_first, joined, local_rank, world_size
 from .recording import Batch, Iterations
 from .run import Run, open_run
@@ -16,6 +17,7 @@ __all__ = [
     "Iterations",
     "Kept",
     "MachineSettings",
+    "Needs",
     "Pool",
     "Region",
     "Run",

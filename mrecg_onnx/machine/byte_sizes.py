@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from mrecg_onnx.converters.errors import SettingsError
@@ -25,7 +26,7 @@ def parse_byte_size(option: str, text: str) -> int:
         SettingsError: it is no size.
     """
     match = _WRITTEN.match(text.strip())
-    if match is None:
+    if match is None or not math.isfinite(float(match[1])):
         raise SettingsError(f"{option} {quoted(text)}: expected a size such as 2GB or 1.8MB")
     return int(float(match[1]) * _bytes_of(f"{match[2].upper()}{match[3]}B"))
 

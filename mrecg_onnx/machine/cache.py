@@ -36,6 +36,8 @@ PEAK = 10
 GPU_SHARE = 0.6
 #: Bytes from which the system gives a block of its own (the most that glibc takes), and bytes that are kept when they are freed.
 KEPT_AT_ONCE, KEPT_FREED = 32 << 20, 128 << 20
+#: The same where there is less than so much to stay within, in bytes.
+TIGHT_AT_ONCE, TIGHT_FREED, KEEPING = 1 << 20, 4 << 20, 10**9
 #: Numbers that are written at a time.
 WRITTEN = 1 << 18
 #: glibc's names for them.
@@ -71,8 +73,10 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def keep_freed() -> None:
+def keep_freed(memory: int) -> None:
     """Let the process keep what it frees for what it needs next, up to 128 MB, instead of returning and getting it page by page.
+
+    Of a small ``memory`` to stay within (bytes) nothing is kept: there is none to spare.
 
     The system clears every page that it hands out: half a second in five for the tensors of a network that are larger than the
     processor's cache. glibc does this for up to 64 MB by itself, less at first; whoever has set it otherwise is left alone.
@@ -81,8 +85,9 @@ def keep_freed() -> None:
         return
     with contextlib.suppress(OSError, AttributeError):  # another C library
         library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_THRESHOLD, KEPT_AT_ONCE)
-        library.mallopt(_M_TRIM_THRESHOLD, KEPT_FREED)
+        tight = memory < KEEPING
+        library.mallopt(_M_MMAP_THRESHOLD, TIGHT_AT_ONCE if tight else KEPT_AT_ONCE)
+        library.mallopt(_M_TRIM_THRESHOLD, TIGHT_FREED if tight else KEPT_FREED)
 
 
 def channels_last(device: torch.device) -> bool:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 import psutil
 
+from mrecg_onnx.data import Dataset
 from mrecg_onnx.machine.cache import default_memory, give_back, keep_freed
 from mrecg_onnx.machine.device import pick_device
 from mrecg_onnx.machine.lock import locked
+from mrecg_onnx.machine.needs import Needs, refuse_file
 from mrecg_onnx.machine.parallel import ALONE, Workers, joined, local_size
 from mrecg_onnx.progress import Clock, Report
 
@@ -34,21 +36,26 @@ class Run:
         clock: wall time by stage; tells the user where the job is.
         memory: bytes that this process should stay within.
         folder: where finished units are kept, None if they are not.
+        asked: somebody asked for that ``memory``: what cannot be done in it is refused.
     """
 
     workers: Workers = ALONE
     clock: Clock = field(default_factory=Clock)
     memory: int = 0
     folder: Path | None = None
+    asked: bool = False
 
     @property
     def report(self) -> Report | None:
         """Called as the work proceeds."""
         return self.clock.report
 
-    def stage(self, name: str) -> AbstractContextManager[None]:
-        """Count the time of a block under ``name``, and say that it begins."""
-        return self.clock.stage(name)
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time of a block under ``name``, and say that it begins; what the one before freed is given back."""
+        give_back()
+        with self.clock.stage(name):
+            yield
 
     def once(self, make: Callable[[], T]) -> T:
         """What ``make`` returns in the first process, in all of them (:meth:`Workers.once`)."""
@@ -57,6 +64,23 @@ class Run:
     def part(self, name: str) -> Run:
         """The same run with a folder of its own for what ``name`` finishes."""
         return self if self.folder is None else replace(self, folder=self.folder / name)
+
+    def settle(self, needs: Needs, dataset: Dataset | None = None) -> None:
+        """Refuse a memory that was asked for and does not do; with ``dataset`` the reading of images gets its part.
+
+        Raises:
+            SettingsError: the least that works is named.
+        """
+        needs.settle(self.memory, dataset, asked=self.asked)
+
+    def require_file(self, model: object) -> None:
+        """Refuse a memory that was asked for and does not hold ``model``, where that is a file, before it is read.
+
+        Raises:
+            SettingsError: the least that works is named.
+        """
+        if self.asked and isinstance(model, str | Path) and Path(model).is_file():
+            refuse_file(self.memory, Path(model).stat().st_size)
 
     def cache_budget(self) -> int:
         """Bytes that are left for cached activations beside what the process holds and the loop needs."""
@@ -83,10 +107,11 @@ def open_run(
         DataError: another run uses the folder.
         WorkerError: the other processes cannot be reached.
     """
-    keep_freed()
+    asked = memory is not None
     memory = memory or default_memory() // local_size()
+    keep_freed(memory)
     with joined(pick_device(device).type) as workers, ExitStack() as held:
         if folder is not None:
             workers.once(lambda: held.enter_context(locked(Path(folder), f"--checkpoint {folder}")))
         clock = Clock(report if workers.first else None)
-        yield Run(workers, clock, memory, Path(folder) if folder is not None else None)
+        yield Run(workers, clock, memory, Path(folder) if folder is not None else None, asked)

@@ -18,7 +18,8 @@ from .activations import (
     weight_index,
 )
 from .fallback import fallbacks
-from .graph import editable_graph, load_planned, named
+from .footprints import LOCAL_OPS, POINTWISE_OPS, Footprint, footprint
+from .graph import editable_graph, graph_inputs, load_planned, named
 from .make import make_plan, merge_by
 from .placement import place
 from .plan import BYSTANDER_BITS, ActivationPlan, LayerPlan, Plan, UnitPlan
@@ -30,6 +31,8 @@ __all__ = [
     "CLAMPS",
     "FLOAT_ONLY",
     "FLOAT_RESULT",
+    "LOCAL_OPS",
+    "POINTWISE_OPS",
     "PRESERVING_OPS",
     "WEIGHTED_OPS",
     "WHOLE_BATCH",
@@ -37,6 +40,7 @@ __all__ = [
     "BitRule",
     "BitSettings",
     "BudgetSettings",
+    "Footprint",
     "LayerPlan",
     "MergeSettings",
     "Plan",
@@ -49,6 +53,8 @@ __all__ = [
     "constant",
     "editable_graph",
     "fallbacks",
+    "footprint",
+    "graph_inputs",
     "is_activation",
     "is_clamp",
     "is_preserving",

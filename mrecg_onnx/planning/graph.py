@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -15,6 +16,7 @@ from mrecg_onnx.converters.errors import ConversionError, ModelError
 from mrecg_onnx.converters.normalize import in_float32
 from mrecg_onnx.converters.passes.opset import lower_opset, raise_opset, require_raisable
 from mrecg_onnx.converters.versions import require_known_versions, runtime_versions
+from mrecg_onnx.data import InputSpec
 from mrecg_onnx.planning.branches import branch_narrow_reads
 from mrecg_onnx.planning.fallback import mark_fallbacks
 from mrecg_onnx.planning.make import make_plan
@@ -22,7 +24,7 @@ from mrecg_onnx.planning.plan import BYSTANDER_BITS, WIDE_BITS, Plan
 from mrecg_onnx.planning.settings import PlanSettings
 from mrecg_onnx.targets import LOW_BIT_OPSET, load_target
 
-__all__ = ["editable_graph", "load_planned", "named"]
+__all__ = ["editable_graph", "graph_inputs", "load_planned", "named"]
 
 logger = logging.getLogger(__name__)
 
@@ -132,3 +134,13 @@ def _fit_opset(graph: ir.Model, settings: PlanSettings) -> None:
     raise_opset(graph, low)
     if graph.opset_imports.get("", 0) < opset:
         logger.info("opset %d is written as %d, the newest that target %s takes", opset, high, rules.name)
+
+
+def graph_inputs(model: ir.Model) -> list[InputSpec]:
+    """What the graph wants to be fed."""
+    specs = []
+    for value in model.graph.inputs:
+        shape = tuple(d if isinstance(d, int) else None for d in value.shape) if value.shape is not None else ()
+        dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
+        specs.append(InputSpec(value.name or "", shape, np.dtype(dtype)))
+    return specs

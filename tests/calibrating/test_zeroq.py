@@ -24,7 +24,7 @@ from mrecg_onnx.data import Preprocess
 from mrecg_onnx.machine import parallel
 from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.network.steps import Network
-from mrecg_onnx.preparation import graph_inputs
+from mrecg_onnx.planning import graph_inputs
 from mrecg_onnx.progress import Progress
 from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.runtimes import open_session, run_padded

@@ -87,6 +87,11 @@ def test_a_quarter_of_the_memory_holds_members(tmp_path: Path, monkeypatch: pyte
     read = array_files.RowReader._read
     whole: list[int] = []
     monkeypatch.setattr(array_files.RowReader, "_read", lambda self, rows: whole.append(len(rows)) or read(self, rows))
+    monkeypatch.setattr("mrecg_onnx.data.arrays.HELD", 0)
+    few = open_calibration(tmp_path / "a.npz", [spec(None, 3, 4, 4)], RAW, samples=1)
+    few.decode_within(1 << 30)
+    few.batch([0])
+    assert whole == [1]  # not worth it
     for most, times in ((4 * array.nbytes, [8]), (4 * array.nbytes - 1, [1, 1])):
         whole.clear()
         data.decode_within(most)

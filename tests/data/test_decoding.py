@@ -83,7 +83,7 @@ def test_a_huge_jpeg_is_decoded_at_a_part_of_its_size(
     np.testing.assert_array_equal(whole, as_pillow_does(tmp_path / "a.jpg"))
     decoded = []
     monkeypatch.setattr(pixels, "DRAFTED_PIXELS", 700 * 900 - 1)
-    monkeypatch.setattr(pixels, "decoding_bytes", lambda image, full: decoded.append(image.size) or 0)
+    monkeypatch.setattr(pixels, "decoding_bytes", lambda image, **_: decoded.append(image.size) or 0)
     drafted = pixels_of(tmp_path / "a.jpg", size=(32, 32), preprocess=TO_32)
     assert decoded == [(113, 88)]  # an eighth: 64 pixels of the shorter side are wanted
     assert 0 < np.abs(drafted - whole).max() < 8
@@ -120,6 +120,12 @@ def test_a_progressive_jpeg_keeps_its_coefficients(tmp_path: Path) -> None:
         assert decoding_bytes(kept, full=(100, 70)) - decoding_bytes(plain) == 100 * 70 * 6
 
 
+def test_what_a_strip_is_resized_to_counts(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1000)).save(tmp_path / "a.png")
+    needed, _ = pixels.needed_bytes(tmp_path / "a.png", TO_32.resolve(spec(None, 3, 32, 32)))
+    assert needed > 4 * 32 * 32_000
+
+
 def test_more_pixels_than_pillow_decodes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000_000)
     Image.new("1", (11_000, 11_000)).save(tmp_path / "a.png")
@@ -139,7 +145,7 @@ def test_what_the_largest_image_takes_is_known_before_any_is_decoded(
     data = open_calibration(tmp_path, [spec(None, 3, 4, 4)], RAW)
     monkeypatch.setattr(images, "read_pixels", None)
     needed, name = data.decode_within(1 << 30)
-    assert needed == decoding_bytes(Image.new("RGB", (200, 100)))
+    assert needed == decoding_bytes(Image.new("RGB", (200, 100)), resized=(10, 5))
     assert name.endswith("b.png of 200x100 pixels")
 
 

@@ -22,8 +22,7 @@ from mrecg_onnx.finishing.whole_network import WholePass, slices, training_bytes
 from mrecg_onnx.learning import Masks, Trainable
 from mrecg_onnx.machine import Run
 from mrecg_onnx.measures import OutputScales, output_sums, task_loss
-from mrecg_onnx.planning import UnitPlan
-from mrecg_onnx.preparation import graph_inputs
+from mrecg_onnx.planning import UnitPlan, graph_inputs
 from mrecg_onnx.quantizers import LatentRounding
 
 LOW = {"wbits": 2, "abits": 4, "first_last_bits": 4, "equalize": "off", "ranges": "mse"}

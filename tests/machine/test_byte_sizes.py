@@ -37,3 +37,8 @@ def test_sizes_are_read_as_people_write_them(text: str, count: int) -> None:
 def test_what_is_no_size_names_the_option(text: str) -> None:
     with pytest.raises(SettingsError, match=f"--memory '{text}': expected a size such as 2GB or 1.8MB"):
         parse_byte_size("--memory", text)
+
+
+def test_a_size_beyond_all_numbers_is_none_and_not_shown_whole() -> None:
+    with pytest.raises(SettingsError, match=f"--memory '{'9' * 40}': expected a size"):
+        parse_byte_size("--memory", "9" * 400 + "TB")

@@ -9,14 +9,14 @@ import sys
 import pytest
 
 from mrecg_onnx.machine import cache
-from mrecg_onnx.machine.cache import KEPT_AT_ONCE, KEPT_FREED, keep_freed
+from mrecg_onnx.machine.cache import KEEPING, KEPT_AT_ONCE, KEPT_FREED, TIGHT_AT_ONCE, TIGHT_FREED, keep_freed
 
 #: Page faults of a hundred times three tensors of 16 MB, made together.
 ROUNDS, PAGES = 100, 3 * (16 << 20) // 4096
 FAULTS = f"""
 import resource, torch
 from mrecg_onnx.machine.cache import keep_freed
-keep_freed()
+keep_freed(1 << 32)
 count = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 three = lambda: (torch.ones(1 << 22), torch.ones(1 << 22), torch.ones(1 << 22))
 three(), three()
@@ -45,19 +45,24 @@ def library(monkeypatch) -> Library:
 
 
 def test_both_limits_are_set(library):
-    keep_freed()
+    keep_freed(1 << 32)
     assert library.told == [(-3, KEPT_AT_ONCE), (-1, KEPT_FREED)]
+
+
+def test_little_is_kept_of_little(library):
+    keep_freed(KEEPING - 1)
+    assert library.told == [(-3, TIGHT_AT_ONCE), (-1, TIGHT_FREED)]
 
 
 def test_who_has_set_them_is_left_alone(library, monkeypatch):
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000")
-    keep_freed()
+    keep_freed(1 << 32)
     assert not library.told
 
 
 def test_another_library_of_c_is_no_error(library, monkeypatch):
     monkeypatch.delattr(Library, "mallopt")
-    keep_freed()
+    keep_freed(1 << 32)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library")
