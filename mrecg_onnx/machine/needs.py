@@ -85,7 +85,7 @@ def refuse_file(memory: int, size: int) -> None:
     """
     held = psutil.Process().memory_info().rss
     least = held + FIRST_USE + READING * size
-    if least > memory:
+    if least > memory and READING * size > FIRST_USE:  # a small one is read: then the least that works is known
         raise SettingsError(
             f"--memory {byte_size(memory, 'MB', 0)} cannot be kept: Python, its libraries and the model alone take "
             f"{_rounded(least)}"
