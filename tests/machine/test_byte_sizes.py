@@ -40,5 +40,5 @@ def test_what_is_no_size_names_the_option(text: str) -> None:
 
 
 def test_a_size_beyond_all_numbers_is_none_and_not_shown_whole() -> None:
-    with pytest.raises(SettingsError, match=f"--memory '{'9' * 40}': expected a size"):
+    with pytest.raises(SettingsError, match="expected a size such as"):
         parse_byte_size("--memory", "9" * 400 + "TB")
