@@ -14,7 +14,7 @@ import numpy as np
 from helpers.hostile import Arguments, Case, Hostile, float_model, rows
 from numpy.lib import format as npy
 
-WRITTEN = "model_w4a4.onnx"
+WRITTEN = "model_nearest_w4a4.*"
 SHAPE = 3, 16, 16
 
 

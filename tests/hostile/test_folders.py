@@ -9,7 +9,7 @@ from pathlib import Path
 from helpers.hostile import Arguments, Case, Hostile, model_and_images, rows
 
 QUANTIZE = "quantize", "model.onnx", "--calib", "images", "--method", "nearest", "--threads", "1"
-WRITTEN = "model_w4a4.onnx"
+WRITTEN = "model_nearest_w4a4.*"
 
 
 def with_more(add: Callable[[Path], object], *more: str) -> Callable[[Path], Arguments]:

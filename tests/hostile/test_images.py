@@ -15,7 +15,7 @@ from helpers.hostile import Arguments, Case, Hostile, float_model, rows
 from PIL import Image, PngImagePlugin
 
 QUANTIZE = "quantize", "model.onnx", "--calib", "images", "--method", "nearest", "--threads", "1"
-WRITTEN = "model_w4a4.onnx"
+WRITTEN = "model_nearest_w4a4.*"
 SIZE = 40, 30
 
 
