@@ -68,13 +68,16 @@ def footprint(
         mine = [name for name in unit.nodes if name in nodes]
         made = [found for name in mine for found in sizes[name] if found is not None]
         maps = [found[1:] for found in made if len(found) == 3]
-        if not window or not maps or any(nodes[name].op_type not in POINTWISE_OPS | LOCAL_OPS for name in mine):
+        if window == 0 or not maps or any(nodes[name].op_type not in POINTWISE_OPS | LOCAL_OPS for name in mine):
             return sum(_bytes(found) for found in made)
         least = min(maps)  # the window is cut there; a map in front of a stride is read in a larger one
-        sides = {
-            f: [window * a // b + _SPOILED for a, b in zip(f[1:], least, strict=True)] for f in made if len(f) == 3
-        }
-        return sum(_bytes(found, sides.get(found, ())) for found in made)
+
+        def sides(found: tuple[int, ...]) -> list[int]:
+            return (
+                [window * a // b + _SPOILED for a, b in zip(found[1:], least, strict=True)] if len(found) == 3 else []
+            )
+
+        return sum(_bytes(found, sides(found)) for found in made)
 
     units = [learned(unit) for unit in plan.units]
     return Footprint(
@@ -92,7 +95,8 @@ def _sizes(value: ir.Value, shapes: Mapping[str, Sequence[int]]) -> tuple[int, .
     known = [size for size in value.shape[1:] if isinstance(size, int)] if value.shape is not None else None
     if known is not None and value.shape is not None and len(known) == max(0, len(value.shape) - 1):
         return tuple(known)
-    return tuple(shapes[value.name]) if value.name in shapes else None
+    name = value.name or ""
+    return tuple(shapes[name]) if name in shapes else None
 
 
 def _bytes(sizes: tuple[int, ...] | None, most: Sequence[int] = ()) -> int:
