@@ -6,9 +6,12 @@ import ctypes
 import gc
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
-__all__ = ["anonymous", "held", "in_use", "peak", "reset_peak"]
+__all__ = ["anonymous", "caching", "held", "in_use", "peak", "reset_peak"]
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -64,3 +67,15 @@ def reset_peak() -> None:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     _CLEAR.write_text("5")
+
+
+@contextmanager
+def caching(room: bool) -> Iterator[None]:
+    """Runs inside have ``room`` for cached activations, or keep them all in files, as where memory is short."""
+    from mrecg_onnx.machine import Run  # noqa: PLC0415 - light to import
+
+    if room:
+        yield
+        return
+    with mock.patch.object(Run, "cache_budget", return_value=0):
+        yield

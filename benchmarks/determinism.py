@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from _experiment import RESULTS
+from _memory import caching
 from _record import header
 
 from mrecg_onnx.converters.files import write_whole
@@ -51,14 +52,14 @@ REPEATED: dict[str, dict[str, Any]] = {
     "augment crop": {"augment": "crop"},
     "qdrop, loss fisher": {"method": "qdrop", "loss": "fisher"},
     "rounding flexround": {"rounding": "flexround"},
-    "activations cached on disk (memory 1MB)": {"memory": 10**6},
+    "activations cached on disk": {"way": "on disk"},
     "finish with memory 700MB": {"finish": 8, "memory": 7 * 10**8},
     "stopped behind a unit and resumed from its checkpoint": {"method": "mrecg", "way": "resumed"},
     "two processes (torchrun, gloo)": {"way": "together"},
 }  # fmt: skip
 #: The same as another row: what is kept, resumed or spilled is what is computed at once.
 SAME_AS = {
-    "activations cached on disk (memory 1MB)": "method brecq",
+    "activations cached on disk": "method brecq",
     "finish with memory 700MB": "finish",
     "stopped behind a unit and resumed from its checkpoint": "method mrecg",
 }
@@ -95,7 +96,8 @@ def child(job: dict[str, Any]) -> dict[str, list[str]]:
                 more: dict[str, Any] = {"checkpoint": folder} if way == "resumed" else {}
                 if way == "resumed":
                     _stopped(model, settings, calib, run % STOPS, more)
-                mrecg_onnx.quantize(model, calib, settings, output=output, **more)
+                with caching(way != "on disk"):
+                    mrecg_onnx.quantize(model, calib, settings, output=output, **more)
             found.setdefault(name, []).append(hashlib.sha256(output.read_bytes()).hexdigest())
         print(name, file=sys.stderr, flush=True)
     return found

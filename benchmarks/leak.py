@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import psutil
 from _experiment import RESULTS
-from _memory import anonymous, in_use
+from _memory import anonymous, caching, in_use
 from _record import by, header
 from scipy import stats
 
@@ -56,12 +56,13 @@ def once(number: int, folder: Path) -> None:
 
     settings = mrecg_onnx.Settings(
         method=METHODS[number % len(METHODS)], iters=3, samples=24, batch_size=16, threads=1, equalize="off", ranges="mse",
-        range_samples=8, lapq_evaluations=10, lapq_images=8, memory=10**6 if number % 2 else None,
+        range_samples=8, lapq_evaluations=10, lapq_images=8,
     )  # fmt: skip
     output = folder / "out.onnx"
     with tempfile.TemporaryDirectory(dir=folder) as kept:
         more: dict[str, Any] = {} if number % 3 else {"checkpoint": kept}
-        mrecg_onnx.quantize(SAMPLES / "digits.onnx", SAMPLES / "calib", settings, output=output, **more)
+        with caching(not number % 2):
+            mrecg_onnx.quantize(SAMPLES / "digits.onnx", SAMPLES / "calib", settings, output=output, **more)
     mrecg_onnx.validate(SAMPLES / "digits.onnx", output, SAMPLES / "val", limit=50, threads=1, repeats=0)
     output.unlink()
 

@@ -172,7 +172,7 @@ def test_stopped_within_a_unit_the_unit_starts_again(here, tmp_path, trained):
 
 
 def test_memory_threads_and_device_may_differ(here, trained):
-    again = here.run(replace(QDROP, memory=1, threads=None, device="cpu"), checkpoint=here.kept["qdrop"])
+    again = here.run(replace(QDROP, memory=8 * 10**9, threads=None, device="cpu"), checkpoint=here.kept["qdrop"])
     assert trained == []
     assert again.units == here.whole["qdrop"].units
 

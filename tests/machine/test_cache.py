@@ -14,6 +14,7 @@ import onnx
 import pytest
 import torch
 from helpers.architectures import residual
+from helpers.scarce import COMMAND_LINE, cache_nothing
 from helpers.stages import feeds
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -28,7 +29,6 @@ from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.quantizers import Grid, fake_quantize, quantize_codes
 from mrecg_onnx.settings import Settings
 
-ROOT = Path(__file__).resolve().parents[2]
 #: Half precision rounds to eleven bits.
 HALF = 2.0**-11
 
@@ -352,7 +352,7 @@ def plenty(here) -> QuantizationResult:
     return quantize(here / "model.onnx", here / "calib.npz", Settings(method="qdrop", iters=10, batch_size=8))
 
 
-def test_run_without_memory_spills_everything_and_learns_the_same(here, plenty, monkeypatch):
+def test_run_without_room_for_a_cache_spills_everything_and_learns_the_same(here, plenty, monkeypatch):
     pools = []
 
     def spied(*arguments, **options) -> Pool:
@@ -360,7 +360,8 @@ def test_run_without_memory_spills_everything_and_learns_the_same(here, plenty, 
         return pools[-1]
 
     monkeypatch.setattr(learner, "Pool", spied)
-    chosen = Settings(method="qdrop", iters=10, batch_size=8, memory=1)
+    cache_nothing(monkeypatch)
+    chosen = Settings(method="qdrop", iters=10, batch_size=8)
     scarce = quantize(here / "model.onnx", here / "calib.npz", chosen)
     assert initializers(scarce.model) == initializers(plenty.model)
     assert [u.loss for u in scarce.units] == [u.loss for u in plenty.units]
@@ -371,12 +372,12 @@ def test_run_without_memory_spills_everything_and_learns_the_same(here, plenty, 
     assert (pool.used, pool.spilled) == (0, 0)
 
 
-def test_memory_of_the_command_line(here, plenty, tmp_path):
-    """A process of its own with next to no memory writes the same numbers and leaves nothing behind."""
+def test_little_memory_of_the_command_line(here, plenty, tmp_path):
+    """A process of its own without room for a cache writes the same numbers and leaves nothing behind."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    command = [sys.executable, str(ROOT / "cli.py"), "quantize", str(here / "model.onnx")]
-    options = f"--calib {here / 'calib.npz'} --method qdrop --iters 10 --batch-size 8 --threads 1 --memory 1KB".split()
+    command = [*COMMAND_LINE, "quantize", str(here / "model.onnx")]
+    options = f"--calib {here / 'calib.npz'} --method qdrop --iters 10 --batch-size 8 --threads 1 --memory 2GB".split()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
     done = subprocess.run(
         [*command, *options, "-o", str(tmp_path / "out.onnx")],

@@ -15,6 +15,7 @@ import onnx
 import pytest
 import torch
 from helpers.command_line import classifier, write_images
+from helpers.scarce import cache_nothing
 from helpers.targets import RULES
 
 from mrecg_onnx import Settings, quantize
@@ -83,8 +84,12 @@ def test_device_and_kernels_are_those_that_were_used(here):
     assert here.made(replace(SETTINGS, device="cpu", compile="off")) == here.file
 
 
-@pytest.mark.parametrize("memory", [1, 8 * 10**9])
-def test_memory_is_none_of_the_result(here, memory):
+@pytest.mark.parametrize("cached", [False, True])
+def test_memory_is_none_of_the_result(here, cached, monkeypatch):
+    memory = 8 * 10**9
+    if not cached:
+        memory = 7 * 10**9
+        cache_nothing(monkeypatch)
     assert here.made(replace(SETTINGS, memory=memory)) == here.file
 
 
