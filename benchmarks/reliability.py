@@ -131,9 +131,14 @@ def memory_limits(found: Mapping[str, Any]) -> Iterator[Row]:
 
 def growth(found: Mapping[str, Any]) -> Iterator[Row]:
     """Time of inspect against nodes."""
-    rows = [row for key, row in found.items() if key.startswith("nodes")]
+    rows = list(found["nodes"].values())
     most = max(rows, key=lambda row: (row["nodes"], row["cpu_s"]))
-    yield Row(f"inspect on {most['nodes']:,} nodes", f"{len(rows)} graphs", f"{most['cpu_s']:.1f} CPU s", "growth.py")
+    yield Row(
+        f"inspect on {most['nodes']:,} nodes, imports included",
+        f"{len({row['graph'] for row in rows})} kinds of graph",
+        f"{most['cpu_s']:.1f} CPU s",
+        "growth.py",
+    )
 
 
 SOURCES: dict[str, Callable[[Mapping[str, Any]], Iterator[Row]]] = {
@@ -153,7 +158,7 @@ def measured(name: str) -> bool:
     file = RESULTS / f"{name}.json"
     if not file.exists():
         return False
-    return name != "growth" or any(key.startswith("nodes") for key in json.loads(file.read_text(encoding="utf-8")))
+    return name != "growth" or "nodes" in json.loads(file.read_text(encoding="utf-8"))
 
 
 def page(results: Path = RESULTS) -> str:

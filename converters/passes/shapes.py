@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import onnx
 import onnx_ir as ir
-import onnx_ir.passes.common as ir_passes
 import psutil
 
+from mrecg_onnx.converters.passes.inference import run_inference
 from mrecg_onnx.converters.passes.values import constant, is_standard
 
 if TYPE_CHECKING:
@@ -126,11 +126,10 @@ def _propagate(model: ir.Model) -> None:
     vector said to have 2^40 elements that is added to another. That ends at a bound of memory, and the model is left as it is.
     """
     if _LONG not in model.meta:
-        with _bounded_memory(), _unheard():
-            found = ir_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
-        if found.modified:
-            return
-    if ir_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model).modified:
+        with _bounded_memory():
+            if run_inference(model, data_prop=True):
+                return
+    if run_inference(model, data_prop=False):
         model.meta[_LONG] = True
 
 
@@ -152,17 +151,6 @@ def _bounded_memory() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-@contextmanager
-def _unheard() -> Iterator[None]:
-    """Without the traceback that the pass writes down where it fails: it is tried again."""
-    said = logging.getLogger("onnx_ir.passes.common.shape_inference")
-    before, said.disabled = said.disabled, True
-    try:
-        yield
-    finally:
-        said.disabled = before
 
 
 def _same() -> ir.Function:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from mrecg_onnx.converters.errors import MrecgError
+from mrecg_onnx.converters.garbage import collecting_seldom
 from mrecg_onnx.converters.text import bounded, printable
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def show(*tables: RenderableType) -> None:
     if is_quiet() or asked(TAKEN):
         return
     out = _console(sys.stdout)
-    with _printing():
+    with collecting_seldom(), _printing():
         if out.is_terminal:
             out.print(*tables)
             return
@@ -166,8 +167,14 @@ def _console(stream: TextIO) -> Console:
 
         def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
             """Let nothing through that came another way."""
-            for text, style, control in super().render(renderable, options):
-                yield Segment(text if control else "\n".join(map(printable, text.split("\n"))), style, control)
+            for segment in super().render(renderable, options):
+                text, style, control = segment
+                if (
+                    control or text.isprintable() or text == "\n"
+                ):  # most, and each passes here once for every table around it
+                    yield segment
+                    continue
+                yield Segment("\n".join(map(printable, text.split("\n"))), style, control)
 
     width = None if stream.isatty() else WIDE
     return Plain(file=stream, width=width, markup=False, emoji=False, highlight=False)

@@ -28,7 +28,7 @@ from mrecg_onnx.commands._settings import settings_from
 from mrecg_onnx.commands._tables import grid, mebibytes, rows, width
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from rich.console import RenderableType
@@ -180,8 +180,9 @@ def _quantizers(plan: Plan, names: Names) -> RenderableType:
 
 def _units(found: Inspection, names: Names) -> RenderableType:
     plan = found.plan
+    merged = {i: group for group in plan.merges for i in group}
     content = [
-        [str(i + 1), names(unit.name), str(len(unit.layers)), f"{unit.capacity:,.0f}", _partners(plan, i)]
+        [str(i + 1), names(unit.name), str(len(unit.layers)), f"{unit.capacity:,.0f}", _partners(merged[i], i)]
         for i, unit in enumerate(plan.units)
     ]
     title = f"{len(plan.units)} reconstruction units"
@@ -195,9 +196,8 @@ def _units(found: Inspection, names: Names) -> RenderableType:
     return rows(title, header, content, left=(1, 4))
 
 
-def _partners(plan: Plan, index: int) -> str:
-    """The units that unit ``index`` is merged with."""
-    group = next(group for group in plan.merges if index in group)
+def _partners(group: Iterable[int], index: int) -> str:
+    """The units of ``group`` that unit ``index`` is merged with."""
     others = ", ".join(str(i + 1) for i in group if i != index)
     return f"with {others}" if others else ""
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from mrecg_onnx.converters import load_model, normalize
 from mrecg_onnx.converters.errors import ConversionError, ModelError
+from mrecg_onnx.converters.garbage import collecting_seldom
 from mrecg_onnx.converters.normalize import in_float32
 from mrecg_onnx.converters.passes.opset import lower_opset, raise_opset, require_raisable
 from mrecg_onnx.converters.versions import require_known_versions, runtime_versions
@@ -45,11 +46,12 @@ def load_planned(model: onnx.ModelProto | str | Path, settings: PlanSettings) ->
     Raises:
         MrecgError: the model or the settings do not do; what is wrong with a file has its path in the message.
     """
-    original = load_model(model)
-    with named(model):
-        original = in_float32(original)
-        graph = editable_graph(original, settings)
-        return original, graph, make_plan(graph, settings)
+    with collecting_seldom():
+        original = load_model(model)
+        with named(model):
+            original = in_float32(original)
+            graph = editable_graph(original, settings)
+            return original, graph, make_plan(graph, settings)
 
 
 @contextlib.contextmanager

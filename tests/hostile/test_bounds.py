@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     Array = np.ndarray
 
 INT64_MAX = 2**63 - 1
+# Steps of a Scan: 80 MB of numbers, minutes of steps.
+ROWS = 20_000_000
 
 
 def model(
@@ -210,9 +212,9 @@ def loop(trips: int | None) -> ModelProto:
     return model([node], {"true": np.array(True), **({} if trips is None else {"trips": np.array(trips, np.int64)})})
 
 
-def calibrated(trips: int | None, *more: str) -> Callable[[Path], Arguments]:
+def calibrated(made: Callable[[], ModelProto], *more: str) -> Callable[[Path], Arguments]:
     def make(folder: Path) -> Arguments:
-        (folder / "model.onnx").write_bytes(loop(trips).SerializeToString())
+        (folder / "model.onnx").write_bytes(made().SerializeToString())
         np.save(folder / "x.npy", np.ones((4, 4, 8, 8), np.float32))
         return "inspect", "model.onnx", "--calib", "x.npy", *more
 
@@ -227,21 +229,57 @@ def harmless(*arguments: str) -> Callable[[Path], Arguments]:
     return make
 
 
+def scan() -> ModelProto:
+    """A Scan of as many steps as a tensor has rows that a run makes; the bound of time is lowered."""
+    tensor = helper.make_tensor_value_info
+    shape = [None] * 4
+    body = helper.make_graph(
+        [
+            helper.make_node("Abs", ["before"], ["moved"]),
+            helper.make_node("Add", ["moved", "row"], ["after"]),
+        ],
+        "body",
+        [tensor("before", TensorProto.FLOAT, shape), tensor("row", TensorProto.FLOAT, [])],
+        [tensor("after", TensorProto.FLOAT, shape)],
+    )
+    nodes = [
+        helper.make_node("ConstantOfShape", ["rows"], ["axis"], "axis"),
+        helper.make_node("Scan", ["v", "axis"], ["w"], "for ever", body=body, num_scan_inputs=1),
+    ]
+    return model(nodes, {"rows": ints(ROWS)})
+
+
 ENDED = ("'for ever'", "took longer than 0.5 s", "--timeout")
 THREADS = ("threads", "100000")
 ENDLESS = [
     Case("a Loop of 2^60 trips, planned", inspected(lambda: loop(2**60)), code=0, lines=("Warning: ",), cpu_s=20),
-    Case("a Loop of 2^60 trips", calibrated(2**60, "--timeout", "0.5"), says=ENDED, lines=("Warning: ",), cpu_s=20),
     Case(
-        "a Loop of 2^63 - 1 trips",
-        calibrated(INT64_MAX, "--timeout", "0.5"),
+        "a Loop of 2^60 trips",
+        calibrated(lambda: loop(2**60), "--timeout", "0.5"),
         says=ENDED,
         lines=("Warning: ",),
         cpu_s=20,
     ),
-    Case("a Loop while true", calibrated(None, "--timeout", "0.5"), says=ENDED, lines=("Warning: ",), cpu_s=20),
-    Case("a timeout of nothing", calibrated(2, "--timeout", "0"), says=("timeout is 0",), code=2),
-    Case("a timeout that is no number", calibrated(2, "--timeout", "nan"), says=("timeout is nan",), code=2),
+    Case(
+        "a Loop of 2^63 - 1 trips",
+        calibrated(lambda: loop(INT64_MAX), "--timeout", "0.5"),
+        says=ENDED,
+        lines=("Warning: ",),
+        cpu_s=20,
+    ),
+    Case(
+        "a Loop while true",
+        calibrated(lambda: loop(None), "--timeout", "0.5"),
+        says=ENDED,
+        lines=("Warning: ",),
+        cpu_s=20,
+    ),
+    Case("a Scan over a huge axis, planned", inspected(scan), code=0, lines=("Warning: ",), cpu_s=20),
+    Case("a Scan over a huge axis", calibrated(scan, "--timeout", "0.5"), says=ENDED, lines=("Warning: ",), cpu_s=20),
+    Case("a timeout of nothing", calibrated(lambda: loop(2), "--timeout", "0"), says=("timeout is 0",), code=2),
+    Case(
+        "a timeout that is no number", calibrated(lambda: loop(2), "--timeout", "nan"), says=("timeout is nan",), code=2
+    ),
     Case(
         "100,000 threads",
         harmless("quantize", "model.onnx", "--calib", "images", "--threads", "100000"),

@@ -1,0 +1,124 @@
+"""One run of onnx's shape inference over a model in memory, in time that grows with its nodes.
+
+``onnx_ir``'s own pass looks through all inputs for each initializer (the square of their number) and builds the whole graph
+anew to read the shapes that came back; here the shapes are read from what onnx made, and only those.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["run_inference"]
+
+logger = logging.getLogger(__name__)
+
+# Larger constants decide no shape; onnx gets their types alone.
+_LARGEST = 1000
+
+_Known = tuple["ir.Shape | None", "ir.DataType | None"]
+
+
+def run_inference(model: ir.Model, *, data_prop: bool) -> bool:
+    """Give values the shapes and types that onnx infers, with the values of sizes followed or not.
+
+    Returns:
+        False where onnx fails: the model is as it was.
+    """
+    try:
+        with _types_alone(model):
+            proto = ir.to_proto(model)
+        found = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=data_prop)
+    except Exception as error:  # noqa: BLE001 - onnx raises of all kinds; shapes are then as they were declared
+        logger.debug("shape inference failed: %s", error)
+        return False
+    _take(model.graph, found.graph, {})
+    return True
+
+
+@contextmanager
+def _types_alone(model: ir.Model) -> Iterator[None]:
+    """Let initializers be inputs meanwhile, and large ones nothing else."""
+    graph = model.graph
+    values = list(graph.initializers.values())
+    tensors = [value.const_value for value in values]
+    inputs = list(graph.inputs)
+    given = set(inputs)
+    try:
+        for value, tensor in zip(values, tensors, strict=True):
+            if tensor is not None and value.shape is None:
+                value.shape = ir.Shape(tensor.shape)
+            if tensor is not None and value.dtype is None:
+                value.dtype = tensor.dtype
+            if value not in given:
+                graph.inputs.append(value)
+            if tensor is None or tensor.nbytes > _LARGEST:
+                value.const_value = None
+                del graph.initializers[str(value.name)]
+        yield
+    finally:
+        for value, tensor in zip(values, tensors, strict=True):
+            value.const_value = tensor
+            graph.initializers[str(value.name)] = value
+        graph.inputs.clear()
+        graph.inputs.extend(inputs)
+
+
+def _take(graph: ir.Graph, proto: onnx.GraphProto, known: dict[bytes, _Known]) -> None:
+    """Take shapes and types from ``proto``, which has the nodes of ``graph`` in their order; ``known``: those read before."""
+    found = {info.name: info.type for part in (proto.value_info, proto.input, proto.output) for info in part}
+    for tensor in proto.initializer:
+        if tensor.name not in found:
+            found[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+    for value in _values(graph):
+        if value.name in found:
+            _set(value, *_known(found[value.name], known))
+    inner = [_graphs(node) for node in graph]
+    if any(inner):
+        for graphs, made in zip(inner, proto.node, strict=True):
+            attributes = {attribute.name: attribute for attribute in made.attribute}
+            for name, subgraphs in graphs.items():
+                protos = [attributes[name].g] if attributes[name].HasField("g") else attributes[name].graphs
+                for subgraph, of in zip(subgraphs, protos, strict=True):
+                    _take(subgraph, of, known)
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs
+
+
+def _graphs(node: ir.Node) -> dict[str, list[ir.Graph]]:
+    """The graphs among the attributes of ``node``, by name."""
+    found = {}
+    for name, attribute in node.attributes.items():
+        if attribute.type == ir.AttributeType.GRAPH:
+            found[name] = [attribute.as_graph()]
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            found[name] = list(attribute.as_graphs())
+    return found
+
+
+def _known(kind: onnx.TypeProto, known: dict[bytes, _Known]) -> _Known:
+    """Shape and type of elements; the tensors of a network have few different ones."""
+    key = kind.SerializeToString()
+    if key not in known:
+        of = ir.serde.deserialize_type_proto_for_type(kind)
+        known[key] = ir.serde.deserialize_type_proto_for_shape(kind), None if of is None else of.dtype
+    return known[key]
+
+
+def _set(value: ir.Value, shape: ir.Shape | None, dtype: ir.DataType | None) -> None:
+    if shape is not None and value.shape is not shape and value.shape != shape:
+        value.shape = shape
+    if dtype is not None and value.dtype != dtype:
+        value.dtype = dtype
