@@ -54,7 +54,7 @@ def _types_alone(model: ir.Model) -> Iterator[None]:
     try:
         for value, tensor in zip(values, tensors, strict=True):
             if tensor is not None and value.shape is None:
-                value.shape = ir.Shape(tensor.shape)
+                value.shape = ir.Shape(tensor.shape)  # type: ignore[arg-type]
             if tensor is not None and value.dtype is None:
                 value.dtype = tensor.dtype
             if value not in given:

@@ -82,9 +82,9 @@ class _Quick:
             return []
         if not all(cell.isascii() and cell.isprintable() and cell == cell.strip() for row in every for cell in row):
             return []
-        widths = [max(1, *map(len, column)) for column in zip(*every, strict=True)]
+        widths = [max(map(len, column)) for column in zip(*every, strict=True)]
         total = sum(widths) + len(_BETWEEN) * (len(widths) - 1)
-        if total + 2 > most:
+        if 0 in widths or total + 2 > most:
             return []
         header, *content = [" " + _BETWEEN.join(map(self._padded, range(len(row)), row, widths)) for row in every]
         return ["", header, " " + "\u2500" * total, *content, ""]
