@@ -152,7 +152,8 @@ def _result(kind: type[Result], found: dict[str, Any]) -> Result:
     result = kind(**{**found, "layers": tuple(found["layers"])})
     for field in dataclasses.fields(result):
         value = getattr(result, field.name)
-        wanted = {"str": str, "int": int, "float": (int, float)}.get(str(field.type), object)
+        kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+        wanted = kinds.get(str(field.type), (object,))
         if not isinstance(value, wanted):
             raise TypeError(f"{field.name} is {type(value).__name__}")
     return result
