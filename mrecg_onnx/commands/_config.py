@@ -111,7 +111,7 @@ def config_beside(ctx: click.Context, result: Path) -> Path | None:
     Raises:
         click.UsageError: that file says other options than the command line, and may not be written over.
     """
-    path = result.with_suffix(".toml")
+    path = result.parent / f"{result.stem}.toml"  # also of a path without a name, which is refused later
     given = ctx.meta.get(CONFIG)
     if given is None or given.resolve() != path.resolve():
         return path

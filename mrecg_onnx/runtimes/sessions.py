@@ -15,6 +15,7 @@ from mrecg_onnx.converters.errors import ModelError, SettingsError, first_line
 from mrecg_onnx.converters.external import load_external
 from mrecg_onnx.converters.files import irregular
 from mrecg_onnx.converters.names import unique_nodes
+from mrecg_onnx.converters.text import bounded
 from mrecg_onnx.converters.versions import restamped
 from mrecg_onnx.data import InputSpec
 from mrecg_onnx.machine import MOST_THREADS, local_rank
@@ -52,6 +53,8 @@ _ADVICE = {
     "qonnx.custom_op.general": "it has Quant nodes for qonnx: `mrecg-onnx convert FILE --container int8` writes what they say as "
     "QuantizeLinear and DequantizeLinear"
 }
+#: Characters of a reason in front of advice.
+_SHORT = 80
 #: Where in ONNX Runtime's sources an error comes from: its file, line and function.
 _IN_SOURCES = re.compile(r"^/\S+\.cc:\d+ .*?\(.*?\) ")
 #: Files in ONNX Runtime's own format, which is no ONNX.
@@ -187,6 +190,8 @@ def open_on_providers(model: Model, options: ort.SessionOptions, providers: list
             return open_on_providers(older, options, providers)
         reason = first_line(error)
         advice = next((f"; {what}" for domain, what in _ADVICE.items() if domain in reason), "")
+        if advice:  # which is not cut for what ONNX Runtime says
+            reason = bounded(reason, _SHORT)
         raise ModelError(f"{describe(model)}: ONNX Runtime cannot open it: {reason}{advice}") from error
     if options.graph_optimization_level != _LEVELS["off"]:
         refuse_wrong(model, session)

@@ -331,7 +331,7 @@ QUICK: Sequence[str] = ("--method", "nearest", "--samples", "8", "--zeroq-iters"
 
 
 def test_zeroq_from_the_command_line(here):
-    output = works("quantize", "model.onnx", "--calib", "zeroq", *QUICK, "-o", "out.onnx")
+    output = works("quantize", "model.onnx", "--calib", "zeroq", *QUICK, "-o", "out.onnx", "-v")
     assert "8 made from 3 BatchNormalization layers (zeroq)" in output
     assert "arrays" not in output
     output = works("inspect", "model.onnx", "--calib", "zeroq", *QUICK, "--json", "plan.json")
@@ -345,8 +345,8 @@ def test_a_folder_called_zeroq_is_a_path(here):
     for i in range(3):
         pixels = np.random.default_rng(i).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
-    assert "3 calibration images" in works("quantize", "model.onnx", "--calib", "./zeroq", *QUICK, "-o", "a.onnx")
-    assert "8 made from" in works("quantize", "model.onnx", "--calib", "zeroq", *QUICK, "-o", "b.onnx")
+    assert "3 calibration images" in works("quantize", "model.onnx", "--calib", "./zeroq", *QUICK, "-o", "a.onnx", "-v")
+    assert "8 made from" in works("quantize", "model.onnx", "--calib", "zeroq", *QUICK, "-o", "b.onnx", "-v")
     settings = Settings(method="nearest", samples=8, zeroq_iters=2)
     for calib in ("./zeroq", Path("zeroq")):
         assert mrecg_onnx.quantize("model.onnx", calib, settings).images == 3
@@ -354,7 +354,19 @@ def test_a_folder_called_zeroq_is_a_path(here):
 
 def test_options_without_a_use_are_told(here):
     np.save("real.npy", real(4))
-    given = ("--method", "nearest", "--zeroq-iters", "2", "--batch-size", "4", "--threads", "1", "-o", "out.onnx")
+    given = (
+        "--method",
+        "nearest",
+        "--zeroq-iters",
+        "2",
+        "--batch-size",
+        "4",
+        "--threads",
+        "1",
+        "-o",
+        "out.onnx",
+        "--force",
+    )
     said = works("quantize", "model.onnx", "--calib", "real.npy", *given)
     assert "--zeroq-iters has no effect with --calib real.npy" in said
     assert "--batch-size has no effect with --method nearest" in said

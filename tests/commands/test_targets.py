@@ -87,7 +87,7 @@ def test_the_sample_for_every_target_in_every_container(
             says = ("Quant nodes for qonnx", "mrecg-onnx convert FILE --container int8")
             fails("validate", str(SAMPLES / "digits.onnx"), f"{container}.onnx", *data, says=says)
             fails("benchmark", str(SAMPLES / "digits.onnx"), f"{container}.onnx", says=says)
-            fails("inspect", f"{container}.onnx", says=("the model is quantized already",))
+            assert container in works("inspect", f"{container}.onnx").stdout
             works("convert", f"{container}.onnx", "--container", "int8", "-o", "back.onnx")
             assert Path("back.onnx").read_bytes() == Path("int8.onnx").read_bytes()
             continue

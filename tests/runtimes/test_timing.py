@@ -14,7 +14,7 @@ class Recorder:
     def __init__(self, name, log):
         self.name, self.log = name, log
 
-    def run(self, names, feeds):
+    def run(self, names, feeds, options=None):
         self.log.append(self.name)
         return []
 

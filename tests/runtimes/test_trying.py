@@ -371,7 +371,7 @@ def test_inputs_that_are_no_numbers_are_refused(model: Path, kind: int) -> None:
     proto = onnx.load(model)
     proto.graph.input[0].type.tensor_type.elem_type = kind
     onnx.save(proto, model)
-    with pytest.raises(ModelError, match=r"model.* has elements of type \w+: it cannot be fed"):
+    with pytest.raises(ModelError, match=r"model.* has elements of (type \w+: it cannot be fed|no type that is known)"):
         try_runtimes(model)
 
 

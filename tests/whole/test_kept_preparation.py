@@ -15,7 +15,7 @@ from helpers.stages import feeds, saved
 
 from mrecg_onnx import preparation
 from mrecg_onnx.calibrating import kept_grids
-from mrecg_onnx.converters.errors import DataError
+from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.planning import BitRule
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.settings import Settings
@@ -234,7 +234,7 @@ def test_pickles_are_not_run(here, tmp_path):
 def test_folder_that_cannot_be_made_is_named(here, tmp_path):
     (tmp_path / "file").write_text("")
     here.folder = tmp_path / "file"
-    with pytest.raises(DataError, match=r"--checkpoint: '.*' cannot be written"):
+    with pytest.raises(SettingsError, match=r"--checkpoint .*file: cannot be used \(File exists\)"):
         here.run()
 
 
