@@ -51,6 +51,8 @@ _TEXTS_OF_TENSORS = tuple(
     if field.type == FieldDescriptor.TYPE_STRING or field.name in {"external_data", "metadata_props"}
 )
 
+# Attributes that name the type of elements.
+_OF_TYPES = frozenset({"to", "dtype", "output_dtype"})
 # The field that holds the value of an attribute of each type.
 _ATTRIBUTE_FIELDS = {
     AttributeProto.FLOAT: "f",
@@ -296,6 +298,12 @@ def _require_node(node: NodeProto, functions: dict[tuple[str, str], FunctionProt
         raise ModelError(f"{label(node)} has the attribute {quoted(twice)} twice; {_AGAIN}")
     for attribute in node.attribute:
         _require_attribute(node, attribute)
+        names_type = node.domain in {"", "ai.onnx"} and attribute.name in _OF_TYPES and attribute.type == attribute.INT
+        # 0 is none; of an attribute that refers to a function's it says nothing.
+        if names_type and attribute.i and attribute.i not in TensorProto.DataType.values():
+            raise ModelError(
+                f"{label(node)}: attribute {quoted(attribute.name)} names no type that is known ({attribute.i}); {_AGAIN}"
+            )
     if any(not entry.configuration_id for entry in node.device_configurations):
         raise ModelError(f"{label(node)} is for devices of a configuration without a name; {_AGAIN}")
     function = functions.get((node.domain, node.op_type))

@@ -227,7 +227,12 @@ CASES = [
     Case("ranges, of three numbers", saying(VALIDATE, {RANGES: {"input": [1, 2, 3]}}), says=(RANGES,)),
     Case("ranges, of text", saying(VALIDATE, {RANGES: {"input": ["a", SLY]}}), says=(RANGES,)),
     Case("ranges, of no input", saying(VALIDATE, {RANGES: {SLY: [0, 1]}}), code=0, lines=("Warning: ",)),
-    Case("ranges, a million inputs", saying(VALIDATE, {RANGES: {str(n): [0, 1] for n in range(1_000_000)}}), code=0),
+    Case(
+        "ranges, a million inputs",
+        saying(VALIDATE, {RANGES: {str(n): [0, 1] for n in range(1_000_000)}}),
+        code=0,
+        megabytes=500,
+    ),  # the file itself has 17 MB
     # source
     Case("source, another file's", saying(VALIDATE, {SOURCE: "0" * 64}), says=("quant.onnx", "model.onnx", "SHA-256")),
     Case("source, of 100,000 letters", saying(VALIDATE, {SOURCE: LONG}), says=("SHA-256",)),

@@ -219,6 +219,12 @@ CASES = [
     broken("a tensor that two nodes make", node(1, output=["a"], input=["x"]), "a"),
     broken("an operator that is not there", node(1, op_type="NoSuchOperator"), "NoSuchOperator"),
     broken("a node without an operator", node(1, op_type=""), "op_type"),
+    broken(
+        "a type that is none",
+        lambda m: m.graph.node.append(helper.make_node("Cast", ["y"], ["other"], name="cast", to=2**32)),
+        "node 'cast'",
+        "attribute 'to' names no type that is known (4294967296)",
+    ),
     broken("an attribute twice", attribute(name="group", i=1, type=AttributeProto.INT), "attribute 'group' twice"),
     broken("an attribute without a name", attribute(i=1, type=AttributeProto.INT), "an attribute without a name"),
     broken(
