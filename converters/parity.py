@@ -144,8 +144,13 @@ def _session(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> onn
 
 def _loops(model: onnx.ModelProto) -> str:
     """The first nodes of ``model`` that may run for ever, as words behind its name; "" where there are none."""
-    names = [quoted(node.name) for graph in graphs(model) for node in graph.node if node.op_type in {"Loop", "Scan"}]
+    found = [node for graph in graphs(model) for node in graph.node if node.op_type in {"Loop", "Scan"}]
+    names = [quoted(node.name) if node.name else f"that makes {quoted(_made(node))}" for node in found]
     return f" (which has the loop {first_of(names)})" if names else ""
+
+
+def _made(node: onnx.NodeProto) -> str:
+    return next((output for output in node.output if output), "")
 
 
 def _with_all_outputs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:

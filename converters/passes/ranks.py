@@ -28,6 +28,8 @@ _AXES: dict[str, dict[int, tuple[int, int | None]]] = {
     "Tile": {1: (1, 1)},
 }
 
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
 
 def require_ranks(model: ir.Model) -> ir.Model:
     """Refuse nodes that passes read weights or sizes of, fed what cannot be theirs; shapes are inferred before.
@@ -39,6 +41,7 @@ def require_ranks(model: ir.Model) -> ir.Model:
     """
     for node in model.graph.all_nodes():
         _require_sizes(node)
+        _require_elements(node)
         if node.op_type not in _AXES or not is_standard(node):
             continue
         for index, (fewest, most) in _AXES[node.op_type].items():
@@ -76,6 +79,21 @@ def _require_one_length(node: ir.Node) -> None:
         found = " and ".join(map(str, sorted(lengths)))
         raise ModelError(
             f"node {quoted(node.name or '')}: BatchNormalization has numbers for {found} channels; export the model again"
+        )
+
+
+def _require_elements(node: ir.Node) -> None:
+    """A weight holds numbers; what is only read may hold none."""
+    if node.op_type not in _WEIGHTED or not is_standard(node):
+        return
+    for value in node.inputs[:2]:
+        weight = dims(value) if value is not None and value.const_value is not None else None
+        if weight is None or 0 not in weight:
+            continue
+        shape = " x ".join("?" if size is None else str(size) for size in weight[:8])
+        raise ModelError(
+            f"node {quoted(node.name or '')}: {node.op_type} has a weight of {shape}, which holds no number; export the model "
+            "again"
         )
 
 

@@ -29,7 +29,7 @@ from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.converters.files import require_regular, writing_whole
 from mrecg_onnx.converters.save import digest
 from mrecg_onnx.data import IMAGENET_MEAN, IMAGENET_STD, ZEROQ, Dataset, InputSpec, Preprocess
-from mrecg_onnx.machine import ALONE, Workers
+from mrecg_onnx.machine import ALONE, Workers, without_cache_folder
 from mrecg_onnx.network import Network, bridged, own_batch
 from mrecg_onnx.progress import Progress, Report
 
@@ -300,6 +300,7 @@ def _make_batch(
     own = _Target(wanted.mean.to(device), wanted.std.to(device), wanted.axis)
     dtype = torch.from_numpy(np.zeros(0, wanted.spec.dtype)).dtype
     steps = _until_last(network, targets)
+    without_cache_folder()
     optimizer = torch.optim.Adam([noise], lr=RATE)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=PATIENCE, min_lr=LEAST_RATE)
 

@@ -59,7 +59,9 @@ def _parsed(file: Path) -> dict[str, Any]:
         require_regular(file)
         if file.stat().st_size > LARGEST:
             raise click.UsageError(f"--config {file}: is larger than any file of options")
-        found: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+        found: dict[str, Any] = tomllib.loads(
+            file.read_text(encoding="utf-8-sig")
+        )  # editors on Windows begin files with a mark
     except OSError as error:
         raise click.UsageError(f"--config {file}: cannot be read: {error.strerror or error}") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
@@ -86,6 +88,8 @@ def _checked(ctx: click.Context, file: Path, name: str, parameter: click.Paramet
         wrong = [] if isinstance(value, str | int | float) else [value]
     if wrong:
         raise click.UsageError(f"{where} wants {'a list of texts' if many else 'a text or a number'}")
+    if any("\0" in one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)):
+        raise click.UsageError(f"{where} holds a zero byte, which no option takes")
     try:
         parameter.type_cast_value(ctx, value)
     except click.BadParameter as error:

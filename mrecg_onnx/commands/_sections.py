@@ -63,6 +63,12 @@ class Steps(click.ParamType):  # type: ignore[type-arg]
 class Command(click.Command):
     """A command whose help page has a section for each name that its options carry."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments; a system gives none with a zero byte, a host may, and no path can hold one."""
+        if any("\0" in text for text in args):
+            raise click.UsageError("an argument holds a zero byte, which nothing takes", ctx)
+        return super().parse_args(ctx, args)
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the sections."""
         sections: dict[str, list[tuple[str, str]]] = {}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mrecg_onnx.commands._console import show, warn
+from mrecg_onnx.commands._console import FORCE, asked, show, warn
 from mrecg_onnx.commands._errors import Failure, guarded, interrupted
 from mrecg_onnx.commands._files import check_writes
 from mrecg_onnx.commands._loading import loading
@@ -15,6 +15,7 @@ from mrecg_onnx.commands._options import (
     CALIBRATION,
     PATH,
     calibration_options,
+    force_option,
     image_options,
     labels_option,
     learning_options,
@@ -106,6 +107,7 @@ __all__ = ["compare_command"]
 @calibration_options
 @image_options()
 @report_option
+@force_option
 @all_but(output_options, "json_file")
 @click.pass_context
 def compare_command(
@@ -166,6 +168,7 @@ def compare_command(
                     outputs=outputs or None,
                     latency_batch=latency_batch,
                     repeats=repeats,
+                    overwrite=asked(FORCE),
                     report=report,
                 )
             except KeyboardInterrupt as error:

@@ -57,6 +57,7 @@ def compare(
     outputs: Sequence[str] | None = None,
     latency_batch: int = 1,
     repeats: int = 50,
+    overwrite: bool = False,
     report: Callable[[ComparisonProgress], None] | None = None,
 ) -> Comparison:
     """Quantize ``model`` by every method at every width and put the results side by side.
@@ -76,13 +77,14 @@ def compare(
         outputs: names of the outputs to validate; all by default.
         latency_batch: images a timed run.
         repeats: timed runs of each file; 0 leaves latency out.
+        overwrite: write over files of these names in a folder that no comparison has made; otherwise they are an error.
         report: called as the work proceeds.
 
     Returns:
         All cells; one that failed says why, and the others are not touched by it.
 
     Raises:
-        SettingsError: a method or width does not exist, a list is empty, or the folder holds another comparison.
+        SettingsError: a method or width does not exist, a list is empty, or the folder holds another comparison or foreign files.
         ModelError: the float model cannot be opened.
         DataError: the data cannot be read, or another call uses the folder.
         ExportError: the folder cannot be written.
@@ -97,9 +99,12 @@ def compare(
         raise SettingsError("compare runs each cell in a process of its own: start it without torchrun")
     inputs = Inputs.make(Path(model), calib, data, Path(folder), settings, labels=labels, limit=limit, outputs=outputs)
     inputs.latency = {"batch": latency_batch, "repeats": repeats, "threads": settings.threads}
-    inputs.claim_folder()
     base = base_method or chosen[0]
     pairs = [(method, width) for width in widths for method in chosen]
+    if not overwrite:
+        made = [path(*pair) for pair in pairs for path in (inputs.output, inputs.record)]
+        inputs.require_own([*made, *_tables(inputs)])
+    inputs.claim_folder()
     cells: list[Cell] = []
     with locked(inputs.cells, str(folder)):
         inputs.claim_folder()  # of two that came at the same moment both may have made it
@@ -135,6 +140,11 @@ def _widths(bits: Sequence[str | Widths]) -> list[Widths]:
 # --- putting the cells together -----------------------------------------------------------------------------------------
 
 
+def _tables(inputs: Inputs) -> list[Path]:
+    """The table's files, the plot last."""
+    return [(inputs.folder / NAME).with_suffix(suffix) for suffix in (".md", ".csv", ".json", ".png")]
+
+
 def _write_table(inputs: Inputs, base: str, cells: Sequence[Cell], *, plot: bool = False) -> Comparison:
     """Put the cells together and write them down.
 
@@ -144,11 +154,10 @@ def _write_table(inputs: Inputs, base: str, cells: Sequence[Cell], *, plot: bool
     fp32 = inputs.fp32 or {}
     warnings = [*fp32.get("warnings", []), *(f"{cell.name}: {text}" for cell in cells for text in cell.warnings)]
     known = [cell.speedup * cell.latency_s for cell in cells if cell.speedup is not None and cell.latency_s is not None]
-    stem = inputs.folder / NAME
-    written = [stem.with_suffix(suffix) for suffix in (".md", ".csv", ".json")]
+    *written, drawn = _tables(inputs)
     if plot and any(cell.error is None for cell in cells):
         if have_matplotlib():
-            written.append(stem.with_suffix(".png"))
+            written.append(drawn)
         else:
             warnings.append("there is no plot: matplotlib is missing; pip install 'mrecg-onnx[plot]' and run again")
     found = Comparison(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +94,35 @@ class Inputs:
         """Where the cells' own files lie."""
         return self.folder / "cells"
 
+    @property
+    def _description(self) -> Path:
+        """What tells a folder of a comparison from another one."""
+        return self.cells / "comparison.json"
+
+    def output(self, method: str, widths: Widths) -> Path:
+        """A cell's quantized file."""
+        return self.folder / f"{self.stem(method, widths)}.onnx"
+
+    def record(self, method: str, widths: Widths) -> Path:
+        """What is kept of a cell."""
+        return self.cells / f"{self.stem(method, widths)}.json"
+
+    def require_own(self, writes: Sequence[Path]) -> None:
+        """Refuse a folder that no comparison has made and that holds one of ``writes``: the files of somebody else.
+
+        Raises:
+            SettingsError: one of them is there.
+        """
+        if os.path.lexists(self._description):
+            return
+        # A folder is not lost: nothing is put in its place.
+        foreign = next((path for path in writes if os.path.lexists(path) and not path.is_dir()), None)
+        if foreign is not None:
+            raise SettingsError(
+                f"{foreign} is there already, and is not of an earlier comparison: --force writes over it, --output names "
+                "another folder"
+            )
+
     def claim_folder(self) -> None:
         """Make the folder, or check that what is in it belongs to this comparison.
 
@@ -102,7 +132,7 @@ class Inputs:
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise SettingsError(f"{self.folder} is a file: give a folder to write into")
-        description = self.folder / "cells" / "comparison.json"
+        description = self._description
         try:
             self.cells.mkdir(parents=True, exist_ok=True)
             if not description.exists():
@@ -136,7 +166,7 @@ class Inputs:
             model=str(self.model),
             calib=self.calib,
             data=self.data,
-            output=str(self.folder / f"{stem}.onnx"),
+            output=str(self.output(method, widths)),
             checkpoint=str(self.cells / f"{stem}.units"),
             settings=settings,
             labels=self.labels,

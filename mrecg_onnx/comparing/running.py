@@ -67,7 +67,7 @@ def run_cell(inputs: Inputs, method: str, widths: Widths, tell: Tell) -> Cell:
     tell()
     try:
         job = inputs.job(method, widths)
-        record = Record(inputs.cells / f"{inputs.stem(method, widths)}.json")
+        record = Record(inputs.record(method, widths))
         made = record.get("quantize", inputs.quantized_by)
         checked = record.get("validate", inputs.validated_by)
         if made is not None and _sha256(job.output) != made["sha256"]:
@@ -135,7 +135,7 @@ def measure_latency(
         tell = Tell(report, cell.name, 1 + sum(c.file is not None for c in timed), total)
         tell(stage="latency")
         try:
-            record = Record(inputs.cells / f"{inputs.stem(cell.method, cell.widths)}.json")
+            record = Record(inputs.record(cell.method, cell.widths))
             by = inputs.latency | {"sha256": _sha256(cell.file), "data": inputs.validated_by["data"]}
             found = record.get("latency", by)
             if found is None:

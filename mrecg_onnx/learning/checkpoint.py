@@ -130,10 +130,23 @@ def _different(folder: Path, run: dict[str, Any]) -> list[str]:
         require_regular(description)
         if not description.exists():
             write_whole(description, json.dumps(run, indent=1))
-        found = dict(json.loads(_text(description)))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        text = _text(description)
+    except OSError as error:
         raise SettingsError(f"--checkpoint {folder}: cannot be used ({first_line(error)[:100]})") from error
+    except ValueError as error:
+        raise _damaged(description, error) from error
+    try:
+        found = dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _damaged(description, error) from error
     return sorted(k for k in {*found, *run} if found.get(k) != run.get(k))
+
+
+def _damaged(description: Path, error: Exception) -> SettingsError:
+    folder = description.parent
+    return SettingsError(
+        f"--checkpoint {folder}: cannot be used: {description} is damaged ({first_line(error)[:60]}); remove the folder"
+    )
 
 
 def _text(path: Path) -> str:

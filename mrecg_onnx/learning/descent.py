@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mrecg_onnx.learning.momentum import LayerMomentum
-from mrecg_onnx.machine import Workers
+from mrecg_onnx.machine import Workers, without_cache_folder
 
 __all__ = ["Descent", "Group", "Number"]
 
@@ -52,6 +52,7 @@ class Descent:
     """
 
     def __init__(self, groups: Sequence[Group], device: torch.device, workers: Workers, *, record: bool = True) -> None:
+        without_cache_folder()
         self.groups, self.workers = groups, workers
         self.recorded = record and _records(device, workers)
         self._rates = [Number(device, recorded=self.recorded) for _ in groups]

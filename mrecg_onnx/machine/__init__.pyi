@@ -8,6 +8,7 @@ from .parallel import ALONE, Workers, is_first, joined, local_rank, world_size
 from .recording import Batch, Iterations
 from .run import Run, open_run
 from .settings import MOST_THREADS, MachineSettings
+from .torch_cache import without_cache_folder
 
 __all__ = [
     "ALONE",
@@ -35,5 +36,6 @@ __all__ = [
     "parse_byte_size",
     "pick_device",
     "short_digest",
+    "without_cache_folder",
     "world_size",
 ]

@@ -73,6 +73,12 @@ def test_what_a_file_cannot_say_gets_one_line(here: Path, content: str, says: tu
     assert len(line) <= 300
 
 
+def test_a_file_may_begin_with_a_mark_of_utf_8(here: Path) -> None:
+    (here / "plan.toml").write_text("wbits = 3\n", encoding="utf-8-sig")
+    marked = works("inspect", "model.onnx", "--config", "plan.toml").stdout
+    assert marked == works("inspect", "model.onnx", "--wbits", "3").stdout != works("inspect", "model.onnx").stdout
+
+
 def test_a_file_that_is_none_gets_one_line(here: Path) -> None:
     command = ("quantize", "model.onnx", "--calib", "images", "--config")
     fails(*command, "nowhere.toml", code=2, says=("nowhere.toml: cannot be read",))

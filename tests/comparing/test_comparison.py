@@ -278,6 +278,22 @@ def test_memory_and_compile_may_change_between_calls(here: Here, started: list[s
     assert not started
 
 
+def test_files_of_somebody_else_are_not_written_over(here: Here, tmp_path: Path, started: list[str]) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "model_nearest_w4a4.onnx").write_text("precious")
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(SettingsError, match=r"model_nearest_w4a4.onnx is there already.*--force"):
+        here.compare(out, repeats=0)
+    assert not started
+    assert names(out) == {"model_nearest_w4a4.onnx", "notes.txt"}
+    assert (out / "model_nearest_w4a4.onnx").read_text() == "precious"
+    here.compare(out, methods=["nearest"], repeats=0, overwrite=True)
+    assert (out / "model_nearest_w4a4.onnx").read_text() != "precious"
+    assert (out / "notes.txt").read_text() == "mine"
+    here.compare(out, methods=["nearest", "brecq"], repeats=0)  # from here on the folder is its own
+
+
 # --- cells that fail -------------------------------------------------------------------------------------------------
 
 

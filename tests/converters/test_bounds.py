@@ -81,6 +81,14 @@ def test_a_run_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch):
         run_onnx(endless(), {"x": np.ones(2, np.float32)})
 
 
+def test_a_loop_without_a_name_is_told_by_what_it_makes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(deadline, "_limit", 0.2)
+    model = endless()
+    model.graph.node[0].name = ""
+    with pytest.raises(deadline.TimeLimitError, match=r"the loop that makes 'y'\) took longer"):
+        run_onnx(model, {"x": np.ones(2, np.float32)})
+
+
 def test_names_kept_at_hand_are_those_of_the_graph():
     x = ir.Value(name="x")
     nodes = [ir.node("Relu", [x]), ir.node("Relu", [x])]

@@ -255,8 +255,8 @@ class Hostile:
 
     def outcome(self, case: Case) -> Outcome:
         """Run a case without checking anything."""
-        folder, temporary, cache = (self._place / name for name in ("case", "temporary", "cache"))
-        for made in (folder, temporary, cache):
+        folder, temporary = (self._place / name for name in ("case", "temporary"))
+        for made in (folder, temporary):
             made.mkdir(parents=True)
         (self._place / "stdin").write_bytes(case.stdin)
         arguments = [os.fsdecode(argument) for argument in case.make(folder)]
@@ -267,7 +267,6 @@ class Hostile:
                 "arguments": arguments,
                 "env": {
                     **{name: str(temporary) for name in ("TMPDIR", "HOME")},
-                    "TORCHINDUCTOR_CACHE_DIR": str(cache),  # torch makes it in the temporary folder, for all its runs
                     "COLUMNS": "80",
                     **case.env,
                 },

@@ -140,6 +140,7 @@ def weights(content: dict[str, Any]) -> dict[str, Any]:
 #: Another run has the folder.
 HELD = "import fcntl; held = open('kept/.lock', 'w'); fcntl.flock(held, fcntl.LOCK_EX); globals()['__builtins__']['held'] = held"
 USAGE = "--checkpoint kept: cannot be used"
+DAMAGED = (USAGE, "kept/run.json is damaged", "remove the folder")
 
 IN_USE = [
     Case("in use by another machine's run", in_use(owner(pid=77)), says=("in use by process 77 on h since s",)),
@@ -169,10 +170,11 @@ CASES = [
         says=PAST,
         writes=("kept/*",),
     ),
-    Case("a description that is no JSON", description(content(b"\xff\xfe{")), says=(USAGE,), code=2),
-    Case("a description that is a list", description(content(b"[1, 2]")), says=(USAGE,), code=2),
-    Case("a description nested deeply", description(content(b"[" * 100_000)), says=(USAGE,), code=2),
-    Case("a description of a terabyte", description(sparse), says=(USAGE, "longer than"), code=2),
+    Case("a description that is no text", description(content(b"\xff\xfe{")), says=DAMAGED, code=2),
+    Case("a description that is no JSON", description(content(b"no JSON")), says=DAMAGED, code=2),
+    Case("a description that is a list", description(content(b"[1, 2]")), says=DAMAGED, code=2),
+    Case("a description nested deeply", description(content(b"[" * 100_000)), says=DAMAGED, code=2),
+    Case("a description of a terabyte", description(sparse), says=(*DAMAGED, "longer than"), code=2),
     Case("a description that is a pipe", description(os.mkfifo), says=(USAGE, "named pipe"), code=2),
     Case("a description that is a folder", description(os.mkdir), says=(USAGE,), code=2),
     Case("a unit that runs code", unit(pickled), says=(FOUND,)),
@@ -183,6 +185,8 @@ CASES = [
     Case("a unit that is a pipe", unit(os.mkfifo), says=(FOUND, "named pipe")),
     Case("a unit that is a folder", unit(os.mkdir), says=(FOUND,)),
     Case("a unit of a terabyte", unit(sparse), says=(FOUND,)),
+    Case("a unit that is gone", unit(lambda _: None), code=0, lines=("reconstruct ",), writes=("out.*", "kept/*", "kept/*/*"),
+        cpu_s=20),
     Case("a unit without a result", changed(lambda c: c.pop("result")), says=(FOUND,)),
     Case("a unit whose loss is text", changed(lambda c: c["result"].update(loss="x")), says=(FOUND, "loss is str")),
     Case("a unit whose layers are a number", changed(lambda c: c["result"].update(layers=7)), says=(FOUND,)),

@@ -239,6 +239,9 @@ CASES = [
     broken("0 groups", lambda m: setattr(m.graph.node[0].attribute[0], "i", 0), "node 'first'", "0 groups"),
     broken("2^62 groups", lambda m: setattr(m.graph.node[0].attribute[0], "i", 2**62), "node 'first'"),
     broken("a weight of two axes", weight(np.ones((4, 3))), "node 'first'", "3 or more axes"),
+    broken(
+        "a weight of no channels", weight(np.ones((0, 3, 1, 1))), "node 'first'", "0 x 3 x 1 x 1", "holds no number"
+    ),
     broken("a weight for other channels", weight(np.ones((4, 5, 1, 1))), "node 'first'", "does not fit 3 channels"),
     broken("a pool larger than what it reads", kernel_too_large, "node 'pool'", "would make 'p' of size -4"),
     # --- functions and operator sets

@@ -31,6 +31,7 @@ def given(*arguments: str | bytes, files: dict[str, str | bytes] | None = None) 
     def make(folder: Path) -> Arguments:
         model_and_images(folder)
         for name, content in (files or {}).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
         return arguments
 
@@ -230,6 +231,37 @@ CASES = [
     Case("labels, with what a terminal obeys", labelled(f"file,label\n{SLY},a\n"), says=("own.csv",)),
     Case("labels, with zero bytes", labelled(b"file,label\n\0\0,\0\n"), says=("own.csv",)),
     Case("labels, 200,000 rows of other files", labelled("".join(f"{n}.png,1\n" for n in range(200_000))), code=0),
+    # files of options
+    *(
+        Case(
+            f"a zero byte in {name} of a file of options",
+            given("quantize", "model.onnx", "--config", "run.toml", files={"run.toml": f'{name} = "a\\u0000b"'}),
+            code=2,
+            says=("run.toml", f"{name} holds a zero byte"),
+        )
+        for name in ("output", "json", "report", "calib", "checkpoint", "target")
+    ),
+    Case(
+        "a zero byte in a list of a file of options",
+        given("quantize", "model.onnx", "--config", "run.toml", files={"run.toml": 'exclude = ["a", "\\u0000"]'}),
+        code=2,
+        says=("exclude holds a zero byte",),
+    ),
+    # folders that are somebody else's
+    *(
+        Case(
+            f"another's {name.replace('out/', '')} where compare writes",
+            given(*COMPARE, files={name: "precious"}),
+            code=2,
+            says=(f"{name} is there already", "--force"),
+        )
+        for name in (
+            "out/model_nearest_w4a4.onnx",
+            "out/comparison.md",
+            "out/comparison.png",
+            "out/cells/model_nearest_w4a4.json",
+        )
+    ),
     # one kind of file for another
     Case("a flatbuffer as a model", odd_model(b"\x1c\0\0\0TFL3" + bytes(200)), says=("model.onnx", "not an ONNX file")),
     Case("a zip as a model", odd_model(b"PK\x03\x04" + bytes(200)), says=("model.onnx", "not an ONNX file")),
@@ -265,6 +297,7 @@ NONSENSE = (
     "../" * 50,
     "0x10",
     "²",
+    "a\0b",
 )
 
 
