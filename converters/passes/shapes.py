@@ -235,6 +235,7 @@ def _inferred(node: ir.Node, version: int) -> Mapping[str | None, onnx.TypeProto
         return {}
     # Sequences have no shape here.
     known = [value for value in node.inputs if value is not None and isinstance(value.type, ir.TensorType)]
+    known = [value for value in known if value.dtype not in {None, ir.DataType.UNDEFINED}]  # a type may be left open
     types = {value.name or "": _type_proto(value) for value in known}
     if len(types) < len({value for value in node.inputs if value is not None}):
         return {}
@@ -256,8 +257,7 @@ def _inferred(node: ir.Node, version: int) -> Mapping[str | None, onnx.TypeProto
 
 def _type_proto(value: ir.Value) -> onnx.TypeProto:
     sizes = None if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape]
-    element = onnx.TensorProto.UNDEFINED if value.dtype is None else int(value.dtype)
-    return onnx.helper.make_tensor_type_proto(element, sizes)
+    return onnx.helper.make_tensor_type_proto(int(value.dtype or ir.DataType.UNDEFINED), sizes)
 
 
 def _small_constants(values: Iterable[ir.Value]) -> dict[str, onnx.TensorProto]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
+from onnx.external_data_helper import uses_external_data
 
 from mrecg_onnx.converters.errors import ModelError
 
@@ -186,7 +187,8 @@ def _cast_codes(graph: onnx.GraphProto) -> bool:
 def _full_clips(graph: onnx.GraphProto) -> bool:
     """A Clip of values to all that the quantizer behind it can write."""
     makers = {name: node for node in graph.node for name in node.output}
-    held = {tensor.name: tensor for tensor in graph.initializer}
+    # Single numbers lie in the file.
+    held = {tensor.name: tensor for tensor in graph.initializer if not uses_external_data(tensor)}
     for node in graph.node:
         maker = makers.get(node.input[0]) if node.op_type == "QuantizeLinear" and len(node.input) > 2 else None
         if maker is None or maker.op_type != "Clip" or len(maker.input) < 3:
