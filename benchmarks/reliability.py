@@ -96,7 +96,7 @@ def fuzz(found: Mapping[str, Any]) -> Iterator[Row]:
 
 def determinism(found: Mapping[str, Any]) -> Iterator[Row]:
     """Equal settings, equal bytes."""
-    rows = [row for row in found.values() if row["kind"] == "repeated"]
+    rows = [row for row in found["rows"] if row["kind"] == "repeated"]
     runs, identical = (sum(row[key] for row in rows) for key in ("runs", "identical"))
     least = min(rows, key=lambda row: row["identical"] / row["runs"])
     said = f"{identical} identical, at the least {least['identical']} of {least['runs']} ({least['what']})"
@@ -116,6 +116,9 @@ def leak(found: Mapping[str, Any]) -> Iterator[Row]:
     slope = f"{found['slope_mb']:.3f} ± {found['slope_interval_mb']:.3f} MB a run"
     zero = "zero within its interval" if found["slope_is_zero"] else "not zero"
     yield Row("growth of memory over runs in one process", f"{found['runs']} runs", f"{slope}: {zero}", "leak.py")
+    used = f"{found['in_use_slope_mb']:.5f} ± {found['in_use_slope_interval_mb']:.5f} MB a run"
+    zero = "zero within its interval" if found["in_use_slope_is_zero"] else "not zero"
+    yield Row("- of it in use, without what the allocator keeps", f"{found['runs']} runs", f"{used}: {zero}", "leak.py")
 
 
 def memory_limits(found: Mapping[str, Any]) -> Iterator[Row]:

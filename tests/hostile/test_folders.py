@@ -40,12 +40,13 @@ def good(title: str, add: Callable[[Path], object], *more: str, **others: object
 
 
 def many(images: Path, folders: int = 100, each: int = 1000) -> None:
-    """So many names of one file."""
-    first = next(images.rglob("*.png"))
+    """So many names of one file a folder: file systems bound the names of one."""
+    first = next(images.rglob("*.png")).read_bytes()
     for folder in range(folders):
         (images / f"f{folder}").mkdir()
-        for number in range(each):
-            (images / f"f{folder}" / f"{number}.png").hardlink_to(first)
+        (images / f"f{folder}" / "0.png").write_bytes(first)
+        for number in range(1, each):
+            (images / f"f{folder}" / f"{number}.png").hardlink_to(images / f"f{folder}" / "0.png")
 
 
 def deep(images: Path) -> None:
