@@ -192,7 +192,7 @@ def checked(case: Case, target: str, container: str, **options: Any) -> tuple[St
 
 
 FEW = settings(max_examples=25)
-MANY = settings(max_examples=1500)
+MANY = settings(max_examples=500)
 WIDTHS = {"wbits": st.integers(2, 8), "abits": st.integers(2, 8), "symmetric_weights": st.booleans()}
 
 
