@@ -120,6 +120,10 @@ def _where(error: BaseException | None) -> str:
     return f"{type(error).__name__} {' > '.join(dict.fromkeys(places))}"
 
 
+def validating(model: str, quantized: str, inputs: Path) -> list[str]:
+    return ["validate", model, quantized, "--data", str(inputs), "--labels", "none", "--repeats", "0", "--threads", "1"]
+
+
 def examine(seed: Seed, content: bytes, draw: random.Random) -> Iterator[tuple[str, dict[str, Any]]]:
     """The commands that a mutant goes through, with how each ended."""
     path = Path("model.onnx")
@@ -156,21 +160,7 @@ def examine(seed: Seed, content: bytes, draw: random.Random) -> Iterator[tuple[s
             if found["outcome"] == "works":
                 yield (
                     "validate",
-                    attempt(
-                        [
-                            "validate",
-                            "model.onnx",
-                            "out.onnx",
-                            "--data",
-                            str(seed.inputs),
-                            "--labels",
-                            "none",
-                            "--repeats",
-                            "0",
-                            "--threads",
-                            "1",
-                        ]
-                    ),
+                    attempt(validating("model.onnx", "out.onnx", seed.inputs)),
                 )
         return
     if draw.random() < CONVERTED:
@@ -182,21 +172,7 @@ def examine(seed: Seed, content: bytes, draw: random.Random) -> Iterator[tuple[s
     if draw.random() < VALIDATED:
         yield (
             "validate",
-            attempt(
-                [
-                    "validate",
-                    str(seed.source),
-                    "model.onnx",
-                    "--data",
-                    str(seed.inputs),
-                    "--labels",
-                    "none",
-                    "--repeats",
-                    "0",
-                    "--threads",
-                    "1",
-                ]
-            ),
+            attempt(validating(str(seed.source), "model.onnx", seed.inputs)),
         )
 
 

@@ -15,10 +15,9 @@ from mrecg_onnx import __version__
 from mrecg_onnx.commands._console import FORCE, asked
 from mrecg_onnx.commands._files import CONFIG
 from mrecg_onnx.commands._sections import RUN, Steps, option
-from mrecg_onnx.converters.errors import ExportError
-from mrecg_onnx.converters.files import require_regular, write_whole
+from mrecg_onnx.converters.files import require_regular
 
-__all__ = ["config_beside", "config_option", "resolved", "write_config"]
+__all__ = ["config_beside", "config_option", "resolved"]
 
 #: What no file may ask for: files that name files of options, and writing over results.
 _NEVER = frozenset({"config", "help", "force"})
@@ -160,15 +159,3 @@ def _toml(value: Any) -> str:
         return repr(value)
     # Strings of JSON are strings of TOML, but for DEL and for bytes that are no text, which TOML has no way to write.
     return json.dumps(str(value)).replace("\x7f", "\\u007f")
-
-
-def write_config(text: str, path: Path) -> None:
-    """Write it, whole or not at all.
-
-    Raises:
-        ExportError: the file cannot be written.
-    """
-    try:
-        write_whole(path, text)
-    except OSError as error:
-        raise ExportError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -17,7 +17,7 @@ from mrecg_onnx.converters.files import check_writable, write_whole
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["CONFIG", "STDOUT", "check_new", "check_writes", "write_json"]
+__all__ = ["CONFIG", "STDOUT", "check_new", "check_writes", "write_json", "write_text"]
 
 #: What --json takes for standard output.
 STDOUT = Path("-")
@@ -113,8 +113,17 @@ def write_json(data: Mapping[str, Any], path: Path) -> None:
     if path == STDOUT:
         put(text)
         return
+    write_text(text + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write ``text`` to ``path``, whole or not at all.
+
+    Raises:
+        ExportError: the file cannot be written.
+    """
     try:
-        write_whole(path, text + "\n")
+        write_whole(path, text)
     except OSError as error:
         raise ExportError(f"{path}: cannot be written: {error.strerror or error}") from error
 

@@ -9,10 +9,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from mrecg_onnx.commands._config import config_beside, resolved, write_config
+from mrecg_onnx.commands._config import config_beside, resolved
 from mrecg_onnx.commands._console import VERBOSE, asked, say, show, warn
 from mrecg_onnx.commands._errors import guarded
-from mrecg_onnx.commands._files import CONFIG, check_new, check_writes, write_json
+from mrecg_onnx.commands._files import CONFIG, check_new, check_writes, write_json, write_text
 from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._names import Names
 from mrecg_onnx.commands._options import (
@@ -116,7 +116,7 @@ def quantize_command(
         if not is_first():
             return
         if config is not None:
-            write_config(options_used, config)
+            write_text(options_used, config)
         if json_file is not None:
             write_json(result.to_json(), json_file)
         if report_file is not None:
