@@ -141,7 +141,6 @@ def restructure(model: ir.Model, *, opset: bool = True) -> ir.Model:
         initializers_out_of_inputs,
         constants_to_initializers,
         drop_stale,
-        infer_shapes,
     ):
         step(model)
     if opset and is_below(model):

@@ -6,7 +6,10 @@ anew to read the shapes that came back; here the shapes are read from what onnx 
 
 from __future__ import annotations
 
+import json
 import logging
+import subprocess
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -23,24 +26,69 @@ logger = logging.getLogger(__name__)
 # Larger constants decide no shape; onnx gets their types alone.
 _LARGEST = 1000
 
+_LENIENT: dict[str, bool] = {"check_type": False, "strict_mode": False}
+# Bytes that a process of its own may take beyond its libraries, and seconds.
+_ROOM = 2**28
+_LIMIT_S = 60.0
+_ALONE = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+import onnx
+try:
+    import resource
+    with open("/proc/self/statm", encoding="ascii") as file:
+        bound = int(file.read().split()[0]) * resource.getpagesize() + int(sys.argv[2])
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
+except (ImportError, OSError, ValueError):
+    pass  # no such bound here, or a lower one is set
+model = onnx.load_from_string(sys.stdin.buffer.read())
+found = onnx.shape_inference.infer_shapes(model, check_type=False, strict_mode=False, data_prop=True)
+sys.stdout.buffer.write(found.SerializeToString())
+"""
+
 _Known = tuple["ir.Shape | None", "ir.DataType | None"]
 
 
-def run_inference(model: ir.Model, *, data_prop: bool) -> bool:
+def run_inference(model: ir.Model, *, data_prop: bool, apart: bool = False) -> bool:
     """Give values the shapes and types that onnx infers, with the values of sizes followed or not.
 
+    Args:
+        model: Changed in place.
+        data_prop: Follow them.
+        apart: In a process of its own, which may take :data:`_ROOM` and :data:`_LIMIT_S`.
+
     Returns:
-        False where onnx fails: the model is as it was.
+        False where onnx fails, or takes more than that: the model is as it was.
     """
     try:
         with _types_alone(model):
             proto = ir.to_proto(model)
-        found = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=data_prop)
+        found = _apart(proto) if apart else onnx.shape_inference.infer_shapes(proto, **_LENIENT, data_prop=data_prop)
     except Exception as error:  # noqa: BLE001 - onnx raises of all kinds; shapes are then as they were declared
         logger.debug("shape inference failed: %s", error)
         return False
     _take(model.graph, found.graph, {})
     return True
+
+
+def _apart(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Infer with data propagation in another process: where onnx runs out of memory it may take its process along.
+
+    Raises:
+        subprocess.SubprocessError: It failed, or took too much.
+        OSError: There is no other process here.
+        ValueError: It gave no model.
+    """
+    path = json.dumps([folder for folder in sys.path if folder])
+    done = subprocess.run(  # noqa: S603 - this interpreter, on code that stands here
+        [sys.executable, "-I", "-c", _ALONE, path, str(_ROOM)],
+        input=proto.SerializeToString(),
+        capture_output=True,
+        timeout=_LIMIT_S,
+        check=True,
+    )
+    return onnx.load_from_string(done.stdout)
 
 
 @contextmanager

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-import sys
-from contextlib import contextmanager
+import math
 from typing import TYPE_CHECKING
 
 import onnx
 import onnx_ir as ir
-import psutil
 
 from mrecg_onnx.converters.passes.inference import run_inference
+from mrecg_onnx.converters.passes.lengths import followed_sizes
 from mrecg_onnx.converters.passes.values import constant, is_standard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["drop_stale", "infer_node", "infer_shapes", "inferred_shapes", "is_vague"]
 
@@ -30,8 +29,8 @@ _OF_SHAPES = frozenset({"Constant", "Shape", "Size"})
 _ON_SIZES = frozenset(
     {"Add", "Cast", "Concat", "Div", "Floor", "Gather", "Identity", "Mul", "Slice", "Squeeze", "Sub", "Unsqueeze"}
 )
-# Bytes that inference may take beyond what the process has.
-_ROOM = 2**28
+# Sizes that inference follows at most, at 140 bytes each in memory.
+_MOST_SIZES = 2**20
 # Key of a model's ``meta``: inference cannot follow its sizes.
 _LONG = "mrecg_onnx.long_sizes"
 # So many of those follow each other at most.
@@ -47,6 +46,7 @@ def infer_shapes(model: ir.Model) -> ir.Model:
     user's own (``batch``) which become visible once shape arithmetic has been folded. Where inference has nothing to
     say (custom operators, a Reshape whose -1 is a multiple of ``batch``), the old shape stays.
     """
+    sizes = followed_sizes(model.graph.all_nodes())
     kept = [(value, value.shape, value.type) for value in (*model.graph.inputs, *model.graph.outputs)]
     fixed = {id(value) for value, _, _ in kept}
     old: list[tuple[ir.Value, ir.Shape]] = []
@@ -55,7 +55,7 @@ def infer_shapes(model: ir.Model) -> ir.Model:
             if id(output) not in fixed and output.shape is not None and not output.shape.is_static():
                 old.append((output, output.shape))
                 output.shape = None
-    _infer(model)
+    _infer(model, sizes)
     for value, shape in old:
         if value.shape is None or (is_vague(value.shape) and not is_vague(shape)):
             value.shape = shape
@@ -71,7 +71,8 @@ def drop_stale(model: ir.Model) -> ir.Model:
     """Let what is inferred of inner values and outputs win over what the file declares, where the two contradict each other.
 
     Files keep declarations of a size that their inputs no longer have, and ONNX Runtime goes on with what it infers. What is
-    declared stays where inference has nothing to say, and at outputs, where it has, the names of free sizes.
+    declared stays where inference has nothing to say, and at outputs, where it has, the names of free sizes; what follows from
+    that is inferred.
     """
     declared: list[tuple[ir.Value, ir.Shape]] = []
     for graph in model.graphs():
@@ -80,14 +81,17 @@ def drop_stale(model: ir.Model) -> ir.Model:
                 if output.shape is not None:
                     declared.append((output, output.shape))
                     output.shape = None
-    _infer(model)
+    _infer(model, math.inf)
+    stays = False
     for value, shape in declared:
-        value.shape = shape if value.shape is None else _merged(shape, value.shape, value)
-    return model
+        inferred = value.shape
+        value.shape = shape if inferred is None else _merged(shape, inferred, value)
+        stays = stays or value.shape != inferred
+    return infer_shapes(model) if stays else model
 
 
-def _infer(model: ir.Model) -> None:
-    """Run onnx's inference on values without a shape.
+def _infer(model: ir.Model, sizes: float) -> None:
+    """Run onnx's inference on values without a shape; ``sizes``: how many it follows at most.
 
     Its code for Slice ends the process where a size below 0 is cut (onnx 1.23 as it is on PyPI), and kernels larger than what
     they read make such sizes without a word. So a call of a function that gives what it is given stands in front of each Slice
@@ -109,7 +113,7 @@ def _infer(model: ir.Model) -> None:
         model.functions[function.identifier()] = function
         model.opset_imports[_GUARD] = 1
     try:
-        _propagate(model)
+        _propagate(model, sizes)
     finally:
         for cut, value, guard in guards:
             cut.replace_input_with(0, value)
@@ -119,38 +123,20 @@ def _infer(model: ir.Model) -> None:
             del model.functions[function.identifier()], model.opset_imports[_GUARD]
 
 
-def _propagate(model: ir.Model) -> None:
-    """Infer with the values of sizes, or without them where these would be long.
+def _propagate(model: ir.Model, sizes: float) -> None:
+    """Infer with the values of ``sizes`` sizes, or without them where these are many.
 
-    What onnx follows as a size it writes out element by element, at 140 bytes each, however it is used: a Range to 10^10, a
-    vector said to have 2^40 elements that is added to another. That ends at a bound of memory, and the model is left as it is.
+    Where their number follows from sizes itself (a ConstantOfShape of a product of sizes, added to something), another process
+    infers, in bounded memory.
     """
     if _LONG not in model.meta:
-        with _bounded_memory():
-            if run_inference(model, data_prop=True):
-                return
+        if sizes == math.inf and run_inference(model, data_prop=False):
+            sizes = followed_sizes(model.graph.all_nodes())
+        unknown = sizes == math.inf
+        if (unknown or sizes <= _MOST_SIZES) and run_inference(model, data_prop=True, apart=unknown):
+            return
     if run_inference(model, data_prop=False):
         model.meta[_LONG] = True
-
-
-@contextmanager
-def _bounded_memory() -> Iterator[None]:
-    """Let the process grow by :data:`_ROOM` at most, where the system has such a bound."""
-    if sys.platform != "linux":
-        yield
-        return
-    import resource  # noqa: PLC0415 - not everywhere
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    bound = psutil.Process().memory_info().vms + _ROOM
-    if soft != resource.RLIM_INFINITY and soft <= bound:
-        yield
-        return
-    resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _same() -> ir.Function:
