@@ -14,13 +14,14 @@ from typing import Any
 
 import psutil
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
-
-from mrecg_onnx.runtimes.catalogue import ORT_PACKAGES
 
 __all__ = ["TESTED_TORCH", "Environment", "Finding", "examine"]
 
 PRODUCT = "mrecg-onnx"
+#: The module of ONNX Runtime, which several packages bring.
+RUNTIME = "onnxruntime"
 #: The newest release of torch that all tests ran with.
 TESTED_TORCH = "2.13"
 #: Packages without which nothing works, and the module that shows whether one does; onnx2torch as the product imports it.
@@ -30,6 +31,7 @@ WANTED = {"torchvision": "two operators of detectors (NonMaxSuppression, RoiAlig
 #: Extras of the product: a module that tells whether one is there, and what it gives.
 EXTRAS = {
     "plot": ("matplotlib", "plots of compare and benchmark"),
+    "report": ("jinja2", "pages of --report"),
     "openvino": ("openvino", "files for --target openvino run on OpenVINO itself"),
     "litert": ("ai_edge_litert", "convert --to tflite"),
 }
@@ -116,7 +118,7 @@ def _package(name: str, module: str) -> Finding:
     """A package that is needed: whether it is there, new enough and can be imported."""
     version, wanted = _version(name), _requirements().get(name)
     if version is None:
-        return Finding(name, "is not installed", "broken", f"pip install {wanted or name}")
+        return Finding(name, "is not installed", "broken", f"pip install '{wanted or name}'")
     least = [spec for spec in wanted.specifier if spec.operator == ">="] if wanted is not None else []
     if any(not spec.contains(version, prereleases=True) for spec in least):
         return Finding(name, f"{version} is too old", "broken", f"pip install '{wanted}'")
@@ -146,30 +148,53 @@ def _said(error: Exception) -> str:
 
 
 def _runtime() -> list[Finding]:
-    """ONNX Runtime: one package of it, which one, and its providers."""
-    there = {name: version for name in ORT_PACKAGES if (version := _version(name)) is not None}
+    """ONNX Runtime: which of its packages, whether it is the only one, new enough and can be imported, and its providers.
+
+    Any of them will do: the metadata can name but one for a machine, and who has another keeps it.
+    """
+    there = _owners(RUNTIME)
     shown = ", ".join(f"{name} {version}" for name, version in there.items())
+    wanted = next((one for name, one in _requirements().items() if name.startswith(RUNTIME)), Requirement(RUNTIME))
     if not there:
-        return [Finding("onnxruntime", "is not installed", "broken", "pip install onnxruntime, or onnxruntime-gpu")]
+        return [Finding(RUNTIME, "is not installed", "broken", f"pip install '{wanted}'")]
     found = []
     if len(there) > 1:
-        again = next(reversed(there))
+        again = wanted.name if wanted.name in there else next(reversed(there))
         found.append(
             Finding(
-                "onnxruntime",
+                RUNTIME,
                 f"{shown} lie in one folder and have overwritten each other's files",
                 "broken",
-                f"keep one: pip uninstall -y {' '.join(there)} && pip install {again}",
+                f"keep one: pip uninstall -y {' '.join(there)} && pip install --no-deps '{again}{wanted.specifier}'",
             )
         )
+    elif not wanted.specifier.contains(next(iter(there.values())), prereleases=True):
+        newer = f"pip install --upgrade --no-deps '{next(iter(there))}{wanted.specifier}'"
+        found.append(Finding(RUNTIME, f"{shown} is too old", "broken", newer))
     try:
-        runtime = importlib.import_module("onnxruntime")
+        runtime = importlib.import_module(RUNTIME)
         providers = [name.removesuffix("ExecutionProvider") for name in runtime.get_available_providers()]
     except Exception as error:  # noqa: BLE001 - a broken package may raise anything
-        again = f"pip install --force-reinstall {next(iter(there))}"
-        return [*found, Finding("onnxruntime", f"{shown} cannot be imported: {_said(error)}", "broken", again)]
-    found.extend([] if found else [Finding("onnxruntime", shown)])
+        again = f"pip install --force-reinstall --no-deps '{next(iter(there))}{wanted.specifier}'"
+        return [*found, Finding(RUNTIME, f"{shown} cannot be imported: {_said(error)}", "broken", again)]
+    instead = f", in place of {wanted.name}" if wanted.name not in there else ""
+    found.extend([] if found else [Finding(RUNTIME, f"{shown}{instead}")])
     return [*found, Finding("providers", ", ".join(providers))]
+
+
+def _owners(module: str) -> dict[str, str]:
+    """The installed packages, with their versions, whose files lie in the folder that ``import module`` takes.
+
+    Names do not tell: ``onnxruntime-qnn`` was one of them, and has a folder of its own since version 2.
+    """
+    folders: dict[Path, dict[str, str]] = {}
+    for one in metadata.distributions():
+        top = one.read_text("top_level.txt")
+        inside = module in top.split() if top is not None else f"{module}/__init__.py" in map(str, one.files or ())
+        if inside:
+            folder = Path(str(one.locate_file(module))).resolve()
+            folders.setdefault(folder, {})[canonicalize_name(one.metadata["Name"])] = one.version
+    return next(iter(folders.values()), {})
 
 
 def _threads() -> Finding:

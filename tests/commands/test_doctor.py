@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,31 +12,29 @@ from packaging.requirements import Requirement
 from mrecg_onnx.runtimes import environment
 from mrecg_onnx.runtimes.environment import TESTED_TORCH, examine
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, version: str) -> None:
+def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, version: str, module: str = "") -> None:
     """Make a package look installed: its metadata, found before all others."""
     info = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "top_level.txt").write_text(module)
     monkeypatch.syspath_prepend(tmp_path)
 
 
-def one_runtime(monkeypatch: pytest.MonkeyPatch) -> str:
-    """Whatever this environment has of ONNX Runtime's packages, the first of them alone counts."""
-    here = next(name for name in environment.ORT_PACKAGES if environment._version(name) is not None)
-    monkeypatch.setattr(environment, "ORT_PACKAGES", (here,))
-    return here
+def runtimes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
+    """Make packages of ONNX Runtime look installed, in a folder in front of the one that this environment has."""
+    for name, version in versions.items():
+        pretend(tmp_path, monkeypatch, name.replace("_", "-"), version, "onnxruntime")
 
 
-def test_what_is_here_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    one_runtime(monkeypatch)
+def asked_for() -> Requirement:
+    return next(one for name, one in environment._requirements().items() if name.startswith("onnxruntime"))
+
+
+def test_what_is_here_is_listed() -> None:
     said = works("doctor").stdout
     for text in ("mrecg-onnx", "python", "torch ", "torchvision", "onnx2torch", "providers", "CPU", "cores", "memory"):
         assert text in said
@@ -48,23 +45,54 @@ def test_what_is_here_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_two_packages_of_the_runtime_are_broken_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = one_runtime(monkeypatch)
-    other = "onnxruntime-directml"
-    monkeypatch.setattr(environment, "ORT_PACKAGES", (here, other))
-    pretend(tmp_path, monkeypatch, other, "1.2.3")
+    runtimes(tmp_path, monkeypatch, onnxruntime="99.1.0", onnxruntime_gpu="99.2.3")
     result = run("doctor")
     assert result.exit_code == 1
     error = result.stderr.splitlines()[-1]
     assert error.startswith("Error: ")
-    for text in (here, f"{other} 1.2.3", "overwritten each other", f"pip uninstall -y {here} {other}"):
+    for text in ("onnxruntime 99.1.0", "onnxruntime-gpu 99.2.3", "overwritten each other", "pip uninstall -y onnxruntime"):
         assert text in error
+    assert f"pip install --no-deps '{asked_for().name}>=" in error
     assert "providers" in result.stdout
     assert run("doctor", "-q").stdout == ""
     assert json.loads(run("doctor", "--json", "-").stdout)["works"] is False
 
 
+def test_packages_in_folders_of_their_own_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(tmp_path, monkeypatch, "onnxruntime-qnn", "2.7.0", "onnxruntime_qnn")
+    elsewhere = tmp_path / "first"
+    elsewhere.mkdir()
+    here = environment._owners("onnxruntime")
+    assert len(here) == 1
+    assert "onnxruntime-qnn" not in here
+    runtimes(elsewhere, monkeypatch, onnxruntime_rocm="99.0")
+    assert environment._owners("onnxruntime") == {"onnxruntime-rocm": "99.0"}
+
+
+def test_another_package_of_the_runtime_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtimes(tmp_path, monkeypatch, onnxruntime_rocm="99.1.0")
+    found = next(one for one in examine().findings if one.name == "onnxruntime")
+    assert (found.state, found.value) == ("ok", f"onnxruntime-rocm 99.1.0, in place of {asked_for().name}")
+
+
+def test_a_runtime_that_is_too_old_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtimes(tmp_path, monkeypatch, onnxruntime_rocm="1.0.0")
+    (found,) = examine().broken
+    assert found.value == "onnxruntime-rocm 1.0.0 is too old"
+    assert found.do == f"pip install --upgrade --no-deps 'onnxruntime-rocm{asked_for().specifier}'"
+
+
+def test_a_package_whose_folder_was_taken_away_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left where two were installed and one was removed: an empty folder, which Python imports."""
+    runtimes(tmp_path, monkeypatch, onnxruntime="99.1.0")
+    monkeypatch.setattr(environment.importlib, "import_module", lambda _: object())
+    (found,) = environment._runtime()
+    assert found.state == "broken"
+    assert "99.1.0 cannot be imported: AttributeError" in found.value
+    assert found.do.startswith("pip install --force-reinstall --no-deps 'onnxruntime>=")
+
+
 def test_what_is_too_old_missing_or_does_not_import_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one_runtime(monkeypatch)
     pretend(tmp_path, monkeypatch, "onnx2torch", "0.1")
     (tmp_path / "hollow.py").write_text("raise OSError('no such\\nlibrary')")
     pretend(tmp_path, monkeypatch, "hollow", "3")
@@ -76,7 +104,7 @@ def test_what_is_too_old_missing_or_does_not_import_is_broken(tmp_path: Path, mo
     assert (found["onnx2torch"].value, found["onnx2torch"].do) == ("0.1 is too old", "pip install 'onnx2torch>=1.5'")
     assert (found["nowhere-to-be"].value, found["nowhere-to-be"].do) == (
         "is not installed",
-        "pip install nowhere-to-be>=2",
+        "pip install 'nowhere-to-be>=2'",
     )
     assert found["hollow"].value == "3 cannot be imported: OSError: no such library"
     monkeypatch.setattr(environment, "NEEDED", {})
@@ -93,11 +121,11 @@ def test_a_torch_newer_than_tested_is_a_note(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_tested_torch_is_the_one_below_the_cap() -> None:
-    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    torch = next(one for one in map(Requirement, stated) if one.name == "torch")
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    stated = {one.name: one for one in map(Requirement, [line for line in lines if line and not line.startswith("#")])}
     major, minor = map(int, TESTED_TORCH.split("."))
-    assert torch.specifier.contains(f"{major}.{minor}.0")
-    assert not torch.specifier.contains(f"{major}.{minor + 1}.0")
+    assert stated["torch"].specifier.contains(f"{major}.{minor}.0")
+    assert not stated["torch"].specifier.contains(f"{major}.{minor + 1}.0")
 
 
 def test_missing_extras_say_what_they_would_give(monkeypatch: pytest.MonkeyPatch) -> None:
