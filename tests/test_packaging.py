@@ -72,7 +72,7 @@ def test_the_product_imports_what_it_asks_for_and_nothing_of_the_tests():
         name
         for path in sources
         if path.suffix in {".py", ".pyi"}
-        for name in re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(encoding="utf-8"), re.M)
+        for name in re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
     }
     assert not imported & {"onnxscript", "pytest", "hypothesis", "grimp", "networkx", "ruff", "mypy", "sklearn"}
     modules = {one.name.lower().replace("-", "_") for one in stated(PROJECT["dependencies"])}
@@ -91,7 +91,9 @@ def test_the_version_stands_in_one_place():
     latest = next(line for line in read("CHANGELOG.md") if line.startswith("## "))
     assert latest.split()[1] == version
     for name in ("mrecg_onnx", "converters"):
-        assert [path for path in (ROOT / name).rglob("*.py") if f'"{version}"' in path.read_text(encoding="utf-8")] == []
+        assert [
+            path for path in (ROOT / name).rglob("*.py") if f'"{version}"' in path.read_text(encoding="utf-8")
+        ] == []
 
 
 def test_workflows_call_the_scripts_and_leave_none_out():

@@ -50,7 +50,12 @@ def test_two_packages_of_the_runtime_are_broken_and_named(tmp_path: Path, monkey
     assert result.exit_code == 1
     error = result.stderr.splitlines()[-1]
     assert error.startswith("Error: ")
-    for text in ("onnxruntime 99.1.0", "onnxruntime-gpu 99.2.3", "overwritten each other", "pip uninstall -y onnxruntime"):
+    for text in (
+        "onnxruntime 99.1.0",
+        "onnxruntime-gpu 99.2.3",
+        "overwritten each other",
+        "pip uninstall -y onnxruntime",
+    ):
         assert text in error
     assert f"pip install --no-deps '{asked_for().name}>=" in error
     assert "providers" in result.stdout
