@@ -262,7 +262,7 @@ def main() -> None:
     convert(ours, target="openvino", output=aimed)
     files = {"FP32": fp32, "ORT W8A8": peer(fp32, 224), "W4A4 int8": ours, "W4A4 packed": packed}
     files["W4A4 without Clips"] = without_clips(ours, BUILD / "deployment-noclips.onnx")
-    found = named(benchmark(list(files.values()), batches=BATCHES, threads=(args.threads,), runs=args.runs), files)
+    found = named(benchmark(list(files.values()), batch=BATCHES, threads=(args.threads,), runs=args.runs), files)
     draw_timings(found, RESULTS / "deployment.png")
     result = {
         "header": header(),

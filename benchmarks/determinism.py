@@ -116,7 +116,7 @@ def _stopped(model: Path, settings: Any, calib: str, number: int, more: dict[str
             raise KeyboardInterrupt
 
     try:
-        mrecg_onnx.quantize(model, calib, settings, report=report, **more)
+        mrecg_onnx.quantize(model, calib, settings, progress=report, **more)
     except KeyboardInterrupt:
         return
     raise RuntimeError("the run was not stopped")

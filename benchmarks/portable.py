@@ -83,7 +83,7 @@ def main() -> None:
             for said, factor in (("", 1.0), (", off the edges", 1.00001)):
                 feeds = {k: (x * np.float32(factor)).astype(np.float32) for k, x in plain.items()}
                 report = try_runtimes(
-                    aimed, feeds, only=RUNTIMES, pythons=args.python, samples=args.images, batch=1, runs=0
+                    aimed, feeds, only=RUNTIMES, python=args.python, samples=args.images, batch=1, runs=0
                 )
                 for one in report.attempts:
                     if one.loads is None:

@@ -62,7 +62,7 @@ def images_of(data: Path, model: str, file: Path) -> dict[str, np.ndarray]:
 def measured(python: Path, path: Path, data: dict[str, np.ndarray]) -> dict[str, Any]:
     """One row."""
     rows = len(next(iter(data.values())))
-    report = try_runtimes(path, data, only=["qnn-htp"], pythons=[python], samples=rows, runs=0, timeout_s=1500)
+    report = try_runtimes(path, data, only=["qnn-htp"], python=[python], samples=rows, runs=0, timeout=1500)
     (attempt,) = (one for one in report.attempts if one.environment)
     return {
         "version": attempt.version, "reason": attempt.reason, "items": attempt.items, "agreement": attempt.agreement,

@@ -119,10 +119,10 @@ def measured(
         aimed,
         found.load(),
         against=floats,
-        pythons=pythons,
+        python=pythons,
         samples=images,
         runs=20,
-        timeout_s=timeout_s,
+        timeout=timeout_s,
     )
     attempts = [row_of(one) for one in report.attempts if one.loads is not None]
     stored = json.loads(metadata_of(session).get("mrecg_onnx.settings", "{}"))

@@ -2,11 +2,13 @@ from .comparing import Comparison, compare
 from .conversion import Conversion, convert
 from .converters.errors import MrecgError
 from .data import Preprocess
-from .inspecting import FinishedFile, Inspection, Ranking, inspect, inspect_result, rank
+from .inspecting import FinishedFile, Inspection, Ranking, inspect, inspect_result, sensitivity
 from .litert import LiteRTFile, to_litert
 from .planning import BitRule
+from .progress import Progress
 from .quantization import QuantizationResult, quantize
 from .reporting import report
+from .runtimes import doctor, try_runtimes
 from .settings import Settings
 from .validating import Benchmark, ValidationResult, benchmark, validate
 
@@ -20,6 +22,7 @@ __all__ = [
     "LiteRTFile",
     "MrecgError",
     "Preprocess",
+    "Progress",
     "QuantizationResult",
     "Ranking",
     "Settings",
@@ -27,12 +30,14 @@ __all__ = [
     "benchmark",
     "compare",
     "convert",
+    "doctor",
     "inspect",
     "inspect_result",
     "quantize",
-    "rank",
     "report",
+    "sensitivity",
     "to_litert",
+    "try_runtimes",
     "validate",
 ]
 

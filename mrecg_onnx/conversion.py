@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ import onnx
 from mrecg_onnx.checking import verify_container
 from mrecg_onnx.converters import check_writable, load_model, save_model
 from mrecg_onnx.converters.errors import ModelError, SettingsError
+from mrecg_onnx.litert import LiteRTFile, to_litert
 from mrecg_onnx.runtimes import Opened, describe, fixed_batch, input_specs, noise, open_session, open_with
 from mrecg_onnx.targets import TARGET_NAMES, Target, load_target
 from mrecg_onnx.writing import as_written, contained, container_of, fix_batch, remarks, retarget, runnable, target_of
@@ -20,6 +22,8 @@ __all__ = ["Conversion", "convert"]
 
 #: Items of noise on which both files are compared.
 ROWS = 4
+#: What a result becomes.
+FORMS = ("onnx", "tflite")
 
 
 @dataclass(frozen=True)
@@ -49,14 +53,35 @@ class Conversion:
     notes: tuple[str, ...]
 
 
+@overload
 def convert(
     model: onnx.ModelProto | str | Path,
     container: str | None = None,
     target: str | None = None,
     *,
+    to: Literal["onnx"] = "onnx",
     batch: int | None = None,
     output: str | Path | None = None,
-) -> Conversion:
+) -> Conversion: ...
+@overload
+def convert(
+    model: onnx.ModelProto | str | Path,
+    container: str | None = None,
+    target: str | None = None,
+    *,
+    to: Literal["tflite"],
+    batch: int | None = None,
+    output: str | Path | None = None,
+) -> LiteRTFile: ...
+def convert(
+    model: onnx.ModelProto | str | Path,
+    container: str | None = None,
+    target: str | None = None,
+    *,
+    to: str = "onnx",
+    batch: int | None = None,
+    output: str | Path | None = None,
+) -> Conversion | LiteRTFile:
     """Rewrite a file of :func:`mrecg_onnx.quantize`.
 
     Args:
@@ -64,11 +89,12 @@ def convert(
         container: a row of :data:`mrecg_onnx.writing.containers.CONTAINERS`; None keeps the one it has where the target
             allows it.
         target: one of :data:`mrecg_onnx.targets.target.TARGET_NAMES` or the path of a file of rules; None keeps the one it has.
+        to: "onnx", or "tflite": a flatbuffer of LiteRT (:func:`mrecg_onnx.to_litert`), which is a target of its own.
         batch: the one batch size of the result, for runtimes that take no free one; None leaves it as it is.
         output: where to write the result; it appears there whole or not at all.
 
     Returns:
-        The converted model, compared with the source on ONNX Runtime, bit for bit, graph run as written.
+        The converted model, or the flatbuffer, compared with the source on ONNX Runtime, bit for bit, graph run as written.
 
     Raises:
         SettingsError: ``container`` or ``target`` is unknown or excludes what the file has, ``batch`` is below 1, or ``output``
@@ -77,6 +103,14 @@ def convert(
             another fixed batch than ``batch``, or none.
         ExportError: the result cannot be written, or the runtime refuses it.
     """
+    if to not in FORMS:
+        raise SettingsError(f"convert makes no '{to}': choose one of {', '.join(FORMS)}")
+    if to == "tflite":
+        if target is not None or batch is not None:
+            raise SettingsError(
+                f"tflite is a target of its own: leave out {'target' if target is not None else 'batch'}"
+            )
+        return to_litert(model, container or "int8", output=output)
     where = describe(model)
     source = load_model(model)
     before = target_of(source, where), container_of(source, where)

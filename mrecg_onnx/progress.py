@@ -50,8 +50,8 @@ class Progress:
 
     Attributes:
         stage: "load", "zeroq", "plan", "equalize", "allocate", "calibrate", "sensitivity", "lapq", "read", "probe",
-            "reconstruct", "finish", "export" or "verify".
-        unit: name of the unit at work, "" in other stages.
+            "reconstruct", "finish", "export" or "verify"; "validate", "benchmark" or "runtimes" of the calls of that name.
+        unit: name of the unit (or the runtime) at work, "" in other stages.
         done: units (or other steps) finished.
         total: how many there are.
         of: what is counted, where it is not units: "images", "tensors", ...; "" where nothing says it.
@@ -70,6 +70,18 @@ class Progress:
     loss: float | None = None
     result: UnitResult | None = None
     of: str = ""
+
+    def __str__(self) -> str:
+        """One line, so that ``progress=print`` says where a run is."""
+        count = f" {self.done}/{self.total}" if self.total else ""
+        said = f"{self.stage}{count}{f' {self.of}' if count and self.of else ''}{f' {self.unit}' if self.unit else ''}"
+        if self.iters:
+            said += f", iteration {self.iteration}/{self.iters}"
+        if self.loss is not None:
+            said += f", loss {self.loss:.4g}"
+        if self.result is not None:
+            said += f": loss {self.result.loss_nearest:.4g} -> {self.result.final_loss:.4g} ({self.result.kept})"
+        return said
 
 
 Report = Callable[[Progress], None]

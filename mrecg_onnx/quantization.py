@@ -40,7 +40,7 @@ def quantize(
     checkpoint: str | Path | None = None,
     data: str | Path | Dataset | None = None,
     labels: str | Path | None = None,
-    report: Report | None = None,
+    progress: Report | None = None,
 ) -> QuantizationResult:
     """Quantize a float ONNX model with learned rounding.
 
@@ -57,7 +57,7 @@ def quantize(
             equalization and the ranges that hold for it.
         data: images on which ``max_drop`` is measured, as :func:`mrecg_onnx.validate` takes them; needed with it.
         labels: labels for them, as for :func:`mrecg_onnx.validate`.
-        report: called as the work proceeds.
+        progress: called as the work proceeds (:class:`mrecg_onnx.Progress`).
 
     Returns:
         The quantized model with everything measured on the way.
@@ -68,7 +68,7 @@ def quantize(
     """
     settings = settings or Settings()
     judge = Judge.of(settings, data, labels)
-    with open_run(settings.device, settings.memory, checkpoint, report) as run:
+    with open_run(settings.device, settings.memory, checkpoint, progress) as run:
         if output is not None:
             run.once(lambda: check_writable(output))
         ready = prepare(model, calib, settings, run, measured_on=judge.data if judge is not None else None)

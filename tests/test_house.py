@@ -28,6 +28,7 @@ PUBLIC = [
     "LiteRTFile",
     "MrecgError",
     "Preprocess",
+    "Progress",
     "QuantizationResult",
     "Ranking",
     "Settings",
@@ -35,12 +36,14 @@ PUBLIC = [
     "benchmark",
     "compare",
     "convert",
+    "doctor",
     "inspect",
     "inspect_result",
     "quantize",
-    "rank",
     "report",
+    "sensitivity",
     "to_litert",
+    "try_runtimes",
     "validate",
 ]
 

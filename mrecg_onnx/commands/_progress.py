@@ -94,13 +94,14 @@ def progress(iters: int, names: Callable[[str], str] = str) -> Iterator[Callable
 
 
 @contextmanager
-def counter(what: str, of: str = "") -> Iterator[Callable[[int, int], None]]:
-    """The ``report(done, total)`` of a run over things called ``of``."""
+def counter(what: str) -> Iterator[Callable[[Progress], None]]:
+    """The progress of a run that only counts, shown on stderr until the context ends."""
     with _shown() as view:
         view.show(_State(what))
 
-        def report(done: int, total: int) -> None:
-            view.show(_State(what, done / total if total else None, (f"{done}/{total} {of}".strip(),)))
+        def report(now: Progress) -> None:
+            share = now.done / now.total if now.total else None
+            view.show(_State(what, share, (f"{now.done}/{now.total} {now.of}".strip(),), now.unit))
 
         yield report
 

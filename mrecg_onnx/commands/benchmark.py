@@ -77,11 +77,11 @@ def benchmark_command(
         with counter("benchmark") as report:
             found = benchmark(
                 files,
-                batches=batches,
+                batch=batches,
                 threads=counts,
-                providers=[name.strip() for name in provider.split(",")],
+                provider=[name.strip() for name in provider.split(",")],
                 runs=runs,
-                report=report,
+                progress=report,
             )
         if json_file is not None:
             write_json(found.to_json(), json_file)

@@ -168,8 +168,8 @@ def compare_command(
                     outputs=outputs or None,
                     latency_batch=latency_batch,
                     repeats=repeats,
-                    overwrite=asked(FORCE),
-                    report=report,
+                    force=asked(FORCE),
+                    progress=report,
                 )
             except KeyboardInterrupt as error:
                 raise interrupted(_kept(report.finished, folder), error) from error

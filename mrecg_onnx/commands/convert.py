@@ -30,7 +30,6 @@ __all__ = ["convert_command"]
 @click.argument("quantized", metavar="QUANT.onnx", type=PATH)
 @click.option(
     "--to",
-    "form",
     type=click.Choice(["onnx", "tflite"]),
     default="onnx",
     cls=Option,
@@ -60,7 +59,7 @@ __all__ = ["convert_command"]
 def convert_command(
     *,
     quantized: Path,
-    form: str,
+    to: str,
     container: str | None,
     target: str | None,
     batch: int | None,
@@ -79,30 +78,29 @@ def convert_command(
     """  # noqa: D301 - click wants the character, not backslash and b
     from pathlib import Path
 
-    if form == "tflite" and target:
+    if to == "tflite" and target:
         raise click.UsageError("--to tflite is a target of its own: leave out --target")
-    if form == "tflite" and batch is not None:
+    if to == "tflite" and batch is not None:
         raise click.UsageError("--to tflite: leave out --batch, which fixes that of ONNX files")
-    if form == "onnx" and out is not None and out.suffix == ".tflite":
+    if to == "onnx" and out is not None and out.suffix == ".tflite":
         raise click.UsageError(f"{out} would be an ONNX file: add --to tflite")
     parts = list(
         filter(
             None, [Path(target).stem if target else "", container or "", f"batch{batch}" if batch is not None else ""]
         )
     )
-    if form == "onnx":
+    if to == "onnx":
         parts = parts or ["converted"]
-    out = out or Path("_".join([quantized.stem, *parts]) + f".{form}")
+    out = out or Path("_".join([quantized.stem, *parts]) + f".{to}")
     with guarded(debug=debug, writes=[out]):
         check_writes({"--output": out}, [quantized], "the model itself")
         check_new(out)
         with loading():
             from mrecg_onnx.conversion import convert
-            from mrecg_onnx.litert import to_litert
 
         with counter("convert"):
-            if form == "tflite":
-                summary = _litert_summary(to_litert(quantized, container or "int8", output=out))
+            if to == "tflite":
+                summary = _litert_summary(convert(quantized, container, to="tflite", output=out))
             else:
                 summary = _summary(convert(quantized, container, target, batch=batch, output=out))
         show(summary)

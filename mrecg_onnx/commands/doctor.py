@@ -37,9 +37,9 @@ def doctor_command(*, json_file: Path | None, debug: bool) -> None:
     with guarded(debug=debug, writes=[json_file] if json_file else []):
         check_writes({"--json": json_file}, [])
         with loading():
-            from mrecg_onnx.runtimes import examine
+            from mrecg_onnx.runtimes import doctor
 
-            found = examine()
+            found = doctor()
         if json_file is not None:
             write_json(found.to_json(), json_file)
         show(grid({one.name: _line(one) for one in found.findings}))

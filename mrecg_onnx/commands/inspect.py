@@ -92,7 +92,7 @@ def inspect_command(
             return
         names = Names(model)
         with progress(settings.iters, names) as report:
-            found = inspect(model, settings, calib, report)
+            found = inspect(model, calib, settings, progress=report)
         if json_file is not None:
             write_json(found.to_json(), json_file)
         show(*_tables(found, names))

@@ -111,7 +111,7 @@ def quantize_command(
         names = Names(model)
         with progress(settings.iters, names) as report:
             result = quantize(
-                model, calib, settings, output=out, checkpoint=checkpoint, data=data, labels=labels, report=report
+                model, calib, settings, output=out, checkpoint=checkpoint, data=data, labels=labels, progress=report
             )
         if not is_first():
             return

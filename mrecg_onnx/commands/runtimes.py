@@ -133,14 +133,14 @@ def runtimes_command(
                 against=against,
                 read_back=_read_back,
                 only=options["only"],
-                pythons=options["pythons"],
+                python=options["pythons"],
                 samples=options["samples"],
                 batch=options["batch"],
                 threads=options["threads"] or None,
                 runs=options["runs"],
-                timeout_s=options["timeout"],
-                memory_bytes=memory,
-                report=report,
+                timeout=options["timeout"],
+                memory=memory,
+                progress=report,
             )
         if json_file is not None:
             write_json(found.to_json(), json_file)

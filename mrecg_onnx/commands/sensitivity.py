@@ -100,7 +100,7 @@ def sensitivity_command(
     with guarded(debug=debug, writes=[path for path in (json_file, report_file) if path]):
         settings = settings_from(options)
         with loading():
-            from mrecg_onnx.inspecting import rank
+            from mrecg_onnx.inspecting import sensitivity
 
         if labels is not None and data is None:
             raise SettingsError("--labels are for --data: give the images, too")
@@ -111,7 +111,7 @@ def sensitivity_command(
             require_packages()
         names = Names(model)
         with progress(settings.iters, names) as report:
-            found = rank(model, calib, settings, data=data, labels=labels, limit=limit, top=top, report=report)
+            found = sensitivity(model, calib, settings, data=data, labels=labels, limit=limit, top=top, progress=report)
         if json_file is not None:
             write_json(found.to_json(), json_file)
         if report_file is not None:

@@ -120,13 +120,13 @@ def validate_command(
 
             require_packages()
         plain = ("labels", "limit", "batch_size", "latency_batch", "repeats", "threads", "device", "layers", "timeout")
-        with counter("validate", "images") as report:
+        with counter("validate") as report:
             result = validate(
                 fp32,
                 quantized,
                 data,
                 preprocess=preprocess_from(options, lambda: stored_or_beside(fp32, quantized)),
-                report=report,
+                progress=report,
                 outputs=options["outputs"] or None,
                 **{name: options[name] for name in plain},
             )

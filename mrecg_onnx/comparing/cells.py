@@ -255,7 +255,7 @@ def _quantize(job: Job, channel: _Channel) -> dict[str, Any]:
 
     start = time.perf_counter()
     result = quantize(
-        job.model, job.calib, job.settings, output=job.output, checkpoint=job.checkpoint, report=channel.progress
+        job.model, job.calib, job.settings, output=job.output, checkpoint=job.checkpoint, progress=channel.progress
     )
     seconds = time.perf_counter() - start
     on_gpu = torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0

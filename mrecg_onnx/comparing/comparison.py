@@ -46,7 +46,7 @@ def compare(
     model: str | Path,
     calib: str | Path,
     data: str | Path,
-    folder: str | Path,
+    output: str | Path,
     *,
     methods: Sequence[str],
     bits: Sequence[str | Widths],
@@ -57,8 +57,8 @@ def compare(
     outputs: Sequence[str] | None = None,
     latency_batch: int = 1,
     repeats: int = 50,
-    overwrite: bool = False,
-    report: Callable[[ComparisonProgress], None] | None = None,
+    force: bool = False,
+    progress: Callable[[ComparisonProgress], None] | None = None,
 ) -> Comparison:
     """Quantize ``model`` by every method at every width and put the results side by side.
 
@@ -66,7 +66,7 @@ def compare(
         model: the float model's file.
         calib: calibration data as for :func:`mrecg_onnx.quantize`.
         data: validation data as for :func:`mrecg_onnx.validate`; without labels agreement and noise are compared.
-        folder: where quantized files, cells and the table go; made where it does not exist. The same call goes on with
+        output: the folder where quantized files, cells and the table go; made where it does not exist. The same call goes on with
             what it finds there, more methods and widths may be added by and by; the table holds those of the last call.
         methods: names of :data:`mrecg_onnx.methods.METHODS`.
         bits: widths, such as ``W4A4``.
@@ -77,8 +77,8 @@ def compare(
         outputs: names of the outputs to validate; all by default.
         latency_batch: images a timed run.
         repeats: timed runs of each file; 0 leaves latency out.
-        overwrite: write over files of these names in a folder that no comparison has made; otherwise they are an error.
-        report: called as the work proceeds.
+        force: write over files of these names in a folder that no comparison has made; otherwise they are an error.
+        progress: called as the work proceeds.
 
     Returns:
         All cells; one that failed says why, and the others are not touched by it.
@@ -97,24 +97,24 @@ def compare(
         raise SettingsError(f"latency of {repeats} runs with {latency_batch} images: give >= 0 runs and >= 1 images")
     if world_size() > 1:
         raise SettingsError("compare runs each cell in a process of its own: start it without torchrun")
-    inputs = Inputs.make(Path(model), calib, data, Path(folder), settings, labels=labels, limit=limit, outputs=outputs)
+    inputs = Inputs.make(Path(model), calib, data, Path(output), settings, labels=labels, limit=limit, outputs=outputs)
     inputs.latency = {"batch": latency_batch, "repeats": repeats, "threads": settings.threads}
     base = base_method or chosen[0]
     pairs = [(method, width) for width in widths for method in chosen]
-    if not overwrite:
+    if not force:
         made = [path(*pair) for pair in pairs for path in (inputs.output, inputs.record)]
         inputs.require_own([*made, *_tables(inputs)])
     inputs.claim_folder()
     cells: list[Cell] = []
-    with locked(inputs.cells, str(folder)):
+    with locked(inputs.cells, str(output)):
         inputs.claim_folder()  # of two that came at the same moment both may have made it
         for number, (method, width) in enumerate(pairs, 1):
-            tell = Tell(report, f"{method} {width}", number, len(pairs))
+            tell = Tell(progress, f"{method} {width}", number, len(pairs))
             cells.append(run_cell(inputs, method, width, tell))
             _write_table(inputs, base, cells)
             tell(cells[-1])
         if repeats:
-            cells = measure_latency(inputs, cells, report)
+            cells = measure_latency(inputs, cells, progress)
         return _write_table(inputs, base, cells, plot=True)
 
 

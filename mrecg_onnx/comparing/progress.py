@@ -34,6 +34,13 @@ class ComparisonProgress:
     inner: Progress | None = None
     finished: Cell | None = None
 
+    def __str__(self) -> str:
+        """One line, so that ``progress=print`` says where a comparison is."""
+        said = f"cell {self.number}/{self.total} {self.name}: "
+        if self.finished is not None:
+            return f"{said}{self.finished.error or 'finished'}"
+        return said + (str(self.inner) if self.inner is not None else self.stage)
+
 
 class Tell:
     """The report of one cell."""

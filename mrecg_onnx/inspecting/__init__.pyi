@@ -1,6 +1,6 @@
 from .finished import FinishedFile, inspect_result, is_result
 from .inspection import Inspection, Measured, TensorInfo, inspect
-from .ranking import Quality, Ranking, rank
+from .ranking import Quality, Ranking, sensitivity
 
 __all__ = [
     "FinishedFile",
@@ -12,5 +12,5 @@ __all__ = [
     "inspect",
     "inspect_result",
     "is_result",
-    "rank",
+    "sensitivity",
 ]

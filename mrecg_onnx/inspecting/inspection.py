@@ -130,18 +130,19 @@ class Inspection:
 @full_precision()
 def inspect(
     model: onnx.ModelProto | str | Path,
-    settings: Settings | None = None,
     calib: str | Path | Dataset | None = None,
-    report: Report | None = None,
+    settings: Settings | None = None,
+    *,
+    progress: Report | None = None,
 ) -> Inspection:
     """Plan the quantization of a float model; with images also measure each activation quantizer alone.
 
     Args:
         model: the float model; not changed.
-        settings: every choice, as for :func:`mrecg_onnx.quantize`.
         calib: folder of images, ``.npy``/``.npz`` file of ready inputs, an open data set, or ``"zeroq"``. Without it nothing
             is run.
-        report: called as the work proceeds.
+        settings: every choice, as for :func:`mrecg_onnx.quantize`.
+        progress: called as the work proceeds (:class:`mrecg_onnx.Progress`).
 
     Returns:
         The plan with everything found on the way.
@@ -150,7 +151,7 @@ def inspect(
         MrecgError: as :func:`mrecg_onnx.quantize`.
     """
     settings = settings or Settings()
-    clock = Clock(report)
+    clock = Clock(progress)
     if calib is None:
         with clock.stage("load"):
             original, graph, plan = load_planned(model, settings)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from mrecg_onnx.progress import Report
 
-__all__ = ["Quality", "Ranked", "Ranking", "Suggestion", "rank"]
+__all__ = ["Quality", "Ranked", "Ranking", "Suggestion", "sensitivity"]
 
 #: A layer whose loss at 8 bits is more than this share of what it is now has to stay in float to come back.
 FLOAT_FROM = 0.5
@@ -102,7 +102,7 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Ranking:
-    """What :func:`rank` found.
+    """What :func:`sensitivity` found.
 
     Attributes:
         settings: what the network was quantized for.
@@ -135,7 +135,7 @@ class Ranking:
 
 
 @full_precision()
-def rank(
+def sensitivity(
     model: onnx.ModelProto | str | Path,
     calib: str | Path | Dataset,
     settings: Settings | None = None,
@@ -144,7 +144,7 @@ def rank(
     labels: str | Path | None = None,
     limit: int = 256,
     top: int = 8,
-    report: Report | None = None,
+    progress: Report | None = None,
 ) -> Ranking:
     """Rank layers and tensors of a float model by what their quantization costs, and try more bits for the first ones.
 
@@ -156,7 +156,7 @@ def rank(
         labels: labels for them, as for :func:`mrecg_onnx.validate`.
         limit: images measured on at most.
         top: suggestions made.
-        report: called as the work proceeds.
+        progress: called as the work proceeds (:class:`mrecg_onnx.Progress`).
 
     Raises:
         MrecgError: as :func:`mrecg_onnx.quantize`.
@@ -164,7 +164,7 @@ def rank(
     settings = settings or Settings()
     if limit < 1 or top < 0:
         raise SettingsError(f"limit is {limit} and top is {top}: give at least one image and no negative number")
-    clock = Clock(report)
+    clock = Clock(progress)
     ready = prepare(model, calib, settings, Run(clock=clock), measured_on=data)
     settings, plan = ready.settings, ready.plan
     with clock.stage("sensitivity"):

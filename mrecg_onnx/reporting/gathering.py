@@ -134,7 +134,7 @@ def report_comparison(result: Comparison, page: str | Path, *, command: str = ""
 
 
 def report_ranking(found: Ranking, model: str | Path, page: str | Path, *, command: str = "") -> None:
-    """Write the page of what :func:`mrecg_onnx.rank` found of ``model``.
+    """Write the page of what :func:`mrecg_onnx.sensitivity` found of ``model``.
 
     Raises:
         SettingsError: jinja2 or matplotlib is missing.
@@ -146,7 +146,7 @@ def report_ranking(found: Ranking, model: str | Path, page: str | Path, *, comma
 
 def report(
     file: str | Path,
-    page: str | Path,
+    output: str | Path,
     *,
     against: str | Path | None = None,
     data: str | Path | None = None,
@@ -159,7 +159,7 @@ def report(
 
     Args:
         file: the quantized file.
-        page: the HTML file.
+        output: the page, an HTML file.
         against: the float model it was made from; with ``data`` both are run.
         data: images, as for :func:`mrecg_onnx.validate`.
         labels: labels for them.
@@ -174,7 +174,7 @@ def report(
         MrecgError: the float model or the data cannot be read, or do not belong to the file.
     """
     require_packages()
-    check_writable(page)
+    check_writable(output)
     if (against is None) != (data is None):
         raise SettingsError("a file is measured against its float model on images: give --against and --data together")
     found = inspect_result(file)
@@ -185,4 +185,4 @@ def report(
         validation, measured = _validated(Path(against), Path(file), data, labels, preprocess, limit)
     else:
         said = ("nothing was measured: --against and --data with the float model and images show errors and answers",)
-    write_page(finished_page(found, measured, validation, said=said, command=command), page)
+    write_page(finished_page(found, measured, validation, said=said, command=command), output)

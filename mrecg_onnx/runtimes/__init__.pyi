@@ -1,6 +1,6 @@
 from .attempts import Attempt, RuntimesReport
 from .catalogue import RUNTIMES, installed
-from .environment import Finding, examine
+from .environment import Finding, doctor
 from .fresh_process import load, noise
 from .kernel_counts import Kernel, check_provider, elsewhere, fused_op_counts, kernels
 from .models import Model, describe, read_graph, require_room, size_bytes, specs_of
@@ -23,8 +23,8 @@ __all__ = [
     "RuntimesReport",
     "check_provider",
     "describe",
+    "doctor",
     "elsewhere",
-    "examine",
     "fixed_batch",
     "fused_op_counts",
     "input_specs",

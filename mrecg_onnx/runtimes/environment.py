@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-__all__ = ["TESTED_TORCH", "Environment", "Finding", "examine"]
+__all__ = ["TESTED_TORCH", "Environment", "Finding", "doctor"]
 
 PRODUCT = "mrecg-onnx"
 #: The module of ONNX Runtime, which several packages bring.
@@ -69,7 +69,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Environment:
-    """What :func:`examine` found, in the order in which it matters."""
+    """What :func:`doctor` found, in the order in which it matters."""
 
     findings: tuple[Finding, ...]
 
@@ -83,7 +83,7 @@ class Environment:
         return {"works": not self.broken, "findings": [asdict(one) for one in self.findings]}
 
 
-def examine() -> Environment:
+def doctor() -> Environment:
     """Look at the packages, the runtime and the machine; nothing is installed or changed."""
     runtime = _runtime()
     packages = [_package(*entry) for entry in NEEDED.items()] + [_wanted(name) for name in WANTED]

@@ -24,6 +24,7 @@ from mrecg_onnx.converters.save import save_model
 from mrecg_onnx.data import InputSpec
 from mrecg_onnx.machine import MOST_THREADS
 from mrecg_onnx.measures import Heads, likeness
+from mrecg_onnx.progress import Progress, Report
 from mrecg_onnx.runtimes.attempts import Attempt, RuntimesReport, reason
 from mrecg_onnx.runtimes.catalogue import RUNTIMES, Runtime
 from mrecg_onnx.runtimes.fresh_process import noise
@@ -46,7 +47,6 @@ SHARE = 0.1
 STOPPED = "stopped"
 #: Bytes of answers that are read.
 MOST_ANSWERS = 2**20
-Tell = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,14 @@ def try_runtimes(
     against: str | Path | None = None,
     read_back: Callable[[onnx.ModelProto], onnx.ModelProto | None] = lambda _: None,
     only: Sequence[str] = (),
-    pythons: Sequence[str | Path] = (),
+    python: Sequence[str | Path] = (),
     samples: int = SAMPLES,
     batch: int | None = None,
     threads: int | None = 1,
     runs: int = 20,
-    timeout_s: float = TIMEOUT_S,
-    memory_bytes: int | None = None,
-    report: Tell | None = None,
+    timeout: float = TIMEOUT_S,
+    memory: int | None = None,
+    progress: Report | None = None,
 ) -> RuntimesReport:
     """Open a file in every runtime that is installed, each in a process of its own, and compare, name and time what it does.
 
@@ -92,15 +92,15 @@ def try_runtimes(
         read_back: gives what ONNX Runtime runs in the place of a file whose nodes it does not have
             (:func:`mrecg_onnx.writing.runnable`), with which outputs are then compared, or None.
         only: rows of :data:`mrecg_onnx.runtimes.catalogue.RUNTIMES`; all by default.
-        pythons: interpreters of other environments whose runtimes are tried, too; they need numpy and the runtime alone. Of one
+        python: interpreters of other environments whose runtimes are tried, too; they need numpy and the runtime alone. Of one
             version in several the first is taken, this environment before others.
         samples: items that are compared at most; a slow runtime compares fewer.
         batch: items a run; the batch that the file fixes, else 1, by default.
         threads: threads inside an operator, None for each runtime's own choice.
         runs: timed runs of each file at most, 0 for none.
-        timeout_s: seconds that one runtime may take.
-        memory_bytes: resident memory that it may take; half of what is free by default.
-        report: called as the work proceeds.
+        timeout: seconds that one runtime may take.
+        memory: bytes of resident memory that it may take; half of what is free by default.
+        progress: called as the work proceeds (:class:`mrecg_onnx.Progress`).
 
     Returns:
         A row for each runtime and environment, and one for each runtime that is not installed. Where the batch is free and
@@ -113,7 +113,7 @@ def try_runtimes(
     """
     path, float_path = Path(model), Path(against) if against is not None else None
     rows = _chosen(only)
-    for name, value in (("samples", samples), ("batch", batch), ("threads", threads), ("timeout", timeout_s)):
+    for name, value in (("samples", samples), ("batch", batch), ("threads", threads), ("timeout", timeout)):
         if value is not None and not 1 <= value < math.inf:
             raise SettingsError(f"{name} is {value}: it must be {'1 or more' if value < 1 else 'a finite number'}")
     if threads is not None and threads > MOST_THREADS:
@@ -130,20 +130,20 @@ def try_runtimes(
     size = batch or fixed or 1
     feeds, items = _fed(data, specs, size, samples, path)
     written, reference = _as_written(read_back(proto) or path, feeds, items)
-    places = find_places(rows, [sys.executable, *map(str, pythons)])
+    places = find_places(rows, [sys.executable, *map(str, python)])
     task = _Task(
         path.absolute(), float_path.absolute() if float_path else None, proto, feeds, items, written, size, fixed is None,
-        threads, runs, timeout_s, memory_bytes or psutil.virtual_memory().available // 2,
+        threads, runs, timeout, memory or psutil.virtual_memory().available // 2,
     )  # fmt: skip
     attempts = []
     found = {place.row.name for place in places}
     missing = {row.name: row for row in rows if row.name not in found and (row.always or only)}
     for done, place in enumerate(places):
-        if report is not None:
-            report(done, len(places))
+        if progress is not None:
+            progress(Progress("runtimes", place.row.title, done=done, total=len(places), of="runtimes"))
         attempts.append(_tried(place, task))
-    if report is not None:
-        report(len(places), len(places))
+    if progress is not None:
+        progress(Progress("runtimes", done=len(places), total=len(places), of="runtimes"))
     attempts += [Attempt(row.name, row.title, install=row.install) for row in missing.values()]
     order = list(RUNTIMES)
     return RuntimesReport(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -16,6 +16,7 @@ import psutil
 
 from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.data import InputSpec
+from mrecg_onnx.progress import Progress, Report
 from mrecg_onnx.runtimes import (
     PROVIDERS,
     Kernel,
@@ -37,8 +38,7 @@ __all__ = ["Benchmark", "FileReport", "Timing", "benchmark"]
 LOADS = 3
 #: Runs of every file before those that are timed.
 WARMUP = 5
-#: (steps done, steps in all)
-Tell = Callable[[int, int], None]
+T = TypeVar("T", int, str, "int | None")
 
 
 @dataclass(frozen=True)
@@ -107,21 +107,21 @@ class Benchmark:
 def benchmark(
     files: Sequence[str | Path],
     *,
-    batches: Sequence[int] | None = None,
-    threads: Sequence[int | None] = (None,),
-    providers: Sequence[str] = ("cpu",),
+    batch: int | Sequence[int] | None = None,
+    threads: int | Sequence[int | None] | None = None,
+    provider: str | Sequence[str] = "cpu",
     runs: int = 50,
-    report: Tell | None = None,
+    progress: Report | None = None,
 ) -> Benchmark:
     """Measure models on ONNX Runtime, taking turns so that a busy machine slows all of them alike.
 
     Args:
         files: paths of models with the same inputs; the first is what the others are compared with.
-        batches: items a run; the batch that one of the files fixes, else 1, by default.
-        threads: threads inside an operator, None for ONNX Runtime's own choice.
-        providers: rows of :data:`mrecg_onnx.runtimes.PROVIDERS`.
+        batch: items a run, one number or several; the batch that one of the files fixes, else 1, by default.
+        threads: threads inside an operator, one number or several; None for ONNX Runtime's own choice.
+        provider: rows of :data:`mrecg_onnx.runtimes.PROVIDERS`, one name or several.
         runs: timed runs of each file in each place.
-        report: called as the work proceeds.
+        progress: called as the work proceeds (:class:`mrecg_onnx.Progress`).
 
     Returns:
         All figures. Inputs are normal random numbers.
@@ -131,38 +131,40 @@ def benchmark(
         SettingsError: a number below 1, an unknown provider, one that is not there, or one that left all the work to another.
     """
     paths = [Path(file) for file in files]
-    _check(paths, (1,) if batches is None else batches, threads, providers, runs)
+    batches = None if batch is None else _several(batch)
+    counts, providers = _several(threads), _several(provider)
+    _check(paths, (1,) if batches is None else batches, counts, providers, runs)
     specs = _common_inputs(paths)
     if batches is None:
         batches = (next((spec.shape[0] for spec in specs if spec.shape and spec.shape[0] is not None), 1),)
-    steps = len(paths) * LOADS + len(providers) * (len(paths) + len(threads) * len(batches))
+    steps = len(paths) * LOADS + len(providers) * (len(paths) + len(counts) * len(batches))
     done = 0
 
     def step() -> None:
         nonlocal done
         done += 1
-        if report is not None:
-            report(done, steps)
+        if progress is not None:
+            progress(Progress("benchmark", done=done, total=steps, of="steps"))
 
     first = noise(specs, batches[0])
     ran: dict[Path, dict[str, tuple[Kernel, ...]]] = {path: {} for path in paths}
     timings: list[Timing] = []
-    for provider in providers:
+    for name in providers:
         for path in paths:
-            found = kernels(path, first, threads[0], provider)
-            check_provider(found, provider, str(path))
-            ran[path][provider] = tuple(found)
+            found = kernels(path, first, counts[0], name)
+            check_provider(found, name, str(path))
+            ran[path][name] = tuple(found)
             step()
-        for count in threads:
-            sessions = {str(path): open_session(path, threads=count, device=provider) for path in paths}
-            for batch in batches:
-                taken = latency(sessions, noise(specs, batch), runs, min(WARMUP, runs))
-                timings += _timings(taken, provider, count, batch)
+        for count in counts:
+            sessions = {str(path): open_session(path, threads=count, device=name) for path in paths}
+            for size in batches:
+                taken = latency(sessions, noise(specs, size), runs, min(WARMUP, runs))
+                timings += _timings(taken, name, count, size)
                 step()
     opened: dict[Path, list[dict[str, float]]] = {path: [] for path in paths}
     for _ in range(LOADS):
         for path in paths:
-            opened[path].append(load(path, specs, batches[0], threads[0], providers[0]))
+            opened[path].append(load(path, specs, batches[0], counts[0], providers[0]))
             step()
     reports = [
         FileReport(
@@ -176,6 +178,10 @@ def benchmark(
         for path in paths
     ]
     return Benchmark(tuple(reports), tuple(timings), _environment())
+
+
+def _several(given: T | Sequence[T]) -> tuple[T, ...]:
+    return tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)  # type: ignore[return-value]
 
 
 def _check(

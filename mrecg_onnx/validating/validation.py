@@ -22,6 +22,7 @@ from mrecg_onnx.data import (
 )
 from mrecg_onnx.machine import Workers, joined
 from mrecg_onnx.measures import Heads, mcnemar_p
+from mrecg_onnx.progress import Progress, Report
 from mrecg_onnx.runtimes import (
     check_provider,
     describe,
@@ -47,7 +48,7 @@ from mrecg_onnx.validating.results import ModelReport, ValidationResult
 from mrecg_onnx.validating.tally import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     import onnxruntime as ort
 
@@ -77,7 +78,7 @@ def validate(
     device: str = "cpu",
     layers: bool = False,
     timeout: float = LIMIT_S,
-    report: Callable[[int, int], None] | None = None,
+    progress: Report | None = None,
 ) -> ValidationResult:
     """Compare a quantized model with the float model it was made from, both at ONNX Runtime's default level.
 
@@ -102,7 +103,7 @@ def validate(
         layers: Compare every layer, too, on up to 64 of the images, both graphs run as written on the CPU
             (docs/method.md 23).
         timeout: Seconds that one call of ONNX Runtime may take.
-        report: Called with (images done, images in all) after every batch.
+        progress: Called after every batch (:class:`mrecg_onnx.Progress`).
 
     Returns:
         Everything measured; images are read once and nothing but counts is kept of them.
@@ -137,7 +138,7 @@ def validate(
             threads=threads,
             device=device,
             layers=layers,
-            report=report if workers.first else None,
+            progress=progress if workers.first else None,
         )
 
 
@@ -157,7 +158,7 @@ def _validate(
     threads: int | None,
     device: str,
     layers: bool,
-    report: Callable[[int, int], None] | None,
+    progress: Report | None,
 ) -> ValidationResult:
     names = describe(fp32, "the FP32 model"), describe(quantized, "the quantized model")
     sessions = {
@@ -189,8 +190,8 @@ def _validate(
         tally.add(indices, *(run_padded(session, feeds) for session in sessions.values()))
         tally.keep_rows(feeds, rows if timed else 0)
         logger.info("validated %d of %d images", tally.images, len(dataset))
-        if report is not None:
-            report(tally.images, len(dataset))
+        if progress is not None:
+            progress(Progress("validate", done=tally.images, total=len(dataset), of="images"))
     skipped = tuple(
         entry for part in workers.gather([f"{path} ({reason})" for path, reason in dataset.skipped]) for entry in part
     )

@@ -305,7 +305,7 @@ def test_a_stopped_run_goes_on_with_the_same_images(tmp_path, monkeypatch):
 
 def test_progress_is_told():
     seen: list[Progress] = []
-    quantize(network(), "zeroq", Settings(method="nearest", **FAST), report=seen.append)
+    quantize(network(), "zeroq", Settings(method="nearest", **FAST), progress=seen.append)
     told = [p for p in seen if p.stage == "zeroq" and p.total]
     assert {(p.done, p.total, p.iters) for p in told} == {(0, 2, 60), (1, 2, 60)}
     assert told[0].loss > 5 * min(p.loss for p in told)

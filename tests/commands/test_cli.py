@@ -311,7 +311,7 @@ def test_inspect_prints_the_plan_and_with_images_the_worst_tensors_first(here: P
 
 
 def test_inspect_is_a_python_call(here: Path) -> None:
-    found = mrecg_onnx.inspect(classifier(), Settings(method="qdrop", threads=1), here / "images")
+    found = mrecg_onnx.inspect(classifier(), here / "images", Settings(method="qdrop", threads=1))
     assert found.source.opset == 13
     assert found.source.inputs[0].shape == ("batch", 3, 16, 16)
     assert not found.merges_pending

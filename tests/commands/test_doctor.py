@@ -10,7 +10,7 @@ from helpers.command_line import run, works
 from packaging.requirements import Requirement
 
 from mrecg_onnx.runtimes import environment
-from mrecg_onnx.runtimes.environment import TESTED_TORCH, examine
+from mrecg_onnx.runtimes.environment import TESTED_TORCH, doctor
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,13 +76,13 @@ def test_packages_in_folders_of_their_own_do_not_count(tmp_path: Path, monkeypat
 
 def test_another_package_of_the_runtime_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runtimes(tmp_path, monkeypatch, onnxruntime_rocm="99.1.0")
-    found = next(one for one in examine().findings if one.name == "onnxruntime")
+    found = next(one for one in doctor().findings if one.name == "onnxruntime")
     assert (found.state, found.value) == ("ok", f"onnxruntime-rocm 99.1.0, in place of {asked_for().name}")
 
 
 def test_a_runtime_that_is_too_old_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runtimes(tmp_path, monkeypatch, onnxruntime_rocm="1.0.0")
-    (found,) = examine().broken
+    (found,) = doctor().broken
     assert found.value == "onnxruntime-rocm 1.0.0 is too old"
     assert found.do == f"pip install --upgrade --no-deps 'onnxruntime-rocm{asked_for().specifier}'"
 
@@ -105,7 +105,7 @@ def test_what_is_too_old_missing_or_does_not_import_is_broken(tmp_path: Path, mo
     monkeypatch.setattr(environment, "_requirements", lambda: wanted)
     needed = {"onnx2torch": "onnx2torch", "nowhere-to-be": "nowhere_to_be", "hollow": "hollow"}
     monkeypatch.setattr(environment, "NEEDED", needed)
-    found = {one.name: one for one in examine().broken}
+    found = {one.name: one for one in doctor().broken}
     assert (found["onnx2torch"].value, found["onnx2torch"].do) == ("0.1 is too old", "pip install 'onnx2torch>=1.5'")
     assert (found["nowhere-to-be"].value, found["nowhere-to-be"].do) == (
         "is not installed",
@@ -114,7 +114,7 @@ def test_what_is_too_old_missing_or_does_not_import_is_broken(tmp_path: Path, mo
     assert found["hollow"].value == "3 cannot be imported: OSError: no such library"
     monkeypatch.setattr(environment, "NEEDED", {})
     monkeypatch.setattr(environment, "WANTED", {"hollow": "nothing is missed"})
-    assert not examine().broken
+    assert not doctor().broken
     assert environment._wanted("hollow").value.endswith("no such library: nothing is missed")
 
 
@@ -135,5 +135,5 @@ def test_the_tested_torch_is_the_one_below_the_cap() -> None:
 
 def test_missing_extras_say_what_they_would_give(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "EXTRAS", {"plot": ("no_such_module", "plots")})
-    found = examine().findings[-1]
+    found = doctor().findings[-1]
     assert (found.value, found.state, found.do) == ("is not there: plots", "ok", "pip install 'mrecg-onnx[plot]'")

@@ -144,8 +144,8 @@ def test_silence_without_a_terminal_is_shorter_than_twenty_seconds() -> None:
 
 
 def test_a_count_without_a_terminal_begins_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
-    with counter("validate", "images") as report:
-        report(1, 2)
+    with counter("validate") as report:
+        report(Progress("validate", done=1, total=2, of="images"))
     assert [line.split(" in ")[0] for line in capsys.readouterr().err.splitlines()] == ["validate ...", "validate done"]
 
 

@@ -101,10 +101,10 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Here:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        made.compare(report=interrupt)
+        made.compare(progress=interrupt)
     assert not psutil.Process().children()
     made.after_interruption = names(made.out)
-    made.result = made.compare(report=made.seen.append)
+    made.result = made.compare(progress=made.seen.append)
     return made
 
 
@@ -288,7 +288,7 @@ def test_files_of_somebody_else_are_not_written_over(here: Here, tmp_path: Path,
     assert not started
     assert names(out) == {"model_nearest_w4a4.onnx", "notes.txt"}
     assert (out / "model_nearest_w4a4.onnx").read_text() == "precious"
-    here.compare(out, methods=["nearest"], repeats=0, overwrite=True)
+    here.compare(out, methods=["nearest"], repeats=0, force=True)
     assert (out / "model_nearest_w4a4.onnx").read_text() != "precious"
     assert (out / "notes.txt").read_text() == "mine"
     here.compare(out, methods=["nearest", "brecq"], repeats=0)  # from here on the folder is its own
@@ -300,7 +300,7 @@ def test_files_of_somebody_else_are_not_written_over(here: Here, tmp_path: Path,
 def test_a_failing_cell_is_named_and_the_rest_go_on(here: Here, tmp_path: Path, started: list[str]) -> None:
     seen: list[ComparisonProgress] = []
     result = here.compare(
-        tmp_path / "out", methods=["qdrop", "nearest", "brecq"], bits=["W4A4"], repeats=0, report=seen.append
+        tmp_path / "out", methods=["qdrop", "nearest", "brecq"], bits=["W4A4"], repeats=0, progress=seen.append
     )
     assert started == ["quantize qdrop", *(f"{s} {m}" for m in ("nearest", "brecq") for s in ("quantize", "validate"))]
     assert [cell.error for cell in result.cells] == ["the moon is in the wrong house", None, None]

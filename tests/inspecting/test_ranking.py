@@ -12,7 +12,7 @@ from helpers.stages import feeds
 
 from mrecg_onnx.converters import normalize
 from mrecg_onnx.converters.errors import DataError, SettingsError
-from mrecg_onnx.inspecting.ranking import rank
+from mrecg_onnx.inspecting.ranking import sensitivity
 from mrecg_onnx.planning import BitRule, make_plan
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.runtimes import open_session
@@ -32,7 +32,7 @@ def calib(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(calib):
-    return rank(small(), calib, SETTINGS, top=3)
+    return sensitivity(small(), calib, SETTINGS, top=3)
 
 
 def test_every_layer_and_every_tensor_that_layers_read_is_ranked(found):
@@ -74,15 +74,15 @@ def test_report_is_plain(found):
 @pytest.mark.parametrize("wrong", [{"limit": 0}, {"top": -1}])
 def test_senseless_numbers_are_refused(calib, wrong):
     with pytest.raises(SettingsError, match="limit is"):
-        rank(small(), calib, SETTINGS, **wrong)
+        sensitivity(small(), calib, SETTINGS, **wrong)
 
 
 def test_labels_of_arrays_are_what_suggestions_are_tried_on(calib, tmp_path):
     x = feeds(small(), 48)
     said = open_session(small()).run(None, x)[0].argmax(1)
     np.savez(tmp_path / "labelled.npz", **x, y=said)
-    found = rank(small(), calib, SETTINGS, data=tmp_path / "labelled.npz", top=1)
+    found = sensitivity(small(), calib, SETTINGS, data=tmp_path / "labelled.npz", top=1)
     assert (found.labelled, found.float_quality.top1) == (True, 1.0)
     np.save(tmp_path / "y.npy", said + 1000)
     with pytest.raises(DataError, match=r"of image 0 is beyond .*y\.npy"):
-        rank(small(), calib, SETTINGS, data=calib, labels=tmp_path / "y.npy", top=1)
+        sensitivity(small(), calib, SETTINGS, data=calib, labels=tmp_path / "y.npy", top=1)

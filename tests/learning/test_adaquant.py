@@ -107,7 +107,7 @@ def test_stopped_run_goes_on_with_learned_input_scales(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        quantize(small(), tmp_path / "calib.npz", settings, checkpoint=tmp_path / "work", report=stop)
+        quantize(small(), tmp_path / "calib.npz", settings, checkpoint=tmp_path / "work", progress=stop)
     again = quantize(small(), tmp_path / "calib.npz", settings, checkpoint=tmp_path / "work")
     assert again.model.SerializeToString() == whole.model.SerializeToString()
 

@@ -118,12 +118,12 @@ def test_one_file_a_unit_and_a_description(here):
 def test_stopped_run_goes_on_where_it_was(here, tmp_path, trained, done):
     whole = here.whole["qdrop"]
     with pytest.raises(KeyboardInterrupt):
-        here.run(checkpoint=tmp_path, report=stop_after("reconstruct", done))
+        here.run(checkpoint=tmp_path, progress=stop_after("reconstruct", done))
     assert trained == [unit.name for unit in whole.units[:done]]
     assert names(tmp_path) == [*(f"reconstruct-{i:04d}.pt" for i in range(done)), "run.json"]
     trained.clear()
     told: list[Progress] = []
-    again = here.run(checkpoint=tmp_path, report=told.append, output=tmp_path / "out.onnx")
+    again = here.run(checkpoint=tmp_path, progress=told.append, output=tmp_path / "out.onnx")
     assert trained == [unit.name for unit in whole.units[done:]]
     assert (tmp_path / "out.onnx").read_bytes() == whole.model.SerializeToString()
     assert [(u.name, u.loss, u.loss_nearest, u.kept) for u in again.units] == [
@@ -146,7 +146,7 @@ def test_probing_run_is_kept_as_well(here, tmp_path, trained, stage, done):
     assert len(whole.units) == UNITS - 1
     assert len(whole.probe) == UNITS
     with pytest.raises(KeyboardInterrupt):
-        here.run(MRECG, checkpoint=tmp_path, report=stop_after(stage, done))
+        here.run(MRECG, checkpoint=tmp_path, progress=stop_after(stage, done))
     before = len(trained)
     assert before == (done if stage == "probe" else UNITS + done)
     again = here.run(MRECG, checkpoint=tmp_path)
@@ -163,7 +163,7 @@ def test_stopped_within_a_unit_the_unit_starts_again(here, tmp_path, trained):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        here.run(checkpoint=tmp_path, report=stop)
+        here.run(checkpoint=tmp_path, progress=stop)
     assert names(tmp_path) == ["reconstruct-0000.pt", "run.json"]
     trained.clear()
     again = here.run(checkpoint=tmp_path)

@@ -103,7 +103,7 @@ def test_the_file_agrees_with_the_simulation_and_the_same_seed_gives_the_same_fi
     np.savez(path, **feeds(model, 32))
     chosen = Settings(method="lapq", wbits=3, threads=1, lapq_evaluations=40, lapq_images=16, range_samples=16)
     seen: list[Progress] = []
-    result = quantize(model, path, chosen, report=seen.append)
+    result = quantize(model, path, chosen, progress=seen.append)
     assert not result.verification.warnings
     assert result.verification.sqnr_db > 40 or result.verification.exact > 0.5
     assert result.lapq is not None

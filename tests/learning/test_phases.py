@@ -81,7 +81,7 @@ def test_stopped_run_goes_on_in_its_phase(tmp_path, monkeypatch):
 
     monkeypatch.setattr(learner, "reconstruct_unit", spy)
     with pytest.raises(KeyboardInterrupt):
-        quantize(small(), tmp_path / "calib.npz", settings, checkpoint=tmp_path / "work", report=stop)
+        quantize(small(), tmp_path / "calib.npz", settings, checkpoint=tmp_path / "work", progress=stop)
     assert trained == [*units, units[0]]
     trained.clear()
     again = quantize(small(), tmp_path / "calib.npz", settings, checkpoint=tmp_path / "work")

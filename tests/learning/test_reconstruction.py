@@ -332,7 +332,7 @@ def test_planning_needs_no_data():
 def test_progress_tells_stages_units_and_losses(calibration):
     told: list[Progress] = []
     chosen = Settings(method="mrecg", iters=20, scheme="loss", protect=1)
-    result = quantize(tiny(), calibration, chosen, report=told.append)
+    result = quantize(tiny(), calibration, chosen, progress=told.append)
     stages = list(dict.fromkeys(p.stage for p in told))
     assert stages == [
         "load",

@@ -95,7 +95,7 @@ with joined("cpu") as workers:
 
 told = []
 settings = Settings(**json.loads(sys.argv[1]))
-result = quantize("model.onnx", "calib.npz", settings, output="two.onnx", report=told.append)
+result = quantize("model.onnx", "calib.npz", settings, output="two.onnx", progress=told.append)
 seen["told"] = len(told)
 seen["images"] = result.images
 seen["result"] = result.to_json()

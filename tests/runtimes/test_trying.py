@@ -93,7 +93,7 @@ def tried(model: Path, load: str = "pass", run: str = "pass", **more: Any) -> At
     """What comes of the tract that does ``load`` and ``run``."""
     python = environment(model.parent / "made_up", load, run)
     more.setdefault("runs", 2)
-    found = try_runtimes(model, data(model), only=["tract"], pythons=[python], **more)
+    found = try_runtimes(model, data(model), only=["tract"], python=[python], **more)
     (one,) = (attempt for attempt in found.attempts if attempt.environment == str(python))
     return one
 
@@ -152,7 +152,7 @@ def test_what_hangs_is_stopped_with_all_that_it_started(model: Path) -> None:
     mark = model.parent / "alive"
     child = f"import time; time.sleep(4); open({str(mark)!r}, 'w')"
     one = tried(
-        model, load=f"os.spawnv(os.P_NOWAIT, sys.executable, ['python', '-c', {child!r}]); time.sleep(60)", timeout_s=3
+        model, load=f"os.spawnv(os.P_NOWAIT, sys.executable, ['python', '-c', {child!r}]); time.sleep(60)", timeout=3
     )
     assert one.reason == "stopped after 3 s while opening it"
     assert one.loads is False
@@ -166,7 +166,7 @@ def test_a_worker_does_not_outlive_its_killed_parent(model: Path, between: str) 
         model.parent / "made_up", load=f"open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     )
     python.write_text(python.read_text().replace("exec", between))
-    call = f"try_runtimes({str(model)!r}, only=['tract'], pythons=[{str(python)!r}])"
+    call = f"try_runtimes({str(model)!r}, only=['tract'], python=[{str(python)!r}])"
     code = f"from mrecg_onnx.runtimes import try_runtimes; {call}"
     with subprocess.Popen([sys.executable, "-c", code]) as parent:
         until = time.monotonic() + 60
@@ -179,7 +179,7 @@ def test_a_worker_does_not_outlive_its_killed_parent(model: Path, between: str) 
 
 
 def test_what_takes_too_much_memory_is_stopped(model: Path) -> None:
-    one = tried(model, load="self.much = [np.ones(2**27) for _ in range(4)]; time.sleep(60)", memory_bytes=10**9)
+    one = tried(model, load="self.much = [np.ones(2**27) for _ in range(4)]; time.sleep(60)", memory=10**9)
     assert one.reason == "stopped at 1.00 GB of memory while opening it"
 
 
@@ -214,14 +214,14 @@ def test_a_float_model_that_does_not_open_leaves_the_rest(model: Path) -> None:
 
 
 def test_a_slow_runtime_compares_fewer_items(model: Path) -> None:
-    one = tried(model, run="time.sleep(0.5)", timeout_s=10, runs=0)
+    one = tried(model, run="time.sleep(0.5)", timeout=10, runs=0)
     assert one.runs
     assert 1 <= one.items < 8
 
 
 def test_one_version_is_tried_once(model: Path) -> None:
     same = [environment(model.parent / name) for name in ("a", "b")]
-    found = try_runtimes(model, data(model), only=["onnxruntime"], pythons=same, runs=0)
+    found = try_runtimes(model, data(model), only=["onnxruntime"], python=same, runs=0)
     assert len(found.attempts) == 1
     assert found.attempts[0].environment == sys.executable
 
@@ -323,7 +323,7 @@ def float_model() -> onnx.ModelProto:
         ({"threads": 0}, "threads is 0"),
         ({"samples": 0}, "samples is 0"),
         ({"runs": -1}, "runs is -1"),
-        ({"pythons": ["/nowhere/python"]}, "--python /nowhere/python: cannot be started"),
+        ({"python": ["/nowhere/python"]}, "--python /nowhere/python: cannot be started"),
         ({"data": {"input": np.zeros((2, 5), np.float32)}}, "cannot be fed with what data have: float32 [2, 5]"),
         ({"data": {}}, "cannot be fed with what data have: missing"),
     ],
@@ -338,7 +338,7 @@ def test_a_python_without_numpy_is_refused(model: Path, tmp_path: Path) -> None:
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -I "$@"\n')
     python.chmod(0o755)
     with pytest.raises(SettingsError, match=r"cannot be used, it needs numpy: .*No module named 'numpy'"):
-        try_runtimes(model, pythons=[python])
+        try_runtimes(model, python=[python])
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_a_python_that_answers_something_else_is_refused(model: Path, tmp_path: 
     python.write_text(f"#!/bin/sh\nprintf '{printed}\\n'\n")
     python.chmod(0o755)
     with pytest.raises(SettingsError, match=r"strange: cannot be used, it needs numpy: it says nothing"):
-        try_runtimes(model, pythons=[python])
+        try_runtimes(model, python=[python])
 
 
 def test_a_package_of_npm_that_cannot_be_read_is_a_row(

@@ -33,10 +33,10 @@ def test_every_file_is_measured_in_every_place(here: Path) -> None:
     steps: list[tuple[int, int]] = []
     found = benchmark(
         ["fp32.onnx", "w4a4.onnx"],
-        batches=[1, 3],
+        batch=[1, 3],
         threads=[1, 2],
         runs=4,
-        report=lambda done, total: steps.append((done, total)),
+        progress=lambda now: steps.append((now.done, now.total)),
     )
     places = [(one.threads, one.batch, one.file) for one in found.timings]
     assert places == [(n, b, f) for n in (1, 2) for b in (1, 3) for f in ("fp32.onnx", "w4a4.onnx")]
@@ -71,7 +71,7 @@ def test_models_with_other_inputs_are_refused(here: Path) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
     onnx.save(model, "two.onnx")
     with pytest.raises(ModelError, match="fixed batch 2"):
-        benchmark(["fp32.onnx", "two.onnx"], batches=[1], runs=1)
+        benchmark(["fp32.onnx", "two.onnx"], batch=[1], runs=1)
     assert [one.batch for one in benchmark(["two.onnx"], runs=1).timings] == [2]
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
     onnx.save(model, "free.onnx")

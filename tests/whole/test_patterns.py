@@ -19,7 +19,7 @@ from mrecg_onnx.converters import check_parity, load_model, normalize, to_torch
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.versions import runtime_versions
 from mrecg_onnx.inspecting.inspection import inspect
-from mrecg_onnx.inspecting.ranking import rank
+from mrecg_onnx.inspecting.ranking import sensitivity
 from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.runtimes import open_session, run_padded
@@ -1029,7 +1029,7 @@ def test_a_layer_of_computed_weights_is_counted_and_named(tmp_path):
 def test_sensitivity_ranks_what_has_a_quantizer(tmp_path):
     model = ending("Concat of boxes and scores")
     np.savez(tmp_path / "calib.npz", **arrays(model, 16))
-    found = rank(model, tmp_path / "calib.npz", Settings(wbits=4, abits=4, first_last_bits=4))
+    found = sensitivity(model, tmp_path / "calib.npz", Settings(wbits=4, abits=4, first_last_bits=4))
     assert found.suggestions
 
 

@@ -1,0 +1,86 @@
+"""The command line and Python have the same names: a command is a function, an option its argument."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+
+import click
+import pytest
+
+import mrecg_onnx
+from mrecg_onnx.commands import main
+
+#: Functions of another name, and why.
+FUNCTIONS = {"runtimes": "try_runtimes"}  # mrecg_onnx.runtimes is the room
+#: Options whose argument has another name, and why.
+ARGUMENTS = {
+    ("compare", "layer_bits"): "bits",  # a field of the settings there, whose name compare needs for its widths
+    ("*", "range"): "ranges",  # a word of Python
+    ("*", "allocate"): "allocation",
+}
+#: What only a terminal has: how much it says, files of options, and files of what a call returns (.save, .report).
+TERMINAL = {"help", "config", "verbose", "quiet", "debug", "json", "report", "plot"}
+#: Python writes over results: whoever calls names them.
+IN_PYTHON_ALWAYS = {("quantize", "force"), ("convert", "force")}
+
+
+def _options(command: click.Command) -> list[str]:
+    return [_name(p) for p in command.params if isinstance(p, click.Option)]
+
+
+def _name(option: click.Option) -> str:
+    return next(name for name in option.opts if name.startswith("--")).lstrip("-").replace("-", "_")
+
+
+def _function(command: str) -> inspect.Signature:
+    return inspect.signature(getattr(mrecg_onnx, FUNCTIONS.get(command, command)))
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_each_command_is_a_function_of_its_name(command: str) -> None:
+    assert FUNCTIONS.get(command, command) in dir(mrecg_onnx)
+    assert callable(getattr(mrecg_onnx, FUNCTIONS.get(command, command)))
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_each_option_is_an_argument_of_its_name(command: str) -> None:
+    known = set(_function(command).parameters)
+    if "settings" in known:
+        known |= {field.name for field in dataclasses.fields(mrecg_onnx.Settings)}
+    if known & {"settings", "preprocess"} or command == "runtimes":  # try_runtimes is given arrays
+        known |= {field.name for field in dataclasses.fields(mrecg_onnx.Preprocess)} | {"preprocess"}
+    found = [
+        ARGUMENTS.get((command, name), ARGUMENTS.get(("*", name), name))
+        for name in _options(main.commands[command])
+        if name not in TERMINAL and (command, name) not in IN_PYTHON_ALWAYS
+    ]
+    assert [name for name in found if name not in known] == []
+
+
+@pytest.mark.parametrize("command", sorted(set(main.commands) - {"convert", "doctor", "report"}))
+def test_what_takes_long_says_how_far_it_is(command: str) -> None:
+    assert "progress" in _function(command).parameters
+
+
+def test_defaults_are_the_same() -> None:
+    """Where both have one: what a command leaves out is what the function does."""
+    differ = []
+    for name, command in main.commands.items():
+        parameters = _function(name).parameters
+        for option in command.params:
+            if not isinstance(option, click.Option):
+                continue
+            argument = parameters.get(_name(option))
+            if argument is None or not isinstance(argument.default, (int, float, str)) or option.is_flag:
+                continue
+            if option.default != argument.default:
+                differ.append((name, option.name, option.default, argument.default))
+    assert differ == []
+
+
+def test_progress_says_where_it_is_in_a_line() -> None:
+    done = mrecg_onnx.Progress("validate", done=32, total=64, of="images")
+    assert str(done) == "validate 32/64 images"
+    unit = mrecg_onnx.Progress("reconstruct", "layer1", done=1, total=3, iteration=50, iters=300, loss=0.5)
+    assert str(unit) == "reconstruct 1/3 layer1, iteration 50/300, loss 0.5"
