@@ -84,18 +84,20 @@ def normalize(model: onnx.ModelProto, *, keep_batchnorm: bool = False, free: boo
     for _ in range(_MAX_ROUNDS):
         changed = [_named(step, graph) for step in _ROUND]
         remove_unused(graph)
-        infer_shapes(graph)
         if not any(changed):
             break
+        infer_shapes(graph)
     require_ranks(graph)
     folds = () if keep_batchnorm else (fold_batchnorm, fold_affine, plain_gemm, merge_batchnorm, bridge_batchnorm)
     layers = (plain_gemm, fuse_matmul_add, *folds)
     maps = (fuse_clamps, mean_to_pool, plain_pools, cancel_transposes)
-    for step in (*layers, *maps, *((free_batch,) if free else ()), infer_shapes, join_matmul_bias):
+    for step in (*layers, *maps, *((free_batch,) if free else ())):
         _named(step, graph)
     for finish in (remove_unused, sort, name_all, infer_shapes):
         finish(graph)
-    return graph
+    # Last: inference knows no MatMul of three inputs.
+    _named(join_matmul_bias, graph)
+    return name_all(remove_unused(graph))
 
 
 def _named(step: Callable[[ir.Model], _Made], graph: ir.Model) -> _Made:

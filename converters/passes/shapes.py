@@ -81,12 +81,12 @@ def drop_stale(model: ir.Model) -> ir.Model:
                 if output.shape is not None:
                     declared.append((output, output.shape))
                     output.shape = None
-    _infer(model, math.inf)
+    _infer(model, followed_sizes(model.graph.all_nodes()))
     stays = False
     for value, shape in declared:
         inferred = value.shape
         value.shape = shape if inferred is None else _merged(shape, inferred, value)
-        stays = stays or value.shape != inferred
+        stays = stays or (value.shape != inferred and bool(value.uses()))
     return infer_shapes(model) if stays else model
 
 
