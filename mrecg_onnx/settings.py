@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import InitVar, dataclass
+from typing import Any, TypeVar
 
 from mrecg_onnx.calibrating import ZeroqSettings
+from mrecg_onnx.converters.choices import OneOf
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.data import PreprocessField
 from mrecg_onnx.finishing import FinishSettings
@@ -17,7 +20,14 @@ from mrecg_onnx.quantizers import RangeSettings
 from mrecg_onnx.rewriting import RewritingSettings
 from mrecg_onnx.targets import load_target
 
-__all__ = ["Settings"]
+__all__ = ["PRESETS", "Settings"]
+
+#: ``preset``: fields by how much time there is; what they reach and cost is in benchmarks/results/presets.md.
+PRESETS: dict[str, Mapping[str, Any]] = {
+    "fast": {"method": "brecq", "iters": 100},
+    "balanced": {"method": "brecq", "iters": 300, "augment": "flip", "finish": None},
+    "best": {"method": "brecq", "iters": 1000, "augment": "flip", "finish": 800},
+}
 
 #: Fields in the order of the files' metadata: with it the same run would write other bytes. A new one goes to the end.
 STORED_ORDER = (
@@ -31,6 +41,27 @@ STORED_ORDER = (
 )  # fmt: skip
 
 
+_Class = TypeVar("_Class", bound=type)
+
+
+def _taking_presets(settings: _Class) -> _Class:
+    """The same class, made with the fields of a preset where ``preset`` names one and they are not given."""
+    make = settings.__init__  # type: ignore[misc]
+
+    @functools.wraps(make)
+    def init(self: Any, *, preset: str | None = None, **given: Any) -> None:
+        if preset is not None:
+            OneOf(*PRESETS).check("preset", preset)
+            if PRESETS[preset].keys() <= given.keys():  # as dataclasses.replace does it
+                raise SettingsError(f"preset '{preset}' changes nothing: all of its fields are given beside it")
+            given = {**PRESETS[preset], **given}
+        make(self, **given)
+
+    settings.__init__ = init  # type: ignore[misc]
+    return settings
+
+
+@_taking_presets
 @dataclass(frozen=True, kw_only=True)
 class Settings(ZeroqSettings, RangeSettings, FinishSettings, RewritingSettings, BudgetSettings, PlanSettings):
     """Settings of :func:`mrecg_onnx.quantize`: the fields of all groups, each by its keyword.
@@ -43,12 +74,21 @@ class Settings(ZeroqSettings, RangeSettings, FinishSettings, RewritingSettings, 
     :class:`~mrecg_onnx.rewriting.RewritingSettings` (equalization), :class:`~mrecg_onnx.learning.LearningSettings`
     (reconstruction) and :class:`~mrecg_onnx.finishing.FinishSettings` (the network together).
 
+    ``preset="fast"``, ``"balanced"`` or ``"best"`` is no field: it stands for several (``mrecg_onnx.settings.PRESETS``), and
+    those that are given beside it go before.
+
     Raises:
         SettingsError: a value is out of its range, or contradicts another.
     """
 
     # Once more: mypy takes the type that an inherited descriptor is set to for the one that it gives.
     preprocess: PreprocessField = PreprocessField()  # noqa: RUF009 - a descriptor, which holds nothing itself
+
+    preset: InitVar[str | None] = None
+
+    def __post_init__(self, preset: str | None) -> None:
+        """Check, as every group does; of a preset its fields are left."""
+        super().__post_init__()
 
     def check(self) -> None:
         """What a method can do at these widths and for this target."""

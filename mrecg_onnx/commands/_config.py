@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from mrecg_onnx import __version__
-from mrecg_onnx.commands._console import FORCE, asked
+from mrecg_onnx.commands._console import FORCE, PRESET, asked
 from mrecg_onnx.commands._files import CONFIG
 from mrecg_onnx.commands._sections import RUN, Steps, option
 from mrecg_onnx.converters.files import require_regular
@@ -23,6 +23,8 @@ __all__ = ["config_beside", "config_option", "resolved"]
 _NEVER = frozenset({"config", "help", "force"})
 #: What decides where and how a run tells of its result, and not what it makes.
 _NOT_THE_RESULT = _NEVER | {"output", "json", "report", "checkpoint", "debug", "verbose", "quiet"}
+#: What stands for others, which are written out.
+_STANDS_FOR_OTHERS = frozenset({"preset"})
 #: Bytes of a file at most: there are a hundred options.
 LARGEST = 1 << 20
 
@@ -45,7 +47,7 @@ def _read(ctx: click.Context, _parameter: click.Parameter, file: Path | None) ->
             hint = f": did you mean '{near[0]}'?" if near else ""
             raise click.UsageError(f"--config {file}: '{written}' is no option of {ctx.command.name}{hint}")
         found[known[name].name or ""] = _checked(ctx, file, written, known[name], value)
-    ctx.default_map = {**(ctx.default_map or {}), **found}
+    ctx.default_map = {**(ctx.default_map or {}), **found, **ctx.meta.get(PRESET, {})}
     ctx.meta[CONFIG] = file
 
 
@@ -140,7 +142,7 @@ def resolved(ctx: click.Context, arguments: str) -> str:
     lines = [f"# mrecg-onnx {__version__}: mrecg-onnx {ctx.command.name} {arguments} --config THIS_FILE"]
     for parameter in ctx.command.params:
         name = _key(parameter)
-        if not isinstance(parameter, click.Option) or name in _NOT_THE_RESULT:
+        if not isinstance(parameter, click.Option) or name in _NOT_THE_RESULT | _STANDS_FOR_OTHERS:
             continue
         value = ctx.params.get(parameter.name or "")
         if value is None and isinstance(parameter.type, Steps):

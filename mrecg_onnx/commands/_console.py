@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORCE",
+    "PRESET",
     "QUIET",
     "TAKEN",
     "VERBOSE",
@@ -46,6 +47,8 @@ WIDE = 240
 #: What a command's context keeps of how it was asked to talk: nothing but errors, with details, JSON alone on stdout; and
 #: whether it may write over results.
 QUIET, VERBOSE, TAKEN, FORCE = (f"mrecg_onnx.{name}" for name in ("quiet", "verbose", "stdout", "force"))
+#: Options that a preset stands for, and that were not given in its place.
+PRESET = "mrecg_onnx.preset"
 
 
 def asked(key: str) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from mrecg_onnx.commands._files import CONFIG
 from mrecg_onnx.commands._finished import own_settings
 from mrecg_onnx.commands._sections import FIELDS
 
@@ -21,7 +22,8 @@ def given_command(ctx: click.Context) -> str:
     """The command of ``ctx`` with all that was given."""
     words = ["mrecg-onnx", ctx.command.name or ""]
     for parameter in ctx.command.params:
-        value = ctx.params.get(parameter.name or "")
+        # --config alone has a value and is no parameter of the function.
+        value = ctx.params.get(parameter.name or "", ctx.meta.get(CONFIG))
         source = ctx.get_parameter_source(parameter.name or "")
         if isinstance(parameter, click.Argument):
             words += map(str, value if isinstance(value, tuple) else [value])

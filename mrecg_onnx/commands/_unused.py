@@ -37,7 +37,7 @@ def unused_options(settings: Settings, given: Sequence[str], calib: str | Path |
     elif settings.selection == "peak":
         idle.append((f"--selection {settings.selection}", {"penalty"}))
     if method.granularity == "none":
-        learning = {"iters", "stop", "batch_size", "window", "drop", "compile", "rounding", "anneal", "loss"}
+        learning = {"preset", "iters", "stop", "batch_size", "window", "drop", "compile", "rounding", "anneal", "loss"}
         idle.append((f"--method {settings.method}", learning | (set() if settings.bias_correction else {"augment"})))
     elif method.solver != "gradient":
         learning = {"iters", "stop", "batch_size", "window", "drop", "compile", "rounding", "anneal", "loss"}

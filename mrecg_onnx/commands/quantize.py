@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from mrecg_onnx.commands._config import config_beside, resolved
 from mrecg_onnx.commands._console import VERBOSE, asked, say, show, warn
@@ -27,6 +26,7 @@ from mrecg_onnx.commands._options import (
     plan_options,
     report_option,
 )
+from mrecg_onnx.commands._presets import given_beside, preset_option
 from mrecg_onnx.commands._progress import progress
 from mrecg_onnx.commands._repeat import given_command
 from mrecg_onnx.commands._sections import Command, Option
@@ -54,6 +54,7 @@ __all__ = ["quantize_command"]
     help="The file to write.  [default: <model>_<method>_w4a4.onnx in this folder]",
 )
 @force_option
+@preset_option
 @plan_options
 @budget_options
 @learning_options
@@ -95,8 +96,7 @@ def quantize_command(
     with guarded(debug=debug, writes=writes, kept=lambda: _kept(checkpoint)):
         settings = settings_from(options)
         _check_paths(model, out, json_file, report_file, config)
-        given = [name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
-        given += [name for name, value in (("data", data), ("labels", labels)) if value is not None]
+        given = given_beside(ctx)
         if report_file is not None:
             from mrecg_onnx.reporting import require_packages
 
