@@ -14,6 +14,22 @@ import mrecg_onnx
 SAMPLES = Path(__file__).parents[2] / "samples"
 
 
+@pytest.mark.parametrize(("wbits", "abits", "least"), [(4, 8, 0.98), (4, 4, 0.98), (8, 8, 0.99)])
+def test_the_file_of_the_first_command_is_smaller_and_runs_on_integers(
+    tmp_path: Path, wbits: int, abits: int, least: float
+) -> None:
+    model, output = SAMPLES / "digits_resnet8.onnx", tmp_path / "quantized.onnx"
+    assert 200_000 < model.stat().st_size < 400_000
+    settings = mrecg_onnx.Settings(wbits=wbits, abits=abits, method="nearest", threads=1)
+    mrecg_onnx.quantize(model, SAMPLES / "calib", settings, output=output)
+    found = mrecg_onnx.validate(model, output, SAMPLES / "val", repeats=0)
+    assert found.quantized.top1.value >= least
+    assert output.stat().st_size < 0.4 * model.stat().st_size
+    assert "Conv" not in found.op_counts
+    packed = mrecg_onnx.convert(output, container="packed", output=tmp_path / "packed.onnx")
+    assert packed.output.stat().st_size < (0.25 if wbits == 4 else 0.35) * model.stat().st_size
+
+
 def accuracy(tmp_path: Path, **settings: object) -> mrecg_onnx.ValidationResult:
     output = tmp_path / "quantized.onnx"
     mrecg_onnx.quantize(
