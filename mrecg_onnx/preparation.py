@@ -29,7 +29,8 @@ from mrecg_onnx.converters.deadline import limit_runs
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.save import digest
 from mrecg_onnx.data import ZEROQ, Dataset, InputSpec, for_images, holds_images, open_calibration, require_numbers
-from mrecg_onnx.learning import Fitting, Lapq, minimise_steps
+from mrecg_onnx.finishing import Fitting
+from mrecg_onnx.learning import Lapq, minimise_steps
 from mrecg_onnx.machine import NOTHING_KEPT, Kept, Run, Workers, pick_device
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.network import Network, Simulation, State, bridged, rebridged

@@ -1,4 +1,5 @@
+from .held import Fitting
 from .settings import FinishSettings
 from .stage import FinishResult, finish
 
-__all__ = ["FinishResult", "FinishSettings", "finish"]
+__all__ = ["FinishResult", "FinishSettings", "Fitting", "finish"]

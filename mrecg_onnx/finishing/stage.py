@@ -20,7 +20,7 @@ from mrecg_onnx.data import Dataset
 from mrecg_onnx.finishing.judging import Judge, Variants
 from mrecg_onnx.finishing.oscillation import Oscillations
 from mrecg_onnx.finishing.settings import FinishSettings
-from mrecg_onnx.finishing.whole_network import WholePass, largest_slice, slices, training_bytes
+from mrecg_onnx.finishing.whole_network import WholePass, images_together, largest_slice, slices, training_bytes
 from mrecg_onnx.learning import Checkpoint, Descent, Group, Inputs, Masks, Trainable
 from mrecg_onnx.machine import Batch, Iterations, Pool, Run, give_back
 from mrecg_onnx.measures import OutputScales
@@ -57,8 +57,10 @@ TRIED, TOO_FAR, SLOWER = (0.125, 0.25, 0.375), 2.0, 0.5
 STEPS_SHARE, MOST_STEPS = 0.4, 400
 #: Weights up to which it was seen to gain (docs/method.md 22): at four bits units leave nothing that so few images could teach.
 FEW_BITS = 3
-#: Bytes of activations that training keeps on the CPU at most: MobileNetV2 takes as long in parts of 4 images as in parts of 32.
+#: Bytes of activations that training keeps on the CPU at most.
 ROOM = 1 << 30
+#: Share of a GPU's free memory that they may take there.
+GPU_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,13 @@ def _put_back(simulation: Simulation, state: State) -> None:
     simulation.adopt(state)
 
 
+def _room(run: Run, device: torch.device) -> int:
+    """Bytes of activations that training may keep on ``device``."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * GPU_SHARE)
+    return min(run.cache_budget(), ROOM)
+
+
 class _Course:
     """The steps of the training, one after the other."""
 
@@ -215,13 +224,12 @@ class _Course:
         own = network.batch or 1
         self._size = -(-max(1, settings.batch_size // workers.size) // own) * own
         # Some graphs do not run on one image, whose axis a Squeeze takes away.
-        self._least = least = network.batch or 2
-        bytes_each, sizes = training_bytes(simulation, {n: s.read(0, least) for n, s in inputs.floating.items()})
-        budget = max(1, run.cache_budget())
-        room, most = (budget, budget) if network.device.type == "cuda" else (min(budget, ROOM), ROOM)
-        # How many images are run at a time is the order of a sum: memory has its say where a unit of so many does not fit.
-        unit = largest_slice(simulation, sizes)
-        self._part = max(least, min(self._size, most // bytes_each // own * own, room // unit // own * own))
+        self._least = network.batch or 2
+        few = {n: s.read(0, self._least) for n, s in inputs.floating.items()}
+        bytes_each, sizes = training_bytes(simulation, few)
+        self._part = images_together(self._size, network.batch, largest_slice(simulation, sizes), network.device.type)
+        # Memory says whether the network is cut, which changes no digit.
+        room = _room(run, network.device)
         whole = self._part * bytes_each <= room
         parts = [list(network.steps)] if whole else slices(simulation, sizes, room // self._part)
         network_unit = UnitPlan("network", (), tuple(simulation.weights), (), (), 0.0)

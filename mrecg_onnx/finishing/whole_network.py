@@ -14,12 +14,16 @@ from mrecg_onnx.measures import OutputScales, task_loss
 from mrecg_onnx.network import Simulation, Step, made_shapes
 from mrecg_onnx.quantizers import fake_quantize
 
-__all__ = ["WholePass", "largest_slice", "slices", "training_bytes"]
+__all__ = ["FLOAT_BYTES", "KEPT_BYTES", "WholePass", "images_together", "largest_slice", "slices", "training_bytes"]
 
 #: Softens class scores: what the float network says of the classes that it does not choose counts, too.
 TEMPERATURE = 2.0
-#: Bytes that training keeps of each value that a step makes: the value, its quantized copy, and what both passes add on top.
-KEPT_BYTES = 10
+#: Bytes that training keeps of each value that a step makes: the value, its quantized copy, and what both passes add on top. And
+#: those of the value alone.
+KEPT_BYTES, FLOAT_BYTES = 10, 4
+#: Bytes that the images which go together may take in the part of the network that takes the most, by device. On the CPU
+#: MobileNetV2 takes as long in parts of 4 images as in parts of 32; a GPU needs more to be busy.
+TOGETHER = {"cpu": 96 << 20, "cuda": 4 << 30}
 
 
 @dataclass(kw_only=True)
@@ -67,7 +71,9 @@ class WholePass(TrainingPass):
                 return (*(made[n] for n in names), *(noted[n] for n in seen))
 
             given = tuple(values.values())
-            result = run(*given) if len(self.parts) == 1 else checkpoint(run, *given, use_reentrant=False)
+            # Nothing is drawn at random inside, and what a GPU records cannot ask for its state.
+            again = {"use_reentrant": False, "preserve_rng_state": False}
+            result = run(*given) if len(self.parts) == 1 else checkpoint(run, *given, **again)  # type: ignore[arg-type]
             values = dict(zip(names, result[: len(names)], strict=True))
             found |= dict(zip(seen, result[len(names) :], strict=True))
         return {name: found.get(name, values.get(name, inputs.get(name))) for name in network.outputs}  # type: ignore[misc]
@@ -97,6 +103,21 @@ def training_bytes(simulation: Simulation, inputs: dict[str, Tensor]) -> tuple[i
     shapes, images = made_shapes(network, network.steps, inputs), len(next(iter(inputs.values())))
     each = [KEPT_BYTES * sum(math.prod(shapes[n]) for n in step.outputs) // images for step in network.steps]
     return sum(each), each
+
+
+def images_together(size: int, batch: int | None, unit: int, device: str) -> int:
+    """How many of ``size`` images go through the network together.
+
+    Gradients of what goes together are one sum: the number is the network's alone, whatever memory is free.
+
+    Args:
+        size: images of a step.
+        batch: images that the network wants, None for any number.
+        unit: bytes of one image in the part that takes the most (:func:`largest_slice`).
+        device: "cpu" or "cuda".
+    """
+    own = batch or 1
+    return max(batch or 2, min(size, TOGETHER[device] // max(1, unit) // own * own))
 
 
 def slices(simulation: Simulation, sizes: Sequence[int], most: int) -> list[list[Step]]:

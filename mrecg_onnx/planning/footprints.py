@@ -34,6 +34,7 @@ class Footprint:
         tensors: of one image, all that the nodes make.
         unit: of one image, what the nodes of the largest unit make while it learns.
         pair: the same of two neighbours.
+        maps: of one image, what the nodes of the largest unit make of whole maps.
         unknown: tensors whose size the graph does not say; they are left out.
     """
 
@@ -42,6 +43,7 @@ class Footprint:
     tensors: int
     unit: int
     pair: int
+    maps: int = 0
     unknown: int = 0
 
 
@@ -64,9 +66,12 @@ def footprint(
     nodes = {node.name: node for node in graph.graph}
     sizes = {name: [_sizes(value, shapes or {}) for value in node.outputs] for name, node in nodes.items()}
 
+    def made_by(unit: UnitPlan) -> list[tuple[int, ...]]:
+        return [found for name in unit.nodes if name in nodes for found in sizes[name] if found is not None]
+
     def learned(unit: UnitPlan) -> int:
         mine = [name for name in unit.nodes if name in nodes]
-        made = [found for name in mine for found in sizes[name] if found is not None]
+        made = made_by(unit)
         maps = [found[1:] for found in made if len(found) == 3]
         if window == 0 or not maps or any(nodes[name].op_type not in POINTWISE_OPS | LOCAL_OPS for name in mine):
             return sum(_bytes(found) for found in made)
@@ -86,6 +91,7 @@ def footprint(
         tensors=sum(_bytes(found) for made in sizes.values() for found in made),
         unit=max(units, default=0),
         pair=max((sum(units[i : i + 2]) for i in range(len(units))), default=0),
+        maps=max((sum(map(_bytes, made_by(unit))) for unit in plan.units), default=0),
         unknown=sum(made.count(None) for made in sizes.values()),
     )
 

@@ -16,13 +16,13 @@ from mrecg_onnx import Settings, quantize
 from mrecg_onnx.commands._options import Steps
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.data import open_calibration
-from mrecg_onnx.finishing import finish
+from mrecg_onnx.finishing import Fitting, finish, whole_network
 from mrecg_onnx.finishing.stage import finish_steps
 from mrecg_onnx.finishing.whole_network import WholePass, slices, training_bytes
 from mrecg_onnx.learning import Masks, Trainable
 from mrecg_onnx.machine import Run
 from mrecg_onnx.measures import OutputScales, output_sums, task_loss
-from mrecg_onnx.planning import UnitPlan, graph_inputs
+from mrecg_onnx.planning import Footprint, UnitPlan, graph_inputs
 from mrecg_onnx.quantizers import LatentRounding
 
 LOW = {"wbits": 2, "abits": 4, "first_last_bits": 4, "equalize": "off", "ranges": "mse"}
@@ -119,17 +119,18 @@ def test_the_network_comes_closer_to_the_float_one_on_images_that_nobody_has_see
     assert 0 < result.changed < result.weights
 
 
-def test_little_memory_gives_the_same(tmp_path):
-    found = []
-    for memory in (GIB, 1):
-        stage, dataset, settings = lesson(tmp_path, residual(), finish=12)
-        result = finish(Run(memory=memory), stage.simulation, dataset, settings, dict)
-        found.append(result.loss)
-    assert found[1] == pytest.approx(found[0], rel=0.05)
+def learned_bytes(tmp_path, **settings) -> tuple[float, list[bytes]]:
+    """Loss, codes and scales that a finishing stage ends with."""
+    stage, dataset, settings = lesson(tmp_path, residual(), finish=6, **settings)
+    result = finish(Run(memory=GIB), stage.simulation, dataset, settings, dict)
+    codes = [weight.codes for weight in stage.simulation.weights.values()]
+    scales = [grid.scale for grid in stage.simulation.activations.values()]
+    return result.loss, [x.numpy().tobytes() for x in (*codes, *scales)]
 
 
-def test_memory_for_a_unit_of_as_many_images_changes_nothing(tmp_path, monkeypatch):
-    """The network is cut between units then; sums over the images keep their order."""
+@pytest.mark.parametrize("together", [96 << 20, 4 * 130_000], ids=["whole batches", "parts of the batch"])
+def test_memory_changes_no_digit(tmp_path, monkeypatch, together):
+    """It says where the network is cut; how many images go together does the network alone."""
     cut, found = [], []
 
     def counted(**fields) -> WholePass:
@@ -137,15 +138,33 @@ def test_memory_for_a_unit_of_as_many_images_changes_nothing(tmp_path, monkeypat
         return WholePass(**fields)
 
     monkeypatch.setattr("mrecg_onnx.finishing.stage.WholePass", counted)
-    for budget in (GIB, 16 * 130_000):
+    monkeypatch.setitem(whole_network.TOGETHER, "cpu", together)
+    for budget in (GIB, 16 * 130_000, 10**6, 0):
         monkeypatch.setattr(Run, "cache_budget", lambda _, budget=budget: budget)
-        stage, dataset, settings = lesson(tmp_path, residual(), finish=6)
-        result = finish(Run(memory=GIB), stage.simulation, dataset, settings, dict)
-        codes = [weight.codes for weight in stage.simulation.weights.values()]
-        scales = [grid.scale for grid in stage.simulation.activations.values()]
-        found.append((result.loss, [x.numpy().tobytes() for x in (*codes, *scales)]))
-    assert cut[0] == 1 < cut[1]
-    assert found[0] == found[1]
+        found.append(learned_bytes(tmp_path))
+    assert cut[0] == 1 < cut[-1]
+    assert all(each == found[0] for each in found)
+
+
+def test_how_many_images_go_together_is_the_networks_alone():
+    assert whole_network.images_together(32, None, 1, "cpu") == 32
+    assert whole_network.images_together(32, None, 24 << 20, "cpu") == 4
+    assert whole_network.images_together(32, None, 1 << 40, "cpu") == 2
+    assert whole_network.images_together(32, 8, 5 << 20, "cpu") == 16  # whole batches of a network that wants eight
+    assert whole_network.images_together(32, 8, 1 << 40, "cpu") == 8
+    assert whole_network.images_together(32, None, 24 << 20, "cuda") == 32
+
+
+def test_memory_that_a_step_takes_is_asked_for_at_the_start():
+    size = Footprint(
+        weights=1, inputs=1, tensors=1, unit=1, pair=1, maps=8 << 20
+    )  # 20 MiB an image in training: four go together
+
+    def most(**settings) -> int:
+        return Fitting(Run(), Settings(device="cpu", method="brecq", **settings), made=False).needs(size).most
+
+    assert most() < 1 << 20
+    assert most(finish=5) == most(finish=None) == 6 * 4 * (8 << 20)
 
 
 def test_what_is_worse_on_held_out_images_is_put_back(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import math
 import os
 import subprocess
 import sys
@@ -416,3 +417,9 @@ def test_what_is_read_is_no_part_of_the_store():
         before = store.read(1, 3).clone()
         store.read(1, 3).zero_()
         assert torch.equal(store.read(1, 3), before)
+
+
+def test_powers_of_two_are_exact():
+    exponents = torch.arange(-126.0, 128.0)
+    wanted = [math.ldexp(1.0, int(e)) for e in exponents]
+    assert cache._power_of_two(exponents).tolist() == wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -15,11 +16,11 @@ import onnx
 import pytest
 import torch
 from helpers.command_line import classifier, write_images
-from helpers.scarce import cache_nothing
+from helpers.scarce import cache_nothing, have_free
 from helpers.targets import RULES
 
 from mrecg_onnx import Settings, quantize
-from mrecg_onnx.machine import open_run
+from mrecg_onnx.machine import Run, open_run
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.preparation import prepare
 from mrecg_onnx.provenance import metadata
@@ -203,6 +204,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_the_same_settings_make_the_same_bytes(here, name):
-    settings = replace(SETTINGS, lapq_evaluations=30, **OPTIONS[name])
-    assert here.made(settings) == here.made(settings)
+def test_the_same_settings_make_the_same_bytes_whatever_memory_is_free(here, name, monkeypatch):
+    settings, files = replace(SETTINGS, lapq_evaluations=30, **OPTIONS[name]), []
+    for free in (10**12, 2 * 10**9, 10**6):
+        have_free(monkeypatch, free)
+        files.append(here.made(settings))
+    assert files[0] == files[1] == files[2]
+
+
+def test_memory_that_comes_and_goes_is_none_of_the_result(here, monkeypatch):
+    settings, rooms = replace(SETTINGS, method="qdrop", finish=6), itertools.cycle([0, 10**9, 40_000, 10**6])
+    plenty = here.made(settings)
+    monkeypatch.setattr(Run, "cache_budget", lambda _: next(rooms))
+    assert [here.made(settings) for _ in range(2)] == [plenty, plenty]
