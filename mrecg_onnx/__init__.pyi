@@ -1,7 +1,7 @@
 from .comparing import Comparison, compare
 from .conversion import Conversion, convert
 from .converters.errors import MrecgError
-from .data import Preprocess
+from .data import Preprocess, Samples
 from .inspecting import FinishedFile, Inspection, Ranking, inspect, inspect_result, sensitivity
 from .litert import LiteRTFile, to_litert
 from .planning import BitRule
@@ -25,6 +25,7 @@ __all__ = [
     "Progress",
     "QuantizationResult",
     "Ranking",
+    "Samples",
     "Settings",
     "ValidationResult",
     "benchmark",

@@ -28,7 +28,7 @@ from mrecg_onnx.calibrating import (
 from mrecg_onnx.converters.deadline import limit_runs
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.save import digest
-from mrecg_onnx.data import ZEROQ, Dataset, InputSpec, for_images, holds_images, open_calibration, require_numbers
+from mrecg_onnx.data import ZEROQ, Data, Dataset, for_images, given, holds_images, open_calibration, require_numbers
 from mrecg_onnx.finishing import Fitting
 from mrecg_onnx.learning import Lapq, minimise_steps
 from mrecg_onnx.machine import NOTHING_KEPT, Kept, Run, Workers, pick_device
@@ -158,10 +158,10 @@ class Calibrated:
 
 def prepare(
     model: onnx.ModelProto | str | Path,
-    calib: str | Path | Dataset,
+    calib: Data,
     settings: Settings,
     run: Run,
-    measured_on: str | Path | Dataset | None = None,
+    measured_on: Data | None = None,
 ) -> Prepared:
     """Load, plan, read the images (or make them), convert and equalize.
 
@@ -172,6 +172,7 @@ def prepare(
         MrecgError: the model, the images or the settings do not do; the subclass says which.
     """
     device, workers = pick_device(settings.device), run.workers
+    calib, measured_on = given(calib), None if measured_on is None else given(measured_on)
     if settings.batch_size % workers.size:
         raise SettingsError(
             f"--batch-size {settings.batch_size} cannot be divided among {workers.size} processes: use a multiple"
@@ -196,7 +197,9 @@ def prepare(
         with run.stage(ZEROQ):
             calib = make_images(original, inputs, settings, device, workers=workers, report=run.report, keep=run.folder)
     with run.stage("load"):
-        dataset = _open(calib, inputs, settings)
+        dataset = open_calibration(
+            calib, inputs, settings.preprocess, samples=settings.samples, seed=settings.seed, memory=run.memory or None
+        )
         if dataset.preprocess is None and holds_images(measured_on):
             require_numbers(
                 settings.preprocess, inputs, f"{measured_on} holds images, and the model is calibrated on arrays"
@@ -307,12 +310,6 @@ def _absorb(ready: Prepared, rebuilt: Callable[[], Network], workers: Workers) -
             apply_absorption(ready.graph, entry)
     if any(entry.used for entry in ready.absorbed):
         ready.network = rebuilt()
-
-
-def _open(calib: str | Path | Dataset, inputs: list[InputSpec], settings: Settings) -> Dataset:
-    if isinstance(calib, Dataset):
-        return calib
-    return open_calibration(calib, inputs, settings.preprocess, samples=settings.samples, seed=settings.seed)
 
 
 def search_grids(

@@ -11,7 +11,7 @@ import onnx
 
 from mrecg_onnx.checking import Verification, checked_images, verify
 from mrecg_onnx.converters import check_writable, save_model
-from mrecg_onnx.data import Dataset
+from mrecg_onnx.data import Data, Labels
 from mrecg_onnx.finishing import FinishResult, finish
 from mrecg_onnx.learning import Learner
 from mrecg_onnx.machine import Run, full_precision, open_run
@@ -33,13 +33,13 @@ logger = logging.getLogger(__name__)
 @full_precision()
 def quantize(
     model: onnx.ModelProto | str | Path,
-    calib: str | Path | Dataset,
+    calib: Data,
     settings: Settings | None = None,
     *,
     output: str | Path | None = None,
     checkpoint: str | Path | None = None,
-    data: str | Path | Dataset | None = None,
-    labels: str | Path | None = None,
+    data: Data | None = None,
+    labels: Labels | None = None,
     progress: Report | None = None,
 ) -> QuantizationResult:
     """Quantize a float ONNX model with learned rounding.
@@ -49,8 +49,9 @@ def quantize(
 
     Args:
         model: the float model; not changed.
-        calib: folder of images, ``.npy``/``.npz`` file of ready inputs, or an open data set; the word ``"zeroq"`` makes images
-            from the model's BatchNormalization statistics (a folder of that name is ``"./zeroq"``).
+        calib: folder of images, ``.npy``/``.npz`` file of ready inputs, or arrays, tensors, PIL images or whatever hands them out
+            (docs/data.md); the word ``"zeroq"`` makes images from the model's BatchNormalization statistics (a folder of that
+            name is ``"./zeroq"``).
         settings: every choice; the defaults are those of the command line.
         output: where to write the result; it appears there whole or not at all.
         checkpoint: folder for finished work; the same call goes on with the units it finds there, another one starts from the

@@ -31,6 +31,7 @@ PUBLIC = [
     "Progress",
     "QuantizationResult",
     "Ranking",
+    "Samples",
     "Settings",
     "ValidationResult",
     "benchmark",

@@ -6,6 +6,7 @@ from .opening import ZEROQ, holds_images, open_calibration, open_validation
 from .preprocess import COLORS, IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, LAYOUTS, NO_RESIZE, Preprocess
 from .profiles import PreprocessField, beside, for_images, profile, require_numbers
 from .settings import DataSettings
+from .sources import Data, Given, Labels, Samples, Source, given
 
 __all__ = [
     "ARRAY_SUFFIXES",
@@ -18,15 +19,21 @@ __all__ = [
     "NO_LABELS",
     "NO_RESIZE",
     "ZEROQ",
+    "Data",
     "DataSettings",
     "Dataset",
+    "Given",
     "InputSpec",
+    "Labels",
     "Preprocess",
     "PreprocessField",
+    "Samples",
+    "Source",
     "beside",
     "check_classes",
     "check_lost",
     "for_images",
+    "given",
     "holds_images",
     "open_calibration",
     "open_validation",

@@ -11,11 +11,13 @@ from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.data.array_files import HELD, ArrayFile, RowReader
 from mrecg_onnx.data.choosing import pick
 from mrecg_onnx.data.dataset import Dataset, digest
+from mrecg_onnx.data.fitting import cast, family
 from mrecg_onnx.data.inputs import shape_text
 from mrecg_onnx.data.labels import LABEL_NAMES, labels_inside, labels_of_rows
+from mrecg_onnx.data.samples import class_indices
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -55,13 +57,22 @@ class ArrayDataset(Dataset):
     def __len__(self) -> int:
         return len(self._chosen)
 
-    def label(self, given: Path | None) -> None:
-        """Take the labels of a file, or those that lie beside the inputs in all files.
+    def label(self, given: Path | None, handed: Callable[[int, object], list[Any] | None]) -> None:
+        """Take the labels of a file, those that were handed over, or those that lie beside the inputs in all files.
+
+        Args:
+            given: the file, None without.
+            handed: gives those for so many rows of what messages call so; None without.
 
         Raises:
             DataError: they are no labels of these rows, or lie in some of the files only.
         """
         total = int(self._ends[-1])
+        targets = handed(total, self._paths[0]) if given is None else None
+        if targets is not None:
+            self.targets = [targets[i] for i in self._chosen]
+            self.labels = class_indices(self.targets)
+            return
         if given is not None:
             self.labels, self.labels_source = labels_of_rows(given, total)[self._chosen], f"in {given}"
             return
@@ -116,7 +127,9 @@ class ArrayDataset(Dataset):
             arrays = self._arrays(number)
             for spec in self.inputs:
                 rows = positions[mine] - start
-                out[spec.name][mine] = _cast(arrays[spec.name].read(rows), spec, rows, self._paths[number])
+                out[spec.name][mine] = cast(
+                    arrays[spec.name].read(rows), spec, rows, ("row", f" in {self._paths[number]}")
+                )
         return out, kept
 
 
@@ -163,27 +176,8 @@ def _check_fits(array: RowReader, spec: InputSpec, path: Path) -> None:
         )
     if not all(array.shape):
         raise DataError(f"the array {shape_text(array.shape)} for input '{spec.name}' in {path} is empty")
-    if _family(array.dtype) != _family(spec.dtype):
+    if family(array.dtype) != family(spec.dtype):
         raise DataError(
             f"the array in {path} holds {array.dtype}, {spec} wants {spec.dtype}: "
             "arrays are fed as they are, save them ready for the model"
         )
-
-
-def _cast(rows: NDArray[Any], spec: InputSpec, numbers: NDArray[np.int64], path: Path) -> NDArray[Any]:
-    """``rows`` in the input's dtype; ``numbers`` are their places in the file, for messages."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        cast = rows.astype(spec.dtype)
-    flat = cast.reshape(len(cast), -1)
-    if cast.dtype.kind == "f":
-        good, fault = np.isfinite(flat).all(axis=1), f"NaN, Inf or a value too large for {spec.dtype}"
-    else:
-        good, fault = (flat == rows.reshape(flat.shape)).all(axis=1), f"a value out of the range of {spec.dtype}"
-    if not good.all():
-        raise DataError(f"{fault} in row {numbers[~good][0]} for input '{spec.name}' in {path}")
-    return cast
-
-
-def _family(dtype: np.dtype[Any]) -> str:
-    """Dtypes that may be cast into each other: floats, integers; anything else only into itself."""
-    return {"f": "float", "i": "integer", "u": "integer"}.get(dtype.kind, str(dtype))

@@ -45,6 +45,7 @@ class Dataset(ABC):
         labels: (len,) int64 class indices, or None.
         labels_source: where they come from, for messages.
         preprocess: what is done to images, resolved for the model; None for arrays.
+        targets: what outputs are held against as it was given, one a sample, where it came with the samples in Python.
         origin: how the data were made, as plain JSON data, where no camera took them; None for files.
     """
 
@@ -63,6 +64,7 @@ class Dataset(ABC):
         self.labels = labels
         self.labels_source = "given"
         self.preprocess = preprocess
+        self.targets: list[Any] | None = None
         self._lost: dict[int, str] = {}
         self._whole: int | None = None
 
@@ -90,6 +92,7 @@ class Dataset(ABC):
         """
         share = self._share(rank, size)
         share._whole = self.whole  # noqa: SLF001 - its own class
+        share.targets = None if self.targets is None else self.targets[rank::size]
         return share
 
     @abstractmethod
@@ -110,6 +113,12 @@ class Dataset(ABC):
     @abstractmethod
     def _read(self, indices: Sequence[int]) -> tuple[dict[str, NDArray[Any]], list[int]]:
         """Inputs of those ``indices`` that can be read, and which these are, in order."""
+
+    def targets_of(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Any] | None:
+        """What the outputs of a batch are held against: as it was given with the samples, else their classes; None without."""
+        if self.targets is not None:
+            return [self.targets[int(index)] for index in indices]
+        return None if self.labels is None else [int(self.labels[int(index)]) for index in indices]
 
     def batch(self, indices: Sequence[int] | NDArray[np.integer]) -> dict[str, NDArray[Any]]:
         """Exactly the samples asked for: input name -> (len(indices), ...) in the input's dtype.

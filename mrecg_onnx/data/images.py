@@ -14,7 +14,7 @@ from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.data.dataset import Dataset, check_lost, digest, lost_text
 from mrecg_onnx.data.decoding import Room
 from mrecg_onnx.data.kept_pixels import KeptPixels
-from mrecg_onnx.data.pixels import UnreadableError, needed_bytes, read_pixels
+from mrecg_onnx.data.pixels import UnreadableError, needed_bytes, planes, read_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,8 +122,7 @@ class ImageDataset(Dataset):
                 ) from error
             if self._kept is not None:
                 self._kept.put(path, pixels)
-        planes = [self._table[channel][pixels[:, :, channel]] for channel in range(len(self._table))]
-        return np.stack(planes, axis=0 if self._resolved.layout == "nchw" else 2)
+        return planes(pixels, self._table, self._resolved.layout)
 
     def _lose(self, index: int, reason: str) -> None:
         """Note an unreadable file; stop as soon as the 5 % are certain rather than after reading all the others."""

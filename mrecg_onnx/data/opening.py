@@ -1,133 +1,333 @@
-"""Images or arrays on disk -> a data set of the model's inputs, for calibration and validation.
+"""Images or arrays, on disk or handed over in Python -> a data set of the model's inputs, for calibration and validation.
 
 What is read:
 
 * a folder, searched recursively and sorted, or one image: decoded by Pillow, brought to the model's size and normalized
   as a :class:`~mrecg_onnx.data.Preprocess` says;
 * ``.npy`` (models with one input) or ``.npz`` (arrays by input name), one file or a folder of them: ready inputs, batch
-  first, fed as they are.
+  first, fed as they are;
+* objects in Python (:data:`mrecg_onnx.data.sources.KINDS`): arrays and tensors, fed as they are, PIL images and paths, which are
+  preprocessed as files in a folder are, and whatever hands out either.
 """
 
 from __future__ import annotations
 
+import itertools
+import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mrecg_onnx.converters.errors import DataError
+from mrecg_onnx.converters.text import quoted
+from mrecg_onnx.data.array_files import HELD
 from mrecg_onnx.data.arrays import ArrayDataset
 from mrecg_onnx.data.choosing import pick
 from mrecg_onnx.data.dataset import Dataset
+from mrecg_onnx.data.fitting import as_array, has_array, rows_of
 from mrecg_onnx.data.folders import ARRAY_SUFFIXES, find_files
+from mrecg_onnx.data.handed import MOST, IndexedDataset, KeptDataset, MemoryDataset, PassingDataset
 from mrecg_onnx.data.images import ImageDataset
+from mrecg_onnx.data.inputs import shape_text
 from mrecg_onnx.data.kept_pixels import KeptPixels
 from mrecg_onnx.data.labels import NO_LABELS, labels_for
 from mrecg_onnx.data.preprocess import USE_ARRAYS
+from mrecg_onnx.data.samples import Sampler, by_input, class_indices, target_in, targets_of
+from mrecg_onnx.data.sources import Given, Indexed, Stream, Whole, given, is_path, parts
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
     from mrecg_onnx.data.inputs import InputSpec
     from mrecg_onnx.data.preprocess import Preprocess
+    from mrecg_onnx.data.sources import Data
 
 __all__ = ["ZEROQ", "holds_images", "open_calibration", "open_validation"]
 
+logger = logging.getLogger(__name__)
+
 #: Said in place of a path: calibration images are made (:mod:`mrecg_onnx.calibrating.zeroq`).
 ZEROQ = "zeroq"
+#: Part of the memory of a run that samples which are kept take at most.
+KEPT = 16
 
 
 def open_calibration(
-    path: str | os.PathLike[str],
+    source: Data,
     inputs: Sequence[InputSpec],
     preprocess: Preprocess,
     *,
     samples: int | None = None,
     seed: int = 0,
+    memory: int | None = None,
 ) -> Dataset:
-    """The calibration data under ``path``.
+    """The calibration data in ``source``.
 
     Args:
-        path: a folder of images (searched recursively; hidden files left out), one image, an ``.npy`` or ``.npz`` file,
+        source: a folder of images (searched recursively; hidden files left out), one image, an ``.npy`` or ``.npz`` file,
             or a folder of those, joined in sorted order. An array is ready input with the batch first; in an ``.npz``
-            it carries its input's name, except that a lone array is taken for a lone input whatever its name.
+            it carries its input's name, except that a lone array is taken for a lone input whatever its name. Or any of
+            :data:`mrecg_onnx.data.Data`; what is no file and no array in memory is read once, here, and kept.
         inputs: the model's inputs.
         preprocess: what to do to images; arrays are fed as they are.
         samples: use at most so many: the sorted samples are cut into that many equal stretches and one is drawn from
-            each, so that folders sorted by class are all represented. None: all.
+            each, so that folders sorted by class are all represented; of a stream the first ones. None: all.
         seed: decides that draw.
+        memory: bytes that the process should stay within: of what is kept a small part stays in memory, and more than that
+            goes to a temporary file.
 
     Raises:
         DataError: nothing readable there, or it does not fit the inputs.
         SettingsError: ``samples`` below 1, or a preprocessing setting that contradicts the model.
     """
-    return _open(Path(path), inputs, preprocess, samples=samples, seed=seed)
+    return _open(
+        source, inputs, preprocess, _Opening(samples, seed, hold=HELD if memory is None else min(HELD, memory // KEPT))
+    )
 
 
 def open_validation(
-    path: str | os.PathLike[str],
+    source: Data,
     inputs: Sequence[InputSpec],
     preprocess: Preprocess,
-    labels: str | os.PathLike[str] | None = None,
+    labels: Any = None,
     limit: int | None = None,
+    *,
+    keep: bool = False,
 ) -> Dataset:
-    """The validation data under ``path``, labelled where there are labels (:mod:`mrecg_onnx.data.labels`).
+    """The validation data in ``source``, labelled where there are labels (:mod:`mrecg_onnx.data.labels`).
 
     Args:
-        path: as for :func:`open_calibration`.
+        source: as for :func:`open_calibration`; but what is asked for or comes one after the other is read as it is wanted,
+            and not kept.
         inputs: the model's inputs.
         preprocess: what to do to images; normally what the quantized file's metadata says.
-        labels: CSV of ``file,label`` for images, ``.npy`` of one class a row for arrays. None: labels are read from folder
-            names, or from an array called y or labels beside the inputs. The word "none": there are none.
-        limit: use at most so many, spread evenly; always the same ones.
+        labels: CSV of ``file,label`` for images, ``.npy`` of one class a row for arrays, an array or a sequence of one class a
+            sample for what is handed over in Python. None: labels are read from folder names, from an array called y or
+            labels beside the inputs, or from pairs ``(inputs, label)``. The word "none": there are none.
+        limit: use at most so many, spread evenly, always the same ones; of a stream the first ones.
+        keep: read a stream once, here, and keep it, so that it can be gone over several times.
 
     Raises:
         DataError: as :func:`open_calibration`; or labels are missing or unreadable.
         SettingsError: ``limit`` below 1, or a preprocessing setting that contradicts the model.
     """
-    return _open(Path(path), inputs, preprocess, samples=limit, labelled=True, csv_path=labels)
+    return _open(source, inputs, preprocess, _Opening(limit, labelled=True, labels=labels, keep=keep))
 
 
-def _open(
-    path: Path,
-    inputs: Sequence[InputSpec],
-    preprocess: Preprocess,
-    *,
-    samples: int | None,
-    seed: int = 0,
-    labelled: bool = False,
-    csv_path: str | os.PathLike[str] | None = None,
-) -> Dataset:
+@dataclass(frozen=True)
+class _Opening:
+    """How data are opened."""
+
+    samples: int | None
+    seed: int = 0
+    labelled: bool = False
+    labels: Any = None
+    keep: bool = True
+    hold: int = HELD
+
+    @property
+    def with_labels(self) -> bool:
+        """Labels are wanted."""
+        return self.labelled and not self.without
+
+    @property
+    def without(self) -> bool:
+        """Somebody said that there are none: the word, not a path."""
+        return isinstance(self.labels, str) and self.labels == NO_LABELS
+
+    @property
+    def file(self) -> Path | None:
+        """The file of labels, None without one."""
+        return Path(self.labels) if self.with_labels and is_path(self.labels) else None
+
+    def handed(self, count: int, source: object) -> list[Any] | None:
+        """Labels that were handed over for ``count`` samples; None without.
+
+        Raises:
+            DataError: they are more or fewer, or lie in a file.
+        """
+        if not self.with_labels or self.labels is None:
+            return None
+        if is_path(self.labels):
+            raise DataError(
+                f"labels in {self.labels} belong to files; for {source} give an array, or pairs (inputs, label)"
+            )
+        return targets_of(self.labels, count, f"labels of {source}: the first sample", batch=True)
+
+
+def _open(source: Data, inputs: Sequence[InputSpec], preprocess: Preprocess, how: _Opening) -> Dataset:
     if not inputs:
         raise DataError("the model has no inputs to feed")
-    root, files = find_files(path)
-    labelled = labelled and csv_path != NO_LABELS  # the word, not a path
+    taken = given(source)
+    if isinstance(taken, Dataset):
+        return taken
+    if isinstance(taken, Given):
+        dataset = _open_given(taken, inputs, preprocess, how)
+        if how.with_labels and dataset.targets is not None and dataset.labels is None:
+            logger.warning("the targets of %s are no classes (whole numbers from 0): there is no accuracy", taken)
+        return dataset
+    root, files = find_files(Path(taken))
     if files[0].suffix.lower() in ARRAY_SUFFIXES:
-        arrays = ArrayDataset(inputs, files, samples, seed)
-        if labelled:
-            arrays.label(Path(csv_path) if csv_path is not None else None)
+        arrays = ArrayDataset(inputs, files, how.samples, how.seed)
+        if how.with_labels:
+            arrays.label(how.file, how.handed)
         return arrays
-    if len(inputs) > 1:
-        names = ", ".join(f"'{spec.name}'" for spec in inputs)
-        raise DataError(f"images feed models with one input, this one has {len(inputs)} ({names}); {USE_ARRAYS}")
+    _require_one(inputs)
     # Labels first: a class's number counts all folders, not only those the chosen files happen to come from.
-    labels = labels_for(files, root, csv_path) if labelled else None
-    chosen = pick(len(files), samples, seed)
-    kept = None if labels is None else labels[chosen]
-    # Calibration goes over its images several times, validation once.
-    again = None if labelled or csv_path == NO_LABELS else KeptPixels()
-    images = ImageDataset(inputs[0], [files[i] for i in chosen], kept, preprocess, again)
-    images.labels_source = f"in {csv_path}" if csv_path is not None else f"the names of the folders in {root}"
+    labels = labels_for(files, root, how.file) if how.with_labels else None
+    images = _images(files, inputs, preprocess, how, labels)
+    images.labels_source = f"in {how.file}" if how.file is not None else f"the names of the folders in {root}"
     return images
 
 
-def holds_images(source: str | os.PathLike[str] | Dataset | None) -> bool:
-    """Whether ``source`` is a path to images rather than arrays, or the word zeroq; open data sets are ready as they are.
+def _require_one(inputs: Sequence[InputSpec]) -> None:
+    if len(inputs) > 1:
+        names = ", ".join(f"'{spec.name}'" for spec in inputs)
+        raise DataError(f"images feed models with one input, this one has {len(inputs)} ({names}); {USE_ARRAYS}")
+
+
+def _images(
+    files: Sequence[Path],
+    inputs: Sequence[InputSpec],
+    preprocess: Preprocess,
+    how: _Opening,
+    labels: NDArray[np.int64] | None,
+) -> ImageDataset:
+    """Those of ``files`` that are chosen, with their part of ``labels``."""
+    chosen = pick(len(files), how.samples, how.seed)
+    # Calibration goes over its images several times, validation once.
+    again = None if how.labelled else KeptPixels()
+    kept = None if labels is None else labels[chosen]
+    return ImageDataset(inputs[0], [files[i] for i in chosen], kept, preprocess, again)
+
+
+# --- handed over in Python ---------------------------------------------------------------------------------------------------
+
+
+def _open_given(source: Given, inputs: Sequence[InputSpec], preprocess: Preprocess, how: _Opening) -> Dataset:
+    if isinstance(source, Whole):
+        return _open_whole(source, inputs, how)
+    assert isinstance(source, Indexed | Stream)
+    listed = source.listed() if isinstance(source, Indexed) else None
+    if isinstance(source, Stream) and is_path(parts(source.first)[0]):
+        listed = list(itertools.islice(source.items(), min(how.samples or MOST, MOST)))
+    if listed:
+        return _open_listed(listed, source, inputs, preprocess, how)
+    if source.images:
+        _require_one(inputs)
+    sampler = Sampler(inputs, preprocess.resolve(inputs[0]) if source.images else None, str(source))
+    if isinstance(source, Stream):
+        if how.handed(0, source) is not None:
+            raise DataError(f"labels of {source} come with its items: give pairs (inputs, label)")
+        begin, most, expected = source.items, how.samples, source.hint
+    else:
+        rows = sampler.take(source.first, 0).count
+        if rows == 1 and not how.keep:
+            return _open_indexed(source, sampler, how)
+        items = pick(source.count, None if how.samples is None else -(-how.samples // rows), how.seed)
+
+        def begin() -> Any:
+            return (source.first if index == 0 else source.item(index) for index in items.tolist())
+
+        most, expected = how.samples, len(items) * rows
+    called, labelled = str(source), how.with_labels
+    if how.keep:
+        return KeptDataset(sampler, begin(), most, hold=how.hold, labelled=labelled, called=called)
+    return PassingDataset(begin, sampler, most, expected, labelled=labelled, called=called)
+
+
+def _open_whole(source: Whole, inputs: Sequence[InputSpec], how: _Opening) -> Dataset:
+    """Rows of arrays in memory."""
+    values: dict[Any, Any] = source.arrays
+    if set(values) != {None}:
+        values = by_input(values, inputs, str(source))
+    elif len(inputs) > 1:
+        names = ", ".join(quoted(spec.name) for spec in inputs)
+        raise DataError(
+            f"{source} is one array, the model has {len(inputs)} inputs ({names}): give a dict by input name"
+        )
+    else:
+        values = {inputs[0].name: values[None]}
+    arrays = {}
+    for spec in inputs:
+        if not has_array(values[spec.name]):
+            raise DataError(
+                f"{source} holds a {type(values[spec.name]).__name__} for {spec}: give an array, the batch first"
+            )
+        array = as_array(values[spec.name], str(source))
+        if array.ndim == len(spec.shape) - 1:
+            raise DataError(
+                f"{source} is one sample {shape_text(array.shape)} for {spec}: give several, the batch first"
+            )
+        arrays[spec.name] = rows_of(array, spec, str(source))
+    counts = {name: len(array) for name, array in arrays.items()}
+    total = next(iter(counts.values()))
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{quoted(name)} {count}" for name, count in counts.items())
+        raise DataError(f"the arrays of {source} have different numbers of rows: {told}")
+    chosen = pick(total, how.samples, how.seed)
+    targets = how.handed(total, source)
+    if targets is None and how.with_labels:
+        own = source.targets if source.targets is not None else target_in(source.arrays, inputs)
+        targets = targets_of(own, total, str(source), batch=True)
+    return MemoryDataset(inputs, arrays, chosen, None if targets is None else [targets[i] for i in chosen], str(source))
+
+
+def _open_indexed(source: Indexed, sampler: Sampler, how: _Opening) -> Dataset:
+    """Samples that are read when they are asked for."""
+    chosen = pick(source.count, how.samples, how.seed)
+    targets = how.handed(source.count, source)
+    dataset = IndexedDataset(source, sampler, chosen, labelled=how.with_labels and targets is None)
+    if targets is not None:
+        dataset.label([targets[i] for i in chosen])
+    return dataset
+
+
+def _open_listed(
+    listed: Sequence[Any], source: Given, inputs: Sequence[InputSpec], preprocess: Preprocess, how: _Opening
+) -> Dataset:
+    """Files that are listed, with their targets where those come with them."""
+    pairs = [parts(item) for item in listed]
+    files = [Path(path) for path, _ in pairs]
+    targets = how.handed(len(files), source)
+    own = [target for _, target in pairs]
+    if targets is None and how.with_labels and any(target is not None for target in own):
+        if any(target is None for target in own):
+            raise DataError(f"sample {own.index(None)} of {source} has no label, others have one: give one for each")
+        targets = [targets_of(target, 1, f"sample {i} of {source}", batch=False)[0] for i, target in enumerate(own)]  # type: ignore[index]
+    arrays = [file for file in files if file.suffix.lower() in ARRAY_SUFFIXES]
+    if arrays:
+        if len(arrays) < len(files):
+            raise DataError(f"{source} names both images and arrays (first {arrays[0]}): keep to one kind")
+        found = ArrayDataset(inputs, files, how.samples, how.seed)
+        if how.with_labels:
+            found.label(None, how.handed)
+        return found
+    _require_one(inputs)
+    images = _images(files, inputs, preprocess, how, None if targets is None else class_indices(targets))
+    if targets is not None:
+        images.targets = [targets[i] for i in pick(len(files), how.samples, how.seed)]
+    images.labels_source = f"of {source}"
+    return images
+
+
+def holds_images(source: Data | None) -> bool:
+    """Whether ``source`` is a path to images rather than arrays, images, or the word zeroq; open data sets are ready as they are.
 
     Raises:
         DataError: nothing can be read there.
     """
     if source is None or isinstance(source, Dataset):
         return False
-    if source == ZEROQ:
+    if isinstance(source, str) and source == ZEROQ:
         return True
+    taken = given(source)
+    if isinstance(taken, Given):
+        return taken.images
+    source = taken
+    assert isinstance(source, str | Path)
     return find_files(Path(source), say=False)[1][0].suffix.lower() not in ARRAY_SUFFIXES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from mrecg_onnx.data.preprocess import Preprocess
 
-__all__ = ["UnreadableError", "cover", "fit", "needed_bytes", "read_pixels"]
+__all__ = ["UnreadableError", "cover", "fit", "needed_bytes", "pixels_of", "planes", "read_pixels"]
 
 #: Pillow's decoders for the suffixes looked for and for a .gif named by itself: it goes by content, and others start programs
 #: (Ghostscript for EPS).
@@ -38,15 +38,34 @@ def read_pixels(path: Path, preprocess: Preprocess, room: Room) -> NDArray[np.ui
         UnreadableError: it gives no pixels.
     """
     with _opened(path, preprocess) as (opened, _, needed), room.take(needed):
-        image = fit(_upright(opened, preprocess), preprocess)
-        if len(preprocess.mean or ()) == 3:
-            image = image.convert(
-                "RGB"
-            )  # grey becomes three channels behind the resizing: the same, and a quarter of the work
-        pixels = np.asarray(image)
+        return _finished(opened, preprocess)
+
+
+def pixels_of(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """The same of an image that somebody opened or made; it is not changed.
+
+    Raises:
+        UnreadableError: it gives no pixels.
+    """
+    with _faults():
+        return _finished(image.copy(), preprocess)
+
+
+def _finished(opened: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
+    image = fit(_upright(opened, preprocess), preprocess)
+    if len(preprocess.mean or ()) == 3:
+        # Grey becomes three channels behind the resizing: the same, and a quarter of the work.
+        image = image.convert("RGB")
+    pixels = np.asarray(image)
     if pixels.ndim == 2:
         return pixels[:, :, None]
     return pixels[:, :, ::-1] if preprocess.color == "bgr" else pixels
+
+
+def planes(pixels: NDArray[np.uint8], table: NDArray[Any], layout: str) -> NDArray[Any]:
+    """Pixels (height, width, channels) as numbers in the model's layout, each read from ``table`` (:meth:`Preprocess.table`)."""
+    values = [table[channel][pixels[:, :, channel]] for channel in range(len(table))]
+    return np.stack(values, axis=0 if layout == "nchw" else 2)
 
 
 def needed_bytes(path: Path, preprocess: Preprocess) -> tuple[int, tuple[int, int]]:
@@ -62,19 +81,25 @@ def needed_bytes(path: Path, preprocess: Preprocess) -> tuple[int, tuple[int, in
 @contextmanager
 def _opened(path: Path, preprocess: Preprocess) -> Iterator[tuple[Image.Image, tuple[int, int], int]]:
     """The file with nothing decoded but its header, its size, and the bytes that the rest takes; faults as UnreadableError."""
+    with _faults(path), Image.open(path, formats=_FORMATS) as opened:
+        full = opened.size
+        if full[0] * full[1] > DRAFTED_PIXELS and opened.format in {"JPEG", "MPO"}:
+            _draft(opened, preprocess)
+        resized = _resized(*opened.size, preprocess)
+        if resized != opened.size:
+            _check_resized(opened, resized)
+        yield opened, full, decoding_bytes(opened, full=full, resized=resized)
+
+
+@contextmanager
+def _faults(path: Path | None = None) -> Iterator[None]:
+    """What goes wrong with an image, as UnreadableError."""
     try:
-        with Image.open(path, formats=_FORMATS) as opened:
-            full = opened.size
-            if full[0] * full[1] > DRAFTED_PIXELS and opened.format in {"JPEG", "MPO"}:
-                _draft(opened, preprocess)
-            resized = _resized(*opened.size, preprocess)
-            if resized != opened.size:
-                _check_resized(opened, resized)
-            yield opened, full, decoding_bytes(opened, full=full, resized=resized)
+        yield
     except (UnreadableError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        empty = path.stat().st_size == 0
+        empty = path is not None and path.stat().st_size == 0
         raise UnreadableError("the file is empty" if empty else f"not an image ({', '.join(_FORMATS)})") from error
     except Image.DecompressionBombError as error:
         count = re.search(r"\d{9,}", str(error))

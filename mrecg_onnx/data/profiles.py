@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.errors import SettingsError, first_line
-from mrecg_onnx.data.dataset import Dataset
 from mrecg_onnx.data.entries import Entries
 from mrecg_onnx.data.inputs import InputSpec
 from mrecg_onnx.data.opening import holds_images
@@ -27,6 +26,8 @@ from mrecg_onnx.data.transformers_config import from_transformers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from mrecg_onnx.data.sources import Data
 
 __all__ = ["PROFILES", "PreprocessField", "beside", "for_images", "profile", "require_numbers"]
 
@@ -110,13 +111,13 @@ def beside(model: object) -> Preprocess | None:
     return None
 
 
-def for_images(preprocess: Preprocess, model: object, *sources: str | Path | Dataset | None) -> Preprocess:
+def for_images(preprocess: Preprocess, model: object, *sources: Data | None) -> Preprocess:
     """``preprocess`` with what it does not state from a file beside ``model``, where it may be read and there are images.
 
     Args:
         preprocess: what is stated.
         model: the model, looked at where it is a path.
-        sources: where data come from: paths, 'zeroq' (made images are images), open data sets, None for none.
+        sources: where data come from: paths, 'zeroq' (made images are images), what was handed over, None for none.
 
     Raises:
         SettingsError: the file cannot be used.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrecg_onnx.calibrating import Sensitivity, measure_sensitivity
 from mrecg_onnx.converters.load import standard_opset
-from mrecg_onnx.data import Dataset, Preprocess
+from mrecg_onnx.data import Data, Preprocess
 from mrecg_onnx.machine import Run, full_precision
 from mrecg_onnx.planning import fallbacks, load_planned
 from mrecg_onnx.preparation import calibrate, prepare
@@ -130,7 +130,7 @@ class Inspection:
 @full_precision()
 def inspect(
     model: onnx.ModelProto | str | Path,
-    calib: str | Path | Dataset | None = None,
+    calib: Data | None = None,
     settings: Settings | None = None,
     *,
     progress: Report | None = None,
@@ -139,8 +139,7 @@ def inspect(
 
     Args:
         model: the float model; not changed.
-        calib: folder of images, ``.npy``/``.npz`` file of ready inputs, an open data set, or ``"zeroq"``. Without it nothing
-            is run.
+        calib: as for :func:`mrecg_onnx.quantize`. Without it nothing is run.
         settings: every choice, as for :func:`mrecg_onnx.quantize`.
         progress: called as the work proceeds (:class:`mrecg_onnx.Progress`).
 

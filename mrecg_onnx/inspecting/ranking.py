@@ -18,7 +18,7 @@ import torch
 
 from mrecg_onnx.calibrating import nearest_weights
 from mrecg_onnx.converters.errors import DataError, SettingsError
-from mrecg_onnx.data import Dataset, check_classes, open_validation
+from mrecg_onnx.data import Data, Labels, Source, check_classes, given, open_validation
 from mrecg_onnx.machine import Run, full_precision
 from mrecg_onnx.measures import Heads, output_error, prediction_output, two_axes
 from mrecg_onnx.network import Simulation, forward_batches
@@ -137,11 +137,11 @@ class Ranking:
 @full_precision()
 def sensitivity(
     model: onnx.ModelProto | str | Path,
-    calib: str | Path | Dataset,
+    calib: Data,
     settings: Settings | None = None,
     *,
-    data: str | Path | None = None,
-    labels: str | Path | None = None,
+    data: Data | None = None,
+    labels: Labels | None = None,
     limit: int = 256,
     top: int = 8,
     progress: Report | None = None,
@@ -165,7 +165,8 @@ def sensitivity(
     if limit < 1 or top < 0:
         raise SettingsError(f"limit is {limit} and top is {top}: give at least one image and no negative number")
     clock = Clock(progress)
-    ready = prepare(model, calib, settings, Run(clock=clock), measured_on=data)
+    measured_on = None if data is None else given(data)
+    ready = prepare(model, calib, settings, Run(clock=clock), measured_on=measured_on)
     settings, plan = ready.settings, ready.plan
     with clock.stage("sensitivity"):
         weights, tensors = _candidates(plan)
@@ -183,7 +184,7 @@ def sensitivity(
     found += [Ranked(n, "activations", bits[n], readers, costs.tensors[n]) for n, readers in tensors.items()]
     found.sort(key=lambda r: r.loss, reverse=True)
     with clock.stage("suggestions"):
-        judge = _Judge(ready, *_images(ready, data, labels, limit))
+        judge = _Judge(ready, *_images(ready, measured_on, labels, limit))
         simulation = calibrate(ready.network, plan, ready.data, settings, ready.ranging)
         wanted = [_suggested(r) for r in found if r.bits < max(WIDTHS)][:top]
         suggestions = []
@@ -245,7 +246,7 @@ def _variant(ready: Prepared, simulation: Simulation, options: Sequence[tuple[st
 
 
 def _images(
-    ready: Prepared, data: str | Path | None, labels: str | Path | None, limit: int
+    ready: Prepared, data: Source | None, labels: Labels | None, limit: int
 ) -> tuple[dict[str, Tensor], npt.NDArray[np.int64] | None, str]:
     """Inputs to measure on, their labels where there are any, and where those are from."""
     if data is None:

@@ -82,7 +82,12 @@ class Tally:
             others = "; --outputs NAME chooses another output" if len(self.outputs) > 1 else ""
             source = f"{self.dataset.labels_source}{others}"
             check_classes(labels, classes, output, source, lambda i: _origin(self.dataset, i))
-        return labels[indices]
+        chosen = labels[indices]
+        # Of data that go by, labels are known with the batch.
+        check_classes(
+            chosen, classes, output, self.dataset.labels_source, lambda i: _origin(self.dataset, int(indices[i]))
+        )
+        return chosen
 
     def _check_finite(self, indices: npt.NDArray[np.int64], name: str, *outputs: Array) -> None:
         for model, y in zip(self.names, outputs, strict=True):

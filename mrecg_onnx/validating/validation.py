@@ -11,10 +11,14 @@ import numpy as np
 from mrecg_onnx.converters.deadline import LIMIT_S, limit_runs
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.data import (
+    Data,
     Dataset,
+    Labels,
     Preprocess,
+    Source,
     beside,
     check_lost,
+    given,
     holds_images,
     open_validation,
     profile,
@@ -65,9 +69,9 @@ CLEAR_GAIN, CLEAR_P = 0.01, 0.01
 def validate(
     fp32: Model,
     quantized: Model,
-    data: Dataset | str | Path,
+    data: Data,
     *,
-    labels: str | Path | None = None,
+    labels: Labels | None = None,
     preprocess: Preprocess | str | Path | None = None,
     limit: int | None = None,
     outputs: Sequence[str] | None = None,
@@ -85,10 +89,11 @@ def validate(
     Args:
         fp32: The float model.
         quantized: The quantized model, of this package or another.
-        data: A folder of images or arrays of ready inputs (see :func:`mrecg_onnx.data.opening.open_validation`), or a data
-            set that is already open.
-        labels: CSV of ``file,label`` for images, ``.npy`` of one class a row for arrays. By default labels are read from
-            folder names, or from an array called y or labels in an ``.npz``; the word "none": there are none.
+        data: A folder of images or arrays of ready inputs (see :func:`mrecg_onnx.data.opening.open_validation`); or arrays,
+            tensors, PIL images or whatever hands them out (docs/data.md).
+        labels: CSV of ``file,label`` for images, ``.npy`` of one class a row for arrays; of what is handed over in Python an
+            array or a list. By default labels are read from folder names, from an array called y or labels in an ``.npz`` or a
+            dict, or from pairs ``(inputs, label)``; the word "none": there are none.
         preprocess: How images become inputs, also by name or from a file (:mod:`mrecg_onnx.data.profiles`); by default what the
             quantized file's metadata says, else a file beside the float model. Without either ImageNet's mean and deviation
             are assumed for files of other tools, with a warning, and not for one of ours, which was calibrated on arrays.
@@ -126,7 +131,7 @@ def validate(
         return _validate(
             fp32,
             quantized,
-            data,
+            given(data),
             workers,
             labels=labels,
             preprocess=profile(preprocess) if isinstance(preprocess, str | Path) else preprocess,
@@ -145,10 +150,10 @@ def validate(
 def _validate(
     fp32: Model,
     quantized: Model,
-    data: Dataset | str | Path,
+    data: Source,
     workers: Workers,
     *,
-    labels: str | Path | None,
+    labels: Labels | None,
     preprocess: Preprocess | None,
     limit: int | None,
     outputs: Sequence[str] | None,
@@ -255,7 +260,7 @@ def gain_warnings(drop: float | None, p: float | None) -> tuple[str, ...]:
 
 
 def _image_preprocess(
-    given: Preprocess | None, session: ort.InferenceSession, name: str, fp32: Model, data: str | Path
+    given: Preprocess | None, session: ort.InferenceSession, name: str, fp32: Model, data: Source
 ) -> tuple[Preprocess, tuple[str, ...]]:
     """How images become inputs of the open quantized model ``name``, and what had to be assumed for that."""
     if not holds_images(data):

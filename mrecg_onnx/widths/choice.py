@@ -7,13 +7,12 @@ import logging
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import onnx
 
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.data import Dataset, holds_images
+from mrecg_onnx.data import Data, Given, Labels, Source, given, holds_images, open_validation
 from mrecg_onnx.machine import Run
 from mrecg_onnx.planning import BitRule, make_plan
 from mrecg_onnx.preparation import Prepared
@@ -62,11 +61,11 @@ class Judge:
         labels: labels for them, likewise.
     """
 
-    data: str | Path | Dataset
-    labels: str | Path | None
+    data: Source
+    labels: Labels | None
 
     @classmethod
-    def of(cls, settings: Settings, data: str | Path | Dataset | None, labels: str | Path | None) -> Judge | None:
+    def of(cls, settings: Settings, data: Data | None, labels: Labels | None) -> Judge | None:
         """The judge that the settings ask for, None where they ask for none.
 
         Raises:
@@ -78,7 +77,7 @@ class Judge:
             raise SettingsError(
                 "--max-drop needs --data: images on which the drop is measured, labelled ones for top-1"
             )
-        return cls(data, labels)
+        return cls(given(data), labels)
 
 
 def choose_widths(run: Run, ready: Prepared, judge: Judge | None, make: Make[M]) -> Chosen[M]:
@@ -145,6 +144,10 @@ def _within_drop(run: Run, ready: Prepared, judge: Judge, make: Make[M]) -> Chos
     tensors = budgets_of(ready.plan, settings, lambda: PackedSize(0, {}))
     # A file calibrated on arrays does not say how images become inputs; prepare() has seen to it that the settings do.
     preprocess = settings.preprocess if ready.dataset.preprocess is None and holds_images(judge.data) else None
+    data, labels = judge.data, judge.labels
+    if isinstance(data, Given) and not data.again:  # every trial is measured on it
+        data = open_validation(data, ready.dataset.inputs, settings.preprocess, labels, keep=True)
+        preprocess = labels = None
 
     def budgets(average: float) -> tuple[Budget, ...]:
         return average_budget(ready.plan, settings, average, f"--max-drop {settings.max_drop:g}"), *tensors
@@ -157,9 +160,7 @@ def _within_drop(run: Run, ready: Prepared, judge: Judge, make: Make[M]) -> Chos
         allocation = allocate(budgets(average), costs)
         made[average] = make(run.part(f"average_{average:g}"), _widened(ready, allocation), allocation)
         with run.stage("validate"):
-            found = validate(
-                ready.source, made[average].model, judge.data, labels=judge.labels, preprocess=preprocess, repeats=0
-            )
+            found = validate(ready.source, made[average].model, data, labels=labels, preprocess=preprocess, repeats=0)
         if len(made) == 1:
             tell_doubts(found)
         drop, labelled = measured_drop(found)
