@@ -90,6 +90,7 @@ def test_the_version_stands_in_one_place():
     version = PROJECT["version"]
     latest = next(line for line in read("CHANGELOG.md") if line.startswith("## "))
     assert latest.split()[1] == version
+    assert f"version: {version}" in read("CITATION.cff")
     for name in ("mrecg_onnx", "converters"):
         assert [
             path for path in (ROOT / name).rglob("*.py") if f'"{version}"' in path.read_text(encoding="utf-8")

@@ -76,7 +76,7 @@ def test_the_lists_hold_the_counts():
     assert len([name for name in read_list("onnxruntime") if name not in refused]) >= LEAST_CONVERTED
 
 
-def test_the_readmes_have_the_counts_of_the_lists():
+def test_the_pages_have_the_counts_of_the_lists():
     passed = read_list("onnxruntime").keys()
     text = (LISTS / "README.md").read_text(encoding="utf-8")
     for kind in CLASSES:
@@ -84,7 +84,7 @@ def test_the_readmes_have_the_counts_of_the_lists():
         assert f"| `{kind}.txt` | {len(names):,} | {len(names & passed):,} |" in text
     assert f"{len(passed):,} that ONNX Runtime" in text
     native, fallback, refused = (len(read_list(kind)) for kind in CLASSES)
-    overview = " ".join((LISTS.parents[2] / "README.md").read_text(encoding="utf-8").split())
+    overview = " ".join((LISTS.parents[2] / "docs" / "models.md").read_text(encoding="utf-8").split())
     assert f"{native:,} run in torch, {fallback:,} through ONNX Runtime and {refused:,} not at all" in overview
 
 
