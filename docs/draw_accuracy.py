@@ -88,8 +88,9 @@ def draw(*, dark: bool) -> str:
             )  # fmt: skip
         for x, bits in enumerate(WIDTHS):
             if bits in found["mrecg"]:
+                place = (x, max(fp32, found["mrecg"][bits]))
                 axes.annotate(
-                    f"{found['mrecg'][bits]:.1f}", (x, max(fp32, found["mrecg"][bits])), xytext=(0, 7), textcoords="offset points",
+                    f"{found['mrecg'][bits]:.1f}", place, xytext=(0, 7), textcoords="offset points",
                     ha="center", color=CURVES["mrecg"].dark if dark else CURVES["mrecg"].light, fontsize=10,
                 )  # fmt: skip
         axes.set_xticks(range(len(WIDTHS)), WIDTHS)
