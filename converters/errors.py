@@ -10,6 +10,7 @@ __all__ = [
     "ConversionError",
     "DataError",
     "ExportError",
+    "MetricError",
     "ModelError",
     "MrecgError",
     "RefusedError",
@@ -49,6 +50,10 @@ class DataError(MrecgError):
 
 class ExportError(MrecgError):
     """The quantized file could not be written, opened or verified."""
+
+
+class MetricError(MrecgError):
+    """A metric fails, or gives no number; what it raised is the cause."""
 
 
 class WorkerError(MrecgError):

@@ -4,6 +4,7 @@ from .converters.errors import MrecgError
 from .data import Preprocess, Samples
 from .inspecting import FinishedFile, Inspection, Ranking, inspect, inspect_result, sensitivity
 from .litert import LiteRTFile, to_litert
+from .measures import MeanIoU, Metric, mean_average_precision
 from .planning import BitRule
 from .progress import Progress
 from .quantization import QuantizationResult, quantize
@@ -20,6 +21,8 @@ __all__ = [
     "FinishedFile",
     "Inspection",
     "LiteRTFile",
+    "MeanIoU",
+    "Metric",
     "MrecgError",
     "Preprocess",
     "Progress",
@@ -34,6 +37,7 @@ __all__ = [
     "doctor",
     "inspect",
     "inspect_result",
+    "mean_average_precision",
     "quantize",
     "report",
     "sensitivity",

@@ -22,7 +22,7 @@ from mrecg_onnx.provenance import identity, metadata
 from mrecg_onnx.results import QuantizationResult
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets import load_target
-from mrecg_onnx.widths import Allocation, Judge, choose_widths
+from mrecg_onnx.widths import Allocation, Judge, JudgedBy, choose_widths
 from mrecg_onnx.writing import Contained, contained, export, retarget
 
 __all__ = ["QuantizationResult", "quantize"]
@@ -40,6 +40,7 @@ def quantize(
     checkpoint: str | Path | None = None,
     data: Data | None = None,
     labels: Labels | None = None,
+    metric: JudgedBy = None,
     progress: Report | None = None,
 ) -> QuantizationResult:
     """Quantize a float ONNX model with learned rounding.
@@ -58,6 +59,8 @@ def quantize(
             equalization and the ranges that hold for it.
         data: images on which ``max_drop`` is measured, as :func:`mrecg_onnx.validate` takes them; needed with it.
         labels: labels for them, as for :func:`mrecg_onnx.validate`.
+        metric: what ``max_drop`` counts, as for :func:`mrecg_onnx.validate`: in the metric's own unit, shares (``percent``) in
+            points; top-1 by default.
         progress: called as the work proceeds (:class:`mrecg_onnx.Progress`).
 
     Returns:
@@ -68,7 +71,7 @@ def quantize(
             WorkerError.
     """
     settings = settings or Settings()
-    judge = Judge.of(settings, data, labels)
+    judge = Judge.of(settings, data, labels, metric)
     with open_run(settings.device, settings.memory, checkpoint, progress) as run:
         if output is not None:
             run.once(lambda: check_writable(output))

@@ -32,6 +32,7 @@ __all__ = [
     "image_options",
     "labels_option",
     "learning_options",
+    "metric_options",
     "output_options",
     "outputs_option",
     "plan_options",
@@ -93,6 +94,17 @@ outputs_option = option(
     multiple=True,
     metavar="NAME",
     help="Output to compare; repeatable.  [default: all]",
+)
+
+metric_options = all_of(
+    option(
+        IMAGES,
+        "--metric",
+        metavar="NAME|MODULE:FUNCTION",
+        help="What outputs are worth: top-1, top-5, mAP, mAP50 or mIoU, or a function (outputs, targets) -> number of your own, "
+        "from a module in this folder or the environment; its code is run (docs/metrics.md).",
+    ),
+    option(IMAGES, "--lower-is-better", is_flag=True, help="--metric counts errors: less is better."),
 )
 
 plan_options = all_of(
@@ -182,10 +194,11 @@ budget_options = all_of(
         type=float,
         metavar="POINTS",
         help="The same, as few bits as lose at most so many points of top-1 on ONNX Runtime (--data; without labels percent of "
-        "predictions that change). Makes up to four files.",
+        "predictions that change; with --metric what that counts). Makes up to four files.",
     ),
     option(IMAGES, "--data", type=PATH, metavar="PATH", help="Labelled images for --max-drop, or .npy/.npz of inputs."),
     labels_option,
+    metric_options,
 )
 
 calibration_options = all_of(

@@ -145,7 +145,9 @@ def _outcome(cell: Cell) -> str:
     if cell.error is not None:
         return f"failed: {cell.error}"
     parts = []
-    if cell.top1 is not None:
+    if cell.score is not None:
+        parts.append(f"{cell.score:.4g} by the metric")
+    elif cell.top1 is not None:
         parts.append(f"top-1 {cell.top1.value:.2%}")
     elif cell.agreement is not None:
         parts.append(f"agreement {cell.agreement:.2%}")

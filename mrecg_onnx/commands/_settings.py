@@ -17,7 +17,9 @@ from mrecg_onnx.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["preprocess_from", "settings_from"]
+    from mrecg_onnx.measures import Metric
+
+__all__ = ["metric_from", "preprocess_from", "settings_from"]
 
 _PREPROCESS = frozenset(Preprocess().to_json())
 _SIZE = re.compile(r"^([0-9]{1,9})(?:[x,]([0-9]{1,9}))?$")
@@ -45,6 +47,22 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
         bits=tuple(BitRule.parse(text) for text in options["bits"]),
         preprocess=preprocess_from(options, _beside) or _beside(),
     )
+
+
+def metric_from(options: Mapping[str, Any]) -> Metric | None:
+    """The metric that --metric names; None where it was not given.
+
+    Raises:
+        SettingsError: there is none of that name, it cannot be imported, or --lower-is-better stands alone.
+    """
+    from mrecg_onnx.measures import metric_of
+
+    lower = True if options["lower_is_better"] else None
+    if options["metric"] is None:
+        if lower:
+            raise SettingsError("--lower-is-better says how --metric is to be taken: give that, too")
+        return None
+    return metric_of(options["metric"], lower_is_better=lower)
 
 
 def preprocess_from(options: Mapping[str, Any], stored: Callable[[], Preprocess] = Preprocess) -> Preprocess | None:

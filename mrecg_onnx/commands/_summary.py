@@ -145,7 +145,8 @@ def _budgets(result: QuantizationResult) -> list[str]:
     size = contained(result.model, "packed").model.ByteSize()
     lines = [f"{s['option']}: {s['used']} (at most {s['limit']})" for s in result.allocation.spent]
     lines += [
-        f"tried {t.average:g} bits on average: {t.drop:.2f} {'points of top-1' if t.labelled else '% of predictions'} lost"
+        f"tried {t.average:g} bits on average: {t.drop:{'.2f' if t.metric is None else '.3g'}} "
+        f"{t.metric or ('points of top-1' if t.labelled else '% of predictions')} lost"
         for t in result.trials
     ]
     return [*lines, f"packed, the file takes {byte_size(size, 'MB', 4)}"]

@@ -65,7 +65,7 @@ def _idle_choices(settings: Settings) -> list[tuple[str, set[str]]]:
     budgets = [n for n in ("size_budget", "avg_wbits", "max_drop") if getattr(settings, n) is not None]
     found = [(f"--{name.replace('_', '-')}", {"wbits"}) for name in budgets]
     if "max_drop" not in budgets:
-        found.append(("no --max-drop", {"data", "labels"}))
+        found.append(("no --max-drop", {"data", "labels", "metric"}))
     if settings.equalize == "off":
         found.append(("--equalize off", {"relu6"}))
     return found

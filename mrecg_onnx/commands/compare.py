@@ -19,6 +19,7 @@ from mrecg_onnx.commands._options import (
     image_options,
     labels_option,
     learning_options,
+    metric_options,
     output_options,
     outputs_option,
     plan_options,
@@ -27,7 +28,7 @@ from mrecg_onnx.commands._options import (
 from mrecg_onnx.commands._progress import cells
 from mrecg_onnx.commands._repeat import given_command
 from mrecg_onnx.commands._sections import Command, Option, all_but
-from mrecg_onnx.commands._settings import settings_from
+from mrecg_onnx.commands._settings import metric_from, settings_from
 from mrecg_onnx.commands._tables import grid, rows
 from mrecg_onnx.converters.errors import SettingsError
 
@@ -56,6 +57,7 @@ __all__ = ["compare_command"]
     help="Images to validate on; folder names are their labels.",
 )
 @labels_option
+@metric_options
 @outputs_option
 @click.option("--limit", type=int, metavar="N", cls=Option, section="Images", help="Images of --data used at most.")
 @click.option(
@@ -140,7 +142,7 @@ def compare_command(
     mrecg-onnx compare model.onnx --calib images/ --data labelled_images/ --methods nearest,qdrop,mrecg --bits W4A4,W2A4 -o out/
     """  # noqa: D301 - click wants the character, not backslash and b
     with guarded(debug=debug):
-        settings = settings_from(options)
+        settings, metric = settings_from(options), metric_from(options)
         names, bits = _names("--methods", methods), _names("--bits", widths)
 
         with loading():
@@ -168,6 +170,7 @@ def compare_command(
                     outputs=outputs or None,
                     latency_batch=latency_batch,
                     repeats=repeats,
+                    metric=metric,
                     force=asked(FORCE),
                     progress=report,
                 )

@@ -30,7 +30,7 @@ from mrecg_onnx.commands._presets import given_beside, preset_option
 from mrecg_onnx.commands._progress import progress
 from mrecg_onnx.commands._repeat import given_command
 from mrecg_onnx.commands._sections import Command, Option
-from mrecg_onnx.commands._settings import preprocess_from, settings_from
+from mrecg_onnx.commands._settings import metric_from, preprocess_from, settings_from
 from mrecg_onnx.commands._summary import details, summary, used_images
 from mrecg_onnx.commands._tables import grid
 from mrecg_onnx.commands._unused import unused_options
@@ -94,14 +94,14 @@ def quantize_command(
     config, options_used = config_beside(ctx, out), resolved(ctx, shlex.quote(str(model)))
     writes = [path for path in (out, json_file, report_file, config) if path]
     with guarded(debug=debug, writes=writes, kept=lambda: _kept(checkpoint)):
-        settings = settings_from(options)
+        settings, metric = settings_from(options), metric_from(options)
         _check_paths(model, out, json_file, report_file, config)
         given = given_beside(ctx)
         if report_file is not None:
             from mrecg_onnx.reporting import require_packages
 
             require_packages()
-            given = [name for name in given if name not in {"data", "labels"}]  # the page measures on them
+            given = [name for name in given if name not in {"data", "labels", "metric"}]  # the page measures on them
         for sentence in unused_options(settings, given, calib):
             warn(sentence)
 
@@ -111,7 +111,15 @@ def quantize_command(
         names = Names(model)
         with progress(settings.iters, names) as report:
             result = quantize(
-                model, calib, settings, output=out, checkpoint=checkpoint, data=data, labels=labels, progress=report
+                model,
+                calib,
+                settings,
+                output=out,
+                checkpoint=checkpoint,
+                data=data,
+                labels=labels,
+                metric=metric,
+                progress=report,
             )
         if not is_first():
             return
@@ -122,7 +130,16 @@ def quantize_command(
         if report_file is not None:
             from mrecg_onnx.reporting import report_quantization
 
-            report_quantization(result, model, calib, report_file, data=data, labels=labels, command=given_command(ctx))
+            report_quantization(
+                result,
+                model,
+                calib,
+                report_file,
+                data=data,
+                labels=labels,
+                metric=metric,
+                command=given_command(ctx),
+            )
         images_ignored = data is None and preprocess_from(options) is not None and not used_images(result)
         show(summary(result, model, names, images_ignored=images_ignored))
         if asked(VERBOSE):

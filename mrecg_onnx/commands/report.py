@@ -10,10 +10,10 @@ from mrecg_onnx.commands._console import say
 from mrecg_onnx.commands._errors import guarded
 from mrecg_onnx.commands._files import check_writes
 from mrecg_onnx.commands._loading import loading
-from mrecg_onnx.commands._options import PATH, image_options, labels_option
+from mrecg_onnx.commands._options import PATH, image_options, labels_option, metric_options
 from mrecg_onnx.commands._repeat import stored_command
 from mrecg_onnx.commands._sections import Command, Option
-from mrecg_onnx.commands._settings import preprocess_from
+from mrecg_onnx.commands._settings import metric_from, preprocess_from
 from mrecg_onnx.commands.quantize import quantize_command
 from mrecg_onnx.commands.validate import stored_or_beside
 
@@ -35,6 +35,7 @@ __all__ = ["report_command"]
     help="Images to run both on; labelled ones for top-1.",
 )
 @labels_option
+@metric_options
 @click.option("--limit", type=int, metavar="N", cls=Option, section="Images", help="Images used at most.")
 @image_options(stored="QUANT")
 @click.option(
@@ -70,6 +71,7 @@ def report_command(
             labels=options["labels"],
             preprocess=given,
             limit=options["limit"],
+            metric=metric_from(options),
             command=stored_command(found.settings, found.target, found.container, quantize_command),
         )
         say(f"page           {out}", err=False)

@@ -17,6 +17,7 @@ from mrecg_onnx.commands._options import (
     calibration_options,
     image_options,
     labels_option,
+    metric_options,
     output_options,
     plan_options,
     report_option,
@@ -24,7 +25,7 @@ from mrecg_onnx.commands._options import (
 from mrecg_onnx.commands._progress import progress
 from mrecg_onnx.commands._repeat import given_command
 from mrecg_onnx.commands._sections import Command, Option
-from mrecg_onnx.commands._settings import settings_from
+from mrecg_onnx.commands._settings import metric_from, settings_from
 from mrecg_onnx.commands._tables import grid, rows
 from mrecg_onnx.converters.errors import SettingsError
 
@@ -54,6 +55,7 @@ SHOWN = 10
     help="Images on which suggestions are tried, labelled ones for top-1.  [default: the calibration images]",
 )
 @labels_option
+@metric_options
 @click.option(
     "--limit",
     type=int,
@@ -102,6 +104,7 @@ def sensitivity_command(
         with loading():
             from mrecg_onnx.inspecting import sensitivity
 
+        metric = metric_from(options)
         if labels is not None and data is None:
             raise SettingsError("--labels are for --data: give the images, too")
         check_writes({"--json": json_file, "--report": report_file}, [model], "the model itself")
@@ -111,7 +114,9 @@ def sensitivity_command(
             require_packages()
         names = Names(model)
         with progress(settings.iters, names) as report:
-            found = sensitivity(model, calib, settings, data=data, labels=labels, limit=limit, top=top, progress=report)
+            found = sensitivity(
+                model, calib, settings, data=data, labels=labels, limit=limit, top=top, metric=metric, progress=report
+            )
         if json_file is not None:
             write_json(found.to_json(), json_file)
         if report_file is not None:
@@ -123,8 +128,8 @@ def _tables(found: Ranking, names: Names) -> Iterator[RenderableType]:
     settings = found.settings
     yield grid(
         {
-            "quantized": f"W{settings.wbits}A{settings.abits}, rounded to nearest: {_worth(found.quality)}",
-            "float": _worth(found.float_quality) if found.labelled else "",
+            "quantized": f"W{settings.wbits}A{settings.abits}, rounded to nearest: {_worth(found, found.quality)}",
+            "float": _worth(found, found.float_quality) if found.labelled or found.metric is not None else "",
             "images": f"{found.images}, {'labelled' if found.labelled else 'no labels: agreement with the float network'}",
             "skipped": found.skipped,
             "preprocessing": settings.preprocess.describe() if settings.preprocess.source is not None else "",
@@ -149,15 +154,17 @@ def _ranked(found: Ranking, names: Names) -> RenderableType:
 
 def _suggestions(found: Ranking) -> RenderableType:
     content = [
-        [f"{s.option} '{s.value}'", _worth(s.quality), _gain(found.quality, s.quality)] for s in found.suggestions
+        [f"{s.option} '{s.value}'", _worth(found, s.quality), _gain(found, s.quality)] for s in found.suggestions
     ]
     if found.together is not None:
-        content.append(["all that help", _worth(found.together), _gain(found.quality, found.together)])
+        content.append(["all that help", _worth(found, found.together), _gain(found, found.together)])
     title = "what more bits bring back, one at a time, rounded to nearest"
     return rows(title, ["option of quantize", "then", "brings back"], content, left=(0, 1))
 
 
-def _worth(quality: Quality) -> str:
+def _worth(found: Ranking, quality: Quality) -> str:
+    if found.metric is not None and quality.score is not None:
+        return f"{found.metric.name} {found.metric.text(quality.score)}"
     if quality.top1 is not None:
         return f"top-1 {quality.top1:.2%}"
     if quality.agreement is not None:
@@ -165,7 +172,10 @@ def _worth(quality: Quality) -> str:
     return f"output error {quality.error:.4f}"
 
 
-def _gain(before: Quality, after: Quality) -> str:
+def _gain(found: Ranking, after: Quality) -> str:
+    before = found.quality
+    if found.metric is not None and before.score is not None and after.score is not None:
+        return found.metric.change(before.score, after.score)
     if before.top1 is not None and after.top1 is not None:
         return f"{100 * (after.top1 - before.top1):+.2f} points"
     if before.agreement is not None and after.agreement is not None:

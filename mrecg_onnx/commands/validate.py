@@ -14,6 +14,7 @@ from mrecg_onnx.commands._options import (
     PATH,
     image_options,
     labels_option,
+    metric_options,
     output_options,
     outputs_option,
     report_option,
@@ -21,7 +22,7 @@ from mrecg_onnx.commands._options import (
 from mrecg_onnx.commands._progress import counter
 from mrecg_onnx.commands._repeat import given_command
 from mrecg_onnx.commands._sections import Command, Option
-from mrecg_onnx.commands._settings import preprocess_from
+from mrecg_onnx.commands._settings import metric_from, preprocess_from
 from mrecg_onnx.commands._tables import grid, mebibytes, ratio, rows, width
 from mrecg_onnx.converters.deadline import LIMIT_S
 from mrecg_onnx.machine import is_first
@@ -44,6 +45,7 @@ __all__ = ["stored_or_beside", "validate_command"]
     "--data", type=PATH, required=True, cls=Option, section="Images", help="Folder of images, or .npy/.npz of inputs."
 )
 @labels_option
+@metric_options
 @outputs_option
 @click.option("--limit", type=int, metavar="N", cls=Option, section="Images", help="Images used at most.")
 @click.option(
@@ -109,6 +111,7 @@ def validate_command(
     \b
     mrecg-onnx validate model.onnx model_mrecg_w4a4.onnx --data labelled_images/
     mrecg-onnx validate model.onnx model_mrecg_w4a4.onnx --data labelled_images/ --layers
+    mrecg-onnx validate model.onnx model_mrecg_w4a4.onnx --data inputs.npz --metric mymetrics:score
     """  # noqa: D301 - click wants the character, not backslash and b
     with guarded(debug=debug, writes=[path for path in (json_file, report_file) if path]):
         with loading():
@@ -119,6 +122,7 @@ def validate_command(
             from mrecg_onnx.reporting import report_validation, require_packages
 
             require_packages()
+        metric = metric_from(options)
         plain = ("labels", "limit", "batch_size", "latency_batch", "repeats", "threads", "device", "layers", "timeout")
         with counter("validate") as report:
             result = validate(
@@ -126,6 +130,7 @@ def validate_command(
                 quantized,
                 data,
                 preprocess=preprocess_from(options, lambda: stored_or_beside(fp32, quantized)),
+                metric=metric,
                 progress=report,
                 outputs=options["outputs"] or None,
                 **{name: options[name] for name in plain},
@@ -169,6 +174,7 @@ def _side_by_side(result: ValidationResult) -> RenderableType:
         ),
         *line("top-1", _percent(fp32.top1), _percent(quantized.top1), _change(fp32.top1, quantized.top1)),
         *line("top-5", _percent(fp32.top5), _percent(quantized.top5), _change(fp32.top5, quantized.top5)),
+        *_by_metric(result),
         *line(
             f"latency, batch {result.latency_batch}",
             _milliseconds(fp32),
@@ -177,6 +183,14 @@ def _side_by_side(result: ValidationResult) -> RenderableType:
         ),
     ]
     return rows("", ["", "FP32", "quantized", ""], content, left=(0, 1, 2, 3))
+
+
+def _by_metric(result: ValidationResult) -> list[list[str]]:
+    metric, before, after = result.metric, result.fp32.score, result.quantized.score
+    if metric is None or before is None or after is None:
+        return []
+    name = metric.name + (" (less is better)" if metric.lower_is_better else "")
+    return [[name, metric.text(before), metric.text(after), metric.change(before, after)]]
 
 
 def _comparison(result: ValidationResult) -> RenderableType:

@@ -34,9 +34,10 @@ from mrecg_onnx.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mrecg_onnx.measures import Metric
     from mrecg_onnx.progress import Progress
 
-__all__ = ["GRACE_S", "CellError", "CellProcess", "Job", "pack", "unpack"]
+__all__ = ["GRACE_S", "CellError", "CellProcess", "Job", "pack", "unpack", "validated"]
 
 #: Starts the child with the parent's own packages, also from a checkout that is not installed.
 _BOOT = (
@@ -68,6 +69,8 @@ class Job:
         outputs: likewise.
         threads: threads of ONNX Runtime.
         latency: batch and repeats of the timing.
+        metric: what names the metric, None without one.
+        lower_is_better: it counts errors.
     """
 
     model: str
@@ -81,6 +84,8 @@ class Job:
     outputs: tuple[str, ...] | None = None
     threads: int | None = None
     latency: dict[str, Any] | None = None
+    metric: str | None = None
+    lower_is_better: bool | None = None
 
 
 def pack(flags: npt.NDArray[np.bool_]) -> str:
@@ -275,6 +280,13 @@ def _quantize(job: Job, channel: _Channel) -> dict[str, Any]:
 
 
 def _validate(job: Job, _: _Channel) -> dict[str, Any]:
+    from mrecg_onnx.measures import metric_of  # noqa: PLC0415
+
+    return validated(job, metric_of(job.metric, lower_is_better=job.lower_is_better))
+
+
+def validated(job: Job, metric: Metric | None) -> dict[str, Any]:
+    """What a cell's file is worth; in the child, and in the parent where the metric is there alone."""
     from mrecg_onnx.validating import gain_warnings, validate  # noqa: PLC0415 - the parent does without where all is done
 
     found = validate(
@@ -287,6 +299,7 @@ def _validate(job: Job, _: _Channel) -> dict[str, Any]:
         outputs=job.outputs,
         repeats=0,
         threads=job.threads,
+        metric=metric,
     )
     right = found.top1_right
     own = gain_warnings(found.drop, found.mcnemar_p)  # what is wrong with the data stands with the float model, once
@@ -296,6 +309,8 @@ def _validate(job: Job, _: _Channel) -> dict[str, Any]:
         "right": None if right is None else pack(right[1]),
         "top1": found.quantized.top1 and found.quantized.top1.to_json(),
         "drop": found.drop,
+        "score": found.quantized.score,
+        "score_drop": found.score_drop,
         "fp32_p": found.mcnemar_p,
         "agreement": found.agreement,
         "sqnr_db": _plain(found.sqnr_db),
@@ -304,6 +319,7 @@ def _validate(job: Job, _: _Channel) -> dict[str, Any]:
         "fp32": {
             "images": found.images,
             "top1": found.fp32.top1 and found.fp32.top1.to_json(),
+            "score": found.fp32.score,
             "warnings": [warning for warning in found.warnings if warning not in own],
         },
         "warnings": list(own),

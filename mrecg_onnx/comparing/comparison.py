@@ -25,7 +25,7 @@ from mrecg_onnx.comparing.tables import csv_text, markdown
 from mrecg_onnx.converters.errors import ExportError, SettingsError
 from mrecg_onnx.converters.files import write_all_whole
 from mrecg_onnx.machine import locked, world_size
-from mrecg_onnx.measures import mcnemar_p
+from mrecg_onnx.measures import AnyMetric, mcnemar_p, metric_of
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.runtimes import size_bytes
 from mrecg_onnx.settings import Settings
@@ -57,6 +57,7 @@ def compare(
     outputs: Sequence[str] | None = None,
     latency_batch: int = 1,
     repeats: int = 50,
+    metric: AnyMetric = None,
     force: bool = False,
     progress: Callable[[ComparisonProgress], None] | None = None,
 ) -> Comparison:
@@ -76,6 +77,8 @@ def compare(
         limit: validate on at most so many images, spread evenly.
         outputs: names of the outputs to validate; all by default.
         latency_batch: images a timed run.
+        metric: what files are worth beside top-1, as for :func:`mrecg_onnx.validate`. One that has a name (a ready one,
+            ``"module:function"``) is asked in the cells' own processes, a function or an object in this one.
         repeats: timed runs of each file; 0 leaves latency out.
         force: write over files of these names in a folder that no comparison has made; otherwise they are an error.
         progress: called as the work proceeds.
@@ -97,7 +100,17 @@ def compare(
         raise SettingsError(f"latency of {repeats} runs with {latency_batch} images: give >= 0 runs and >= 1 images")
     if world_size() > 1:
         raise SettingsError("compare runs each cell in a process of its own: start it without torchrun")
-    inputs = Inputs.make(Path(model), calib, data, Path(output), settings, labels=labels, limit=limit, outputs=outputs)
+    inputs = Inputs.make(
+        Path(model),
+        calib,
+        data,
+        Path(output),
+        settings,
+        labels=labels,
+        limit=limit,
+        outputs=outputs,
+        metric=metric_of(metric),
+    )
     inputs.latency = {"batch": latency_batch, "repeats": repeats, "threads": settings.threads}
     base = base_method or chosen[0]
     pairs = [(method, width) for width in widths for method in chosen]
@@ -170,6 +183,8 @@ def _write_table(inputs: Inputs, base: str, cells: Sequence[Cell], *, plot: bool
         cells=tuple(_against_base(cell, base, cells) for cell in cells),
         images=fp32.get("images", 0),
         fp32_top1=Accuracy(**fp32["top1"]) if fp32.get("top1") else None,
+        fp32_score=fp32.get("score"),
+        metric=inputs.metric,
         fp32_size_bytes=size_bytes(inputs.model),
         fp32_latency_s=float(np.median(known)) if known else None,
         latency_batch=inputs.latency["batch"],

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from mrecg_onnx import __version__
 from mrecg_onnx.comparing.cells import Job
 from mrecg_onnx.comparing.result import OWN, Widths
-from mrecg_onnx.converters.errors import ExportError, SettingsError
+from mrecg_onnx.converters.errors import DataError, ExportError, SettingsError
 from mrecg_onnx.converters.files import require_regular, write_whole
 from mrecg_onnx.data import ZEROQ, for_images, holds_images, open_calibration, open_validation, require_numbers
+from mrecg_onnx.measures import Metric, metric_key
 from mrecg_onnx.runtimes import input_specs, open_session
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.validating import chosen_outputs, source_sha256
@@ -47,6 +48,7 @@ class Inputs:
     outputs: tuple[str, ...]
     quantized_by: dict[str, Any]
     validated_by: dict[str, Any]
+    metric: Metric | None = None
     latency: dict[str, Any] = field(default_factory=dict)
     fp32: dict[str, Any] | None = None
     """What a cell's validation found about the float model, the same in all of them."""
@@ -63,6 +65,7 @@ class Inputs:
         labels: str | Path | None,
         limit: int | None,
         outputs: Sequence[str] | None,
+        metric: Metric | None,
     ) -> Inputs:
         """Open model and data once, before any work."""
         session = open_session(model)
@@ -86,8 +89,12 @@ class Inputs:
             "outputs": list(chosen),
             "measure": MEASURE,
         }
+        if metric is not None:
+            if metric.needs_targets and checked.labels is None and checked.targets is None:
+                raise DataError(f"metric {metric.name} holds outputs against targets, and {data} has none: give labels")
+            validated_by["metric"] = metric_key(metric)
         plain = json.loads(json.dumps([quantized_by, validated_by]))
-        return cls(model, calib, str(data), folder, settings, labels, limit, chosen, *plain)
+        return cls(model, calib, str(data), folder, settings, labels, limit, chosen, *plain, metric)
 
     @property
     def cells(self) -> Path:
@@ -173,6 +180,8 @@ class Inputs:
             limit=self.limit,
             outputs=self.outputs,
             threads=self.settings.threads,
+            metric=self.metric.spec if self.metric is not None else None,
+            lower_is_better=self.metric.lower_is_better if self.metric is not None else None,
         )
 
 

@@ -47,39 +47,37 @@ def cells_figure(comparison: Comparison) -> Figure:
     """The plot of :func:`draw_cells`."""
     methods = list(dict.fromkeys(cell.method for cell in comparison.cells))
     widths = list(dict.fromkeys(cell.widths for cell in comparison.cells))
-    fp32 = 100 * comparison.fp32_top1.value if comparison.fp32_top1 is not None else None
-    ends = [x for cell in comparison.cells for x in _ends(cell)] + ([fp32] if fp32 is not None else [])
+    fp32, form = comparison.fp32_drawn, ".1f" if comparison.drawn_as.endswith("%") else ".4g"
+    drawn = [found for cell in comparison.cells if (found := comparison.drawn(cell)) is not None]
+    ends = [x for _, *both in drawn for x in both] + ([fp32] if fp32 is not None else [])
     figure, axes = _panels(len(widths), len(methods))
     for axis, width in zip(axes, widths, strict=True):
         rows = []
         for method in methods:
             cell = next((c for c in comparison.cells if c.widths == width and c.method == method), None)
-            rows.append(_cell_row(cell))
+            rows.append(_cell_row(comparison, cell, form))
         if fp32 is not None:
             axis.axvline(fp32, color=_FP32, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
         _finish(axis, methods, rows, str(width))
         if ends:
-            room = 0.06 * max(max(ends) - min(ends), 1.0)
-            axis.set_xlim(max(min(ends) - room, -1.5), min(max(ends) + room, 101.5))
-    kind = "top-1, %" if fp32 is not None else "predictions that agree with FP32, %"
-    figure.supxlabel(kind, fontsize=9.5, color=_SOFT)
-    against = f", dashed: FP32 {fp32:.1f}" if fp32 is not None else ""
+            spread = max(ends) - min(ends)
+            if form == ".1f":
+                room = 0.06 * max(spread, 1.0)
+                axis.set_xlim(max(min(ends) - room, -1.5), min(max(ends) + room, 101.5))
+            else:
+                room = 0.06 * (spread or abs(ends[0]) or 1.0)
+                axis.set_xlim(min(ends) - room, max(ends) + room)
+    figure.supxlabel(comparison.drawn_as, fontsize=9.5, color=_SOFT, parse_math=False)
+    against = f", dashed: FP32 {fp32:{form}}" if fp32 is not None else ""
     figure.suptitle(comparison.model.stem + against, fontsize=11, parse_math=False)
     return figure
 
 
-def _ends(cell: Cell) -> list[float]:
-    if cell.top1 is not None:
-        return [100 * cell.top1.low, 100 * cell.top1.high]
-    return [100 * cell.agreement] if cell.agreement is not None else []
-
-
-def _cell_row(cell: Cell | None) -> _Row:
-    value = None if cell is None else cell.top1.value if cell.top1 is not None else cell.agreement
-    if cell is None or value is None:
+def _cell_row(comparison: Comparison, cell: Cell | None, form: str) -> _Row:
+    drawn = None if cell is None else comparison.drawn(cell)
+    if drawn is None:
         return _Row(None, None, None, "failed" if cell is not None and cell.error is not None else "no figure")
-    low, high = (cell.top1.low, cell.top1.high) if cell.top1 is not None else (value, value)
-    return _Row(100 * value, 100 * low, 100 * high, f"{100 * value:.1f}")
+    return _Row(*drawn, f"{drawn[0]:{form}}")
 
 
 def draw_timings(found: Benchmark, path: Path) -> None:

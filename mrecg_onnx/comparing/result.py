@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from mrecg_onnx.measures import Metric
     from mrecg_onnx.settings import Settings
     from mrecg_onnx.validating import Accuracy
 
@@ -69,6 +70,8 @@ class Cell:
         size_bytes: size of the file.
         top1: accuracy; None without labels.
         drop: top-1 of the float model less that of the cell.
+        score: by the metric that was asked for; None without one.
+        score_drop: how much worse than the float model that is, in the metric's own unit.
         fp32_p: McNemar's exact p for "as accurate as the float model".
         base_p: the same for "as accurate as the base method at the same width"; None for the base itself, without labels,
             and where the base failed.
@@ -94,6 +97,8 @@ class Cell:
     size_bytes: int | None = None
     top1: Accuracy | None = None
     drop: float | None = None
+    score: float | None = None
+    score_drop: float | None = None
     fp32_p: float | None = None
     base_p: float | None = None
     agreement: float | None = None
@@ -135,6 +140,8 @@ class Comparison:
         cells: outcome of every cell.
         images: validation images.
         fp32_top1: the float model's accuracy; None without labels.
+        fp32_score: the float model's worth by the metric; None without one.
+        metric: the metric that was asked for; None without one.
         fp32_size_bytes: its size.
         fp32_latency_s: its median seconds a run, over all the times it was run in turn with a cell.
         latency_batch: images a timed run.
@@ -158,11 +165,38 @@ class Comparison:
     warnings: tuple[str, ...]
     written: tuple[Path, ...]
     environment: dict[str, str]
+    fp32_score: float | None = None
+    metric: Metric | None = None
 
     @property
     def failed(self) -> tuple[Cell, ...]:
         """Cells that have no result."""
         return tuple(cell for cell in self.cells if cell.error is not None)
+
+    @property
+    def drawn_as(self) -> str:
+        """What plots show, with its unit: the metric, top-1, or without labels agreement."""
+        if self.metric is not None:
+            return f"{self.metric.name}, %" if self.metric.percent else self.metric.name
+        return "top-1, %" if self.fp32_top1 is not None else "predictions that agree with FP32, %"
+
+    @property
+    def fp32_drawn(self) -> float | None:
+        """The float model's value in plots."""
+        if self.metric is not None:
+            return None if self.fp32_score is None else self.fp32_score * (100 if self.metric.percent else 1)
+        return None if self.fp32_top1 is None else 100 * self.fp32_top1.value
+
+    def drawn(self, cell: Cell) -> tuple[float, float, float] | None:
+        """A cell's value in plots with the ends of its interval; None where it has none."""
+        if self.metric is not None:
+            if cell.score is None:
+                return None
+            value = cell.score * (100 if self.metric.percent else 1)
+            return value, value, value
+        if cell.top1 is not None:
+            return 100 * cell.top1.value, 100 * cell.top1.low, 100 * cell.top1.high
+        return None if cell.agreement is None else (100 * cell.agreement,) * 3
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict that ``json.dumps(allow_nan=False)`` takes."""
@@ -176,7 +210,9 @@ class Comparison:
                 "top1": self.fp32_top1 and self.fp32_top1.to_json(),
                 "size_bytes": self.fp32_size_bytes,
                 "latency_s": self.fp32_latency_s,
+                **({"score": self.fp32_score} if self.metric is not None else {}),
             },
+            **({"metric": self.metric.to_json()} if self.metric is not None else {}),
             "latency_batch": self.latency_batch,
             "cells": [cell.to_json() for cell in self.cells],
             "warnings": list(self.warnings),

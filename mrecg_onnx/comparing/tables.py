@@ -11,12 +11,14 @@ from mrecg_onnx.machine import byte_size
 
 if TYPE_CHECKING:
     from mrecg_onnx.comparing.result import Cell, Comparison
+    from mrecg_onnx.measures import Metric
     from mrecg_onnx.validating import Accuracy
 
 __all__ = ["csv_text", "markdown", "table"]
 
 COLUMNS = {
-    "method": "method", "bits": "bits", "top1": "top-1", "interval": "95 % interval", "drop": "drop", "fp32_p": "p, FP32",
+    "method": "method", "bits": "bits", "top1": "top-1", "interval": "95 % interval", "drop": "drop",
+    "score": "{metric}", "score_drop": "worse by", "fp32_p": "p, FP32",
     "base_p": "p, {base}", "agreement": "agreement", "sqnr": "SQNR", "seconds": "time", "peak": "peak memory", "size": "size",
     "latency": "latency", "speedup": "against FP32", "note": "note",
 }  # fmt: skip
@@ -27,11 +29,15 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """The table for people: headings, and a row for the float model and each cell; columns without content are left out."""
     fp32 = comparison.fp32_top1
     first = {"method": "FP32", "bits": "", "size": _megabytes(comparison.fp32_size_bytes), **_accuracy(fp32)}
+    metric = comparison.metric
+    if metric is not None and comparison.fp32_score is not None:
+        first["score"] = metric.text(comparison.fp32_score)
     if comparison.fp32_latency_s is not None:
         first["latency"] = f"{1e3 * comparison.fp32_latency_s:.2f} ms"
-    content = [first, *(_texts(cell) for cell in comparison.cells)]
+    content = [first, *(_texts(cell, metric) for cell in comparison.cells)]
     used = [name for name in COLUMNS if any(row.get(name) for row in content)]
-    headings = [COLUMNS[name].format(base=comparison.base_method) for name in used]
+    named = {"base": comparison.base_method, "metric": metric.name if metric is not None else ""}
+    headings = [COLUMNS[name].format(**named) for name in used]
     return headings, [[row.get(name, "") for name in used] for row in content]
 
 
@@ -41,7 +47,7 @@ def _accuracy(top1: Accuracy | None) -> dict[str, str]:
     return {"top1": f"{top1.value:.2%}", "interval": f"{top1.low:.2%} to {top1.high:.2%}"}
 
 
-def _texts(cell: Cell) -> dict[str, str]:
+def _texts(cell: Cell, metric: Metric | None) -> dict[str, str]:
     """A cell's columns as text."""
     texts = {"method": cell.method, "bits": str(cell.widths)}
     if cell.error is not None:
@@ -53,6 +59,8 @@ def _texts(cell: Cell) -> dict[str, str]:
     assert cell.size_bytes is not None
     return texts | _accuracy(cell.top1) | {
         "drop": text(cell.drop, "{:.2f} points", 100),
+        "score": "" if metric is None or cell.score is None else metric.text(cell.score),
+        "score_drop": text(cell.score_drop, *(("{:.2f} points", 100) if metric is not None and metric.percent else ("{:.3g}",))),
         "fp32_p": text(cell.fp32_p, "{:.3g}"),
         "base_p": text(cell.base_p, "{:.3g}"),
         "agreement": text(cell.agreement, "{:.2%}"),
@@ -96,11 +104,18 @@ def _how(found: Comparison) -> str:
     settings = found.settings
     images = " or ".join(str(n) for n in dict.fromkeys(cell.images for cell in found.cells if cell.images is not None))
     return (
-        f"{found.images} images on ONNX Runtime; intervals are Wilson's, p is McNemar's (exact). {settings.iters} iterations a "
+        f"{found.images} images on ONNX Runtime; {_metric(found)}intervals are Wilson's, p is McNemar's (exact). "
+        f"{settings.iters} iterations a "
         f"unit, batch {settings.batch_size}, {images or 'no'} calibration images, seed {settings.seed}; all settings "
         f"in the JSON file beside. Peak memory is that of the process that quantized. Latency: median at batch "
         f"{found.latency_batch}, each file in turn with FP32."
     )
+
+
+def _metric(found: Comparison) -> str:
+    if found.metric is None:
+        return ""
+    return f"{printable(found.metric.name)}: {'less' if found.metric.lower_is_better else 'more'} is better; "
 
 
 def csv_text(found: Comparison) -> str:

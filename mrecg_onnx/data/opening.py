@@ -97,6 +97,7 @@ def open_validation(
     limit: int | None = None,
     *,
     keep: bool = False,
+    classes: bool = True,
 ) -> Dataset:
     """The validation data in ``source``, labelled where there are labels (:mod:`mrecg_onnx.data.labels`).
 
@@ -109,13 +110,14 @@ def open_validation(
             sample for what is handed over in Python. None: labels are read from folder names, from an array called y or
             labels beside the inputs, or from pairs ``(inputs, label)``. The word "none": there are none.
         limit: use at most so many, spread evenly, always the same ones; of a stream the first ones.
+        classes: say where targets are no classes: nothing else can be held against them.
         keep: read a stream once, here, and keep it, so that it can be gone over several times.
 
     Raises:
         DataError: as :func:`open_calibration`; or labels are missing or unreadable.
         SettingsError: ``limit`` below 1, or a preprocessing setting that contradicts the model.
     """
-    return _open(source, inputs, preprocess, _Opening(limit, labelled=True, labels=labels, keep=keep))
+    return _open(source, inputs, preprocess, _Opening(limit, labelled=True, labels=labels, keep=keep, classes=classes))
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ class _Opening:
     labelled: bool = False
     labels: Any = None
     keep: bool = True
+    classes: bool = False
     hold: int = HELD
 
     @property
@@ -167,7 +170,7 @@ def _open(source: Data, inputs: Sequence[InputSpec], preprocess: Preprocess, how
         return taken
     if isinstance(taken, Given):
         dataset = _open_given(taken, inputs, preprocess, how)
-        if how.with_labels and dataset.targets is not None and dataset.labels is None:
+        if how.classes and how.with_labels and dataset.targets is not None and dataset.labels is None:
             logger.warning("the targets of %s are no classes (whole numbers from 0): there is no accuracy", taken)
         return dataset
     root, files = find_files(Path(taken))

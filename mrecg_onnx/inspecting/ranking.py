@@ -20,7 +20,7 @@ from mrecg_onnx.calibrating import nearest_weights
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.data import Data, Labels, Source, check_classes, given, open_validation
 from mrecg_onnx.machine import Run, full_precision
-from mrecg_onnx.measures import Heads, output_error, prediction_output, two_axes
+from mrecg_onnx.measures import Heads, Metric, Scorer, metric_of, output_error, prediction_output, two_axes
 from mrecg_onnx.network import Simulation, forward_batches
 from mrecg_onnx.planning import BitRule, Plan, make_plan
 from mrecg_onnx.preparation import Prepared, calibrate, prepare, search_grids
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import onnx
     from torch import Tensor
 
+    from mrecg_onnx.measures import AnyMetric
     from mrecg_onnx.progress import Report
 
 __all__ = ["Quality", "Ranked", "Ranking", "Suggestion", "sensitivity"]
@@ -75,15 +76,21 @@ class Quality:
         top1: share of right answers; None without labels or class scores.
         agreement: share of predictions that are the float network's; None without class scores.
         error: relative L2 error of the outputs (:func:`mrecg_onnx.measures.output_errors.output_error`).
+        score: by the metric that was asked for; None without one.
+        lower_is_better: that metric counts errors.
     """
 
     top1: float | None
     agreement: float | None
     error: float
+    score: float | None = None
+    lower_is_better: bool = False
 
     @property
     def order(self) -> tuple[float, float]:
         """Grows as the network gets better: what a user has first, the error where that is equal."""
+        if self.score is not None:
+            return (-self.score if self.lower_is_better else self.score), -self.error
         first = self.top1 if self.top1 is not None else self.agreement
         return (first if first is not None else 0.0, -self.error)
 
@@ -114,6 +121,7 @@ class Ranking:
         suggestions: for the first of them, each alone; what brings back most comes first.
         together: all suggestions at once that bring something back; None where there are none.
         skipped: images that could not be read, with the reason.
+        metric: what suggestions are measured by; None for top-1, or agreement.
     """
 
     settings: Settings
@@ -125,10 +133,15 @@ class Ranking:
     suggestions: tuple[Suggestion, ...]
     together: Quality | None
     skipped: tuple[str, ...] = ()
+    metric: Metric | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary."""
-        plain = dataclasses.asdict(self) | {"settings": self.settings.to_json()}
+        metric = self.metric.to_json() if self.metric is not None else None
+        plain = dataclasses.asdict(dataclasses.replace(self, metric=None)) | {
+            "settings": self.settings.to_json(),
+            "metric": metric,
+        }
         for entry in plain["ranked"]:
             entry["losses"] = {str(width): loss for width, loss in entry["losses"].items()}
         return plain
@@ -144,6 +157,7 @@ def sensitivity(
     labels: Labels | None = None,
     limit: int = 256,
     top: int = 8,
+    metric: AnyMetric = None,
     progress: Report | None = None,
 ) -> Ranking:
     """Rank layers and tensors of a float model by what their quantization costs, and try more bits for the first ones.
@@ -156,6 +170,7 @@ def sensitivity(
         labels: labels for them, as for :func:`mrecg_onnx.validate`.
         limit: images measured on at most.
         top: suggestions made.
+        metric: what a network is worth on these images, as for :func:`mrecg_onnx.validate`: suggestions are ordered by it.
         progress: called as the work proceeds (:class:`mrecg_onnx.Progress`).
 
     Raises:
@@ -164,6 +179,7 @@ def sensitivity(
     settings = settings or Settings()
     if limit < 1 or top < 0:
         raise SettingsError(f"limit is {limit} and top is {top}: give at least one image and no negative number")
+    wanted_metric = metric_of(metric)
     clock = Clock(progress)
     measured_on = None if data is None else given(data)
     ready = prepare(model, calib, settings, Run(clock=clock), measured_on=measured_on)
@@ -184,7 +200,7 @@ def sensitivity(
     found += [Ranked(n, "activations", bits[n], readers, costs.tensors[n]) for n, readers in tensors.items()]
     found.sort(key=lambda r: r.loss, reverse=True)
     with clock.stage("suggestions"):
-        judge = _Judge(ready, *_images(ready, measured_on, labels, limit))
+        judge = _Judge(ready, *_images(ready, measured_on, labels, limit, classes=wanted_metric is None), wanted_metric)
         simulation = calibrate(ready.network, plan, ready.data, settings, ready.ranging)
         wanted = [_suggested(r) for r in found if r.bits < max(WIDTHS)][:top]
         suggestions = []
@@ -204,6 +220,7 @@ def sensitivity(
             suggestions=tuple(suggestions),
             together=judge.quality(_variant(ready, simulation, helpful)) if helpful else None,
             skipped=tuple(f"{path} ({reason})" for path, reason in ready.dataset.skipped),
+            metric=wanted_metric,
         )
 
 
@@ -246,31 +263,41 @@ def _variant(ready: Prepared, simulation: Simulation, options: Sequence[tuple[st
 
 
 def _images(
-    ready: Prepared, data: Source | None, labels: Labels | None, limit: int
-) -> tuple[dict[str, Tensor], npt.NDArray[np.int64] | None, str]:
-    """Inputs to measure on, their labels where there are any, and where those are from."""
+    ready: Prepared, data: Source | None, labels: Labels | None, limit: int, *, classes: bool
+) -> tuple[dict[str, Tensor], npt.NDArray[np.int64] | None, str, list[Any] | None]:
+    """Inputs to measure on, their labels where there are any, where those are from, and what a metric is given with them."""
     if data is None:
-        return {n: torch.from_numpy(x) for n, x in ready.dataset.load(limit).items()}, None, ""
-    dataset = open_validation(data, list(ready.dataset.inputs), ready.settings.preprocess, labels, limit)
+        return {n: torch.from_numpy(x) for n, x in ready.dataset.load(limit).items()}, None, "", None
+    inputs, preprocess = list(ready.dataset.inputs), ready.settings.preprocess
+    dataset = open_validation(data, inputs, preprocess, labels, limit, classes=classes)
     parts: list[Mapping[str, npt.NDArray[Any]]] = []
     rows: list[npt.NDArray[np.int64]] = []
+    targets: list[list[Any] | None] = []
     for arrays, indices in dataset.batches(IMAGES):
         parts.append(arrays)
         rows.append(np.asarray(indices))
+        targets.append(dataset.targets_of(indices))  # of a stream those of this batch alone are known
     if not parts:
         raise DataError("there is no image to measure on")
-    inputs = {n: torch.from_numpy(np.concatenate([p[n] for p in parts])) for n in parts[0]}
+    found = {n: torch.from_numpy(np.concatenate([p[n] for p in parts])) for n in parts[0]}
     known = dataset.labels[np.concatenate(rows)] if dataset.labels is not None else None
-    return inputs, known, dataset.labels_source
+    wanted = None if any(t is None for t in targets) else [one for t in targets for one in t or ()]
+    return found, known, dataset.labels_source, wanted
 
 
 class _Judge:
     """Measures networks on the same images."""
 
     def __init__(
-        self, ready: Prepared, data: dict[str, Tensor], labels: npt.NDArray[np.int64] | None, source: str
+        self,
+        ready: Prepared,
+        data: dict[str, Tensor],
+        labels: npt.NDArray[np.int64] | None,
+        source: str,
+        targets: list[Any] | None,
+        metric: Metric | None,
     ) -> None:
-        self.network, self.data, self.labels = ready.network, data, labels
+        self.network, self.data, self.labels, self.targets, self.metric = ready.network, data, labels, targets, metric
         self.count = len(next(iter(data.values())))
         self.reference = self._run(None)
         arrays = {n: x.cpu().numpy() for n, x in self.reference.items()}
@@ -291,10 +318,23 @@ class _Judge:
         """Of ``simulation``, or of the float network."""
         outputs = self.reference if simulation is None else self._run(simulation)
         error = output_error(outputs, self.reference)
+        score, lower = self._score(outputs, "the float network" if simulation is None else "the quantized network")
         if self.scores is None:
-            return Quality(None, None, error)
+            return Quality(None, None, error, score, lower)
         answers, wanted = (values[self.scores].flatten(1).argmax(1) for values in (outputs, self.reference))
         agreement = float((answers == wanted).float().mean())
         if self.labels is None:
-            return Quality(None, agreement, error)
-        return Quality(float((answers.cpu().numpy() == self.labels).mean()), agreement, error)
+            return Quality(None, agreement, error, score, lower)
+        return Quality(float((answers.cpu().numpy() == self.labels).mean()), agreement, error, score, lower)
+
+    def _score(self, outputs: Mapping[str, Tensor], called: str) -> tuple[float | None, bool]:
+        """By the metric, and whether that counts errors."""
+        if self.metric is None:
+            return None, False
+        scorer = Scorer(self.metric, called, self.count)
+        for start in range(0, self.count, IMAGES):
+            places = np.arange(start, min(start + IMAGES, self.count))
+            rows = slice(start, start + IMAGES)
+            made = {n: x[rows].cpu().numpy() for n, x in outputs.items()}
+            scorer.add(places, made, None if self.targets is None else self.targets[rows])
+        return scorer.value(), bool(self.metric.lower_is_better)

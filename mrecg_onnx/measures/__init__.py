@@ -1,7 +1,7 @@
-"""How close two networks are.
+"""How close two networks are, and what outputs are worth.
 
 Signal-to-noise ratios and the errors of whole outputs, the loss of the task without labels, which outputs hold predictions, and
-how sure one can be of a difference in accuracy.
+how sure one can be of a difference in accuracy. Metrics: the user's own, called safely, and ready ones for boxes and masks.
 """
 
 import lazy_loader

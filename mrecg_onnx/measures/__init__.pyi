@@ -1,3 +1,5 @@
+from .detection import mean_average_precision
+from .metric import Metric, Scorer
 from .metrics import (
     OutputSums,
     add_sums,
@@ -9,14 +11,22 @@ from .metrics import (
     topk_correct,
     wilson_interval,
 )
+from .naming import AnyMetric, metric_key, metric_of
 from .output_errors import OutputScales, image_errors, output_error, output_sums, with_float_outputs
 from .predictions import Heads, Scores, likeness, prediction_output, scores_of, two_axes
+from .ready import READY
+from .segmentation import MeanIoU
 from .task import task_loss
 
 __all__ = [
+    "READY",
+    "AnyMetric",
     "Heads",
+    "MeanIoU",
+    "Metric",
     "OutputScales",
     "OutputSums",
+    "Scorer",
     "Scores",
     "add_sums",
     "agreement",
@@ -25,6 +35,9 @@ __all__ = [
     "image_errors",
     "likeness",
     "mcnemar_p",
+    "mean_average_precision",
+    "metric_key",
+    "metric_of",
     "output_error",
     "output_sums",
     "prediction_output",

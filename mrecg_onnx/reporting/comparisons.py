@@ -30,24 +30,28 @@ _MINOR = frozenset(
 def comparison_page(result: Comparison, *, command: str = "") -> Page:
     """What ``compare`` found."""
     done = [cell for cell in result.cells if cell.error is None]
-    labelled = result.fp32_top1 is not None
+    metric, form = result.metric, ".2f" if result.drawn_as.endswith("%") else ".4g"
 
     def worth(cell: Compared) -> float | None:
-        return cell.top1.value if cell.top1 is not None else cell.agreement
+        drawn = result.drawn(cell)
+        return None if drawn is None else drawn[0]
+
+    def text(value: float) -> str:
+        return f"{value:{form}}{' %' if form == '.2f' else ''}"
 
     facts = []
-    if result.fp32_top1 is not None:
+    if metric is not None and result.fp32_drawn is not None:
+        facts.append(Fact("FP32", text(result.fp32_drawn), f"{shown(metric.name, 40)}, {result.images} images"))
+    elif result.fp32_top1 is not None:
         facts.append(
             Fact("FP32", percent(result.fp32_top1.value, 2), f"{interval(result.fp32_top1)}, {result.images} images")
         )
     known = [cell for cell in done if worth(cell) is not None]
     if known:
-        best = max(known, key=lambda cell: worth(cell) or 0.0)
-        facts.append(
-            Fact(
-                "Best", percent(worth(best) or 0.0, 2), f"{best.name}{f', {interval(best.top1)}' if best.top1 else ''}"
-            )
-        )
+        side = -1 if metric is not None and metric.lower_is_better else 1
+        best = max(known, key=lambda cell: side * (worth(cell) or 0.0))
+        note = f", {interval(best.top1)}" if best.top1 and metric is None else ""
+        facts.append(Fact("Best", text(worth(best) or 0.0), f"{best.name}{note}"))
     sizes = [cell.size_bytes for cell in done if cell.size_bytes is not None]
     if sizes:
         facts.append(Fact("Smallest file", size(min(sizes)), f"FP32 {size(result.fp32_size_bytes)}"))
@@ -57,13 +61,11 @@ def comparison_page(result: Comparison, *, command: str = "") -> Page:
     for width in dict.fromkeys(cell.widths for cell in result.cells):
         rows = []
         for cell in (c for c in result.cells if c.widths == width):
-            value = worth(cell)
-            low, high = (cell.top1.low, cell.top1.high) if cell.top1 is not None else (value or 0.0, value or 0.0)
-            rows.append((cell.method, None if value is None else 100 * value, 100 * low, 100 * high))
+            rows.append((cell.method, *(result.drawn(cell) or (None, 0.0, 0.0))))
         panels.append((str(width), rows))
-    kind = "top-1, %" if labelled else "predictions that agree with FP32, %"
-    figure = draw_dots(panels, 100 * result.fp32_top1.value if result.fp32_top1 is not None else None, kind)
-    lead = "Dots with 95 % intervals; dashed: FP32. All on the same images." if labelled else "All on the same images."
+    figure = draw_dots(panels, result.fp32_drawn, result.drawn_as)
+    dashed = "; dashed: FP32" if result.fp32_drawn is not None else ""
+    lead = f"{'Values' if metric is not None or not dashed else 'Dots with 95 % intervals'}{dashed}. All on the same images."
     sections = (
         Section("cells", "Methods and widths", lead, [figure, _cells(result)]),
         settings_section(plain(result.to_json()["settings"]), defaults()),
@@ -109,9 +111,17 @@ def ranking_page(found: Ranking, model: str | Path, *, command: str = "") -> Pag
     """What ``sensitivity`` found."""
     settings = found.settings
     facts = [
-        _quality(f"W{settings.wbits}A{settings.abits}, nearest", found.quality, f"{found.images} images"),
-        *([_quality("FP32", found.float_quality, "labelled images")] if found.labelled else []),
-        *([_quality("With all that help", found.together, "suggestions below")] if found.together is not None else []),
+        _quality(found, f"W{settings.wbits}A{settings.abits}, nearest", found.quality, f"{found.images} images"),
+        *(
+            [_quality(found, "FP32", found.float_quality, _of_images(found))]
+            if found.labelled or found.metric is not None
+            else []
+        ),
+        *(
+            [_quality(found, "With all that help", found.together, "suggestions below")]
+            if found.together is not None
+            else []
+        ),
     ]
     if found.ranked:
         worst = found.ranked[0]
@@ -131,8 +141,8 @@ def ranking_page(found: Ranking, model: str | Path, *, command: str = "") -> Pag
         tried = tuple(
             (
                 Cell(f"{s.option} '{shown(s.value, 60)}'", title=shown(s.value, 240)),
-                Cell(_worth(s.quality), order=s.quality.order[0] or -s.quality.error),
-                Cell(_gain(found.quality, s.quality), order=(s.quality.order[0] - found.quality.order[0])),
+                Cell(_worth(found, s.quality), order=s.quality.order[0] or -s.quality.error),
+                Cell(_gain(found, s.quality), order=(s.quality.order[0] - found.quality.order[0])),
             )
             for s in found.suggestions
         )
@@ -146,23 +156,35 @@ def ranking_page(found: Ranking, model: str | Path, *, command: str = "") -> Pag
     return Page(title, "sensitivity", lead, tuple(facts), skipped, tuple(sections), command, page_environment())
 
 
-def _quality(label: str, found: Quality, note: str) -> Fact:
-    return Fact(label, _worth(found).removeprefix("top-1 ").removeprefix("agreement "), f"{_kind(found)}, {note}")
+def _of_images(found: Ranking) -> str:
+    return "labelled images" if found.labelled else f"{found.images} images"
 
 
-def _kind(found: Quality) -> str:
-    return (
-        "top-1" if found.top1 is not None else "same answer as FP32" if found.agreement is not None else "output error"
-    )
+def _quality(found: Ranking, label: str, quality: Quality, note: str) -> Fact:
+    kind = _kind(found, quality)
+    return Fact(label, _worth(found, quality).removeprefix(f"{kind} ").removeprefix("agreement "), f"{kind}, {note}")
 
 
-def _worth(found: Quality) -> str:
-    if found.top1 is not None:
-        return f"top-1 {percent(found.top1, 2)}"
-    return f"agreement {percent(found.agreement, 2)}" if found.agreement is not None else f"{found.error:.4f}"
+def _kind(found: Ranking, quality: Quality) -> str:
+    if found.metric is not None:
+        return shown(found.metric.name, 40)
+    if quality.top1 is not None:
+        return "top-1"
+    return "same answer as FP32" if quality.agreement is not None else "output error"
 
 
-def _gain(before: Quality, after: Quality) -> str:
+def _worth(found: Ranking, quality: Quality) -> str:
+    if found.metric is not None and quality.score is not None:
+        return f"{shown(found.metric.name, 40)} {found.metric.text(quality.score)}"
+    if quality.top1 is not None:
+        return f"top-1 {percent(quality.top1, 2)}"
+    return f"agreement {percent(quality.agreement, 2)}" if quality.agreement is not None else f"{quality.error:.4f}"
+
+
+def _gain(found: Ranking, after: Quality) -> str:
+    before = found.quality
+    if found.metric is not None and before.score is not None and after.score is not None:
+        return found.metric.change(before.score, after.score)
     for name in ("top1", "agreement"):
         one, other = getattr(before, name), getattr(after, name)
         if one is not None and other is not None:

@@ -259,7 +259,7 @@ def draw_histogram(found: Histogram) -> Figure:
 def draw_dots(
     panels: Sequence[tuple[str, Sequence[tuple[str, float | None, float, float]]]], reference: float | None, label: str
 ) -> Figure:
-    """Values with their intervals, in percent: a panel a heading, a row a name, all on one scale."""
+    """Values with their intervals: a panel a heading, a row a name, all on one scale."""
     rows = [(heading, row) for heading, content in panels for row in content]
 
     def draw(axes: Axes, narrow: bool) -> None:
@@ -275,7 +275,7 @@ def draw_dots(
             )
             axes.plot([value], [place], "o", color=COLOURS["accent"], markersize=6)
             axes.annotate(
-                f"{value:.1f}",
+                f"{value:.1f}" if label.endswith("%") else f"{value:.4g}",
                 (1.015, place),
                 xycoords=("axes fraction", "data"),
                 va="center",

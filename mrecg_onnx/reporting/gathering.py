@@ -19,6 +19,7 @@ from mrecg_onnx.validating import int8_form, layers_of, validate
 if TYPE_CHECKING:
     from mrecg_onnx.comparing import Comparison
     from mrecg_onnx.inspecting import Ranking
+    from mrecg_onnx.measures import AnyMetric
     from mrecg_onnx.results import QuantizationResult
     from mrecg_onnx.validating import ValidationResult, WrittenLayer
 
@@ -39,6 +40,7 @@ def report_quantization(
     *,
     data: str | Path | None = None,
     labels: str | Path | None = None,
+    metric: AnyMetric = None,
     command: str = "",
 ) -> None:
     """Write the page of what :func:`mrecg_onnx.quantize` made.
@@ -50,6 +52,7 @@ def report_quantization(
         page: the HTML file.
         data: images to measure on instead, as for :func:`mrecg_onnx.validate`; labelled ones give accuracies.
         labels: labels for them.
+        metric: what outputs are worth, as for :func:`mrecg_onnx.validate`.
         command: what makes the same again, shown as it is.
 
     Raises:
@@ -66,7 +69,7 @@ def report_quantization(
     measured: Measured | None = None
     said: tuple[str, ...] = ()
     if data is not None:
-        validation, measured = _validated(fp32, file, data, labels)
+        validation, measured = _validated(fp32, file, data, labels, metric=metric)
     elif calib != ZEROQ:
         specs = specs_of(load_model(fp32), str(fp32))
         dataset = open_calibration(calib, specs, settings.preprocess, samples=settings.samples, seed=settings.seed)
@@ -86,9 +89,10 @@ def _validated(
     labels: str | Path | None,
     preprocess: Preprocess | None = None,
     limit: int | None = None,
+    metric: AnyMetric = None,
 ) -> tuple[ValidationResult, Measured]:
     """Both files on all of ``data``, and on some of it what else a page shows."""
-    found = validate(fp32, file, data, labels=labels, preprocess=preprocess, limit=limit)
+    found = validate(fp32, file, data, labels=labels, preprocess=preprocess, limit=limit, metric=metric)
     return found, measure(fp32, file, _opened(fp32, data, labels, found, limit))
 
 
@@ -153,6 +157,7 @@ def report(
     labels: str | Path | None = None,
     preprocess: Preprocess | None = None,
     limit: int | None = None,
+    metric: AnyMetric = None,
     command: str = "",
 ) -> None:
     """Write a page on a file that :func:`mrecg_onnx.quantize` made, from its metadata and what is measured.
@@ -165,6 +170,7 @@ def report(
         labels: labels for them.
         preprocess: how images become inputs; what the file says by default.
         limit: images used at most.
+        metric: what outputs are worth, as for :func:`mrecg_onnx.validate`; needs ``against`` and ``data``.
         command: what makes the file again, shown as it is.
 
     Raises:
@@ -177,12 +183,14 @@ def report(
     check_writable(output)
     if (against is None) != (data is None):
         raise SettingsError("a file is measured against its float model on images: give --against and --data together")
+    if metric is not None and data is None:
+        raise SettingsError("a metric is measured on images: give --against and --data, too")
     found = inspect_result(file)
     validation: ValidationResult | None = None
     measured: Measured | None = None
     said: tuple[str, ...] = ()
     if against is not None and data is not None:
-        validation, measured = _validated(Path(against), Path(file), data, labels, preprocess, limit)
+        validation, measured = _validated(Path(against), Path(file), data, labels, preprocess, limit, metric)
     else:
         said = ("nothing was measured: --against and --data with the float model and images show errors and answers",)
     write_page(finished_page(found, measured, validation, said=said, command=command), output)

@@ -150,7 +150,7 @@ def page_environment(measured: Measured | None = None) -> tuple[tuple[str, str],
 
 
 def _accuracy_facts(result: ValidationResult) -> list[Fact]:
-    facts = []
+    facts = _metric_facts(result)
     before, after = result.fp32.top1, result.quantized.top1
     if before is not None and after is not None:
         p = f", McNemar's p {result.mcnemar_p:.2g}" if result.mcnemar_p is not None else ""
@@ -170,6 +170,16 @@ def _accuracy_facts(result: ValidationResult) -> list[Fact]:
     if not facts and not math.isnan(result.sqnr_db):
         facts.append(Fact("Output", f"{decibels(result.sqnr_db)} dB", "SQNR of the worst output against FP32"))
     return facts
+
+
+def _metric_facts(result: ValidationResult) -> list[Fact]:
+    metric, before, after = result.metric, result.fp32.score, result.quantized.score
+    if metric is None or before is None or after is None:
+        return []
+    less = ", less is better" if metric.lower_is_better else ""
+    return [
+        Fact(shown(metric.name, 40), metric.text(after), f"FP32 {metric.text(before)}{less}; {result.images} images")
+    ]
 
 
 def _sensitivities(result: QuantizationResult) -> list[Section]:
@@ -306,6 +316,10 @@ def _side_by_side(result: ValidationResult) -> Table:
             change = f"{100 * (after.value - before.value):+.2f} points"
             left, right = (f"{percent(a.value, 2)} ({100 * a.low:.1f} to {100 * a.high:.1f})" for a in (before, after))
             rows.append(row(name, left, right, change))
+    metric, before_by, after_by = result.metric, result.fp32.score, result.quantized.score
+    if metric is not None and before_by is not None and after_by is not None:
+        change = metric.change(before_by, after_by)
+        rows.append(row(shown(metric.name, 40), metric.text(before_by), metric.text(after_by), change))
     rows.append(
         row(
             "Size",

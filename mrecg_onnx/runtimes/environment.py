@@ -32,6 +32,7 @@ WANTED = {"torchvision": "two operators of detectors (NonMaxSuppression, RoiAlig
 EXTRAS = {
     "plot": ("matplotlib", "plots of compare and benchmark"),
     "report": ("jinja2", "pages of --report"),
+    "detection": ("pycocotools", "the metrics mAP and mAP50"),
     "openvino": ("openvino", "files for --target openvino run on OpenVINO itself"),
     "litert": ("ai_edge_litert", "convert --to tflite"),
 }

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mrecg_onnx.data import Preprocess
-from mrecg_onnx.measures import wilson_interval
+from mrecg_onnx.measures import Metric, wilson_interval
 from mrecg_onnx.validating.layer_errors import LayerErrors
 
 __all__ = ["Accuracy", "ModelReport", "ValidationResult"]
@@ -45,6 +45,7 @@ class ModelReport:
         top1: accuracy; None without labels, or where no output is ``[N, classes]``.
         top5: the share with the label among the five largest; None also for five classes or fewer.
         latency_s: median seconds of a run at ``latency_batch``; None where no latency was asked for.
+        score: by the metric that was asked for; None without one.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ModelReport:
     top1: Accuracy | None
     top5: Accuracy | None
     latency_s: float | None
+    score: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict that ``json.dumps`` takes."""
@@ -61,6 +63,7 @@ class ModelReport:
             "top1": self.top1 and self.top1.to_json(),
             "top5": self.top5 and self.top5.to_json(),
             "latency_s": self.latency_s,
+            **({"score": self.score} if self.score is not None else {}),
         }
 
 
@@ -88,6 +91,7 @@ class ValidationResult:
         top1_right: which images the float (row 0) and the quantized model (row 1) get right, shape ``[2, images]``, in the
             data's order where one process validates; None without accuracy. Not in :meth:`to_json`.
         layers: every layer against the float model's; None where that was not asked for.
+        metric: the metric that was asked for; None without one.
     """
 
     images: int
@@ -107,11 +111,19 @@ class ValidationResult:
     scores: str | None = None
     top1_right: npt.NDArray[np.bool_] | None = field(default=None, repr=False, compare=False)
     layers: LayerErrors | None = field(default=None, repr=False)
+    metric: Metric | None = None
 
     @property
     def sqnr_db(self) -> float:
         """The worst output's ratio, in dB; ``nan`` where no output is float."""
         return min(self.sqnr_by_output.values(), default=math.nan)
+
+    @property
+    def score_drop(self) -> float | None:
+        """How much worse the quantized model is by :attr:`metric`, in the metric's own unit; None without one."""
+        if self.metric is None or self.fp32.score is None or self.quantized.score is None:
+            return None
+        return self.metric.loss(self.fp32.score, self.quantized.score)
 
     @property
     def speedup(self) -> float | None:
@@ -140,7 +152,17 @@ class ValidationResult:
             "op_counts": dict(self.op_counts),
             "preprocess": self.preprocess and self.preprocess.to_json(),
             "warnings": list(self.warnings),
+            **({"metric": self._metric_json()} if self.metric is not None else {}),
             **({"layers": [entry.to_json() for entry in self.layers.worst_first]} if self.layers is not None else {}),
+        }
+
+    def _metric_json(self) -> dict[str, Any]:
+        assert self.metric is not None
+        return {
+            **self.metric.to_json(),
+            "fp32": self.fp32.score,
+            "quantized": self.quantized.score,
+            "drop": self.score_drop,
         }
 
 

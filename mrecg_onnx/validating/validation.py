@@ -25,7 +25,7 @@ from mrecg_onnx.data import (
     require_numbers,
 )
 from mrecg_onnx.machine import Workers, joined
-from mrecg_onnx.measures import Heads, mcnemar_p
+from mrecg_onnx.measures import Heads, Metric, mcnemar_p, metric_of
 from mrecg_onnx.progress import Progress, Report
 from mrecg_onnx.runtimes import (
     check_provider,
@@ -49,6 +49,7 @@ from mrecg_onnx.validating.layer_errors import measure_layers
 from mrecg_onnx.validating.metadata import PREPROCESS_KEY, VERSION_KEY, metadata_of, stored_preprocess
 from mrecg_onnx.validating.pairing import check_feeds, check_interface, check_source, chosen_outputs
 from mrecg_onnx.validating.results import ModelReport, ValidationResult
+from mrecg_onnx.validating.scored import Scored
 from mrecg_onnx.validating.tally import Tally
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
     import onnxruntime as ort
 
+    from mrecg_onnx.measures import AnyMetric
     from mrecg_onnx.runtimes import Model
 
 __all__ = ["gain_warnings", "validate"]
@@ -81,6 +83,7 @@ def validate(
     threads: int | None = None,
     device: str = "cpu",
     layers: bool = False,
+    metric: AnyMetric = None,
     timeout: float = LIMIT_S,
     progress: Report | None = None,
 ) -> ValidationResult:
@@ -107,6 +110,9 @@ def validate(
         device: a row of :data:`mrecg_onnx.runtimes.PROVIDERS`; what its provider leaves to the CPU is among the warnings.
         layers: Compare every layer, too, on up to 64 of the images, both graphs run as written on the CPU
             (docs/method.md 23).
+        metric: What outputs are worth, beside top-1 and top-5: a function ``(outputs, targets) -> number``, an object with
+            ``update`` and ``compute``, a :class:`mrecg_onnx.Metric`, the name of a ready one or ``"module:function"``
+            (docs/metrics.md). It is given the outputs that ``outputs`` names.
         timeout: Seconds that one call of ONNX Runtime may take.
         progress: Called after every batch (:class:`mrecg_onnx.Progress`).
 
@@ -118,15 +124,17 @@ def validate(
             or outputs differ, or the quantized file says it was made from another one. (Only a file or its bytes can
             be recognized; a float model given as ModelProto is compared by inputs and outputs alone.)
         DataError: The data cannot be read, or its labels exceed the model's classes.
+        MetricError: ``metric`` fails, or gives no finite number.
         SettingsError: Nothing says how images become inputs, a setting is out of range, ``outputs`` names one that is not
             there, ``device`` is not there or runs
-            nothing, or ``labels``, ``preprocess`` or ``limit`` come with a data set that is already open.
+            nothing, ``metric`` is none, or ``labels``, ``preprocess`` or ``limit`` come with a data set that is already open.
     """
     if latency_batch < 1 or repeats < 0:
         raise SettingsError(f"latency of {repeats} runs with {latency_batch} images: give >= 0 runs and >= 1 images")
     if not timeout > 0:
         raise SettingsError(f"timeout is {timeout}: it must be above 0")
     limit_runs(timeout)
+    wanted = metric_of(metric)
     with joined("cpu") as workers:
         return _validate(
             fp32,
@@ -143,6 +151,7 @@ def validate(
             threads=threads,
             device=device,
             layers=layers,
+            metric=wanted,
             progress=progress if workers.first else None,
         )
 
@@ -163,6 +172,7 @@ def _validate(
     threads: int | None,
     device: str,
     layers: bool,
+    metric: Metric | None,
     progress: Report | None,
 ) -> ValidationResult:
     names = describe(fp32, "the FP32 model"), describe(quantized, "the quantized model")
@@ -181,18 +191,21 @@ def _validate(
         dataset = data
     else:
         preprocess, notes = _image_preprocess(preprocess, sessions["quantized"], names[1], fp32, data)
-        dataset = open_validation(data, specs, preprocess, labels, limit)
+        dataset = open_validation(data, specs, preprocess, labels, limit, classes=metric is None)
 
     dataset = dataset.shard(workers.rank, workers.size) if workers.size > 1 else dataset
     tally = Tally(names, dataset, chosen_outputs(sessions["fp32"], outputs, names[0]), Heads.of_model(read_graph(fp32)))
     watch = Watch(calibrated_ranges(metadata_of(sessions["quantized"]), quantized, names[1]))
+    scored = Scored.of(metric, names, dataset, tally.outputs, workers)
     rows = fixed_batch(sessions["fp32"]) or fixed_batch(sessions["quantized"]) or latency_batch
     timed = bool(repeats) or device != "cpu"
     if timed:
         require_room(specs, rows)
     for feeds, indices in dataset.batches(batch_size):
         watch.add(feeds)
-        tally.add(indices, *(run_padded(session, feeds) for session in sessions.values()))
+        made = [run_padded(session, feeds) for session in sessions.values()]
+        tally.add(indices, *made)
+        scored.add(indices, *made)
         tally.keep_rows(feeds, rows if timed else 0)
         logger.info("validated %d of %d images", tally.images, len(dataset))
         if progress is not None:
@@ -202,6 +215,7 @@ def _validate(
     )
     check_lost(skipped, dataset.whole)
     tally.join(workers)
+    scored.join()
     watch.join(workers)
     if not tally.images:
         raise DataError("there is no image to validate on")
@@ -219,16 +233,18 @@ def _validate(
             said += [f"{name} is not all on {device}: {others}" for others in [elsewhere(found, device)] if others]
         return tuple(said)
 
+    scores = workers.once(scored.values)
     left = workers.once(placed)
     seconds = workers.once(measure)  # the others wait: timings beside working processes mean nothing
     compared = workers.once(lambda: measure_layers(fp32, quantized, dataset, threads=threads)) if layers else None
     reports = [
-        ModelReport(name, size_bytes(model), *tally.accuracies(i), seconds.get(key))
+        ModelReport(name, size_bytes(model), *tally.accuracies(i), seconds.get(key), scores[i])
         for i, (key, model, name) in enumerate(zip(sessions, (fp32, quantized), names, strict=True))
     ]
     drop = reports[0].top1.value - reports[1].top1.value if reports[0].top1 and reports[1].top1 else None
     p = mcnemar_p(*tally.right(1)) if tally.has_accuracy else None
-    said = [*notes, *watch.warnings(images=dataset.preprocess is not None), *tally.warnings(reports[0].top1), *left]
+    doubts = tally.warnings(reports[0].top1) if metric is None or tally.has_accuracy else ()
+    said = [*notes, *watch.warnings(images=dataset.preprocess is not None), *doubts, *left]
     said += slower_here(quantized)
     return ValidationResult(
         images=tally.images,
@@ -248,6 +264,7 @@ def _validate(
         warnings=(*said, *gain_warnings(drop, p)),
         top1_right=tally.right(1) if tally.has_accuracy else None,
         layers=compared,
+        metric=metric,
     )
 
 

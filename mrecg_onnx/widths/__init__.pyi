@@ -1,5 +1,5 @@
 from .allocation import Allocation
-from .choice import Judge, choose_widths
+from .choice import Judge, JudgedBy, choose_widths
 from .costs import IMAGES, WIDTHS, cost_images, measure_costs
 from .drop_search import Trial
 
@@ -8,6 +8,7 @@ __all__ = [
     "WIDTHS",
     "Allocation",
     "Judge",
+    "JudgedBy",
     "Trial",
     "choose_widths",
     "cost_images",

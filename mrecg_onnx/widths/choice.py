@@ -7,13 +7,14 @@ import logging
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 import onnx
 
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.data import Data, Given, Labels, Source, given, holds_images, open_validation
 from mrecg_onnx.machine import Run
+from mrecg_onnx.measures import AnyMetric, Metric, metric_of
 from mrecg_onnx.planning import BitRule, make_plan
 from mrecg_onnx.preparation import Prepared
 from mrecg_onnx.provenance import metadata
@@ -24,9 +25,12 @@ from mrecg_onnx.widths.costs import Costs, cost_images, measure_costs
 from mrecg_onnx.widths.drop_search import AVERAGES, Trial, measured_drop, search, tell_doubts
 from mrecg_onnx.widths.packed_size import PackedSize
 
-__all__ = ["Chosen", "Judge", "choose_widths"]
+__all__ = ["Chosen", "Judge", "JudgedBy", "choose_widths"]
 
 logger = logging.getLogger(__name__)
+
+#: What a drop may be measured by.
+JudgedBy: TypeAlias = "AnyMetric"
 
 
 class _Made(Protocol):
@@ -59,13 +63,15 @@ class Judge:
     Attributes:
         data: images or arrays, as :func:`mrecg_onnx.validate` takes them.
         labels: labels for them, likewise.
+        metric: what is measured, top-1 without one.
     """
 
     data: Source
     labels: Labels | None
+    metric: Metric | None = None
 
     @classmethod
-    def of(cls, settings: Settings, data: Data | None, labels: Labels | None) -> Judge | None:
+    def of(cls, settings: Settings, data: Data | None, labels: Labels | None, metric: JudgedBy = None) -> Judge | None:
         """The judge that the settings ask for, None where they ask for none.
 
         Raises:
@@ -77,7 +83,7 @@ class Judge:
             raise SettingsError(
                 "--max-drop needs --data: images on which the drop is measured, labelled ones for top-1"
             )
-        return cls(given(data), labels)
+        return cls(given(data), labels, metric_of(metric))
 
 
 def choose_widths(run: Run, ready: Prepared, judge: Judge | None, make: Make[M]) -> Chosen[M]:
@@ -146,7 +152,9 @@ def _within_drop(run: Run, ready: Prepared, judge: Judge, make: Make[M]) -> Chos
     preprocess = settings.preprocess if ready.dataset.preprocess is None and holds_images(judge.data) else None
     data, labels = judge.data, judge.labels
     if isinstance(data, Given) and not data.again:  # every trial is measured on it
-        data = open_validation(data, ready.dataset.inputs, settings.preprocess, labels, keep=True)
+        data = open_validation(
+            data, ready.dataset.inputs, settings.preprocess, labels, keep=True, classes=judge.metric is None
+        )
         preprocess = labels = None
 
     def budgets(average: float) -> tuple[Budget, ...]:
@@ -160,12 +168,21 @@ def _within_drop(run: Run, ready: Prepared, judge: Judge, make: Make[M]) -> Chos
         allocation = allocate(budgets(average), costs)
         made[average] = make(run.part(f"average_{average:g}"), _widened(ready, allocation), allocation)
         with run.stage("validate"):
-            found = validate(ready.source, made[average].model, data, labels=labels, preprocess=preprocess, repeats=0)
+            found = validate(
+                ready.source,
+                made[average].model,
+                data,
+                labels=labels,
+                preprocess=preprocess,
+                repeats=0,
+                metric=judge.metric,
+            )
         if len(made) == 1:
             tell_doubts(found)
-        drop, labelled = measured_drop(found)
+        assert settings.max_drop is not None
+        drop, labelled = measured_drop(found, settings.max_drop)
         logger.info("%.1f bits on average lose %.2f (%d images)", average, drop, found.images)
-        return Trial(average, drop, labelled, found.images)
+        return Trial(average, drop, labelled, found.images, judge.metric.unit if judge.metric is not None else None)
 
     trials = search(settings.max_drop, trial, possible)
     best = min(t.average for t in trials if t.drop <= settings.max_drop)

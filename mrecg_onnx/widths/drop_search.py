@@ -27,23 +27,37 @@ class Trial:
 
     Attributes:
         average: bits a weight that it was given.
-        drop: top-1 points lost, or without labels the share of predictions that changed in percent.
-        labelled: which of the two.
+        drop: top-1 points lost, or without labels the share of predictions that changed in percent; with a metric what was lost
+            of that, shares in points.
+        labelled: which of the first two.
         images: how many it was measured on.
+        metric: its name; None without one.
     """
 
     average: float
     drop: float
     labelled: bool
     images: int
+    metric: str | None = None
 
 
-def measured_drop(found: ValidationResult) -> tuple[float, bool]:
+def measured_drop(found: ValidationResult, bound: float) -> tuple[float, bool]:
     """What was lost in points of top-1, and True; without labels predictions changed in percent, and False.
 
+    With a metric what was lost by it, shares in points.
+
     Raises:
-        DataError: the model gives no class scores.
+        DataError: the model gives no class scores, and there is no metric.
+        SettingsError: by the metric the float model has not even the bound to lose.
     """
+    metric, before, after = found.metric, found.fp32.score, found.quantized.score
+    if metric is not None and before is not None and after is not None:
+        if not metric.lower_is_better and bound >= metric.drop(before, 0.0) > 0:
+            raise SettingsError(
+                f"--max-drop {bound:g} counts {metric.unit} here, of which the FP32 model has {metric.text(before)}: "
+                "everything might be lost; give less"
+            )
+        return metric.drop(before, after), True
     if found.drop is not None:
         return 100.0 * found.drop, True
     if found.agreement is None:
@@ -84,7 +98,7 @@ def search(bound: float, trial: Callable[[float], Trial], averages: Sequence[flo
         made.append(trial(averages[high]))
     if all(t.drop > bound for t in made):
         best = min(made, key=lambda t: t.drop)
-        what = "points of top-1" if best.labelled else "% of the predictions"
+        what = best.metric or ("points of top-1" if best.labelled else "% of the predictions")
         raise SettingsError(
             f"--max-drop {bound:g}: the smallest drop reached is {best.drop:.2f} {what}, with weights of {best.average:g} bits "
             "on average: allow more, or raise --abits or --iters"

@@ -47,9 +47,11 @@ def test_each_command_is_a_function_of_its_name(command: str) -> None:
 def test_each_option_is_an_argument_of_its_name(command: str) -> None:
     known = set(_function(command).parameters)
     if "settings" in known:
-        known |= {field.name for field in dataclasses.fields(mrecg_onnx.Settings)}
+        known |= set(inspect.signature(mrecg_onnx.Settings).parameters)
     if known & {"settings", "preprocess"} or command == "runtimes":  # try_runtimes is given arrays
         known |= {field.name for field in dataclasses.fields(mrecg_onnx.Preprocess)} | {"preprocess"}
+    if "metric" in known:
+        known |= {field.name for field in dataclasses.fields(mrecg_onnx.Metric)}
     found = [
         ARGUMENTS.get((command, name), ARGUMENTS.get(("*", name), name))
         for name in _options(main.commands[command])

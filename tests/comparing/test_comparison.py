@@ -323,8 +323,8 @@ def test_a_method_that_cannot_do_the_bits_fails_as_a_cell(
 ) -> None:
     original = Settings.__post_init__
 
-    def strict(settings: Settings) -> None:
-        original(settings)
+    def strict(settings: Settings, preset: str | None = None) -> None:
+        original(settings, preset)
         if settings.method == "adaround" and settings.wbits < 3:
             raise SettingsError("adaround needs 3 bits")
 

@@ -1,0 +1,212 @@
+"""Mean average precision of boxes, counted by pycocotools as COCO counts it (the extra ``detection``)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mrecg_onnx.converters.errors import DataError, SettingsError
+
+__all__ = ["DetectionMap", "detections_of", "mean_average_precision"]
+
+Array = npt.NDArray[Any]
+#: How outputs are called that hold boxes, scores and classes, in lower case; the first that fits counts.
+_NAMES = {"boxes": ("box", "bbox"), "scores": ("score", "conf"), "labels": ("label", "class", "cls")}
+_OTHERS = "for other forms give a metric of your own that calls mean_average_precision"
+#: Detections of an image that count, the surest first, as COCO has it.
+MOST = 100
+
+
+class DetectionMap:
+    """Mean average precision, a metric that is told of one batch after the other.
+
+    Outputs are what :func:`detections_of` takes, targets what :func:`mean_average_precision` does.
+
+    Args:
+        iou: the overlap from which on a box is found; None: the mean over .50, .55 ... .95.
+    """
+
+    def __init__(self, iou: float | None = None) -> None:
+        self.iou = iou
+        self._found: list[dict[str, Array]] = []
+        self._wanted: list[dict[str, Array]] = []
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        """Take in a batch.
+
+        Raises:
+            DataError: outputs hold no detections, or targets no boxes.
+        """
+        self._wanted += [_wanted(target) for target in targets]
+        self._found += detections_of(outputs)
+
+    def compute(self) -> float:
+        """The figure, 0 to 1.
+
+        Raises:
+            DataError: no target holds a box.
+        """
+        return mean_average_precision(self._found, self._wanted, iou=self.iou)
+
+
+def detections_of(outputs: Any) -> list[dict[str, Array]]:
+    """The detections of each image in a detector's outputs.
+
+    Args:
+        outputs: a dict with boxes ``[N, M, 4]``, scores ``[N, M]`` and classes ``[N, M]``, or scores ``[N, M, classes]`` in place
+            of the last two, in outputs whose names hold these words; or one array ``[N, M, 6]`` of corners, score and class.
+            Corners are ``x0, y0, x1, y1``.
+
+    Returns:
+        For each image boxes ``[n, 4]``, scores ``[n]`` and labels ``[n]``; those with a score of 0 or less, which fill up a row,
+        are left out.
+
+    Raises:
+        DataError: they are in none of these forms.
+    """
+    if not isinstance(outputs, Mapping):
+        rows = np.asarray(outputs)
+        if rows.ndim != 3 or rows.shape[2] != 6:
+            raise DataError(
+                f"metric mAP: the output is {list(rows.shape)}: [N, M, 6] (x0, y0, x1, y1, score, class) is wanted, or boxes, "
+                f"scores and classes in outputs of these names; {_OTHERS}"
+            )
+        return [_kept(one[:, :4], one[:, 4], one[:, 5]) for one in rows]
+    parts = {
+        kind: next((np.asarray(x) for name, x in outputs.items() if any(word in name.lower() for word in words)), None)
+        for kind, words in _NAMES.items()
+    }
+    boxes, scores, labels = parts["boxes"], parts["scores"], parts["labels"]
+    if boxes is None or scores is None or boxes.ndim != 3 or boxes.shape[2] != 4:
+        told = ", ".join(f"{name} {list(np.asarray(x).shape)}" for name, x in outputs.items())
+        raise DataError(
+            f"metric mAP: outputs are {told}: boxes [N, M, 4], scores [N, M] and labels [N, M] in outputs of these names are "
+            f"wanted; {_OTHERS}"
+        )
+    if scores.ndim == 3 and scores.shape[2] == 1:
+        scores = scores[..., 0]
+    if scores.ndim == 3:  # every class of every box
+        count, each = scores.shape[1:]
+        wide = np.repeat(np.arange(count), each)
+        classes = np.tile(np.arange(each), count)
+        return [_kept(b[wide], s.reshape(-1), classes) for b, s in zip(boxes, scores, strict=True)]
+    if labels is None or labels.size != scores.size:
+        raise DataError("metric mAP: no output holds the boxes' classes: one called labels or classes [N, M] is wanted")
+    return [_kept(b, s, c.reshape(-1)) for b, s, c in zip(boxes, scores, labels, strict=True)]
+
+
+def _kept(boxes: Array, scores: Array, labels: Array) -> dict[str, Array]:
+    some = np.flatnonzero(scores > 0)
+    some = some[np.argsort(-scores[some], kind="stable")][: 10 * MOST]
+    return {"boxes": boxes[some], "scores": scores[some], "labels": np.rint(labels[some]).astype(np.int64)}
+
+
+def _wanted(target: Any) -> dict[str, Array]:
+    """The boxes of a target.
+
+    Raises:
+        DataError: it holds none.
+    """
+    said = "metric mAP: a target is"
+    if isinstance(target, Mapping):
+        if not {"boxes", "labels"} <= set(target):
+            raise DataError(f"{said} a dict of {', '.join(map(str, target))}: boxes [n, 4] and labels [n] are wanted")
+        boxes = np.asarray(target["boxes"], np.float64).reshape(-1, 4)
+        labels = np.asarray(target["labels"]).reshape(-1).astype(np.int64)
+        if len(boxes) != len(labels):
+            raise DataError(f"{said} a dict of {len(boxes)} boxes and {len(labels)} labels")
+        crowd = np.asarray(target.get("iscrowd", np.zeros(len(boxes))), bool).reshape(-1)
+        return {"boxes": boxes, "labels": labels, "crowd": crowd}
+    rows = np.asarray(target)
+    if rows.ndim != 2 or rows.shape[1] != 5 or rows.dtype.kind not in "fiu":
+        raise DataError(
+            f"{said} {rows.dtype} {list(rows.shape)}: a dict of boxes [n, 4] and labels [n], or rows of x0, y0, x1, y1, class "
+            "[n, 5] (class -1: no box) are wanted"
+        )
+    rows = rows[rows[:, 4] >= 0].astype(np.float64)
+    return {"boxes": rows[:, :4], "labels": rows[:, 4].astype(np.int64), "crowd": np.zeros(len(rows), bool)}
+
+
+def mean_average_precision(
+    detections: Sequence[Mapping[str, Any]], targets: Sequence[Any], *, iou: float | None = None
+) -> float:
+    """Mean average precision of boxes, as COCO counts it: 101 points of recall, 100 detections an image, all sizes.
+
+    Args:
+        detections: for each image a dict of ``boxes`` [n, 4] (corners x0, y0, x1, y1), ``scores`` [n] and ``labels`` [n].
+        targets: for each image a dict of ``boxes`` [n, 4] and ``labels`` [n] (and ``iscrowd`` [n] where some stand for
+            many), as torchvision has them, or rows ``x0, y0, x1, y1, class`` [n, 5], those of class -1 being none.
+        iou: the overlap from which on a box is found; None: the mean over .50, .55 ... .95.
+
+    Returns:
+        The figure, 0 to 1.
+
+    Raises:
+        SettingsError: pycocotools is not installed, or ``iou`` is not between 0 and 1.
+        DataError: there is no box in the targets, or they are not as many as the detections.
+    """
+    try:
+        from pycocotools.coco import COCO  # noqa: PLC0415 - an extra
+        from pycocotools.cocoeval import COCOeval  # noqa: PLC0415
+    except ImportError as error:
+        raise SettingsError(f"mAP needs pycocotools ({error}): pip install 'mrecg-onnx[detection]'") from error
+    if iou is not None and not 0 < iou < 1:
+        raise SettingsError(f"iou is {iou}: it must lie between 0 and 1")
+    if len(detections) != len(targets):
+        raise DataError(f"metric mAP: {len(detections)} images with detections, {len(targets)} with targets")
+    wanted = [target if isinstance(target, dict) and "crowd" in target else _wanted(target) for target in targets]
+    if not any(len(w["boxes"]) for w in wanted):
+        raise DataError("metric mAP: no target holds a box")
+    labels = {int(x) for w in wanted for x in w["labels"]} | {
+        int(x) for d in detections for x in np.asarray(d["labels"])
+    }
+    # Categories and annotations are counted from 1: COCOeval takes an id of 0 for "matched with nothing".
+    category = {label: i for i, label in enumerate(sorted(labels), 1)}
+    truth = [
+        {"image_id": i, "category_id": category[int(c)], "bbox": _corner_and_size(b), "iscrowd": int(k), **_area(b)}
+        for i, w in enumerate(wanted, 1)
+        for b, c, k in zip(w["boxes"], w["labels"], w["crowd"], strict=True)
+    ]
+    found = [
+        {"image_id": i, "category_id": category[int(c)], "bbox": _corner_and_size(b), "score": float(s), **_area(b)}
+        for i, d in enumerate(detections, 1)
+        for b, s, c in zip(np.asarray(d["boxes"]).reshape(-1, 4), np.asarray(d["scores"]), np.asarray(d["labels"]), strict=True)
+    ]  # fmt: skip
+    if not found:
+        return 0.0
+    base = {
+        "images": [{"id": i} for i in range(1, len(wanted) + 1)],
+        "categories": [{"id": i} for i in category.values()],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells of its progress there
+        sides = []
+        for entries in (truth, found):
+            side = COCO()
+            side.dataset = base | {"annotations": [entry | {"id": i} for i, entry in enumerate(entries, 1)]}
+            side.createIndex()
+            sides.append(side)
+        counted = COCOeval(*sides, iouType="bbox")
+        if iou is not None:
+            counted.params.iouThrs = np.array([iou])
+        counted.params.areaRng, counted.params.areaRngLbl = counted.params.areaRng[:1], counted.params.areaRngLbl[:1]
+        counted.params.maxDets = [MOST]
+        counted.evaluate()
+        counted.accumulate()
+    precision = counted.eval["precision"]  # [overlaps, recalls, classes, 1, 1], -1 where a class has no box
+    known = precision[precision > -1]
+    return float(known.mean()) if known.size else 0.0
+
+
+def _corner_and_size(box: Array) -> list[float]:
+    x0, y0, x1, y1 = (float(x) for x in box)
+    return [x0, y0, max(0.0, x1 - x0), max(0.0, y1 - y0)]
+
+
+def _area(box: Array) -> dict[str, float]:
+    _, _, width, height = _corner_and_size(box)
+    return {"area": width * height, "ignore": 0}
