@@ -436,5 +436,6 @@ def _minimised(run: Run, ready: Prepared, simulation: Simulation) -> tuple[Lapq,
         evaluations=settings.lapq_evaluations,
         report=heard,
         dataset=ready.ranging,
+        keep=run.cache_budget(),
     )
     return outcome, simulation.state()

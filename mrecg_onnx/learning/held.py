@@ -21,6 +21,8 @@ __all__ = ["Fitting"]
 COPIES = 3
 #: The same of a tensor of the whole network that gradients go through: as it is, and its gradient.
 WHOLE_COPIES = 2
+#: Times that a search for all steps at once holds an image's tensors: 32 images of the widest neighbours (the same measurement).
+JOINT_COPIES = 18
 #: Images at most that gradients of the network's output are computed for at a time.
 FISHER_IMAGES = 32
 #: What solvers in closed form hold: rows of a layer's inputs and their products in double precision, in bytes.
@@ -73,7 +75,7 @@ class Fitting:
             unit = network.pair if method.merge else network.unit
             most.append(COPIES * batch * unit + (SOLVING if method.solver != "gradient" else 0))
         if method.joint_steps:
-            most.append(settings.lapq_images * network.inputs)
+            most.append(settings.lapq_images * network.inputs + JOINT_COPIES * network.tensors)
         if settings.loss == "fisher":
             most.append(WHOLE_COPIES * min(batch, FISHER_IMAGES) * network.tensors)
         if self.made:

@@ -47,7 +47,7 @@ LATTICE = 0.05
 FARTHEST = math.log(4.0)
 #: Outer iterations of Powell's method at most (the authors take one or two), and the relative gain below which it stops.
 OUTER, GAIN = 10, 1e-3
-#: Bytes of activations kept from one evaluation to the next; beyond them the network is run from its beginning.
+#: Bytes of activations kept from one evaluation to the next at most; beyond them the network is run from its beginning.
 KEPT_BYTES = 1 << 29
 #: Evaluations of a variable: Powell's first pass takes seven each (ResNet-20), and brings most of what there is to gain.
 PASS = 8
@@ -100,6 +100,7 @@ def minimise_steps(
     evaluations: int | None = None,
     report: Callable[[int, int, float], None] | None = None,
     dataset: Dataset | None = None,
+    keep: int = KEPT_BYTES,
 ) -> Lapq:
     """Move the grids of ``simulation`` to where the task loss is least; it is changed, and never for the worse.
 
@@ -111,8 +112,9 @@ def minimise_steps(
         evaluations: how often the joint minimisation may run the network, None for :data:`PASS` times a variable.
         report: called with (evaluations made, evaluations at most, best loss).
         dataset: where the images for ranges are read from; None: they are the first of ``data``.
+        keep: bytes of activations that may be kept from one evaluation to the next; they change no result.
     """
-    search = _Search(simulation, data, images)
+    search = _Search(simulation, data, images, min(keep, KEPT_BYTES))
     network, plan = simulation.network, simulation.plan
     quantizers = [a for a in plan.activations if a.name in simulation.activations]
 
@@ -179,7 +181,8 @@ class _Search:
     Variables are in the order of the network, those of low bits before the others.
     """
 
-    def __init__(self, simulation: Simulation, data: Mapping[str, Tensor], images: int) -> None:
+    def __init__(self, simulation: Simulation, data: Mapping[str, Tensor], images: int, keep: int) -> None:
+        self.keep = keep
         self.network: Network = simulation.network
         self.trial = Simulation(simulation.network, simulation.plan)
         self.biases = simulation.biases
@@ -239,12 +242,15 @@ class _Search:
 
     def _run(self, first: int) -> float:
         """Run the network from ``first`` on, or from in front of it, and keep what step ``first`` begins with."""
-        kept = self.kept if self.kept is not None and self.kept.index <= first else _Kept(0, [])
+        if self.kept is not None and self.kept.index > first:
+            self.kept = None
+        kept = self.kept or _Kept(0, [])
         begin, steps, network = kept.index, self.network.steps, self.network
         needed = read_behind(network, steps[first:])
         available = {n for step in steps[:first] for n in step.outputs} | set(network.inputs)
         hook, weight = self.trial.activation_hook(), self.trial.weight_hook()
         outputs, fresh = [], _Kept(first, [])
+        keeps = False
         with torch.no_grad():
             for i, batch in enumerate(self.batches):
                 # Outputs are those of the file: some are float where others read them quantized.
@@ -254,11 +260,15 @@ class _Search:
                 values = network.run(
                     values, steps[begin:first], keep=needed & available, activation=noting, weight=weight
                 )
-                if first > 0:  # grids of the inputs move, too
+                if i == 0:  # the largest batch; grids of the inputs move, too
+                    keeps = first > 0 and _bytes(values) * len(self.batches) <= self.keep
+                if keeps:
                     fresh.batches.append((values, dict(floats)))
+                    if kept.batches:
+                        kept.batches[i] = {}, {}  # both would be twice what may be kept
                 made = network.run(values, steps[first:], keep=network.outputs, activation=noting, weight=weight)
                 outputs.append(made | floats)
-        if first > 0 and fresh.size <= KEPT_BYTES:
+        if keeps:
             self.kept = fresh
         elif begin == 0:
             self.kept = None
@@ -278,10 +288,6 @@ class _Kept:
     def floats(self, batch: int) -> dict[str, Tensor]:
         return self.batches[batch][1] if self.batches else {}
 
-    @property
-    def size(self) -> int:
-        return sum(v.numel() * v.element_size() for values, _ in self.batches for v in values.values())
-
 
 def _noting(
     hook: ActivationHook, names: Collection[str], floats: dict[str, Tensor], name: str, value: Tensor
@@ -290,6 +296,10 @@ def _noting(
     if name in names:
         floats[name] = value
     return hook(name, value)
+
+
+def _bytes(values: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in values.values())
 
 
 def _stretched(grid: Grid, log: float) -> Grid:

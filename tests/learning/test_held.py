@@ -40,4 +40,4 @@ def test_methods_hold_what_they_learn(method: str, expected: int) -> None:
 def test_gradients_through_the_whole_network_take_it_whole() -> None:
     assert most(method="brecq", loss="fisher") == 2 * 32 * 8
     assert most(method="nearest", made=True) == 2 * 32 * 8 + 100
-    assert most(method="lapq", lapq_images=200) == 200
+    assert most(method="lapq", lapq_images=200) == 200 + 18 * 8

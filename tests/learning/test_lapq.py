@@ -14,6 +14,7 @@ from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.learning import lapq
 from mrecg_onnx.learning.lapq import P_VALUES, minimise_steps, vertex
 from mrecg_onnx.measures.task import task_loss
+from mrecg_onnx.network import Network
 from mrecg_onnx.progress import Progress
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.settings import Settings
@@ -70,12 +71,21 @@ def test_the_result_is_what_it_says_and_never_worse_than_any_start(build, evalua
 def test_what_is_kept_between_evaluations_changes_nothing(monkeypatch):
     model = residual()
     data = tensors(model, 40)
-    results = []
-    for kept in (lapq.KEPT_BYTES, 0):
-        monkeypatch.setattr(lapq, "KEPT_BYTES", kept)
+    results, counts = [], [0]
+    run = Network.run
+
+    def counted(network, values, steps=None, **options):
+        counts[0] += len(network.steps if steps is None else steps)
+        return run(network, values, steps, **options)
+
+    monkeypatch.setattr(Network, "run", counted)
+    for keep in (lapq.KEPT_BYTES, 700_000, 0):
         simulation = simulated(model, data, wbits=3, method="nearest").simulation
-        results.append(minimise_steps(simulation, data, images=40, range_samples=16, evaluations=80))
-    assert results[0] == results[1]
+        before = counts[0]
+        results.append(minimise_steps(simulation, data, images=40, range_samples=16, evaluations=80, keep=keep))
+        counts.append(counts[0] - before)
+    assert results[0] == results[1] == results[2]
+    assert counts[1] < counts[2] < counts[3]
 
 
 def test_a_search_without_anything_to_gain_returns_its_start(monkeypatch):
