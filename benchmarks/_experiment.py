@@ -230,9 +230,11 @@ def falls(losses: Sequence[float]) -> float:
     return sum(max(0.0, a - b) ** 2 for a, b in zip(losses, losses[1:], strict=False))
 
 
-def referee(root: Path, model: str | Path, dataset: str, against: Path | None = None) -> dict[str, Any]:
-    """Accuracy by the referee's own process."""
-    command = [sys.executable, str(root / "eval_onnx.py"), str(model), dataset]
+def referee(
+    root: Path, model: str | Path, dataset: str, against: Path | None = None, level: str = "all"
+) -> dict[str, Any]:
+    """Accuracy by the referee's own process, at an optimization level of ONNX Runtime."""
+    command = [sys.executable, str(root / "eval_onnx.py"), str(model), dataset, "--level", level]
     if against is not None:
         command += ["--against", str(against)]
     said: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

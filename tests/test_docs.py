@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,6 +16,7 @@ import draw_accuracy
 import pytest
 from helpers.command_line import works
 
+import mrecg_onnx
 from mrecg_onnx.commands import main
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +26,7 @@ PAGES = sorted(
 )
 PAGES = [page for page in PAGES if "node_modules" not in page.parts]
 NAMES = {page.relative_to(ROOT).as_posix(): page for page in PAGES}
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 #: Options that pages mention of other programs.
 FOREIGN = {
     "--borrow", "--keep", "--local", "--no-deps", "--override", "--python", "--slow", "--check", "--index-url",
@@ -59,10 +63,17 @@ RUN = [name for name, page in NAMES.items() if any(block.run == "run" for block 
 SLOW = [name for name, page in NAMES.items() if any(block.run == "slow" for block in blocks(page))]
 
 
+def furnish(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a folder what pages assume: the sample, and a model with images of one's own, which the sample stands for."""
+    monkeypatch.chdir(folder)
+    for name, path in {"samples": "", "imgs": "calib", "labelled": "val"}.items():
+        (folder / name).symlink_to(ROOT / "samples" / path)
+    shutil.copy(ROOT / "samples" / "digits.onnx", folder / "model.onnx")
+
+
 def perform(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, slow: bool) -> int:
     """Run the commands of a page, one after the other, in a folder that has the sample; return how many."""
-    monkeypatch.chdir(folder)
-    (folder / "samples").symlink_to(ROOT / "samples")
+    furnish(folder, monkeypatch)
     count = 0
     for block in blocks(page):
         if not block.run or (block.run == "slow" and not slow) or (block.needs and find_spec(block.needs) is None):
@@ -86,9 +97,29 @@ def test_the_slow_commands_of_a_page_work(name: str, tmp_path: Path, monkeypatch
     assert perform(NAMES[name], tmp_path, monkeypatch, slow=True)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["README.md", "docs/reference/python.md"])
+def test_the_python_of_a_page_works(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    furnish(tmp_path, monkeypatch)
+    (code,) = PYTHON.findall(NAMES[name].read_text(encoding="utf-8"))
+    exec(compile(code, name, "exec"), {})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_python_of_a_page_asks_for_what_there_is(name: str):
+    for code in PYTHON.findall(NAMES[name].read_text(encoding="utf-8")):
+        tree = ast.parse(code, name)
+        asked = {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "mrecg_onnx"
+        }
+        assert asked <= {*dir(mrecg_onnx), "converters"}
+
+
 def test_the_pages_that_teach_are_run():
     assert {"docs/tutorial.md", "docs/howto/own_model.md", "docs/howto/deploy.md", "docs/howto/accuracy.md"} <= set(RUN)
-    assert "docs/tutorial.md" in SLOW
+    assert {"README.md", "docs/tutorial.md"} <= set(SLOW)
 
 
 def said(text: str) -> Iterator[list[str]]:
