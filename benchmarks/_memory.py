@@ -70,12 +70,12 @@ def reset_peak() -> None:
 
 
 @contextmanager
-def caching(room: bool) -> Iterator[None]:
-    """Runs inside have ``room`` for cached activations, or keep them all in files, as where memory is short."""
+def caching(room: int | None) -> Iterator[None]:
+    """Runs inside have ``room`` bytes for cached activations, 0 for none, as where memory is short; None for what is free."""
     from mrecg_onnx.machine import Run  # noqa: PLC0415 - light to import
 
-    if room:
+    if room is None:
         yield
         return
-    with mock.patch.object(Run, "cache_budget", return_value=0):
+    with mock.patch.object(Run, "cache_budget", return_value=room):
         yield

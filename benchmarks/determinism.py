@@ -1,11 +1,12 @@
 """The same bytes again: every method, what adds randomness or parallelism, and what differs with threads, processor and versions.
 
-usage: python benchmarks/determinism.py [--rows NAME ...] [--runtime FOLDER ...] [--runs 20] [--again]
+usage: python benchmarks/determinism.py [--rows NAME ...] [--libraries FOLDER ...] [--runs 20] [--again]
 
 Quantizes a small residual network (convolutions, depthwise among them; W4A4, few iterations, one thread) again and again, half
 of the runs in each of two fresh processes whose hashes of text, working folder and temporary folder differ. What the bytes may
 depend on is changed one thing at a time in further rows: files of the sample are compared with those made without the change. A
-FOLDER of --runtime has another onnxruntime in it (a site-packages).
+FOLDER of --libraries has another onnxruntime or torch in it (a site-packages), which is taken in place of the installed one; with
+--rows these are measured alone.
 
 Rows are merged by name into benchmarks/results/determinism.json; determinism.md is written from it.
 """
@@ -54,6 +55,7 @@ REPEATED: dict[str, dict[str, Any]] = {
     "rounding flexround": {"rounding": "flexround"},
     "activations cached on disk": {"way": "on disk"},
     "finish with memory 700MB": {"finish": 8, "memory": 7 * 10**8},
+    "finish, other memory free in every run": {"finish": 8, "way": "free memory"},
     "stopped behind a unit and resumed from its checkpoint": {"method": "mrecg", "way": "resumed"},
     "two processes (torchrun, gloo)": {"way": "together"},
 }  # fmt: skip
@@ -61,6 +63,7 @@ REPEATED: dict[str, dict[str, Any]] = {
 SAME_AS = {
     "activations cached on disk": "method brecq",
     "finish with memory 700MB": "finish",
+    "finish, other memory free in every run": "finish",
     "stopped behind a unit and resumed from its checkpoint": "method mrecg",
 }
 #: What is changed of the environment, or of the settings, and what is known of it.
@@ -75,6 +78,10 @@ CHANGED: dict[str, dict[str, Any]] = {
 COMPARED = ("nearest", "mrecg")
 #: Units behind one of which a run is stopped.
 STOPS = 6
+#: Bytes that are left for activations where they change from run to run.
+ROOMS = (0, 10**6, 10**7, 10**9)
+#: What may be in a folder of its own, and the modules that belong to it.
+LIBRARIES = {"onnxruntime": ("onnxruntime",), "torch": ("torch", "torchgen", "functorch")}
 CHANGED_SETTINGS = {"equalize": "auto", "ranges": "output", "iters": 30}
 
 
@@ -96,7 +103,8 @@ def child(job: dict[str, Any]) -> dict[str, list[str]]:
                 more: dict[str, Any] = {"checkpoint": folder} if way == "resumed" else {}
                 if way == "resumed":
                     _stopped(model, settings, calib, run % STOPS, more)
-                with caching(way != "on disk"):
+                room = {"on disk": 0, "free memory": ROOMS[run % len(ROOMS)]}.get(way)
+                with caching(room):
                     mrecg_onnx.quantize(model, calib, settings, output=output, **more)
             found.setdefault(name, []).append(hashlib.sha256(output.read_bytes()).hexdigest())
         print(name, file=sys.stderr, flush=True)
@@ -237,6 +245,8 @@ UNMEASURED = {
     "CUDA, the same device again": "not measured here: sums of cuDNN and of atomic additions have no fixed order, so files may "
     "differ in last digits and in codes on an edge",
     "CUDA instead of the CPU": "not measured here: other kernels, other order of sums; as between instruction sets",
+    "CUDA whose memory runs out": "not measured here: the images of an iteration go in parts then, which is said, and sums are "
+    "in another order",
 }
 
 
@@ -259,23 +269,29 @@ def page(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def runtimes(folders: list[Path], scratch: Path) -> dict[str, dict[str, Any]]:
-    """A change for each folder: its onnxruntime alone in front of the others."""
+def libraries(folders: list[Path], scratch: Path) -> dict[str, dict[str, Any]]:
+    """A change for each library of a folder: it alone in front of the others."""
     found = {}
     for number, folder in enumerate(folders):
-        alone = scratch / f"runtime{number}"
-        alone.mkdir()
-        (alone / "onnxruntime").symlink_to((folder / "onnxruntime").resolve())
-        version = next(p.name for p in folder.glob("onnxruntime*.dist-info")).split("-")[1]
-        path = os.pathsep.join([str(alone), *filter(None, [os.environ.get("PYTHONPATH")])])
-        found[f"onnxruntime {version}"] = {"environment": {"PYTHONPATH": path}}
+        for name, parts in LIBRARIES.items():
+            if not (folder / name).is_dir():
+                continue
+            alone = scratch / f"{name}{number}"
+            alone.mkdir()
+            for part in (part for part in parts if (folder / part).exists()):
+                (alone / part).symlink_to((folder / part).resolve())
+            (named,) = folder.glob(f"{name}-*.dist-info")
+            (alone / named.name).symlink_to(named.resolve())
+            path = os.pathsep.join([str(alone), *filter(None, [os.environ.get("PYTHONPATH")])])
+            version = named.name.removesuffix(".dist-info").split("-")[1]
+            found[f"{name} {version}"] = {"environment": {"PYTHONPATH": path}}
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="*", help="names of rows; all by default")
-    parser.add_argument("--runtime", type=Path, action="append", default=[], help="a site-packages folder")
+    parser.add_argument("--libraries", type=Path, action="append", default=[], help="a site-packages folder")
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--again", action="store_true", help="measure rows again that are there")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
@@ -284,13 +300,11 @@ def main() -> None:
         print(json.dumps(child(args.child)), flush=True)
         return
     head = header()
-    head["command"] = "python benchmarks/determinism.py" + (
-        " --runtime FOLDER (one for each version)" if args.runtime else ""
-    )
+    head["command"] = "python benchmarks/determinism.py" + (" --libraries FOLDER" if args.libraries else "")
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        changes = CHANGED | runtimes(args.runtime, scratch)
-        wanted = [what for what in [*REPEATED, *changes] if not args.rows or what in args.rows]
+        changes = CHANGED | (others := libraries(args.libraries, scratch))
+        wanted = [what for what in [*REPEATED, *changes] if args.rows is None or what in args.rows or what in others]
         wanted = [what for what in wanted if args.again or what not in kept()]
         alone = [what for what in wanted if REPEATED.get(what, {"way": "together"}).get("way") != "together"]
         several = [what for what in wanted if what in REPEATED and what not in alone]
@@ -312,6 +326,7 @@ def keep(what: str, row: dict[str, Any], head: dict[str, Any]) -> None:
     """Put a row among those that are there."""
     print(json.dumps(row), flush=True)
     rows = kept() | {what: row | {"header": head}}
+    rows = {name: one for name, one in rows.items() if name in REPEATED or one["kind"] == "changed"}
     note_same(rows)
     ordered = [rows[name] for name in dict.fromkeys([*REPEATED, *CHANGED, *rows]) if name in rows]
     write_whole(RESULTS / "determinism.json", json.dumps({"rows": ordered}, indent=1) + "\n")

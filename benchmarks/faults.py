@@ -608,7 +608,7 @@ def disk_full(sample: Sample, _: argparse.Namespace) -> Iterator[Row]:
                 row.left_out = "mounting is not allowed here"
                 break
             _fill(place / "tmp" / "filling", kilobytes)
-            with caching(room=False):  # what is forked has none either
+            with caching(room=0):  # what is forked has none either
                 ended = run(place, quantizing(OUT, "--checkpoint", UNITS))
             (place / "tmp" / "filling").unlink()
             row.count(

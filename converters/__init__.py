@@ -12,17 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mrecg_onnx.converters.bridge import fallback_nodes, to_torch
-    from mrecg_onnx.converters.files import check_writable
+    from mrecg_onnx.converters.files import check_writable, claimed
     from mrecg_onnx.converters.load import load_model
     from mrecg_onnx.converters.normalize import normalize
     from mrecg_onnx.converters.parity import check_parity
     from mrecg_onnx.converters.save import save_model
 
-__all__ = ["check_parity", "check_writable", "fallback_nodes", "load_model", "normalize", "save_model", "to_torch"]
+__all__ = [
+    "check_parity",
+    "check_writable",
+    "claimed",
+    "fallback_nodes",
+    "load_model",
+    "normalize",
+    "save_model",
+    "to_torch",
+]
 
 _HOME = {
     "check_parity": "parity",
     "check_writable": "files",
+    "claimed": "files",
     "fallback_nodes": "bridge",
     "load_model": "load",
     "normalize": "normalize",

@@ -9,11 +9,14 @@ removes the folder.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
+import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_writable",
+    "claimed",
+    "followed",
     "irregular",
     "read_small",
     "require_regular",
@@ -44,6 +49,9 @@ FOREIGN_AGE_S = 24 * 3600
 _STEM = 24
 _MARK = ".mrecg-"
 _OURS = re.compile(r"\.(?P<stem>.{1,24})\.mrecg-(?P<place>[0-9a-f]{8})-(?P<pid>\d+)-(?P<started>\d+)-\w{8}", re.DOTALL)
+
+# Seconds in which two processes that claim the same path see each other: clocks of file systems tick less often than they start.
+_SEEN_S = 0.05
 
 #: A file of settings is far smaller.
 MOST_BYTES = 4 << 20
@@ -95,6 +103,12 @@ def read_small(path: Path, most: int = MOST_BYTES) -> str:
     return content.decode("utf-8-sig")
 
 
+def followed(path: str | os.PathLike[str]) -> Path:
+    """Where writing to ``path`` writes: links are followed, as by every program, also to a file that is not there yet."""
+    path = Path(path)
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def check_writable(path: str | Path) -> None:
     """Check, before long work, that a file can be written at ``path``.
 
@@ -102,7 +116,7 @@ def check_writable(path: str | Path) -> None:
         ExportError: The folder is missing or cannot be written to, or ``path`` is a folder.
     """
     path = Path(path)
-    folder = path.parent
+    folder = followed(path).parent
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -127,6 +141,41 @@ def check_writable(path: str | Path) -> None:
             pass
     except OSError as error:
         raise ExportError(f"{path}: cannot be written: {error.strerror or error}; choose another path") from error
+
+
+@contextmanager
+def claimed(path: str | Path) -> Iterator[None]:
+    """Check as :func:`check_writable` does, and let no other run on this machine make the same file while the context lasts.
+
+    Raises:
+        ExportError: It cannot be written, or another run makes it; the message says which.
+    """
+    check_writable(path)
+    target = followed(path)
+    name = f"out-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12]}"
+    try:
+        held = temporary_folder(target.parent / name)
+        mine = held.__enter__()
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be written: {error.strerror or error}; choose another path") from error
+    with ExitStack() as leaving:
+        leaving.push(held)
+        # Of those that come in the same moment the first keeps it: each looks when all of them can be seen.
+        time.sleep(_SEEN_S)
+        for other, owner in _temporary(target.parent):
+            if other != mine and other.name.startswith(f".{name}{_MARK}") and owner.alive and _age(other) <= _age(mine):
+                raise ExportError(
+                    f"{path}: process {owner.pid} is making this file: wait for that run, or choose another path"
+                )
+        yield
+
+
+def _age(folder: Path) -> tuple[int, str]:
+    """Orders temporary folders; one that is gone meanwhile comes last."""
+    try:
+        return folder.stat().st_mtime_ns, folder.name
+    except OSError:
+        return sys.maxsize, folder.name
 
 
 # --- temporary folders -----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import ExportError
-from mrecg_onnx.converters.files import check_writable, temporary_folder, writing_whole, written_now
+from mrecg_onnx.converters.files import check_writable, followed, temporary_folder, writing_whole, written_now
 from mrecg_onnx.converters.protos import graphs
 
 if TYPE_CHECKING:
@@ -70,8 +70,8 @@ def save_model(model: onnx.ModelProto | ir.Model, path: str | Path) -> None:
     Raises:
         ExportError: The file cannot be written; then an existing one is still there as it was.
     """
-    path = Path(path)
     check_writable(path)
+    given, path = Path(path), followed(path)
     # from_proto shares the tensors' memory and gives a graph of our own; an ir.Model is put back by ir.save itself.
     graph = ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model
     size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
@@ -86,6 +86,8 @@ def save_model(model: onnx.ModelProto | ir.Model, path: str | Path) -> None:
     except OSError as error:
         raise ExportError(f"{path}: cannot be written: {error.strerror or error}") from error
     _remove_unread(path, before)
+    if size > EXTERNAL_DATA_BYTES and path != given:
+        logger.warning("%s is a link: open %s, beside which its tensors lie", given, path)
     logger.info("wrote %s", path)
 
 

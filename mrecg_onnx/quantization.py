@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import onnx
 
 from mrecg_onnx.checking import Verification, checked_images, verify
-from mrecg_onnx.converters import check_writable, save_model
+from mrecg_onnx.converters import claimed, save_model
 from mrecg_onnx.data import Data, Labels
 from mrecg_onnx.finishing import FinishResult, finish
 from mrecg_onnx.learning import Learner
@@ -54,7 +55,7 @@ def quantize(
             (docs/data.md); the word ``"zeroq"`` makes images from the model's BatchNormalization statistics (a folder of that
             name is ``"./zeroq"``).
         settings: every choice; the defaults are those of the command line.
-        output: where to write the result; it appears there whole or not at all.
+        output: where to write the result; it appears there whole or not at all, and no other run makes it meanwhile.
         checkpoint: folder for finished work; the same call goes on with the units it finds there, another one starts from the
             equalization and the ranges that hold for it.
         data: images on which ``max_drop`` is measured, as :func:`mrecg_onnx.validate` takes them; needed with it.
@@ -72,9 +73,9 @@ def quantize(
     """
     settings = settings or Settings()
     judge = Judge.of(settings, data, labels, metric)
-    with open_run(settings.device, settings.memory, checkpoint, progress) as run:
+    with open_run(settings.device, settings.memory, checkpoint, progress) as run, ExitStack() as held:
         if output is not None:
-            run.once(lambda: check_writable(output))
+            run.once(lambda: held.enter_context(claimed(output)))
         ready = prepare(model, calib, settings, run, measured_on=judge.data if judge is not None else None)
         chosen = choose_widths(run, ready, judge, _made)
         if output is not None:

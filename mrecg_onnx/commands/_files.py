@@ -12,7 +12,7 @@ import click
 
 from mrecg_onnx.commands._console import FORCE, asked, put
 from mrecg_onnx.converters.errors import ExportError, SettingsError
-from mrecg_onnx.converters.files import check_writable, write_whole
+from mrecg_onnx.converters.files import check_writable, followed, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -123,7 +123,7 @@ def write_text(text: str, path: Path) -> None:
         ExportError: the file cannot be written.
     """
     try:
-        write_whole(path, text)
+        write_whole(followed(path), text)
     except OSError as error:
         raise ExportError(f"{path}: cannot be written: {error.strerror or error}") from error
 

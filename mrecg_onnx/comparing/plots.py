@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mrecg_onnx.converters.files import writing_whole
+from mrecg_onnx.converters.files import followed, writing_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -170,7 +170,7 @@ def _panels(count: int, lines: int) -> tuple[Figure, list[Axes]]:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with writing_whole(path) as temporary:
+    with writing_whole(followed(path)) as temporary:
         figure.savefig(temporary, dpi=140, format="png")
 
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from mrecg_onnx.converters import check_writable, load_model
 from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
-from mrecg_onnx.converters.files import write_whole
+from mrecg_onnx.converters.files import followed, write_whole
 from mrecg_onnx.litert.flatbuffer import Array, Held, channels_last, plain_order
 from mrecg_onnx.litert.opening import open_litert
 from mrecg_onnx.litert.operators import OPERATORS
@@ -98,7 +98,7 @@ def to_litert(
         raise ExportError(f"{where}: {error}") from error
     opened = open_litert(made, plain, data if data is not None else _noise(plain), layouts, w.flat.counts)
     if output is not None:
-        write_whole(output, made)
+        write_whole(followed(output), made)
     return LiteRTFile(
         made,
         Path(output) if output is not None else None,

@@ -34,6 +34,8 @@ _groups = count()
 
 #: A process that is not heard of for so long counts as gone; a unit's slowest stage on large sets stays well below.
 PATIENCE = timedelta(minutes=30)
+#: Seconds in which all processes have to come, where the environment does not say otherwise by this name.
+JOINING, JOINING_NAME = 300, "MRECG_ONNX_JOIN_SECONDS"
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,25 @@ def _guarded() -> Iterator[None]:
     except RuntimeError as error:
         raise WorkerError(
             "another process of this job ended or cannot be reached; finished units are kept where --checkpoint was given: "
-            f"start the same command again ({str(error).splitlines()[0].split('. ')[0]})"
+            f"start the same command again ({_said(error)})"
         ) from error
+
+
+@contextmanager
+def _meeting(patience: timedelta) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise WorkerError(
+            f"not all of the {world_size()} processes of this job came within {round(patience.total_seconds())} seconds (this is "
+            f"rank {_number('RANK', 0)}; they meet at {os.environ['MASTER_ADDR'][:64]}:{os.environ['MASTER_PORT'][:16]}): start "
+            f"all, or unset RANK and WORLD_SIZE to run alone; {JOINING_NAME} sets how long is waited ({_said(error)})"
+        ) from error
+
+
+def _said(error: RuntimeError) -> str:
+    """What torch says, without how it came to that."""
+    return str(error).splitlines()[0].split(". ")[0]
 
 
 def world_size() -> int:
@@ -184,13 +203,40 @@ def _no_job(found: str) -> SettingsError:
     )
 
 
+def _patience(group: int) -> timedelta:
+    """How long to wait for the others: they start together, and may have had other work before a later group."""
+    text = os.environ.get(JOINING_NAME, str(JOINING))
+    if not re.fullmatch(r"0*[1-9][0-9]{0,5}", text):
+        raise SettingsError(
+            f"{JOINING_NAME}={text[:32]!r} in the environment: it must be a number of seconds, 1 to 999999"
+        )
+    return PATIENCE if group else timedelta(seconds=int(text))
+
+
 @cache
 def _meeting_place() -> Store:
     """The store of torchrun, kept while the process lives: one group after the other may meet there."""
     from torch.distributed.rendezvous import rendezvous
 
-    store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
-    store.set_timeout(PATIENCE)
+    store, _, _ = next(rendezvous("env://", timeout=_patience(0)))
+    return cast("Store", store)
+
+
+def _met(group: int) -> Store:
+    """A store for the processes of the job, which are all there.
+
+    Raises:
+        WorkerError: they are not.
+    """
+    from torch import distributed as dist
+
+    patience = _patience(group)
+    with _meeting(patience):
+        # A name of its own: the store still has the addresses of a group that was there before.
+        store = dist.PrefixStore(f"mrecg_onnx/{group}", _meeting_place())  # type: ignore[attr-defined]
+        here = [f"here/{rank}" for rank in range(world_size())]
+        store.set(here[_number("RANK", 0)], "")
+        store.wait(here, patience)
     return cast("Store", store)
 
 
@@ -221,13 +267,12 @@ def joined(device: str) -> Iterator[Workers]:
         # there when the interpreter ends, and what they hold aborts the process (torch 2.13).
         import torch.distributed.nn
 
+        store = _met(next(_groups))
         with _guarded():
-            # A name of its own: the store still has the addresses of a group that was there before.
-            name = f"mrecg_onnx/{next(_groups)}"
             dist.init_process_group(
                 "nccl" if device == "cuda" else "gloo",
                 timeout=PATIENCE,
-                store=dist.PrefixStore(name, _meeting_place()),  # type: ignore[attr-defined]
+                store=store,
                 rank=_number("RANK", 0),
                 world_size=world_size(),
             )

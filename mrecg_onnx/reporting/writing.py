@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.errors import ExportError, SettingsError
-from mrecg_onnx.converters.files import write_whole
+from mrecg_onnx.converters.files import followed, write_whole
 from mrecg_onnx.converters.text import printable
 from mrecg_onnx.reporting.content import Table
 
@@ -115,6 +115,6 @@ def write_page(page: Page, path: str | Path) -> None:
     """
     text = page_text(page)
     try:
-        write_whole(path, text)
+        write_whole(followed(path), text)
     except OSError as error:
         raise ExportError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -5,11 +5,13 @@ Everything here runs on the CPU through gloo; torchrun is started as a user woul
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +25,9 @@ from helpers.stages import feeds
 from PIL import Image
 
 from mrecg_onnx import preparation
-from mrecg_onnx.converters.errors import DataError, WorkerError
+from mrecg_onnx.converters.errors import DataError, SettingsError, WorkerError
 from mrecg_onnx.data import Dataset, InputSpec, Preprocess, check_lost, open_calibration, open_validation
+from mrecg_onnx.machine import parallel
 from mrecg_onnx.machine.parallel import ALONE, Workers, is_first, joined, local_size
 from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.quantization import quantize
@@ -126,8 +129,8 @@ seen["unwritable"] = failure(lambda: quantize("model.onnx", "calib.npz", setting
 
 for name, options in {"whole": {}, "one": {"limit": 1}}.items():
     told.clear()
-    report = lambda *progress: told.append(progress)
-    options |= {"preprocess": "imagenet", "repeats": 0, "report": report, "batch_size": 4}
+    progress = lambda progress: told.append(progress.done)
+    options |= {"preprocess": "imagenet", "repeats": 0, "progress": progress, "batch_size": 4}
     found = validate("model.onnx", "two.onnx", "labelled", **options)
     seen[name] = found.to_json()
     seen[name + "_told"] = told[-1:]
@@ -372,18 +375,64 @@ def test_without_torchrun_there_is_one_process(monkeypatch, environment):
     assert not torch.distributed.is_initialized()
 
 
-def test_unreachable_others_are_said(monkeypatch):
-    monkeypatch.setattr("mrecg_onnx.machine.parallel.PATIENCE", timedelta(seconds=1))
+@pytest.fixture
+def meeting(monkeypatch) -> dict[str, str]:
+    """An environment of two processes that meet at a free port; nobody has met before."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    settings = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    parallel._meeting_place.cache_clear()
+    monkeypatch.setattr(parallel, "_groups", itertools.count())
+    settings = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(WorkerError, match="cannot be reached") as raised, joined("cpu"):
+    return settings
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_others_that_never_come_are_waited_for_as_long_as_the_environment_says(monkeypatch, meeting, rank):
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("MRECG_ONNX_JOIN_SECONDS", "1")
+    began = time.monotonic()
+    wanted = "not all of the 2 processes of this job came within 1 seconds"
+    with pytest.raises(WorkerError, match=wanted) as raised, joined("cpu"):
         pass
-    assert "\n" not in str(raised.value)
-    assert not is_first()
+    assert time.monotonic() - began < 60
+    said = str(raised.value)
+    assert f"rank {rank}" in said
+    assert f"127.0.0.1:{meeting['MASTER_PORT']}" in said
+    assert "MRECG_ONNX_JOIN_SECONDS" in said
+    assert "\n" not in said
+    assert is_first() == (rank == 0)
+
+
+def test_one_of_them_that_reached_the_store_waits_no_longer(monkeypatch, meeting):
+    """As under an agent of torchrun, which has a store before there is anybody."""
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(parallel, "_meeting_place", lambda: store)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("MRECG_ONNX_JOIN_SECONDS", "1")
+    with pytest.raises(WorkerError, match="came within 1 seconds"), joined("cpu"):
+        pass
+
+
+def test_later_groups_have_time(monkeypatch):
+    monkeypatch.setenv("MRECG_ONNX_JOIN_SECONDS", "7")
+    assert parallel._patience(0) == timedelta(seconds=7)
+    assert parallel._patience(1) == parallel.PATIENCE
+    monkeypatch.delenv("MRECG_ONNX_JOIN_SECONDS")
+    assert parallel._patience(0) == timedelta(minutes=5)
+
+
+@pytest.mark.parametrize("seconds", ["0", "-3", "soon", "1" * 40])
+def test_time_to_wait_is_above_nothing(monkeypatch, meeting, seconds):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("MRECG_ONNX_JOIN_SECONDS", seconds)
+    with (
+        pytest.raises(SettingsError, match=f"MRECG_ONNX_JOIN_SECONDS='{seconds[:32]}' in the environment"),
+        joined("cpu"),
+    ):
+        pass
 
 
 def test_only_the_first_is_first():
