@@ -237,5 +237,9 @@ def _evaluate(node: ir.Node, version: int, inputs: Inputs) -> list[NDArray[np.ge
     except Exception as error:  # noqa: BLE001
         logger.debug("node %s (%s) is not folded: %s", node.name, node.op_type, error)
         return None
-    found = iter([np.asarray(result) for result in results])
+    arrays = [np.asarray(result) for result in results]
+    if any(array.dtype.kind in "OSU" for array in arrays):
+        logger.debug("node %s (%s) is not folded: it makes texts", node.name, node.op_type)
+        return None
+    found = iter(arrays)
     return [next(found) if output.name else np.empty(0) for output in node.outputs]

@@ -220,6 +220,17 @@ CASES = [
     broken("an operator that is not there", node(1, op_type="NoSuchOperator"), "NoSuchOperator"),
     broken("a node without an operator", node(1, op_type=""), "op_type"),
     broken(
+        "constants cast to text and computed with",
+        lambda m: (
+            m.graph.initializer.append(numpy_helper.from_array(np.ones(4, np.float32), "numbers")),
+            m.graph.node.append(helper.make_node("Cast", ["numbers"], ["words"], name="cast", to=TensorProto.STRING)),
+            m.graph.node.append(helper.make_node("Mul", ["y", "words"], ["z"], name="mul")),
+            m.graph.output.append(value("z", [None] * 4)),
+        ),
+        "node 'mul'",
+        "STRING",
+    ),
+    broken(
         "a type that is none",
         lambda m: m.graph.node.append(helper.make_node("Cast", ["y"], ["other"], name="cast", to=2**32)),
         "node 'cast'",
