@@ -82,7 +82,8 @@ def quantize(
             run.once(lambda: save_model(chosen.made.model, output))
         where = Path(output) if output is not None else None
         seconds = run.once(lambda: run.clock.seconds)
-        return dataclasses.replace(chosen.made, output=where, trials=chosen.trials, seconds=seconds)
+        made = dataclasses.replace(chosen.made, output=where, trials=chosen.trials, seconds=seconds)
+        return dataclasses.replace(made, source=model, calib=calib)
 
 
 def _made(run: Run, ready: Prepared, allocation: Allocation | None) -> QuantizationResult:

@@ -11,19 +11,24 @@ import onnx
 
 from mrecg_onnx.calibrating import Sensitivity
 from mrecg_onnx.checking import Verification
+from mrecg_onnx.converters import save_model
+from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.results import Pictured
+from mrecg_onnx.data import Data
 from mrecg_onnx.finishing import FinishResult
 from mrecg_onnx.learning import Lapq
 from mrecg_onnx.planning import Plan
 from mrecg_onnx.progress import UnitResult
 from mrecg_onnx.rewriting import Absorbed, Equalized
 from mrecg_onnx.settings import Settings
+from mrecg_onnx.validating import ValidationResult, validate
 from mrecg_onnx.widths import Allocation, Trial
 
 __all__ = ["QuantizationResult"]
 
 
 @dataclass(frozen=True)
-class QuantizationResult:
+class QuantizationResult(Pictured):
     """What :func:`mrecg_onnx.quantize` made and measured.
 
     Attributes:
@@ -49,6 +54,8 @@ class QuantizationResult:
         finished: outcome of the finishing stage, None without one.
         allocation: widths chosen by integer programming, None where they were given.
         trials: files made on the search for ``max_drop``, in order.
+        source: the float model, as it was given.
+        calib: the calibration data, as they were given.
     """
 
     model: onnx.ModelProto
@@ -73,6 +80,37 @@ class QuantizationResult:
     absorbed: tuple[Absorbed, ...] = ()
     allocation: Allocation | None = None
     trials: tuple[Trial, ...] = ()
+    source: onnx.ModelProto | str | Path | None = field(default=None, repr=False, compare=False)
+    calib: Data | None = field(default=None, repr=False, compare=False)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the quantized model; the file appears whole or not at all. What was measured is in :meth:`to_json`.
+
+        Returns:
+            The path.
+
+        Raises:
+            ExportError: it cannot be written.
+        """
+        save_model(self.model, path)
+        return Path(path)
+
+    def validate(self, data: Data, **more: Any) -> ValidationResult:
+        """Compare the quantized model with the float model it was made from.
+
+        Args:
+            data: images or arrays, labelled ones for accuracy, as :func:`mrecg_onnx.validate` takes them.
+            more: what else that takes, such as ``labels`` and ``metric``.
+
+        Raises:
+            SettingsError: the result was loaded, and does not know its float model.
+            MrecgError: as :func:`mrecg_onnx.validate`.
+        """
+        if self.source is None:
+            raise SettingsError(
+                "this result does not know its float model: call mrecg_onnx.validate(fp32, quantized, data)"
+            )
+        return validate(self.source, self.output if self.output is not None else self.model, data, **more)
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary without the model itself."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mrecg_onnx.commands._console import FORCE, asked, put
-from mrecg_onnx.converters.errors import ExportError, SettingsError
-from mrecg_onnx.converters.files import check_writable, followed, write_whole
+from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.files import check_writable
+from mrecg_onnx.converters.results import json_text, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["CONFIG", "STDOUT", "check_new", "check_writes", "write_json", "write_text"]
+__all__ = ["CONFIG", "STDOUT", "check_new", "check_writes", "write_json"]
 
 #: What --json takes for standard output.
 STDOUT = Path("-")
@@ -109,30 +108,8 @@ def write_json(data: Mapping[str, Any], path: Path) -> None:
     Raises:
         ExportError: the file cannot be written.
     """
-    text = json.dumps(_finite(data), indent=2, allow_nan=False)
+    text = json_text(data)
     if path == STDOUT:
         put(text)
         return
     write_text(text + "\n", path)
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write ``text`` to ``path``, whole or not at all.
-
-    Raises:
-        ExportError: the file cannot be written.
-    """
-    try:
-        write_whole(followed(path), text)
-    except OSError as error:
-        raise ExportError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

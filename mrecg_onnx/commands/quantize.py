@@ -11,7 +11,7 @@ import click
 from mrecg_onnx.commands._config import config_beside, resolved
 from mrecg_onnx.commands._console import VERBOSE, asked, say, show, warn
 from mrecg_onnx.commands._errors import guarded
-from mrecg_onnx.commands._files import CONFIG, check_new, check_writes, write_json, write_text
+from mrecg_onnx.commands._files import CONFIG, check_new, check_writes, write_json
 from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._names import Names
 from mrecg_onnx.commands._options import (
@@ -35,6 +35,7 @@ from mrecg_onnx.commands._summary import details, summary, used_images
 from mrecg_onnx.commands._tables import grid
 from mrecg_onnx.commands._unused import unused_options
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.results import write_text
 from mrecg_onnx.machine import is_first
 
 __all__ = ["quantize_command"]
@@ -132,8 +133,6 @@ def quantize_command(
 
             report_quantization(
                 result,
-                model,
-                calib,
                 report_file,
                 data=data,
                 labels=labels,

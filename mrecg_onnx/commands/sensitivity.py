@@ -120,7 +120,7 @@ def sensitivity_command(
         if json_file is not None:
             write_json(found.to_json(), json_file)
         if report_file is not None:
-            report_ranking(found, model, report_file, command=given_command(ctx))
+            report_ranking(found, report_file, command=given_command(ctx))
         show(*_tables(found, names))
 
 

@@ -140,8 +140,7 @@ def validate_command(
         if json_file is not None:
             write_json(result.to_json(), json_file)
         if report_file is not None:
-            more = {name: options[name] for name in ("labels", "limit")}
-            report_validation(result, fp32, quantized, data, report_file, **more, command=given_command(ctx))
+            report_validation(result, report_file, command=given_command(ctx))
         show(_side_by_side(result), _comparison(result), *_layers(result))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.results import Pictured
 
 if TYPE_CHECKING:
     import numpy as np
@@ -127,7 +128,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Pictured):
     """All cells, by width and then in the order of the methods.
 
     Attributes:

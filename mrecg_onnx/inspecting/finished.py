@@ -13,6 +13,7 @@ from mrecg_onnx.calibrating import CALIBRATION_KEY
 from mrecg_onnx.converters import load_model
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.load import standard_opset
+from mrecg_onnx.converters.results import Result
 from mrecg_onnx.runtimes import describe, read_graph, size_bytes
 from mrecg_onnx.targets import CONTAINER_KEY, requirements, stored_note, stored_requirements
 from mrecg_onnx.validating import (
@@ -38,7 +39,7 @@ __all__ = ["FinishedFile", "inspect_result", "is_result"]
 
 
 @dataclass(frozen=True)
-class FinishedFile:
+class FinishedFile(Result):
     """A file of :func:`mrecg_onnx.quantize`, as it describes itself.
 
     Attributes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrecg_onnx.calibrating import Sensitivity, measure_sensitivity
 from mrecg_onnx.converters.load import standard_opset
+from mrecg_onnx.converters.results import Result
 from mrecg_onnx.data import Data, Preprocess
 from mrecg_onnx.machine import Run, full_precision
 from mrecg_onnx.planning import fallbacks, load_planned
@@ -89,7 +90,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Inspection:
+class Inspection(Result):
     """What :func:`inspect` found.
 
     Attributes:

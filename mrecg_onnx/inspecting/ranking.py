@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 
 from mrecg_onnx.calibrating import nearest_weights
 from mrecg_onnx.converters.errors import DataError, SettingsError
+from mrecg_onnx.converters.results import Pictured
 from mrecg_onnx.data import Data, Labels, Source, check_classes, given, open_validation
 from mrecg_onnx.machine import Run, full_precision
 from mrecg_onnx.measures import Heads, Metric, Scorer, metric_of, output_error, prediction_output, two_axes
@@ -108,7 +109,7 @@ class Suggestion:
 
 
 @dataclass(frozen=True)
-class Ranking:
+class Ranking(Pictured):
     """What :func:`sensitivity` found.
 
     Attributes:
@@ -122,6 +123,7 @@ class Ranking:
         together: all suggestions at once that bring something back; None where there are none.
         skipped: images that could not be read, with the reason.
         metric: what suggestions are measured by; None for top-1, or agreement.
+        source: the float model, as it was given; not in :meth:`to_json`.
     """
 
     settings: Settings
@@ -134,14 +136,16 @@ class Ranking:
     together: Quality | None
     skipped: tuple[str, ...] = ()
     metric: Metric | None = None
+    source: onnx.ModelProto | str | Path | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary."""
         metric = self.metric.to_json() if self.metric is not None else None
-        plain = dataclasses.asdict(dataclasses.replace(self, metric=None)) | {
+        plain = dataclasses.asdict(dataclasses.replace(self, metric=None, source=None)) | {
             "settings": self.settings.to_json(),
             "metric": metric,
         }
+        del plain["source"]
         for entry in plain["ranked"]:
             entry["losses"] = {str(width): loss for width, loss in entry["losses"].items()}
         return plain
@@ -221,6 +225,7 @@ def sensitivity(
             together=judge.quality(_variant(ready, simulation, helpful)) if helpful else None,
             skipped=tuple(f"{path} ({reason})" for path, reason in ready.dataset.skipped),
             metric=wanted_metric,
+            source=model,
         )
 
 

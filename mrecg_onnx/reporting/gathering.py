@@ -3,79 +3,96 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from mrecg_onnx.comparing import Comparison
 from mrecg_onnx.converters import check_writable, load_model
-from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.data import ZEROQ, Dataset, Preprocess, open_calibration, open_validation
-from mrecg_onnx.inspecting import inspect_result
+from mrecg_onnx.converters.errors import DataError, SettingsError
+from mrecg_onnx.data import (
+    ZEROQ,
+    Data,
+    Dataset,
+    Given,
+    Labels,
+    Preprocess,
+    Source,
+    given,
+    open_calibration,
+    open_validation,
+)
+from mrecg_onnx.inspecting import Ranking, inspect_result
 from mrecg_onnx.reporting.comparisons import comparison_page, ranking_page
 from mrecg_onnx.reporting.measuring import Measured, measure
 from mrecg_onnx.reporting.pages import finished_page, quantization_page, validation_page
 from mrecg_onnx.reporting.writing import require_packages, write_page
+from mrecg_onnx.results import QuantizationResult
 from mrecg_onnx.runtimes import describe, specs_of
-from mrecg_onnx.validating import int8_form, layers_of, validate
+from mrecg_onnx.validating import ValidationResult, int8_form, layers_of, validate
 
 if TYPE_CHECKING:
-    from mrecg_onnx.comparing import Comparison
-    from mrecg_onnx.inspecting import Ranking
     from mrecg_onnx.measures import AnyMetric
-    from mrecg_onnx.results import QuantizationResult
-    from mrecg_onnx.validating import ValidationResult, WrittenLayer
+    from mrecg_onnx.runtimes import Model
+    from mrecg_onnx.validating import WrittenLayer
 
 __all__ = ["report", "report_comparison", "report_quantization", "report_ranking", "report_validation"]
 
 _MADE = "the calibration images were made and are not kept: layers and answers are measured where --data gives others"
+_GONE = "the calibration data went by once and are not kept: layers and answers are measured where data= gives others"
 
 
-def _layers(file: Path) -> list[WrittenLayer]:
+def _layers(file: Model) -> list[WrittenLayer]:
     return layers_of(int8_form(load_model(file), describe(file)))
 
 
 def report_quantization(
     result: QuantizationResult,
-    fp32: str | Path,
-    calib: str | Path,
     page: str | Path,
     *,
-    data: str | Path | None = None,
-    labels: str | Path | None = None,
+    data: Data | None = None,
+    labels: Labels | None = None,
+    limit: int | None = None,
     metric: AnyMetric = None,
     command: str = "",
 ) -> None:
     """Write the page of what :func:`mrecg_onnx.quantize` made.
 
     Args:
-        result: what it returned, written to a file.
-        fp32: the float model's file.
-        calib: the calibration data, on some of which is measured what the run did not know.
+        result: what it returned.
         page: the HTML file.
-        data: images to measure on instead, as for :func:`mrecg_onnx.validate`; labelled ones give accuracies.
+        data: images to measure on in place of the calibration data, as for :func:`mrecg_onnx.validate`; labelled ones give
+            accuracies.
         labels: labels for them.
+        limit: images used at most.
         metric: what outputs are worth, as for :func:`mrecg_onnx.validate`.
         command: what makes the same again, shown as it is.
 
     Raises:
-        SettingsError: jinja2 or matplotlib is missing, or the result is in no file.
+        SettingsError: jinja2 or matplotlib is missing, or the result does not know its float model.
         ExportError: the page cannot be written.
         MrecgError: a file or the data cannot be read.
     """
     require_packages()
     check_writable(page)
-    if result.output is None:
-        raise SettingsError("a page is made of files: give quantize an output")
-    fp32, file, settings = Path(fp32), result.output, result.settings
+    if result.source is None:
+        raise SettingsError("this result does not know its float model: quantize makes those that do")
+    fp32, settings = result.source, result.settings
+    file: Model = result.output if result.output is not None else result.model
+    calib = given(result.calib) if result.calib is not None else None
     validation: ValidationResult | None = None
     measured: Measured | None = None
     said: tuple[str, ...] = ()
     if data is not None:
-        validation, measured = _validated(fp32, file, data, labels, metric=metric)
-    elif calib != ZEROQ:
-        specs = specs_of(load_model(fp32), str(fp32))
+        validation, measured = _validated(fp32, file, data, labels, limit=limit, metric=metric)
+    elif metric is not None:
+        raise SettingsError("a metric is measured on images: give data, too")
+    elif calib == ZEROQ:
+        said = (_MADE,)
+    elif calib is None or (isinstance(calib, Given) and not calib.again):
+        said = (_GONE,)
+    else:
+        specs = specs_of(load_model(fp32), describe(fp32))
         dataset = open_calibration(calib, specs, settings.preprocess, samples=settings.samples, seed=settings.seed)
         measured = measure(fp32, file, dataset, threads=settings.threads)
-    else:
-        said = (_MADE,)
     made = quantization_page(
         result, fp32, measured, layers=_layers(file), validation=validation, said=said, command=command
     )
@@ -83,46 +100,56 @@ def report_quantization(
 
 
 def _validated(
-    fp32: Path,
-    file: Path,
-    data: str | Path,
-    labels: str | Path | None,
+    fp32: Model,
+    file: Model,
+    data: Data,
+    labels: Labels | None,
     preprocess: Preprocess | None = None,
     limit: int | None = None,
     metric: AnyMetric = None,
 ) -> tuple[ValidationResult, Measured]:
     """Both files on all of ``data``, and on some of it what else a page shows."""
-    found = validate(fp32, file, data, labels=labels, preprocess=preprocess, limit=limit, metric=metric)
-    return found, measure(fp32, file, _opened(fp32, data, labels, found, limit))
+    source = given(data)
+    if isinstance(source, Given) and not source.again:
+        raise DataError(
+            f"{source} goes by once, and a page reads its data twice: give a list, or a function that begins anew"
+        )
+    found = validate(fp32, file, source, labels=labels, preprocess=preprocess, limit=limit, metric=metric)
+    return found, measure(fp32, file, _opened(fp32, source, labels, found, limit))
 
 
 def _opened(
-    fp32: Path, data: str | Path, labels: str | Path | None, found: ValidationResult, limit: int | None = None
+    fp32: Model, data: Source, labels: Labels | None, found: ValidationResult, limit: int | None = None
 ) -> Dataset:
     """The data that ``found`` was made on, open again."""
-    return open_validation(data, specs_of(load_model(fp32), str(fp32)), found.preprocess or Preprocess(), labels, limit)
+    return open_validation(
+        data, specs_of(load_model(fp32), describe(fp32)), found.preprocess or Preprocess(), labels, limit, classes=False
+    )
 
 
 def report_validation(
-    result: ValidationResult,
-    fp32: str | Path,
-    quantized: str | Path,
-    data: str | Path,
-    page: str | Path,
-    *,
-    labels: str | Path | None = None,
-    limit: int | None = None,
-    command: str = "",
+    result: ValidationResult, page: str | Path, *, data: Data | None = None, command: str = ""
 ) -> None:
-    """Write the page of what :func:`mrecg_onnx.validate` found, called with the same arguments.
+    """Write the page of what :func:`mrecg_onnx.validate` found; what it shows beside is measured on the same data.
+
+    Args:
+        result: what it returned.
+        page: the HTML file.
+        data: the data again, where they can be read once only.
+        command: what makes the same again, shown as it is.
 
     Raises:
         MrecgError: as :func:`report_quantization`.
     """
     require_packages()
     check_writable(page)
-    fp32, quantized = Path(fp32), Path(quantized)
-    measured = measure(fp32, quantized, _opened(fp32, data, labels, result, limit))
+    if result.asked is None:
+        raise SettingsError("this result does not know its models: validate makes those that do")
+    fp32, quantized, before, labels, limit = result.asked
+    source = given(before if data is None else data)
+    if isinstance(source, Given) and not source.again and data is None:
+        raise DataError(f"{source} went by once: give the data again, report(path, data=...)")
+    measured = measure(fp32, quantized, _opened(fp32, source, labels, result, limit))
     write_page(validation_page(result, measured, _layers(quantized), command=command), page)
 
 
@@ -137,60 +164,98 @@ def report_comparison(result: Comparison, page: str | Path, *, command: str = ""
     write_page(comparison_page(result, command=command), page)
 
 
-def report_ranking(found: Ranking, model: str | Path, page: str | Path, *, command: str = "") -> None:
-    """Write the page of what :func:`mrecg_onnx.sensitivity` found of ``model``.
+def report_ranking(found: Ranking, page: str | Path, *, command: str = "") -> None:
+    """Write the page of what :func:`mrecg_onnx.sensitivity` found.
 
     Raises:
         SettingsError: jinja2 or matplotlib is missing.
         ExportError: the page cannot be written.
     """
     require_packages()
-    write_page(ranking_page(found, model, command=command), page)
+    if found.source is None:
+        raise SettingsError("this result does not know its model: sensitivity makes those that do")
+    write_page(ranking_page(found, found.source, command=command), page)
 
 
 def report(
-    file: str | Path,
+    result: str | Path | QuantizationResult | ValidationResult | Comparison | Ranking,
     output: str | Path,
     *,
-    against: str | Path | None = None,
-    data: str | Path | None = None,
-    labels: str | Path | None = None,
+    against: Model | None = None,
+    data: Data | None = None,
+    labels: Labels | None = None,
     preprocess: Preprocess | None = None,
     limit: int | None = None,
     metric: AnyMetric = None,
     command: str = "",
 ) -> None:
-    """Write a page on a file that :func:`mrecg_onnx.quantize` made, from its metadata and what is measured.
+    """Write a page to look at: of what a call returned, or of a file that :func:`mrecg_onnx.quantize` made.
 
     Args:
-        file: the quantized file.
+        result: what quantize, validate, compare or sensitivity returned; or the path of a quantized file, of which the page shows
+            what its metadata say and what is measured.
         output: the page, an HTML file.
-        against: the float model it was made from; with ``data`` both are run.
-        data: images, as for :func:`mrecg_onnx.validate`.
+        against: the float model a file was made from; with ``data`` both are run.
+        data: images, as for :func:`mrecg_onnx.validate`; what quantize returned is measured on its calibration data without.
         labels: labels for them.
         preprocess: how images become inputs; what the file says by default.
         limit: images used at most.
-        metric: what outputs are worth, as for :func:`mrecg_onnx.validate`; needs ``against`` and ``data``.
-        command: what makes the file again, shown as it is.
+        metric: what outputs are worth, as for :func:`mrecg_onnx.validate`; needs ``data``.
+        command: what makes the same again, shown as it is.
 
     Raises:
-        SettingsError: jinja2 or matplotlib is missing, or one of ``against`` and ``data`` is given alone.
+        SettingsError: jinja2 or matplotlib is missing, one of ``against`` and ``data`` is given alone, or an argument says
+            nothing of such a result.
         ModelError: the file cannot be read, or another tool made it.
         ExportError: the page cannot be written.
         MrecgError: the float model or the data cannot be read, or do not belong to the file.
     """
     require_packages()
     check_writable(output)
+    more = {
+        "against": against,
+        "data": data,
+        "labels": labels,
+        "preprocess": preprocess,
+        "limit": limit,
+        "metric": metric,
+    }
+    if isinstance(result, QuantizationResult):
+        _only(more, "quantize", "data", "labels", "limit", "metric")
+        report_quantization(result, output, data=data, labels=labels, limit=limit, metric=metric, command=command)
+        return
+    if isinstance(result, ValidationResult):
+        _only(more, "validate", "data")
+        report_validation(result, output, data=data, command=command)
+        return
+    if isinstance(result, Comparison | Ranking):
+        _only(more, "compare" if isinstance(result, Comparison) else "sensitivity")
+        if isinstance(result, Comparison):
+            report_comparison(result, output, command=command)
+        else:
+            report_ranking(result, output, command=command)
+        return
     if (against is None) != (data is None):
         raise SettingsError("a file is measured against its float model on images: give --against and --data together")
     if metric is not None and data is None:
         raise SettingsError("a metric is measured on images: give --against and --data, too")
-    found = inspect_result(file)
+    found = inspect_result(result)
     validation: ValidationResult | None = None
     measured: Measured | None = None
     said: tuple[str, ...] = ()
     if against is not None and data is not None:
-        validation, measured = _validated(Path(against), Path(file), data, labels, preprocess, limit, metric)
+        validation, measured = _validated(against, Path(result), data, labels, preprocess, limit, metric)
     else:
         said = ("nothing was measured: --against and --data with the float model and images show errors and answers",)
     write_page(finished_page(found, measured, validation, said=said, command=command), output)
+
+
+def _only(given: dict[str, Any], call: str, *taken: str) -> None:
+    """Refuse arguments that say nothing of what ``call`` returned.
+
+    Raises:
+        SettingsError: there is one.
+    """
+    for name, value in given.items():
+        if value is not None and name not in taken:
+            raise SettingsError(f"{name} says nothing of what {call} returned: leave it out")

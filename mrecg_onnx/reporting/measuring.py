@@ -35,9 +35,9 @@ from mrecg_onnx.validating import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from mrecg_onnx.data import Dataset, Preprocess
+    from mrecg_onnx.runtimes import Model
     from mrecg_onnx.validating import LayerError
 
 __all__ = ["Answers", "Histogram", "Measured", "measure"]
@@ -98,7 +98,7 @@ class Measured:
     seconds: float
 
 
-def measure(fp32: str | Path, quantized: str | Path, data: Dataset, *, threads: int | None = None) -> Measured:
+def measure(fp32: Model, quantized: Model, data: Dataset, *, threads: int | None = None) -> Measured:
     """Measure a file against its float model on images of ``data``.
 
     Raises:
@@ -113,7 +113,7 @@ def measure(fp32: str | Path, quantized: str | Path, data: Dataset, *, threads: 
 # --- values of tensors ------------------------------------------------------------------------------------------------------
 
 
-def _weights(fp32: str | Path, layers: LayerErrors) -> list[Histogram]:
+def _weights(fp32: Model, layers: LayerErrors) -> list[Histogram]:
     """Float weights in steps of their channels' own grids, of the layers whose weights lose most."""
     worst = _lowest([e for e in layers.layers if e.layer.held is not None], lambda e: e.weights_db)
     if not worst:
@@ -141,7 +141,7 @@ def _weights(fp32: str | Path, layers: LayerErrors) -> list[Histogram]:
     return found
 
 
-def _activations(quantized: str | Path, layers: LayerErrors, data: Dataset, threads: int | None) -> list[Histogram]:
+def _activations(quantized: Model, layers: LayerErrors, data: Dataset, threads: int | None) -> list[Histogram]:
     """What quantizers are given, of those that lose most by themselves."""
     by_tensor: dict[str, LayerError] = {}
     for entry in layers.layers:
@@ -214,7 +214,7 @@ def _histogram(
 # --- images on which they differ --------------------------------------------------------------------------------------------
 
 
-def _answers(fp32: str | Path, quantized: str | Path, data: Dataset, threads: int | None) -> Answers:
+def _answers(fp32: Model, quantized: Model, data: Dataset, threads: int | None) -> Answers:
     """Both files at ONNX Runtime's default level on up to :data:`ANSWER_IMAGES` images."""
     sessions = [open_session(model, threads=threads) for model in (fp32, _openable_form(quantized))]
     chosen = np.unique(np.linspace(0, len(data) - 1, min(len(data), ANSWER_IMAGES)).round().astype(int))
@@ -251,7 +251,7 @@ def _answers(fp32: str | Path, quantized: str | Path, data: Dataset, threads: in
     return Answers(len(held), Accuracy.of(same), output, tuple(pictures))
 
 
-def _openable_form(quantized: str | Path) -> Any:
+def _openable_form(quantized: Model) -> Any:
     """The file, or what ONNX Runtime runs in its place."""
     from mrecg_onnx.writing import runnable  # noqa: PLC0415 - few files need it
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mrecg_onnx.inspecting import FinishedFile
     from mrecg_onnx.reporting.measuring import Measured
     from mrecg_onnx.results import QuantizationResult
+    from mrecg_onnx.runtimes import Model
     from mrecg_onnx.validating import LayerErrors, ValidationResult, WrittenLayer
 
 __all__ = [
@@ -70,7 +71,7 @@ def _answers_fact(found: Measured) -> Fact:
 
 def quantization_page(
     result: QuantizationResult,
-    fp32: Path,
+    fp32: Model,
     measured: Measured | None,
     *,
     layers: list[WrittenLayer],
@@ -81,8 +82,8 @@ def quantization_page(
     """What ``quantize`` made.
 
     Args:
-        result: what it returned; it was written to a file.
-        fp32: the float model's file.
+        result: what it returned.
+        fp32: the float model.
         measured: what was measured for the page; None where there was nothing to measure on.
         layers: of the file.
         validation: on labelled images, where there are such.
@@ -90,7 +91,6 @@ def quantization_page(
         command: what makes the same again.
     """
     settings, plan, checks = result.settings, result.plan, result.verification
-    assert result.output is not None
     facts = [*_accuracy_facts(validation)] if validation is not None else []
     if measured is not None and not (validation is not None and validation.quantized.top1):
         facts.append(_answers_fact(measured))
@@ -99,7 +99,7 @@ def quantization_page(
         note = f"SQNR of {shown(worst.name, 24)} against FP32, {checks.images} images"
         facts.append(Fact("Output", f"{decibels(worst.default_db)} dB", note))
     facts += [
-        size_fact(size_bytes(fp32), size_bytes(result.output)),
+        size_fact(size_bytes(fp32), size_bytes(result.output if result.output is not None else result.model)),
         _integers(checks.integer_layers, checks.layers),
         Fact("Time", duration(sum(result.seconds.values())), _longest(result.seconds)),
     ]
@@ -120,7 +120,7 @@ def quantization_page(
         f"{len(plan.activations)} activations quantized on {result.images} images."
     )
     return Page(
-        shown(result.output.name, 80),
+        shown(result.output.name, 80) if result.output is not None else "Quantized model",
         "quantize",
         lead,
         tuple(facts),

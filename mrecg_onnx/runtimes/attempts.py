@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from mrecg_onnx.converters.results import Result
 from mrecg_onnx.converters.text import printable
 from mrecg_onnx.runtimes.catalogue import Arithmetic
 
@@ -93,7 +94,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class RuntimesReport:
+class RuntimesReport(Result):
     """Outcome of :func:`mrecg_onnx.runtimes.try_runtimes`.
 
     Attributes:

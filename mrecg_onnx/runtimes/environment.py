@@ -17,6 +17,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from mrecg_onnx.converters.results import Result
+
 __all__ = ["TESTED_TORCH", "Environment", "Finding", "doctor"]
 
 PRODUCT = "mrecg-onnx"
@@ -69,7 +71,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Environment:
+class Environment(Result):
     """What :func:`doctor` found, in the order in which it matters."""
 
     findings: tuple[Finding, ...]

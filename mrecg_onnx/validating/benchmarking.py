@@ -15,6 +15,7 @@ import onnxruntime
 import psutil
 
 from mrecg_onnx.converters.errors import ModelError, SettingsError
+from mrecg_onnx.converters.results import Result
 from mrecg_onnx.data import InputSpec
 from mrecg_onnx.progress import Progress, Report
 from mrecg_onnx.runtimes import (
@@ -92,7 +93,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Result):
     """Outcome of :func:`benchmark`; files and timings in the order they were asked for."""
 
     files: tuple[FileReport, ...]

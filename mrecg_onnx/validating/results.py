@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from mrecg_onnx.data import Preprocess
+from mrecg_onnx.converters.results import Pictured
+from mrecg_onnx.data import Data, Labels, Preprocess
 from mrecg_onnx.measures import Metric, wilson_interval
+from mrecg_onnx.runtimes import Model
 from mrecg_onnx.validating.layer_errors import LayerErrors
 
-__all__ = ["Accuracy", "ModelReport", "ValidationResult"]
+__all__ = ["Accuracy", "Asked", "ModelReport", "ValidationResult"]
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,18 @@ class ModelReport:
         }
 
 
+class Asked(NamedTuple):
+    """What :func:`mrecg_onnx.validate` was called with, so that a page can be made of the same."""
+
+    fp32: Model
+    quantized: Model
+    data: Data
+    labels: Labels | None
+    limit: int | None
+
+
 @dataclass(frozen=True)
-class ValidationResult:
+class ValidationResult(Pictured):
     """Both models on the same images.
 
     Attributes:
@@ -92,6 +104,7 @@ class ValidationResult:
             data's order where one process validates; None without accuracy. Not in :meth:`to_json`.
         layers: every layer against the float model's; None where that was not asked for.
         metric: the metric that was asked for; None without one.
+        asked: models and data as they were given; not in :meth:`to_json`.
     """
 
     images: int
@@ -112,6 +125,7 @@ class ValidationResult:
     top1_right: npt.NDArray[np.bool_] | None = field(default=None, repr=False, compare=False)
     layers: LayerErrors | None = field(default=None, repr=False)
     metric: Metric | None = None
+    asked: Asked | None = field(default=None, repr=False, compare=False)
 
     @property
     def sqnr_db(self) -> float:

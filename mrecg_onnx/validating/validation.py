@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,7 +49,7 @@ from mrecg_onnx.validating.input_ranges import Watch, calibrated_ranges
 from mrecg_onnx.validating.layer_errors import measure_layers
 from mrecg_onnx.validating.metadata import PREPROCESS_KEY, VERSION_KEY, metadata_of, stored_preprocess
 from mrecg_onnx.validating.pairing import check_feeds, check_interface, check_source, chosen_outputs
-from mrecg_onnx.validating.results import ModelReport, ValidationResult
+from mrecg_onnx.validating.results import Asked, ModelReport, ValidationResult
 from mrecg_onnx.validating.scored import Scored
 from mrecg_onnx.validating.tally import Tally
 
@@ -136,7 +137,7 @@ def validate(
     limit_runs(timeout)
     wanted = metric_of(metric)
     with joined("cpu") as workers:
-        return _validate(
+        found = _validate(
             fp32,
             quantized,
             given(data),
@@ -154,6 +155,7 @@ def validate(
             metric=wanted,
             progress=progress if workers.first else None,
         )
+    return dataclasses.replace(found, asked=Asked(fp32, quantized, data, labels, limit))
 
 
 def _validate(

@@ -1,0 +1,88 @@
+"""What every result of a call can do: be written as JSON, and as a page to look at."""
+
+from __future__ import annotations
+
+import json
+import math
+import pkgutil
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mrecg_onnx.converters.errors import ExportError
+from mrecg_onnx.converters.files import followed, write_whole
+
+__all__ = ["Pictured", "Result", "json_text", "write_text"]
+
+#: What makes pages. It lies above all results, which know that there is one and no more: it is looked up when it is asked for.
+_PAGES = "mrecg_onnx.reporting:report"
+
+
+class Result:
+    """What a call found."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """Everything found, as plain data."""
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything found as JSON, as ``--json`` does; the file appears whole or not at all.
+
+        Returns:
+            The path.
+
+        Raises:
+            ExportError: it cannot be written.
+        """
+        return write_text(json_text(self.to_json()) + "\n", path)
+
+
+class Pictured(Result):
+    """A result that can be looked at."""
+
+    def report(self, path: str | Path, **more: Any) -> Path:
+        """Write a page to look at, one HTML file, as ``--report`` does (the extra ``report``).
+
+        Args:
+            path: the file.
+            more: what else :func:`mrecg_onnx.report` takes, such as ``data`` and ``labels`` to measure on.
+
+        Returns:
+            The path.
+
+        Raises:
+            SettingsError: jinja2 or matplotlib is missing.
+            ExportError: it cannot be written.
+            MrecgError: models or data cannot be read again.
+        """
+        pkgutil.resolve_name(_PAGES)(self, path, **more)
+        return Path(path)
+
+
+def json_text(data: Mapping[str, Any]) -> str:
+    """``data`` as JSON; inf and nan become null."""
+    return json.dumps(_finite(data), indent=2, allow_nan=False)
+
+
+def write_text(text: str, path: str | Path) -> Path:
+    """Write ``text`` to ``path``, whole or not at all, and give it back.
+
+    Raises:
+        ExportError: the file cannot be written.
+    """
+    try:
+        write_whole(followed(path), text)
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be written: {error.strerror or error}") from error
+    return Path(path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
