@@ -80,10 +80,9 @@ def quantize(
         chosen = choose_widths(run, ready, judge, _made)
         if output is not None:
             run.once(lambda: save_model(chosen.made.model, output))
-        where = Path(output) if output is not None else None
+        given = {"output": Path(output) if output is not None else None, "source": model, "calib": calib}
         seconds = run.once(lambda: run.clock.seconds)
-        made = dataclasses.replace(chosen.made, output=where, trials=chosen.trials, seconds=seconds)
-        return dataclasses.replace(made, source=model, calib=calib)
+        return dataclasses.replace(chosen.made, **given, trials=chosen.trials, seconds=seconds)
 
 
 def _made(run: Run, ready: Prepared, allocation: Allocation | None) -> QuantizationResult:
