@@ -28,7 +28,17 @@ from mrecg_onnx.calibrating import (
 from mrecg_onnx.converters.deadline import limit_runs
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.save import digest
-from mrecg_onnx.data import ZEROQ, Data, Dataset, for_images, given, holds_images, open_calibration, require_numbers
+from mrecg_onnx.data import (
+    SAMPLES,
+    ZEROQ,
+    Data,
+    Dataset,
+    for_images,
+    given,
+    holds_images,
+    open_calibration,
+    require_numbers,
+)
 from mrecg_onnx.finishing import Fitting
 from mrecg_onnx.learning import Lapq, minimise_steps
 from mrecg_onnx.machine import NOTHING_KEPT, Kept, Run, Workers, pick_device
@@ -69,8 +79,6 @@ __all__ = ["Calibrated", "Prepared", "calibrate", "calibrated", "prepare", "sear
 
 logger = logging.getLogger(__name__)
 
-#: Calibration images used at most where the user does not say.
-SAMPLES = 1024
 #: Images on which the bridge is compared with ONNX Runtime.
 PARITY_IMAGES = 8
 #: Images held in full for what comes before reconstruction: parity, equalization, and ranges where no more are wanted for them.

@@ -34,6 +34,8 @@ from mrecg_onnx.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mrecg_onnx.comparing.handed import Files
+    from mrecg_onnx.data import Labels
     from mrecg_onnx.measures import Metric
     from mrecg_onnx.progress import Progress
 
@@ -55,7 +57,7 @@ class CellError(MrecgError):
 
 @dataclass(frozen=True)
 class Job:
-    """What a child needs to know; paths as the user gave them.
+    """What a child needs to know; paths as the user gave them, data that were handed over as files.
 
     Attributes:
         model: float model.
@@ -74,12 +76,12 @@ class Job:
     """
 
     model: str
-    calib: str | Path
-    data: str
+    calib: Files
+    data: Files
     output: str
     checkpoint: str
     settings: Settings
-    labels: str | Path | None = None
+    labels: Labels | None = None
     limit: int | None = None
     outputs: tuple[str, ...] | None = None
     threads: int | None = None

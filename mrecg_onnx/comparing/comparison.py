@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mrecg_onnx import __version__
+from mrecg_onnx.comparing.handed import told
 from mrecg_onnx.comparing.inputs import Inputs
 from mrecg_onnx.comparing.plots import draw_cells, have_matplotlib
 from mrecg_onnx.comparing.progress import Tell
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mrecg_onnx.comparing.progress import ComparisonProgress
+    from mrecg_onnx.data import Data, Labels
 
 __all__ = ["compare", "environment"]
 
@@ -44,15 +46,15 @@ NAME = "comparison"
 
 def compare(
     model: str | Path,
-    calib: str | Path,
-    data: str | Path,
+    calib: Data,
+    data: Data,
     output: str | Path,
     *,
     methods: Sequence[str],
     bits: Sequence[str | Widths],
     settings: Settings | None = None,
     base_method: str | None = None,
-    labels: str | Path | None = None,
+    labels: Labels | None = None,
     limit: int | None = None,
     outputs: Sequence[str] | None = None,
     latency_batch: int = 1,
@@ -65,7 +67,8 @@ def compare(
 
     Args:
         model: the float model's file.
-        calib: calibration data as for :func:`mrecg_onnx.quantize`.
+        calib: calibration data as for :func:`mrecg_onnx.quantize`. Cells run in processes of their own: what is handed over in
+            Python and is no list of files is written to ``cells/data`` in the folder, and so it is with ``data``.
         data: validation data as for :func:`mrecg_onnx.validate`; without labels agreement and noise are compared.
         output: the folder where quantized files, cells and the table go; made where it does not exist. The same call goes on with
             what it finds there, more methods and widths may be added by and by; the table holds those of the last call.
@@ -121,6 +124,7 @@ def compare(
     cells: list[Cell] = []
     with locked(inputs.cells, str(output)):
         inputs.claim_folder()  # of two that came at the same moment both may have made it
+        inputs.settle()
         for number, (method, width) in enumerate(pairs, 1):
             tell = Tell(progress, f"{method} {width}", number, len(pairs))
             cells.append(run_cell(inputs, method, width, tell))
@@ -175,8 +179,8 @@ def _write_table(inputs: Inputs, base: str, cells: Sequence[Cell], *, plot: bool
             warnings.append("there is no plot: matplotlib is missing; pip install 'mrecg-onnx[plot]' and run again")
     found = Comparison(
         model=inputs.model,
-        calib=str(inputs.calib),
-        data=inputs.data,
+        calib=told(inputs.calib),
+        data=told(inputs.data),
         folder=inputs.folder,
         settings=inputs.settings,
         base_method=base,

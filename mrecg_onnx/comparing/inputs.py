@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from mrecg_onnx import __version__
 from mrecg_onnx.comparing.cells import Job
+from mrecg_onnx.comparing.handed import CALIBRATION, VALIDATION, Files, Handed
 from mrecg_onnx.comparing.result import OWN, Widths
 from mrecg_onnx.converters.errors import DataError, ExportError, SettingsError
 from mrecg_onnx.converters.files import require_regular, write_whole
-from mrecg_onnx.data import ZEROQ, for_images, holds_images, open_calibration, open_validation, require_numbers
+from mrecg_onnx.data import ZEROQ, for_images, given, holds_images, open_calibration, open_validation, require_numbers
 from mrecg_onnx.measures import Metric, metric_key
 from mrecg_onnx.runtimes import input_specs, open_session
 from mrecg_onnx.settings import Settings
@@ -24,7 +25,7 @@ from mrecg_onnx.validating import chosen_outputs, source_sha256
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mrecg_onnx.data import InputSpec
+    from mrecg_onnx.data import Data, InputSpec, Labels
 
 __all__ = ["Inputs"]
 
@@ -39,16 +40,17 @@ class Inputs:
     """The inputs of all cells, and what tells them from those of another comparison."""
 
     model: Path
-    calib: str | Path
-    data: str
+    calib: Files
+    data: Files
     folder: Path
     settings: Settings
-    labels: str | Path | None
+    labels: Labels | None
     limit: int | None
     outputs: tuple[str, ...]
     quantized_by: dict[str, Any]
     validated_by: dict[str, Any]
     metric: Metric | None = None
+    handed: Handed = field(default_factory=Handed)
     latency: dict[str, Any] = field(default_factory=dict)
     fp32: dict[str, Any] | None = None
     """What a cell's validation found about the float model, the same in all of them."""
@@ -57,12 +59,12 @@ class Inputs:
     def make(
         cls,
         model: Path,
-        calib: str | Path,
-        data: str | Path,
+        calib: Data,
+        data: Data,
         folder: Path,
         settings: Settings,
         *,
-        labels: str | Path | None,
+        labels: Labels | None,
         limit: int | None,
         outputs: Sequence[str] | None,
         metric: Metric | None,
@@ -71,20 +73,24 @@ class Inputs:
         session = open_session(model)
         specs = input_specs(session)
         chosen = chosen_outputs(session, outputs, str(model))
+        calib, data = given(calib), given(data)
         settings = dataclasses.replace(settings, preprocess=for_images(settings.preprocess, model, calib, data))
         if holds_images(data) and not holds_images(calib):
             require_numbers(settings.preprocess, specs, f"{data} holds images, and {calib} arrays")
+        handed = Handed()
+        calib = handed.calibration(calib, specs, settings)
+        data, labels = handed.validation(data, specs, settings, labels, limit)
         checked = open_validation(data, specs, settings.preprocess, labels, limit)
         seen = checked.labels.tobytes() if checked.labels is not None else b""
         content = {name: value for name, value in settings.to_json().items() if name not in _FREE}
         quantized_by = {
             "version": __version__,
             "model": source_sha256(model),
-            "calib": _calibration_key(calib, specs, settings),
+            "calib": handed.digests.get(CALIBRATION) or _calibration_key(calib, specs, settings),
             **{name: value for name, value in content.items() if name not in OWN},
         }
         validated_by: dict[str, Any] = {
-            "data": checked.fingerprint(),
+            "data": handed.digests.get(VALIDATION) or checked.fingerprint(),
             "labels": hashlib.sha256(seen).hexdigest(),
             "outputs": list(chosen),
             "measure": MEASURE,
@@ -94,7 +100,18 @@ class Inputs:
                 raise DataError(f"metric {metric.name} holds outputs against targets, and {data} has none: give labels")
             validated_by["metric"] = metric_key(metric)
         plain = json.loads(json.dumps([quantized_by, validated_by]))
-        return cls(model, calib, str(data), folder, settings, labels, limit, chosen, *plain, metric)
+        by: dict[str, Any] = dict(zip(("quantized_by", "validated_by"), plain, strict=True))
+        return cls(model, calib, data, folder, settings, labels, limit, chosen, **by, metric=metric, handed=handed)
+
+    def settle(self) -> None:
+        """Bring data that were handed over into the folder, which is ours by now.
+
+        Raises:
+            ExportError: it cannot be written.
+        """
+        place = self.cells / "data"
+        self.calib, _ = self.handed.move(CALIBRATION, place) or (self.calib, None)
+        self.data, self.labels = self.handed.move(VALIDATION, place) or (self.data, self.labels)
 
     @property
     def cells(self) -> Path:
@@ -185,7 +202,7 @@ class Inputs:
         )
 
 
-def _calibration_key(calib: str | Path, specs: Sequence[InputSpec], settings: Settings) -> str:
+def _calibration_key(calib: Files, specs: Sequence[InputSpec], settings: Settings) -> str:
     """Changes with the calibration data."""
     if calib == ZEROQ:  # made by every cell from the model, with the same seed
         return ZEROQ

@@ -1,11 +1,12 @@
 from .dataset import Dataset, check_lost
 from .folders import ARRAY_SUFFIXES, IMAGE_SUFFIXES
+from .frozen import Frozen, freeze
 from .inputs import InputSpec
 from .labels import NO_LABELS, check_classes
 from .opening import ZEROQ, holds_images, open_calibration, open_validation
 from .preprocess import COLORS, IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, LAYOUTS, NO_RESIZE, Preprocess
 from .profiles import PreprocessField, beside, for_images, profile, require_numbers
-from .settings import DataSettings
+from .settings import SAMPLES, DataSettings
 from .sources import Data, Given, Labels, Samples, Source, given
 
 __all__ = [
@@ -18,10 +19,12 @@ __all__ = [
     "LAYOUTS",
     "NO_LABELS",
     "NO_RESIZE",
+    "SAMPLES",
     "ZEROQ",
     "Data",
     "DataSettings",
     "Dataset",
+    "Frozen",
     "Given",
     "InputSpec",
     "Labels",
@@ -33,6 +36,7 @@ __all__ = [
     "check_classes",
     "check_lost",
     "for_images",
+    "freeze",
     "given",
     "holds_images",
     "open_calibration",

@@ -181,6 +181,9 @@ def _open(source: Data, inputs: Sequence[InputSpec], preprocess: Preprocess, how
         return arrays
     _require_one(inputs)
     # Labels first: a class's number counts all folders, not only those the chosen files happen to come from.
+    handed = how.handed(len(files), root) if how.file is None else None
+    if handed is not None:
+        return _labelled_images(files, inputs, preprocess, how, handed)
     labels = labels_for(files, root, how.file) if how.with_labels else None
     images = _images(files, inputs, preprocess, how, labels)
     images.labels_source = f"in {how.file}" if how.file is not None else f"the names of the folders in {root}"
@@ -206,6 +209,15 @@ def _images(
     again = None if how.labelled else KeptPixels()
     kept = None if labels is None else labels[chosen]
     return ImageDataset(inputs[0], [files[i] for i in chosen], kept, preprocess, again)
+
+
+def _labelled_images(
+    files: Sequence[Path], inputs: Sequence[InputSpec], preprocess: Preprocess, how: _Opening, targets: Sequence[Any]
+) -> ImageDataset:
+    """Those of ``files`` that are chosen, with their part of ``targets``."""
+    images = _images(files, inputs, preprocess, how, class_indices(targets))
+    images.targets = [targets[i] for i in pick(len(files), how.samples, how.seed)]
+    return images
 
 
 # --- handed over in Python ---------------------------------------------------------------------------------------------------
@@ -311,9 +323,9 @@ def _open_listed(
             found.label(None, how.handed)
         return found
     _require_one(inputs)
-    images = _images(files, inputs, preprocess, how, None if targets is None else class_indices(targets))
-    if targets is not None:
-        images.targets = [targets[i] for i in pick(len(files), how.samples, how.seed)]
+    if targets is None:
+        return _images(files, inputs, preprocess, how, None)
+    images = _labelled_images(files, inputs, preprocess, how, targets)
     images.labels_source = f"of {source}"
     return images
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from mrecg_onnx.data.preprocess import Preprocess
 
-__all__ = ["UnreadableError", "cover", "fit", "needed_bytes", "pixels_of", "planes", "read_pixels"]
+__all__ = ["UnreadableError", "cover", "fit", "needed_bytes", "open_image", "pixels_of", "planes", "read_pixels"]
 
 #: Pillow's decoders for the suffixes looked for and for a .gif named by itself: it goes by content, and others start programs
 #: (Ghostscript for EPS).
@@ -39,6 +39,16 @@ def read_pixels(path: Path, preprocess: Preprocess, room: Room) -> NDArray[np.ui
     """
     with _opened(path, preprocess) as (opened, _, needed), room.take(needed):
         return _finished(opened, preprocess)
+
+
+def open_image(path: Path) -> Image.Image:
+    """The image in a file as it is, decoded.
+
+    Raises:
+        UnreadableError: it gives no pixels.
+    """
+    with _faults(path), Image.open(path, formats=_FORMATS) as opened:
+        return opened.copy()
 
 
 def pixels_of(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:

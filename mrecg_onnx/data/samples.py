@@ -21,7 +21,7 @@ from mrecg_onnx.data.decoding import Room
 from mrecg_onnx.data.fitting import as_array, cast, has_array, rows_of
 from mrecg_onnx.data.inputs import shape_text
 from mrecg_onnx.data.labels import LABEL_NAMES
-from mrecg_onnx.data.pixels import UnreadableError, pixels_of, planes, read_pixels
+from mrecg_onnx.data.pixels import UnreadableError, open_image, pixels_of, planes, read_pixels
 from mrecg_onnx.data.sources import image_like, parts
 
 if TYPE_CHECKING:
@@ -92,6 +92,29 @@ class Sampler:
             raise DataError(f"{what}: its inputs have different numbers of rows: {told}")
         self._check_sizes(made, what)
         return Rows(made, targets_of(target, count, what, batch=_is_batch(found, made, self.inputs)), count)
+
+    def images(self, item: Any, number: int) -> list[tuple[Image.Image, Any]]:
+        """The images of an item, of which ``number`` samples came before, with their targets; nothing is done to them.
+
+        Raises:
+            DataError: it has none, or one cannot be opened.
+        """
+        what = f"sample {number} of {self._called}"
+        value, target = parts(item)
+        if isinstance(value, Mapping):
+            target = target_in(value, self.inputs) if target is None else target
+            value = by_input(value, self.inputs, what)[self.inputs[0].name]
+        several = isinstance(value, list | tuple)
+        found = []
+        for one in value if several else [value]:
+            if not image_like(one):
+                raise DataError(f"{what} is a {type(one).__name__}, those before it are images: keep to one kind")
+            try:
+                found.append(one if isinstance(one, Image.Image) else open_image(Path(os.fspath(one))))
+            except UnreadableError as error:
+                raise DataError(f"{what}, {one}, cannot be read: {error}") from error
+        targets = targets_of(target, len(found), what, batch=several)
+        return list(zip(found, targets or [None] * len(found), strict=True))
 
     def _rows(self, value: Any, spec: InputSpec, what: str, number: int) -> NDArray[Any]:
         if isinstance(value, list | tuple) and value and (image_like(value[0]) or has_array(value[0])):

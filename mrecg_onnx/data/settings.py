@@ -8,8 +8,10 @@ from typing import Annotated
 from mrecg_onnx.converters.choices import AtLeast, Between, SettingsGroup
 from mrecg_onnx.data.profiles import PreprocessField
 
-__all__ = ["DataSettings"]
+__all__ = ["SAMPLES", "DataSettings"]
 
+#: Calibration images used at most where the user does not say.
+SAMPLES = 1024
 #: Images on which activation ranges are searched where the user does not say.
 RANGE_IMAGES = 64
 #: What every generator of random numbers takes.

@@ -494,6 +494,12 @@ def test_images_and_arrays_do_not_mix() -> None:
 @pytest.mark.parametrize("labels", [Y, Y.tolist(), torch.from_numpy(Y), Y[:, None].astype(np.uint8)])
 def test_labels_are_handed_over_beside_the_data(labels: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)
+    numbered(tmp_path / "images", N)
+    images = open_validation(tmp_path / "images", ONE, RAW, labels, 4)
+    assert images.labels is not None
+    assert images.labels.tolist() == Y[first_red(images.load()["x"])].tolist()
+    with pytest.raises(DataError, match="are a batch of 10 with 3 targets"):
+        open_validation(tmp_path / "images", ONE, RAW, [1, 2, 3])
     for source in (X, {"x": X}, list(X), tensors(), tmp_path / "x.npy"):
         data = validated(source, labels=labels, limit=4)
         list(data.batches(2))

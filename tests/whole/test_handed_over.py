@@ -15,7 +15,7 @@ from helpers.command_line import classifier, write_images
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
-from mrecg_onnx import Preprocess, Settings, inspect, quantize, sensitivity, validate
+from mrecg_onnx import Preprocess, Settings, compare, inspect, quantize, sensitivity, validate
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.data import InputSpec, open_validation, profile
 from mrecg_onnx.progress import Progress
@@ -219,3 +219,49 @@ def test_images_need_to_know_how_they_become_numbers(here: Here) -> None:
 def test_two_samples_are_the_least(here: Here) -> None:
     with pytest.raises(DataError, match="calibration needs at least two images"):
         quantize(here.model, [here.x[0]], NEAREST)
+
+
+# --- comparing ---------------------------------------------------------------------------------------------------------------
+
+
+def compared(here: Here, calib: Any, data: Any, folder: Path, **more: Any) -> Any:
+    settings = Settings(threads=1, preprocess="unit")
+    more = {"methods": ["nearest"], "bits": ["W4A4"], "settings": settings, "repeats": 0} | more
+    return compare(here.model, calib, data, folder, **more)
+
+
+@pytest.fixture(scope="module")
+def by_paths(here: Here, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return compared(here, here.images, here.images, tmp_path_factory.mktemp("compared") / "out").cells[0]
+
+
+@pytest.mark.parametrize(
+    ("calib", "data"), [("generator", "pair"), ("images", "generator of images"), ("paths", "paths")]
+)
+def test_a_comparison_writes_them_for_its_cells(
+    here: Here, by_paths: Any, calib: str, data: str, tmp_path: Path
+) -> None:
+    found = compared(here, here.handed(calib), here.handed(data), tmp_path / "out", repeats=2)
+    (cell,) = found.cells
+    assert cell.error is None
+    assert (cell.top1, cell.agreement, cell.sqnr_db) == (by_paths.top1, by_paths.agreement, by_paths.sqnr_db)
+    assert cell.latency_s is not None
+    written = sorted(path.name.split("-")[0] for path in (tmp_path / "out" / "cells").glob("data/*"))
+    assert written == ([] if calib == "paths" else ["calibration", "validation", "validation"])
+    assert all(Path(shown).exists() for shown in (found.calib, found.data)) or calib == "paths"
+
+
+def test_a_comparison_goes_on_with_the_same_samples(here: Here, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+
+    def stages(calib: Any, data: Any) -> set[str]:
+        seen: list[Any] = []
+        compared(here, calib, data, folder, progress=seen.append)
+        return {event.stage for event in seen if event.stage}
+
+    assert "validate" in stages(here.x, (here.x, here.y))
+    assert "validate" not in stages(here.handed("DataLoader"), here.handed("generator"))
+    assert "validate" in stages(here.x, (here.x, here.y[::-1]))
+    assert len(list((folder / "cells" / "data").iterdir())) == 3
+    with pytest.raises(SettingsError, match=r"belong to another comparison \(different: calib\)"):
+        compared(here, here.x[::-1].copy(), (here.x, here.y), folder)
