@@ -26,9 +26,9 @@ from mrecg_onnx.runtimes import fused_op_counts, input_specs, open_session
 
 SAMPLE = Path(__file__).parent.parent / "samples"
 MODEL, CALIB, VAL = SAMPLE / "digits_resnet8.onnx", SAMPLE / "calib", SAMPLE / "val"
-WIDTHS = ((8, 8), (4, 8), (4, 4), (3, 3), (2, 4), (2, 2))
-#: Those that the README names get three, the others one.
-SEEDS = {(4, 8): (0, 1, 2), (4, 4): (0, 1, 2)}
+WIDTHS = ((8, 8), (4, 8), (4, 4), (2, 2))
+#: Those that the README names get more than one.
+SEEDS = {(4, 8): (0, 1, 2), (4, 4): (0, 1)}
 BATCHES = (1, 32)
 WARM_UP = 50
 #: Runs before the clock is read: one of the smallest takes a tenth of a millisecond.
