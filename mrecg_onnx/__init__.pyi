@@ -2,7 +2,7 @@ from .comparing import Comparison, compare
 from .conversion import Conversion, convert
 from .converters.errors import MrecgError
 from .data import Preprocess, Samples
-from .inspecting import FinishedFile, Inspection, Ranking, inspect, inspect_result, sensitivity
+from .inspecting import Estimate, FinishedFile, Inspection, Ranking, estimate, inspect, inspect_result, sensitivity
 from .litert import LiteRTFile, to_litert
 from .measures import MeanIoU, Metric, mean_average_precision
 from .planning import BitRule
@@ -18,6 +18,7 @@ __all__ = [
     "BitRule",
     "Comparison",
     "Conversion",
+    "Estimate",
     "FinishedFile",
     "Inspection",
     "LiteRTFile",
@@ -35,6 +36,7 @@ __all__ = [
     "compare",
     "convert",
     "doctor",
+    "estimate",
     "inspect",
     "inspect_result",
     "mean_average_precision",

@@ -26,7 +26,7 @@ from mrecg_onnx.targets import load_target
 from mrecg_onnx.widths import Allocation, Judge, JudgedBy, choose_widths
 from mrecg_onnx.writing import Contained, contained, export, retarget
 
-__all__ = ["QuantizationResult", "quantize"]
+__all__ = ["QuantizationResult", "quantize", "written"]
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def _result(
     allocation: Allocation | None,
 ) -> QuantizationResult:
     """The file, and what was found on the way to it; made in the first process, so that all return the same."""
-    held, verification = _written(run, ready, learner, metadata(ready, learner.plan, start.protected))
+    held, verification = written(run, ready, learner, metadata(ready, learner.plan, start.protected))
     for warning in verification.warnings:
         logger.warning("%s", warning)
     return QuantizationResult(
@@ -136,7 +136,7 @@ def _result(
     )
 
 
-def _written(run: Run, ready: Prepared, learner: Learner, entries: dict[str, str]) -> tuple[Contained, Verification]:
+def written(run: Run, ready: Prepared, learner: Learner, entries: dict[str, str]) -> tuple[Contained, Verification]:
     """The file for its target and in its container, and what checks on it said."""
     simulation, target = learner.simulation, load_target(ready.settings.target)
     with run.stage("export"):

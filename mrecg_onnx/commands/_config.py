@@ -22,7 +22,7 @@ __all__ = ["config_beside", "config_option", "resolved"]
 #: What no file may ask for: files that name files of options, and writing over results.
 _NEVER = frozenset({"config", "help", "force"})
 #: What decides where and how a run tells of its result, and not what it makes.
-_NOT_THE_RESULT = _NEVER | {"output", "json", "report", "checkpoint", "debug", "verbose", "quiet"}
+_NOT_THE_RESULT = _NEVER | {"output", "json", "report", "checkpoint", "debug", "verbose", "quiet", "dry-run"}
 #: What stands for others, which are written out.
 _STANDS_FOR_OTHERS = frozenset({"preset"})
 #: Bytes of a file at most: there are a hundred options.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mrecg_onnx.quantization import QuantizationResult
     from mrecg_onnx.settings import Settings
 
-__all__ = ["details", "summary", "used_images"]
+__all__ = ["bits_line", "details", "summary", "used_images"]
 
 #: Warnings on the screen; --verbose has all.
 WARNED = 2
@@ -49,7 +49,7 @@ def summary(result: QuantizationResult, model: Path, names: Names, *, images_ign
     return grid(
         {
             "output": _file(result, model),
-            "bits": _bits(result.plan, result.settings),
+            "bits": bits_line(result.plan, result.settings),
             "matched": _matched(result, names),
             "budget": _budgets(result),
             "loss": _loss(result),
@@ -123,7 +123,9 @@ def _file(result: QuantizationResult, model: Path) -> str:
     return f"{result.output}, {sizes}, {ratio(before, after, 'smaller', 'larger')}"
 
 
-def _bits(plan: Plan, settings: Settings) -> str:
+def bits_line(plan: Plan, settings: Settings) -> str:
+    """How many layers and activations have which width."""
+
     def counts(widths: list[int]) -> str:
         return ", ".join(f"{widths.count(w)} at {w}" for w in sorted(set(widths)))
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mrecg_onnx.commands._config import config_beside, resolved
 from mrecg_onnx.commands._console import VERBOSE, asked, say, show, warn
+from mrecg_onnx.commands._dry_run import foreseen, from_the_start, so_far
 from mrecg_onnx.commands._errors import guarded
-from mrecg_onnx.commands._files import CONFIG, check_new, check_writes, write_json
+from mrecg_onnx.commands._files import CONFIG, STDOUT, check_new, check_writes, write_json
 from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._names import Names
 from mrecg_onnx.commands._options import (
@@ -29,7 +30,7 @@ from mrecg_onnx.commands._options import (
 from mrecg_onnx.commands._presets import given_beside, preset_option
 from mrecg_onnx.commands._progress import progress
 from mrecg_onnx.commands._repeat import given_command
-from mrecg_onnx.commands._sections import Command, Option
+from mrecg_onnx.commands._sections import RUN, Command, Option, option
 from mrecg_onnx.commands._settings import metric_from, preprocess_from, settings_from
 from mrecg_onnx.commands._summary import details, summary, used_images
 from mrecg_onnx.commands._tables import grid
@@ -37,6 +38,11 @@ from mrecg_onnx.commands._unused import unused_options
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.results import write_text
 from mrecg_onnx.machine import is_first
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mrecg_onnx.settings import Settings
 
 __all__ = ["quantize_command"]
 
@@ -56,6 +62,12 @@ __all__ = ["quantize_command"]
 )
 @force_option
 @preset_option
+@option(
+    RUN,
+    "--dry-run",
+    is_flag=True,
+    help="Say what would be done and written, and about how much time and memory it takes, and stop there.",
+)
 @plan_options
 @budget_options
 @learning_options
@@ -77,6 +89,7 @@ def quantize_command(
     report_file: Path | None,
     json_file: Path | None,
     debug: bool,
+    dry_run: bool,
     **options: Any,
 ) -> None:
     """Quantize MODEL to low bits with learned rounding.
@@ -88,6 +101,7 @@ def quantize_command(
     mrecg-onnx quantize model.onnx --calib images/ --wbits 2 --abits 4 --bits 'head=W8A8' -o small.onnx
     mrecg-onnx quantize model.onnx --calib images/ --size-budget 1.8MB
     mrecg-onnx quantize model.onnx --calib images/ --report page.html
+    mrecg-onnx quantize model.onnx --calib images/ --preset best --dry-run
     """  # noqa: D301 - click wants the character, not backslash and b
     budgets = [options[name] for name in ("size_budget", "avg_wbits", "max_drop")]
     widths = f"w{options['wbits']}" if budgets == [None] * 3 else "mixed_"
@@ -96,7 +110,7 @@ def quantize_command(
     writes = [path for path in (out, json_file, report_file, config) if path]
     with guarded(debug=debug, writes=writes, kept=lambda: _kept(checkpoint)):
         settings, metric = settings_from(options), metric_from(options)
-        _check_paths(model, out, json_file, report_file, config)
+        _check_paths(model, out, json_file, report_file, config, new=not dry_run)
         given = given_beside(ctx)
         if report_file is not None:
             from mrecg_onnx.reporting import require_packages
@@ -105,6 +119,11 @@ def quantize_command(
             given = [name for name in given if name not in {"data", "labels", "metric"}]  # the page measures on them
         for sentence in unused_options(settings, given, calib):
             warn(sentence)
+        if dry_run:
+            if settings.max_drop is not None and data is None:
+                raise SettingsError("--max-drop needs --data: images on which the drop is measured")
+            _foresee(model, calib, settings, writes, json_file)
+            return
 
         with loading():
             from mrecg_onnx.quantization import quantize
@@ -150,6 +169,23 @@ def quantize_command(
         say(f"Next: {shlex.join(check)}", err=False)
 
 
+def _foresee(
+    model: Path, calib: str | Path, settings: Settings, writes: Sequence[Path], json_file: Path | None
+) -> None:
+    """Say what the run would be; nothing is written, JSON only to standard output."""
+    with loading():
+        from mrecg_onnx.inspecting import estimate
+
+    before, names = so_far(), Names(model)
+    with progress(settings.iters, names) as report:
+        found = from_the_start(estimate(model, calib, settings, progress=report), before)
+    if not is_first():
+        return
+    if json_file == STDOUT:
+        write_json(found.to_json(), STDOUT)
+    show(*foreseen(found, model, [path for path in writes if path != STDOUT], names))
+
+
 def _kept(checkpoint: Path | None) -> str:
     """What an interrupted run leaves to go on from."""
     if checkpoint is None:
@@ -159,11 +195,13 @@ def _kept(checkpoint: Path | None) -> str:
     return f"{units} kept in {checkpoint}: the same command goes on there"
 
 
-def _check_paths(model: Path, out: Path, json_file: Path | None, report_file: Path | None, config: Path | None) -> None:
+def _check_paths(
+    model: Path, out: Path, json_file: Path | None, report_file: Path | None, config: Path | None, *, new: bool
+) -> None:
     files = (("--json", json_file, [out, config]), ("--report", report_file, [out, config, json_file]))
-    for option, path, others in (*files, ("the file of options", config, [out])):
+    for named, path, others in (*files, ("the file of options", config, [out])):
         if path is not None and path.resolve() in {other.resolve() for other in others if other is not None}:
-            raise SettingsError(f"{option} {path} is an output file: choose another file")
+            raise SettingsError(f"{named} {path} is an output file: choose another file")
     given = click.get_current_context().meta.get(CONFIG)
     anew = given is not None and config is not None and given.resolve() == config.resolve()  # with --force
     check_writes(
@@ -176,5 +214,5 @@ def _check_paths(model: Path, out: Path, json_file: Path | None, report_file: Pa
         [model],
         "the model itself",
     )
-    for path in filter(None, (out, config)):
+    for path in filter(None, (out, config) if new else ()):
         check_new(path)

@@ -1,5 +1,5 @@
 from .held import Fitting
 from .settings import FinishSettings
-from .stage import FinishResult, finish
+from .stage import FinishResult, finish, finish_steps
 
-__all__ = ["FinishResult", "FinishSettings", "Fitting", "finish"]
+__all__ = ["FinishResult", "FinishSettings", "Fitting", "finish", "finish_steps"]

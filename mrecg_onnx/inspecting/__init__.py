@@ -1,4 +1,4 @@
-"""What quantization would do to a model, before it is done, and what a finished file says of itself.
+"""What quantization would do to a model and take, before it is done, and what a finished file says of itself.
 
 The plan of a model in words, the ranking of its layers by what they lose, and what a result's graph and metadata hold.
 """

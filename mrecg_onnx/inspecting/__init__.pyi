@@ -1,14 +1,17 @@
+from .estimating import Estimate, estimate
 from .finished import FinishedFile, inspect_result, is_result
 from .inspection import Inspection, Measured, TensorInfo, inspect
 from .ranking import Quality, Ranking, sensitivity
 
 __all__ = [
+    "Estimate",
     "FinishedFile",
     "Inspection",
     "Measured",
     "Quality",
     "Ranking",
     "TensorInfo",
+    "estimate",
     "inspect",
     "inspect_result",
     "is_result",

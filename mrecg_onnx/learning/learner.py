@@ -30,7 +30,7 @@ from mrecg_onnx.planning import Plan, UnitPlan
 from mrecg_onnx.progress import Progress, UnitResult
 from mrecg_onnx.quantizers import compile_kernels
 
-__all__ = ["Learner", "reconstruct"]
+__all__ = ["Learner", "probe_iters", "reconstruct"]
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class Learner:
         if not (method.merge and settings.scheme == "loss") or self._lessons is None:
             return ()
         with self._run.stage("probe"):
-            iters = min(settings.iters, max(MIN_PROBE, round(settings.iters * settings.probe_fraction)))
+            iters = probe_iters(settings)
             known = self.simulation
             trial = Simulation(known.network, known.plan, dict(known.activations), dict(known.weights))
             first = dataclasses.replace(method.passes[0], stage="probe")
@@ -210,6 +210,11 @@ class Learner:
         if forget:
             self._lessons.inputs.forget()
         return tuple(reconstruct(prefix, self._lessons, phase, iters))
+
+
+def probe_iters(settings: LearnerSettings) -> int:
+    """Iterations of a unit in the probing run."""
+    return min(settings.iters, max(MIN_PROBE, round(settings.iters * settings.probe_fraction)))
 
 
 def solver_of(method: Method) -> Callable[..., UnitResult]:

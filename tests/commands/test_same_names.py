@@ -16,6 +16,7 @@ FUNCTIONS = {"runtimes": "try_runtimes"}  # mrecg_onnx.runtimes is the room
 #: Options whose argument has another name, and why.
 ARGUMENTS = {
     ("compare", "layer_bits"): "bits",  # a field of the settings there, whose name compare needs for its widths
+    ("quantize", "dry_run"): "settings",  # a call of its own: estimate, with the same arguments
     ("*", "range"): "ranges",  # a word of Python
     ("*", "allocate"): "allocation",
 }
@@ -47,7 +48,7 @@ def test_each_command_is_a_function_of_its_name(command: str) -> None:
 def test_each_option_is_an_argument_of_its_name(command: str) -> None:
     known = set(_function(command).parameters)
     if "settings" in known:
-        known |= set(inspect.signature(mrecg_onnx.Settings).parameters)
+        known |= set(inspect.signature(mrecg_onnx.Settings).parameters)  # its fields, and preset
     if known & {"settings", "preprocess"} or command == "runtimes":  # try_runtimes is given arrays
         known |= {field.name for field in dataclasses.fields(mrecg_onnx.Preprocess)} | {"preprocess"}
     if "metric" in known:
