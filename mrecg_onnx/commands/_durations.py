@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import TYPE_CHECKING
 
+from mrecg_onnx.machine import milliseconds
 from mrecg_onnx.methods import METHODS
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from mrecg_onnx.progress import Progress
 
-__all__ = ["TimeLeft", "clock", "duration", "milliseconds", "share_done"]
+__all__ = ["TimeLeft", "clock", "duration", "share_done"]
 
 #: Stages that take units one after the other.
 LEARNING = frozenset({"probe", "finish", *(phase.stage for method in METHODS.values() for phase in method.passes)})
@@ -31,14 +31,6 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def milliseconds(seconds: float) -> str:
-    """Milliseconds with three digits that count: ``0.0512``, ``1.23``, ``123``, ``1234``."""
-    found = 1e3 * seconds
-    if not found > 0:
-        return "0"
-    return f"{found:.{min(6, max(0, 2 - math.floor(math.log10(found))))}f}"
 
 
 class TimeLeft:

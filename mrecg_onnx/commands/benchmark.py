@@ -15,6 +15,7 @@ from mrecg_onnx.commands._progress import counter
 from mrecg_onnx.commands._sections import Command, Option
 from mrecg_onnx.commands._tables import grid, mebibytes, rows
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.machine import milliseconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,8 +113,8 @@ def _timings(found: Benchmark) -> RenderableType:
             "own" if one.threads is None else str(one.threads),
             str(one.batch),
             one.file,
-            f"{1e3 * one.median_s:.2f} ms",
-            f"{1e3 * one.low_s:.2f} to {1e3 * one.high_s:.2f}",
+            f"{milliseconds(one.median_s)} ms",
+            f"{milliseconds(one.low_s)} to {milliseconds(one.high_s)}",
             f"{one.throughput:.0f}",
             f"{one.speedup:.2f}x",
         ]

@@ -17,7 +17,7 @@ from mrecg_onnx.commands._progress import counter
 from mrecg_onnx.commands._sections import IMAGES, Command, Option
 from mrecg_onnx.commands._settings import preprocess_from
 from mrecg_onnx.commands._tables import grid, rows
-from mrecg_onnx.machine import parse_byte_size
+from mrecg_onnx.machine import milliseconds, parse_byte_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -205,7 +205,7 @@ def _table(found: RuntimesReport) -> RenderableType:
             "-" if one.agreement is None else f"{one.agreement:.1%} of {one.items}",
             "-" if not one.sqnr_by_output else f"{next(iter(one.sqnr_by_output.values())):.1f} dB",
             str(one.arithmetic or ("not said" if one.runs else "-")),
-            "-" if one.median_s is None else f"{1e3 * one.median_s:.2f} ms",
+            "-" if one.median_s is None else f"{milliseconds(one.median_s)} ms",
             *([] if not found.against else [_number(one.time_ratio), _number(one.cpu_ratio)]),
             _note(one),
         ]

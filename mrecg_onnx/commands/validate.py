@@ -25,7 +25,7 @@ from mrecg_onnx.commands._sections import Command, Option
 from mrecg_onnx.commands._settings import metric_from, preprocess_from
 from mrecg_onnx.commands._tables import grid, mebibytes, ratio, rows, width
 from mrecg_onnx.converters.deadline import LIMIT_S
-from mrecg_onnx.machine import is_first
+from mrecg_onnx.machine import is_first, milliseconds
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -252,4 +252,4 @@ def _change(before: Accuracy | None, after: Accuracy | None) -> str:
 
 
 def _milliseconds(report: ModelReport) -> str | None:
-    return None if report.latency_s is None else f"{1000 * report.latency_s:.2f} ms"
+    return None if report.latency_s is None else f"{milliseconds(report.latency_s)} ms"

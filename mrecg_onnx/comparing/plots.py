@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.files import followed, writing_whole
+from mrecg_onnx.machine import milliseconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,7 +108,7 @@ def timings_figure(found: Benchmark) -> Figure:
                 1e3 * one.median_s,
                 1e3 * one.low_s,
                 1e3 * one.high_s,
-                f"{_milliseconds(1e3 * one.median_s)}  ({one.speedup:.2f}x)",
+                f"{milliseconds(one.median_s)}  ({one.speedup:.2f}x)",
             )
             for one in (here[name] for name in names)
         ]
@@ -120,19 +121,6 @@ def timings_figure(found: Benchmark) -> Figure:
         _finish(axis, _stems(names), rows, f"{provider}, {own}, batch {batch}")
     figure.supxlabel("latency, ms (speed against the first file)", fontsize=9.5, color=_SOFT)
     return figure
-
-
-def _milliseconds(value: float) -> str:
-    """Three digits, and no power of ten."""
-    return (
-        f"{value:.0f}"
-        if value >= 100
-        else f"{value:.1f}"
-        if value >= 10
-        else f"{value:.2f}"
-        if value >= 0.095
-        else f"{value:.3f}"
-    )
 
 
 def _stems(names: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ import io
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.text import printable
-from mrecg_onnx.machine import byte_size
+from mrecg_onnx.machine import byte_size, milliseconds
 
 if TYPE_CHECKING:
     from mrecg_onnx.comparing.result import Cell, Comparison
@@ -33,7 +33,7 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     if metric is not None and comparison.fp32_score is not None:
         first["score"] = metric.text(comparison.fp32_score)
     if comparison.fp32_latency_s is not None:
-        first["latency"] = f"{1e3 * comparison.fp32_latency_s:.2f} ms"
+        first["latency"] = f"{milliseconds(comparison.fp32_latency_s)} ms"
     content = [first, *(_texts(cell, metric) for cell in comparison.cells)]
     used = [name for name in COLUMNS if any(row.get(name) for row in content)]
     named = {"base": comparison.base_method, "metric": metric.name if metric is not None else ""}
@@ -68,7 +68,7 @@ def _texts(cell: Cell, metric: Metric | None) -> dict[str, str]:
         "seconds": text(cell.seconds, "{:.1f} s"),
         "peak": _megabytes(cell.peak_bytes),
         "size": _megabytes(cell.size_bytes),
-        "latency": text(cell.latency_s, "{:.2f} ms", 1e3),
+        "latency": "" if cell.latency_s is None else f"{milliseconds(cell.latency_s)} ms",
         "speedup": text(cell.speedup, "{:.2f}x"),
     }  # fmt: skip
 

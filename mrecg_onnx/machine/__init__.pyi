@@ -1,4 +1,4 @@
-from .byte_sizes import byte_size, parse_byte_size
+from .amounts import byte_size, milliseconds, parse_byte_size
 from .cache import Pool, Region, Store, channels_last, give_back
 from .device import full_precision, pick_device
 from .kept import NOTHING_KEPT, Kept, short_digest
@@ -32,6 +32,7 @@ __all__ = [
     "joined",
     "local_rank",
     "locked",
+    "milliseconds",
     "open_run",
     "parse_byte_size",
     "pick_device",

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mrecg_onnx.converters.errors import DataError
-from mrecg_onnx.machine.byte_sizes import byte_size
+from mrecg_onnx.machine.amounts import byte_size
 from mrecg_onnx.quantizers import Grid, quantize_codes
 
 __all__ = ["Pool", "Region", "Store", "default_memory", "give_back", "keep_freed"]

@@ -13,7 +13,7 @@ import psutil
 
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.data import Dataset
-from mrecg_onnx.machine.byte_sizes import byte_size
+from mrecg_onnx.machine.amounts import byte_size
 from mrecg_onnx.machine.cache import give_back
 from mrecg_onnx.planning import Footprint
 

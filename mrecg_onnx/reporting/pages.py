@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrecg_onnx.comparing import environment
+from mrecg_onnx.machine import milliseconds
 from mrecg_onnx.reporting.content import DASH, Cell, Column, Fact, Page, Pairs, Section, Table, shown
 from mrecg_onnx.reporting.sections import (
     answers_section,
@@ -291,7 +292,8 @@ def validation_page(
 def _latency(result: ValidationResult) -> list[Fact]:
     if result.speedup is None or result.fp32.latency_s is None or result.quantized.latency_s is None:
         return []
-    times = f"{1e3 * result.quantized.latency_s:.2f} ms against {1e3 * result.fp32.latency_s:.2f}, batch {result.latency_batch}"
+    fp32, quantized = milliseconds(result.fp32.latency_s), milliseconds(result.quantized.latency_s)
+    times = f"{quantized} ms against {fp32}, batch {result.latency_batch}"
     faster = result.speedup >= 1
     value = f"{result.speedup:.2f} times" if faster else f"{1 / result.speedup:.2f} times"
     return [
@@ -332,8 +334,8 @@ def _side_by_side(result: ValidationResult) -> Table:
         rows.append(
             row(
                 f"Latency, batch {result.latency_batch}",
-                f"{1e3 * result.fp32.latency_s:.2f} ms",
-                f"{1e3 * result.quantized.latency_s:.2f} ms",
+                f"{milliseconds(result.fp32.latency_s)} ms",
+                f"{milliseconds(result.quantized.latency_s)} ms",
                 f"{1 / result.speedup:.2f} times",
             )
         )

@@ -1,4 +1,4 @@
-"""Sizes in bytes as people read and write them: 1.80 MB, 4.00 MiB, 2G."""
+"""Sizes in bytes and short times as people read and write them: 1.80 MB, 4.00 MiB, 2G; 1.23 ms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.text import quoted
 
-__all__ = ["byte_size", "parse_byte_size"]
+__all__ = ["byte_size", "milliseconds", "parse_byte_size"]
 
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 _WRITTEN = re.compile(r"^([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(K|M|G|T)(i?)B?$", re.IGNORECASE)
@@ -17,6 +17,14 @@ _WRITTEN = re.compile(r"^([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(K|M|G|T)(i?)B?$", re
 def byte_size(count: float, unit: str, digits: int = 2) -> str:
     """``count`` bytes in ``unit``, one of KB, MB, GB, TB (powers of 1000) and KiB, MiB, GiB, TiB (powers of 1024)."""
     return f"{count / _bytes_of(unit):.{digits}f} {unit}"
+
+
+def milliseconds(seconds: float) -> str:
+    """Milliseconds with three digits that count: ``0.0512``, ``1.23``, ``123``, ``1234``."""
+    found = 1e3 * seconds
+    if not found > 0:
+        return "0"
+    return f"{found:.{min(6, max(0, 2 - math.floor(math.log10(found))))}f}"
 
 
 def parse_byte_size(option: str, text: str) -> int:
