@@ -238,7 +238,8 @@ def _open_given(source: Given, inputs: Sequence[InputSpec], preprocess: Preproce
     if isinstance(source, Stream):
         if how.handed(0, source) is not None:
             raise DataError(f"labels of {source} come with its items: give pairs (inputs, label)")
-        begin, most, expected = source.items, how.samples, source.hint
+        begin, most = source.items, how.samples
+        expected = None if source.hint is None else source.hint * sampler.take(source.first, 0).count
     else:
         rows = sampler.take(source.first, 0).count
         if rows == 1 and not how.keep:

@@ -22,7 +22,7 @@ from mrecg_onnx.data import (
 )
 from mrecg_onnx.inspecting import Ranking, inspect_result
 from mrecg_onnx.reporting.comparisons import comparison_page, ranking_page
-from mrecg_onnx.reporting.measuring import Measured, measure
+from mrecg_onnx.reporting.measuring import ANSWER_IMAGES, Measured, measure
 from mrecg_onnx.reporting.pages import finished_page, quantization_page, validation_page
 from mrecg_onnx.reporting.writing import require_packages, write_page
 from mrecg_onnx.results import QuantizationResult
@@ -82,7 +82,8 @@ def report_quantization(
     measured: Measured | None = None
     said: tuple[str, ...] = ()
     if data is not None:
-        validation, measured = _validated(fp32, file, data, labels, limit=limit, metric=metric)
+        known = None, settings.preprocess
+        validation, measured = _validated(fp32, file, data, labels, known, limit, metric)
     elif metric is not None:
         raise SettingsError("a metric is measured on images: give data, too")
     elif calib == ZEROQ:
@@ -104,27 +105,34 @@ def _validated(
     file: Model,
     data: Data,
     labels: Labels | None,
-    preprocess: Preprocess | None = None,
+    preprocess: tuple[Preprocess | None, Preprocess | None],
     limit: int | None = None,
     metric: AnyMetric = None,
 ) -> tuple[ValidationResult, Measured]:
-    """Both files on all of ``data``, and on some of it what else a page shows."""
-    source = given(data)
-    if isinstance(source, Given) and not source.again:
-        raise DataError(
-            f"{source} goes by once, and a page reads its data twice: give a list, or a function that begins anew"
+    """Both files on all of ``data``, and on some of it what else a page shows.
+
+    ``preprocess`` is what somebody says, and what is known where nobody does.
+    """
+    source, (said, known) = given(data), preprocess
+    if isinstance(source, Given) and not source.again:  # what goes by once is read twice here
+        specs = specs_of(load_model(fp32), describe(fp32))
+        kept = open_validation(
+            source, specs, said or known or Preprocess(), labels, limit, keep=True, classes=metric is None
         )
-    found = validate(fp32, file, source, labels=labels, preprocess=preprocess, limit=limit, metric=metric)
+        return validate(fp32, file, kept, metric=metric), measure(fp32, file, kept)
+    found = validate(fp32, file, source, labels=labels, preprocess=said, limit=limit, metric=metric)
     return found, measure(fp32, file, _opened(fp32, source, labels, found, limit))
 
 
 def _opened(
     fp32: Model, data: Source, labels: Labels | None, found: ValidationResult, limit: int | None = None
 ) -> Dataset:
-    """The data that ``found`` was made on, open again."""
-    return open_validation(
-        data, specs_of(load_model(fp32), describe(fp32)), found.preprocess or Preprocess(), labels, limit, classes=False
-    )
+    """The data that ``found`` was made on, open again; of what was handed over so many samples as a page looks at."""
+    handed = isinstance(data, Given)
+    if handed:
+        limit = ANSWER_IMAGES if limit is None else min(limit, ANSWER_IMAGES)
+    specs, preprocess = specs_of(load_model(fp32), describe(fp32)), found.preprocess or Preprocess()
+    return open_validation(data, specs, preprocess, labels, limit, keep=handed, classes=False)
 
 
 def report_validation(
@@ -244,7 +252,8 @@ def report(
     measured: Measured | None = None
     said: tuple[str, ...] = ()
     if against is not None and data is not None:
-        validation, measured = _validated(against, Path(result), data, labels, preprocess, limit, metric)
+        known = preprocess, found.preprocess
+        validation, measured = _validated(against, Path(result), data, labels, known, limit, metric)
     else:
         said = ("nothing was measured: --against and --data with the float model and images show errors and answers",)
     write_page(finished_page(found, measured, validation, said=said, command=command), output)

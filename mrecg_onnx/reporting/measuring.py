@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from mrecg_onnx.runtimes import Model
     from mrecg_onnx.validating import LayerError
 
-__all__ = ["Answers", "Histogram", "Measured", "measure"]
+__all__ = ["ANSWER_IMAGES", "Answers", "Histogram", "Measured", "measure"]
 
 Array = npt.NDArray[Any]
 #: Images whose layers are compared, and those whose answers are; seconds for either, and for values of tensors.

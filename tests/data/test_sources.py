@@ -358,6 +358,15 @@ def test_the_first_samples_of_a_stream_can_be_asked_for_again() -> None:
         assert len(data.load(4)["x"]) == 4
 
 
+def test_a_stream_tells_about_how_many_samples_will_come() -> None:
+    data = validated(DataLoader(tensors(), batch_size=4))
+    assert len(data) == 12  # three batches like the first one
+    list(data.batches(3))
+    assert len(data) == N
+    assert len(validated(DataLoader(tensors(), batch_size=4), limit=6)) == 6
+    assert len(validated(generator())) == 0
+
+
 def test_a_reader_that_was_used_is_rewound() -> None:
     reader = Rewound()
     reader.get_next()
