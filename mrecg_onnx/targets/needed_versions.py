@@ -85,7 +85,8 @@ class Requirement:
 
 def requirements(model: onnx.ModelProto) -> tuple[Requirement, ...]:
     """What ``model`` needs, by its graph."""
-    return tuple(row for row, needs in _TABLE if needs(model.graph))
+    found = tuple(row for row, needs in _TABLE if needs(model.graph))
+    return (_POOLS, *found) if _unequal_pads(model) else found
 
 
 def note_requirements(model: onnx.ModelProto) -> None:
@@ -201,6 +202,23 @@ def _full_clips(graph: onnx.GraphProto) -> bool:
         ends = np.array([low.item(), high.item()], np.float64).reshape(2, -1) / scale + zero.astype(np.float64)
         limits = np.iinfo(zero.dtype) if zero.dtype.kind in "iu" else None
         if limits is not None and np.allclose(ends[:, :1].ravel(), (limits.min, limits.max), atol=1e-2):
+            return True
+    return False
+
+
+#: Measured with 1.22.1 to 1.25.1, one to three axes, opset 11 to 22: wrong from opset 19 on, with two axes or more and pads that differ.
+_POOLS = Requirement("onnxruntime", "1.25", "average pools that count unequal pads", "wrong values")
+
+
+def _unequal_pads(model: onnx.ModelProto) -> bool:
+    """An AveragePool of two axes or more that counts its pads, which are not the same on all sides."""
+    opset = max((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), default=0)
+    for node in model.graph.node if opset >= 19 else ():
+        if node.op_type != "AveragePool":
+            continue
+        said = {entry.name: entry for entry in node.attribute}
+        pads = list(said["pads"].ints) if "pads" in said else []
+        if len(pads) >= 4 and len(set(pads)) > 1 and "count_include_pad" in said and said["count_include_pad"].i:
             return True
     return False
 

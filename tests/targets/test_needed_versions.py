@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import onnx
+import onnx.parser
 import pytest
 from helpers.targets import quantized
 
@@ -67,6 +68,24 @@ def test_a_portable_file_is_slower_below() -> None:
     aimed = retarget(quantized("residual", "portable", 8, 8), load_target("portable"))
     assert needs(aimed) == {"1.23": "slower"}
     assert not needs(retarget(quantized("residual", "qnn", 4, 4), load_target("qnn")))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "opset", "wrong"),
+    [
+        ("pads = [0, 0, 1, 1], count_include_pad = 1", 19, True),
+        ("pads = [0, 1, 0, 1], count_include_pad = 1", 22, True),
+        ("pads = [0, 0, 1, 1], count_include_pad = 1", 17, False),
+        ("pads = [1, 1, 1, 1], count_include_pad = 1", 19, False),
+        ("pads = [0, 0, 1, 1]", 19, False),
+        ("count_include_pad = 1", 19, False),
+    ],
+)
+def test_pools_that_count_unequal_pads_need_a_newer_runtime(attributes: str, opset: int, *, wrong: bool) -> None:
+    pool = f"AveragePool <kernel_shape = [2, 2], {attributes}> (x)"
+    text = f'<ir_version: 8, opset_import: ["" : {opset}]> g (float[1, 1, 4, 4] x) => (float[1, 1, h, w] y) {{ y = {pool} }}'
+    found = requirements(onnx.parser.parse_model(text))
+    assert [row.version for row in found] == (["1.25"] if wrong else [])
 
 
 def test_what_is_written_is_plain_json() -> None:
