@@ -206,7 +206,7 @@ def _full_clips(graph: onnx.GraphProto) -> bool:
     return False
 
 
-#: Measured with 1.22.1 to 1.25.1, one to three axes, opset 11 to 22: wrong from opset 19 on, with two axes or more and pads that differ.
+#: Measured with 1.22.1 to 1.25.1, one to three axes, opset 11 to 22: wrong from opset 19 on, with two axes or more.
 _POOLS = Requirement("onnxruntime", "1.25", "average pools that count unequal pads", "wrong values")
 
 
