@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from mrecg_onnx.reporting.measuring import Histogram
 
-__all__ = ["draw_curve", "draw_dots", "draw_histogram", "draw_profile"]
+__all__ = ["draw_curve", "draw_dots", "draw_graph", "draw_histogram", "draw_profile"]
 
 #: The page's colours under the values that drawings are made with.
 COLOURS = {
@@ -58,7 +58,7 @@ def _drawn(size: tuple[float, float], draw: Callable[[Axes, bool], Any], titles:
         figure.patch.set_alpha(0)
         axes = figure.subplots()
         axes.patch.set_alpha(0)
-        draw(axes, size is NARROW)
+        draw(axes, size[0] <= NARROW[0])
         held = io.StringIO()
         figure.savefig(held, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return _own(held.getvalue(), titles)
@@ -82,8 +82,10 @@ def _own(svg: str, titles: dict[str, str]) -> str:
     return svg.replace("<svg ", '<svg role="img" ', 1)
 
 
-def _both(draw: Callable[[Axes, bool], Any], titles: dict[str, str] | None = None) -> tuple[str, ...]:
-    return tuple(_drawn(size, draw, titles or {}) for size in (WIDE, NARROW))
+def _both(
+    draw: Callable[[Axes, bool], Any], titles: dict[str, str] | None = None, height: float | None = None
+) -> tuple[str, ...]:
+    return tuple(_drawn((size[0], height or size[1]), draw, titles or {}) for size in (WIDE, NARROW))
 
 
 def _number_ticks(axes: Axes, count: int, narrow: bool) -> None:
@@ -164,6 +166,55 @@ def draw_curve(
         _legend(axes, handles, [*(labels[:1] if before else []), labels[1]], narrow)
 
     return Figure(_both(draw, titles))
+
+
+def draw_graph(units: Sequence[tuple[int, int, str]], edges: Sequence[tuple[int, int]]) -> Figure:
+    """Units from left to right, joined ones as one long mark; what a unit reads from further ahead comes over an arc.
+
+    Args:
+        units: first and last base unit (from 0) of each, and what is said of it.
+        edges: pairs of places in ``units``, from the one that makes a tensor to one that reads it.
+    """
+    places = [(first + last) / 2 + 1 for first, last, _ in units]
+    titles = {
+        f"u{i}": f"{first + 1 if first == last else f'{first + 1} to {last + 1}'} {shown(text, 120)}"
+        for i, (first, last, text) in enumerate(units)
+    }
+    farthest = max((places[b] - places[a] for a, b in edges), default=1.0)
+
+    def draw(axes: Axes, narrow: bool) -> None:
+        from matplotlib.patches import PathPatch  # noqa: PLC0415 - an extra
+        from matplotlib.path import Path as Line  # noqa: PLC0415
+
+        for a, b in edges:
+            if b - a == 1:
+                axes.plot([places[a], places[b]], [0, 0], color=COLOURS["soft"], linewidth=1.2, zorder=1)
+                continue
+            left, right = places[a], places[b]
+            # The middle of such a curve is three quarters as high as the points that it bends to.
+            top = (right - left) / farthest / 0.75
+            bend = Line([(left, 0), (left, top), (right, top), (right, 0)], [Line.MOVETO, *[Line.CURVE4] * 3])
+            axes.add_patch(PathPatch(bend, fill=False, edgecolor=COLOURS["second"], linewidth=1.3, alpha=0.9))
+        width = 7.0 if len(units) <= (20 if narrow else 60) else 3.5
+        for i, (first, last, _) in enumerate(units):
+            colour = "accent" if last > first else "ink"
+            axes.plot(
+                [first + 1, last + 1],
+                [0, 0],
+                color=COLOURS[colour],
+                linewidth=width,
+                solid_capstyle="round",
+                gid=f"u{i}",
+                zorder=2,
+            )
+        axes.set_ylim(-0.12, 1.12)
+        axes.yaxis.set_visible(False)
+        axes.spines["left"].set_visible(False)
+        _number_ticks(axes, units[-1][1] + 1, narrow)
+        axes.set_xlabel("unit, from input to output")
+
+    said = "Arcs: what a unit reads from further ahead than the unit in front of it. Long marks: joined units."
+    return Figure(_both(draw, titles, height=2.0), said)
 
 
 def draw_profile(rows: Sequence[tuple[str, float | None, float | None]], labels: tuple[str, str]) -> Figure:

@@ -19,7 +19,7 @@ from mrecg_onnx.reporting.content import (
     Units,
     shown,
 )
-from mrecg_onnx.reporting.figures import draw_curve, draw_histogram, draw_profile
+from mrecg_onnx.reporting.figures import draw_curve, draw_graph, draw_histogram, draw_profile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,6 +47,8 @@ __all__ = [
 
 #: Rows of a table: the page stays below its size.
 MOST_ROWS = 1500
+#: Units of the graph of units.
+MOST_UNITS = 400
 #: From so many dB on an error is small, at 0 it is as large as the signal: the ends of a bar.
 FULL_DB = 40.0
 
@@ -269,12 +271,14 @@ def units_section(plan: Plan, learned: bool) -> Section:
     """The graph of units: in order, joined ones as one, with what each reads from further ahead."""
     merged, widths = plan.merged_units(), {layer.name: layer for layer in plan.layers}
     maker = {tensor: i for i, unit in enumerate(merged) for tensor in unit.outputs}
-    boxes = []
+    boxes, edges = [], []
     for i, (unit, group) in enumerate(zip(merged, plan.merges, strict=True)):
         number = f"{group[0] + 1}" if len(group) == 1 else f"{group[0] + 1}{DASH}{group[-1] + 1}"
         layers = [widths[name] for name in unit.layers if name in widths]
         bits = sorted({f"W{x.wbits}A{x.abits}" if not x.excluded else "float" for x in layers})
-        further = sorted({maker[t] for t in unit.inputs if t in maker and maker[t] != i - 1 and maker[t] < i})
+        makers = sorted({maker[t] for t in unit.inputs if t in maker and maker[t] < i})
+        edges += [(j, i) for j in makers]
+        further = [j for j in makers if j != i - 1]
         reads = [
             f"{plan.merges[j][0] + 1}"
             if len(plan.merges[j]) == 1
@@ -292,13 +296,17 @@ def units_section(plan: Plan, learned: bool) -> Section:
     lead = "The network as it was cut for learning; units with a double edge were joined and learned as one."
     if not learned:
         lead = "The network as it would be cut for learning: this method learns nothing."
-    return Section("units", "Graph of units", lead, [Units(tuple(boxes[:400]))])
+    drawn = [(group[0], group[-1], box.name) for group, box in zip(plan.merges, boxes, strict=True)][:MOST_UNITS]
+    edges = [(a, b) for a, b in edges if b < len(drawn)]
+    # A chain is seen from the boxes.
+    graph = [draw_graph(drawn, edges)] if any(b - a > 1 for a, b in edges) else []
+    return Section("units", "Graph of units", lead, [*graph, Units(tuple(boxes[:MOST_UNITS]))])
 
 
 def file_units_section(units: Sequence[tuple[str, ...]], layers: Mapping[str, WrittenLayer]) -> Section:
     """The same of what a file's metadata say."""
     boxes = []
-    for number, names in enumerate(units[:400], 1):
+    for number, names in enumerate(units[:MOST_UNITS], 1):
         here = [layers[name] for name in names if name in layers]
         bits = sorted({f"W{x.wbits}A{x.abits}" if x.held is not None else "float" for x in here})
         name = "" if not names else shown(names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}", 52)

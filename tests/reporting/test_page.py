@@ -25,7 +25,7 @@ from mrecg_onnx.reporting.content import (
     Units,
     shown,
 )
-from mrecg_onnx.reporting.figures import draw_curve, draw_dots, draw_histogram, draw_profile
+from mrecg_onnx.reporting.figures import draw_curve, draw_dots, draw_graph, draw_histogram, draw_profile
 from mrecg_onnx.reporting.measuring import Histogram
 
 pytest.importorskip("jinja2")
@@ -62,6 +62,7 @@ def page_of(name: str) -> str:
         table,
         draw_curve([1.0, 2.0], [(0, 1, 0.5)], ("before", "after"), [name, name]),
         draw_profile([(name, 10.0, 20.0), (name, None, 3.0)], ("output", "weights")),
+        draw_graph([(0, 0, name), (1, 2, name), (3, 3, name)], [(0, 1), (1, 2), (0, 2)]),
         draw_dots([("W4A4", [(name, 50.0, 40.0, 60.0)])], 70.0, "top-1, %"),
         draw_histogram(histogram),
         Pairs(((shown(name), shown(name), True),)),
@@ -172,6 +173,18 @@ def test_a_network_of_thousands_of_layers_with_long_names_stays_within_bounds():
     text = writing.page_text(page)
     assert len(text.encode()) < 2_000_000
     assert "the page would be too large" in text
+
+
+def test_the_graph_of_units_has_a_mark_a_unit_and_an_arc_for_what_is_read_from_further_ahead():
+    units, edges = [(0, 0, "a"), (1, 2, "b"), (3, 3, "c"), (4, 4, "d")], [(0, 1), (1, 2), (2, 3)]
+    chain, skips = (draw_graph(units, edges + more) for more in ([], [(0, 2), (1, 3)]))
+    for drawing in skips.drawings:
+        assert [f"<title>{text}</title>" in drawing for text in ("1 a", "2 to 3 b", "4 c", "5 d")] == [True] * 4
+    curves = [
+        sum(len(re.findall(r"\bC ", path)) for path in re.findall(r'<path d="([^"]*)" clip-path', drawing))
+        for drawing in (chain.drawings[0], skips.drawings[0])
+    ]
+    assert curves == [0, 2]
 
 
 def test_thousands_of_units_are_drawn_in_few_marks():
