@@ -28,17 +28,7 @@ from mrecg_onnx.calibrating import (
 from mrecg_onnx.converters.deadline import limit_runs
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.save import digest
-from mrecg_onnx.data import (
-    SAMPLES,
-    ZEROQ,
-    Data,
-    Dataset,
-    for_images,
-    given,
-    holds_images,
-    open_calibration,
-    require_numbers,
-)
+from mrecg_onnx.data import ZEROQ, Data, Dataset, for_images, given, holds_images, open_calibration, require_numbers
 from mrecg_onnx.finishing import Fitting
 from mrecg_onnx.learning import Lapq, minimise_steps
 from mrecg_onnx.machine import NOTHING_KEPT, Kept, Run, Workers, pick_device
@@ -197,7 +187,9 @@ def prepare(
     # A path is a folder of that name; only the bare word is not.
     made = isinstance(calib, str) and calib == ZEROQ
     settings = dataclasses.replace(
-        settings, samples=settings.samples or (IMAGES if made else SAMPLES), range_samples=settings.range_images
+        settings,
+        samples=settings.samples or (IMAGES if made else settings.most_images),
+        range_samples=settings.range_images,
     )
     fitting = Fitting(run, settings, made)
     fitting.require(graph, plan, inputs)
@@ -208,6 +200,7 @@ def prepare(
         dataset = open_calibration(
             calib, inputs, settings.preprocess, samples=settings.samples, seed=settings.seed, memory=run.memory or None
         )
+        run.require_same(dataset)
         if dataset.preprocess is None and holds_images(measured_on):
             require_numbers(
                 settings.preprocess, inputs, f"{measured_on} holds images, and the model is calibrated on arrays"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mrecg_onnx.converters.errors import DataError, ExportError
-from mrecg_onnx.data import SAMPLES, Frozen, Given, freeze, given
+from mrecg_onnx.data import Frozen, Given, freeze, given
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,7 +50,7 @@ class Handed:
         taken = given(source)
         if not isinstance(taken, Given):
             return _path(taken)
-        samples = settings.samples or SAMPLES
+        samples = settings.most_images
         made = freeze(
             taken, specs, settings.preprocess, self._temporary(), CALIBRATION, samples=samples, seed=settings.seed
         )

@@ -6,7 +6,7 @@ from .labels import NO_LABELS, check_classes
 from .opening import ZEROQ, holds_images, open_calibration, open_validation
 from .preprocess import COLORS, IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, LAYOUTS, NO_RESIZE, Preprocess
 from .profiles import PreprocessField, beside, for_images, profile, require_numbers
-from .settings import SAMPLES, DataSettings
+from .settings import DataSettings
 from .sources import Data, Given, Labels, Samples, Source, given
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "LAYOUTS",
     "NO_LABELS",
     "NO_RESIZE",
-    "SAMPLES",
     "ZEROQ",
     "Data",
     "DataSettings",

@@ -252,6 +252,8 @@ def class_indices(targets: Sequence[Any], first: int = 0) -> NDArray[np.int64] |
         if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
             return None
         if not 0 <= int(value) <= np.iinfo(np.int64).max:
-            raise DataError(f"label {value} of sample {first + number} is no class: they count from 0")
+            raise DataError(
+                f"label {value} of sample {first + number} is no class: they count from 0; labels='none' takes data without"
+            )
         found.append(int(value))
     return np.array(found, np.int64)

@@ -8,7 +8,7 @@ from typing import Annotated
 from mrecg_onnx.converters.choices import AtLeast, Between, SettingsGroup
 from mrecg_onnx.data.profiles import PreprocessField
 
-__all__ = ["SAMPLES", "DataSettings"]
+__all__ = ["DataSettings"]
 
 #: Calibration images used at most where the user does not say.
 SAMPLES = 1024
@@ -37,6 +37,11 @@ class DataSettings(SettingsGroup):
     batch_size: Annotated[int, AtLeast(1)] = 32
     seed: Annotated[int, Between(0, MOST_SEED)] = 0
     preprocess: PreprocessField = PreprocessField()  # noqa: RUF009 - a descriptor, which holds nothing itself
+
+    @property
+    def most_images(self) -> int:
+        """Calibration images at most, where they are not made."""
+        return self.samples or SAMPLES
 
     @property
     def range_images(self) -> int:

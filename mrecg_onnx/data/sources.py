@@ -184,7 +184,7 @@ class Stream(Given):
             try:
                 self._ahead = next(iterator), iterator
             except StopIteration:
-                used = "" if self.again or not self._begun else ", or was read before: it can be read once"
+                used = "" if self.again else ", or was read before: it can be read once"
                 raise DataError(f"{self} is empty{used}") from None
         return self._ahead[0]
 
@@ -404,6 +404,7 @@ def given(source: Data) -> Source:
     kind = None if odd else next((kind for kind in KINDS if kind.recognised(source)), None)
     if kind is None:
         raise DataError(
-            f"a {type(source).__name__} is no data: give a path, {', '.join(kind.name for kind in KINDS)} (docs/data.md)"
+            f"data of type {type(source).__name__} are not known: give a path, {', '.join(kind.name for kind in KINDS)} "
+            "(docs/data.md)"
         )
     return kind.form(source)

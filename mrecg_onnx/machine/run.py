@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import psutil
 
+from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.data import Dataset
 from mrecg_onnx.machine.cache import default_memory, give_back, keep_freed
 from mrecg_onnx.machine.device import pick_device
@@ -72,6 +73,18 @@ class Run:
             SettingsError: the least that works is named.
         """
         needs.settle(self.memory, dataset, asked=self.asked)
+
+    def require_same(self, dataset: Dataset) -> None:
+        """Refuse data that are not the same in all processes, each of which reads a share of them.
+
+        Raises:
+            DataError: they differ, as those of a shuffled loader do whose generator is not seeded.
+        """
+        if self.workers.size > 1 and len(set(self.workers.gather(dataset.fingerprint()))) > 1:
+            raise DataError(
+                "the processes of this job read other samples, or in another order: hand over the same ones in each (seed what "
+                "shuffles them)"
+            )
 
     def require_file(self, model: object) -> None:
         """Refuse a memory that was asked for and does not hold ``model``, where that is a file, before it is read.

@@ -336,7 +336,7 @@ def test_what_can_be_read_once_says_so() -> None:
         list(data.batches(4))
     used = generator()
     list(used)
-    with pytest.raises(DataError, match="the generator is empty"):
+    with pytest.raises(DataError, match="the generator is empty, or was read before: it can be read once"):
         opened(used)
 
 
@@ -609,10 +609,10 @@ BAD[6, 1, 2, 3] = np.nan
         ([[[1.0, 2.0], [1.0]]], r"list"),
         ({"a": X, "b": X}, "the dict has nothing for input 'x': it holds 'a', 'b'; give a dict by input name"),
         ({}, "the dict has nothing for input 'x': it holds nothing"),
-        (3, r"a int is no data: give a path, an image, a dict by input name, .*docs/data\.md"),
-        (None, r"a NoneType is no data"),
-        (b"abc", r"a bytes is no data"),
-        (dict, r"a type is no data"),
+        (3, r"data of type int are not known: give a path, an image, a dict by input name, .*docs/data\.md"),
+        (None, r"data of type NoneType are not known"),
+        (b"abc", r"data of type bytes are not known"),
+        (dict, r"data of type type are not known"),
     ],
 )
 def test_what_does_not_fit_is_one_line(source: Any, says: str) -> None:
