@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 
     from mrecg_onnx.commands._names import Names
     from mrecg_onnx.inspecting import Estimate
+    from mrecg_onnx.planning import LayerPlan
 
 __all__ = ["foreseen", "from_the_start", "so_far"]
 
+#: Bits of a float.
+FLOAT = 32
 #: Units that are listed without --verbose.
 LISTED = 12
 #: What came before the estimate: Python and its libraries.
@@ -94,18 +97,25 @@ def _time(found: Estimate) -> str:
     return f"about {duration(whole)} while the machine is as busy as now ({duration(used)} of processor time): {parts}"
 
 
+def _widths(layer: LayerPlan) -> str:
+    """``W4A8``, with float activations ``W4``, ``float`` for a layer that stays so."""
+    if layer.excluded or layer.wbits == FLOAT:
+        return width(FLOAT)
+    return f"W{layer.wbits}" + (f"A{layer.abits}" if layer.abits != FLOAT else "")
+
+
 def _units(found: Estimate, names: Names) -> Iterator[RenderableType]:
     units = found.plan.merged_units()
     if METHODS[found.settings.method].granularity == "none" or not units:
         return
-    widths = {layer.name: layer for layer in found.plan.layers}
+    layers = {layer.name: layer for layer in found.plan.layers}
     shown = units if asked(VERBOSE) else units[:LISTED]
     content = [
         [
             str(number),
             names(unit.name),
             str(len(unit.layers)),
-            ", ".join(dict.fromkeys(f"W{width(widths[n].wbits)}A{width(widths[n].abits)}" for n in unit.layers)),
+            ", ".join(dict.fromkeys(_widths(layers[n]) for n in unit.layers)),
         ]
         for number, unit in enumerate(shown, 1)
     ]

@@ -230,7 +230,7 @@ def _short(settings: Settings, *, made: bool) -> Settings:
     if made:
         less |= {
             "zeroq_iters": min(MADE_ITERS, settings.zeroq_iters),
-            "samples": min(IMAGES, settings.samples or IMAGES),
+            "samples": min(settings.batch_size, settings.samples or MADE),
         }
     return dataclasses.replace(settings, **less)
 
@@ -314,11 +314,15 @@ def _counted(
     if found.steps:
         step = settings.batch_size * (through + BACKWARD * found.quantized)
         stages["finish"] = found.steps * step + ASKED * judged * through
-    per_image = {"read": samples / few, ZEROQ: settings.zeroq_iters / short.zeroq_iters * images / (short.samples or 1)}
+    made = meter.units.get(ZEROQ, [])
+    if made:  # one batch was
+        pace, timed = made[0]
+        batches = math.ceil(images / settings.batch_size)
+        stages[ZEROQ] = stages[ZEROQ] + pace * (settings.zeroq_iters * batches - timed)
     evaluations = settings.lapq_evaluations or 8 * (
         len(found.ready.plan.activations) + len(found.ready.plan.quantized_layers)
     )
-    for name, factor in (per_image | {"lapq": evaluations / EVALUATIONS}).items():
+    for name, factor in {"read": samples / few, "lapq": evaluations / EVALUATIONS}.items():
         if name in stages:
             stages[name] = stages[name] * factor
     if "correct" in stages:

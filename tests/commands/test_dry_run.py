@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING
 
 import pytest
 from helpers.command_line import fails, files, run, works
+from helpers.targets import SAMPLES
 
 import mrecg_onnx
 
@@ -29,6 +31,7 @@ def test_it_says_the_plan_and_writes_nothing(here: Path) -> None:
         "--bits 'conv1' matched 1: conv1",
         "1 layers in float",
         "W8A8",
+        "float\n",
         "of processor time",
         "about ",
         " MB",
@@ -109,3 +112,11 @@ def test_more_iterations_and_steps_take_longer(here: Path) -> None:
     short = spent(iters=50)
     assert spent(iters=50_000) > 20 * short
     assert spent(iters=50, finish=50_000) > 20 * short
+
+
+def test_images_that_would_be_made_are_counted() -> None:
+    model, settings = SAMPLES / "digits.onnx", mrecg_onnx.Settings(method="nearest", threads=1, samples=64)
+    found = mrecg_onnx.estimate(model, "zeroq", settings)
+    longer = mrecg_onnx.estimate(model, "zeroq", dataclasses.replace(settings, zeroq_iters=20_000))
+    assert found.images == longer.images == found.settings.samples == 64
+    assert longer.cpu_seconds["zeroq"] > 8 * found.cpu_seconds["zeroq"] > 0
