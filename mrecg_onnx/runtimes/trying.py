@@ -21,7 +21,7 @@ from mrecg_onnx.converters.errors import ModelError, MrecgError, SettingsError
 from mrecg_onnx.converters.external import load_external
 from mrecg_onnx.converters.files import temporary_folder
 from mrecg_onnx.converters.save import save_model
-from mrecg_onnx.data import InputSpec
+from mrecg_onnx.data import NO_LABELS, Data, InputSpec, Preprocess, given, holds_images, open_validation
 from mrecg_onnx.machine import MOST_THREADS
 from mrecg_onnx.measures import Heads, likeness
 from mrecg_onnx.progress import Progress, Report
@@ -69,7 +69,7 @@ class _Task:
 
 def try_runtimes(
     model: str | Path,
-    data: Arrays | None = None,
+    data: Data | None = None,
     *,
     against: str | Path | None = None,
     read_back: Callable[[onnx.ModelProto], onnx.ModelProto | None] = lambda _: None,
@@ -87,7 +87,8 @@ def try_runtimes(
 
     Args:
         model: path of the file; one of any tool.
-        data: inputs by name, ``[N, ...]``; normal random numbers by default.
+        data: ready inputs: arrays by input name, ``[N, ...]``, or whatever else hands out arrays (docs/data.md); normal random
+            numbers by default.
         against: path of the float model; it is timed in turn with ``model`` in each runtime.
         read_back: gives what ONNX Runtime runs in the place of a file whose nodes it does not have
             (:func:`mrecg_onnx.writing.runnable`), with which outputs are then compared, or None.
@@ -110,6 +111,7 @@ def try_runtimes(
         ModelError: the file cannot be read, or has inputs that cannot be fed.
         SettingsError: a number below 1, an unknown name, a Python that cannot be used, data that do not fit, or another
             batch than the one that the file fixes.
+        DataError: the data cannot be read.
     """
     path, float_path = Path(model), Path(against) if against is not None else None
     rows = _chosen(only)
@@ -163,24 +165,35 @@ def _chosen(only: Sequence[str]) -> list[Runtime]:
 
 
 def _fed(
-    data: Arrays | None, specs: Sequence[InputSpec], batch: int, samples: int, path: Path
+    data: Data | None, specs: Sequence[InputSpec], batch: int, samples: int, path: Path
 ) -> tuple[dict[str, npt.NDArray[Any]], int]:
     """Inputs in whole batches, by name, and how many items of them count."""
+    found = _arrays(data, specs, samples, path)
+    for spec in specs:
+        array = found.get(spec.name)
+        fits = array is not None and array.ndim == len(spec.shape) and len(array)
+        if not fits or any(n not in {None, m} for n, m in zip(spec.shape[1:], array.shape[1:], strict=True)):  # type: ignore[union-attr]
+            there = "missing" if array is None else f"{array.dtype} {list(array.shape)}"
+            raise SettingsError(f"{path}: {spec} cannot be fed with what data have: {there}")
+    items = min(samples, *(len(found[spec.name]) for spec in specs))
+    rows = -(-items // batch) * batch
+    require_room([InputSpec(s.name, found[s.name].shape, s.dtype) for s in specs], rows)
+    return {s.name: np.ascontiguousarray(pad_batch(found[s.name][:items], rows), s.dtype) for s in specs}, items
+
+
+def _arrays(data: Data | None, specs: Sequence[InputSpec], samples: int, path: Path) -> Arrays:
+    """Inputs by name, ``[N, ...]``."""
     if data is None:
         if any(size is None for spec in specs for size in spec.shape[1:]):
             raise SettingsError(f"{path}: sizes of its inputs are free: give data")
         free = [InputSpec(spec.name, (None, *spec.shape[1:]), spec.dtype) for spec in specs]
-        data = noise(free, samples)
-    for spec in specs:
-        array = data.get(spec.name)
-        fits = array is not None and array.ndim == len(spec.shape) and len(array)
-        if not fits or any(n not in {None, m} for n, m in zip(spec.shape[1:], array.shape[1:], strict=True)):  # type: ignore[union-attr]
-            given = "missing" if array is None else f"{array.dtype} {list(array.shape)}"
-            raise SettingsError(f"{path}: {spec} cannot be fed with what data have: {given}")
-    items = min(samples, *(len(data[spec.name]) for spec in specs))
-    rows = -(-items // batch) * batch
-    require_room([InputSpec(s.name, data[s.name].shape, s.dtype) for s in specs], rows)
-    return {s.name: np.ascontiguousarray(pad_batch(data[s.name][:items], rows), s.dtype) for s in specs}, items
+        return noise(free, samples)
+    if isinstance(data, Mapping) and all(isinstance(value, np.ndarray) for value in data.values()):
+        return data
+    taken = given(data)
+    if holds_images(taken):
+        raise SettingsError(f"{taken} holds images, and nothing says here how they become inputs: give arrays")
+    return open_validation(taken, specs, Preprocess(), NO_LABELS, samples, keep=True).load()
 
 
 def _as_written(model: Path | onnx.ModelProto, feeds: Arrays, items: int) -> tuple[Arrays | None, str]:

@@ -406,6 +406,17 @@ def test_files_that_are_no_models_are_refused(tmp_path: Path) -> None:
         try_runtimes(tmp_path / "nothing.onnx")
 
 
+@pytest.mark.parametrize("kind", ["array", "list", "generator", "file"])
+def test_data_are_whatever_hands_out_arrays(model: Path, kind: str) -> None:
+    (x,) = data(model).values()
+    np.save(model.parent / "x.npy", x)
+    source: Any = {"array": x, "list": list(x), "generator": iter(x), "file": model.parent / "x.npy"}[kind]
+    expected = try_runtimes(model, data(model), only=["onnxruntime"], runs=0).attempts[0].sqnr_by_output
+    assert try_runtimes(model, source, only=["onnxruntime"], runs=0).attempts[0].sqnr_by_output == expected
+    with pytest.raises(SettingsError, match="the list holds images, and nothing says here how they become inputs"):
+        try_runtimes(model, ["a.png", "b.png"], only=["onnxruntime"])
+
+
 def test_a_file_that_onnx_runtime_does_not_run_is_tried_all_the_same(model: Path) -> None:
     proto = onnx.load(model)
     proto.graph.node[-1].domain = "of.nobody"
