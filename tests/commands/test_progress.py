@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from mrecg_onnx.commands import _progress
-from mrecg_onnx.commands._durations import TimeLeft, duration
+from mrecg_onnx.commands._durations import Pace, TimeLeft, duration
 from mrecg_onnx.commands._fitting import fitted, shortened
 from mrecg_onnx.commands._progress import counter, progress
 from mrecg_onnx.machine import milliseconds
@@ -39,6 +39,21 @@ def test_time_left_follows_the_probing_run_and_then_its_own_pace() -> None:
     assert alone.update(Progress("reconstruct")) is None
     now[0] += 10
     assert alone.update(Progress("reconstruct", "u", 0, 4, 500, 1000)) == pytest.approx(70)
+
+
+@pytest.mark.parametrize(("computed", "said"), [(4.0, "for 10% of the last 40.0 s"), (39.0, None), (70.0, None)])
+def test_a_run_that_others_hold_up_is_told_once(computed: float, said: str | None) -> None:
+    now, used = [0.0], [0.0]
+    pace = Pace(lambda: now[0], lambda: used[0])
+    assert pace.update(Progress("load")) is None
+    assert pace.update(Progress("probe")) is None
+    now[0], used[0] = 40.0, computed
+    assert pace.update(Progress("calibrate")) is None  # one-off work waits for files, too
+    found = pace.update(Progress("reconstruct"))
+    assert found is None if said is None else said in (found or "")
+    assert "--threads 1" in (found or "--threads 1")
+    now[0] = 400.0
+    assert pace.update(Progress("reconstruct")) is None
 
 
 @pytest.mark.parametrize(
