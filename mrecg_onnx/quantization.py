@@ -60,8 +60,7 @@ def quantize(
             equalization and the ranges that hold for it.
         data: images on which ``max_drop`` is measured, as :func:`mrecg_onnx.validate` takes them; needed with it.
         labels: labels for them, as for :func:`mrecg_onnx.validate`.
-        metric: what ``max_drop`` counts, as for :func:`mrecg_onnx.validate`: in the metric's own unit, shares (``percent``) in
-            points; top-1 by default.
+        metric: what ``max_drop`` counts, as for :func:`mrecg_onnx.validate`, in its own unit; points of top-1 by default.
         progress: called as the work proceeds (:class:`mrecg_onnx.Progress`).
 
     Returns:
@@ -80,9 +79,10 @@ def quantize(
         chosen = choose_widths(run, ready, judge, _made)
         if output is not None:
             run.once(lambda: save_model(chosen.made.model, output))
-        given = {"output": Path(output) if output is not None else None, "source": model, "calib": calib}
+        where = Path(output) if output is not None else None
         seconds = run.once(lambda: run.clock.seconds)
-        return dataclasses.replace(chosen.made, **given, trials=chosen.trials, seconds=seconds)
+        made = dataclasses.replace(chosen.made, output=where, source=model, calib=calib)
+        return dataclasses.replace(made, trials=chosen.trials, seconds=seconds)
 
 
 def _made(run: Run, ready: Prepared, allocation: Allocation | None) -> QuantizationResult:

@@ -57,12 +57,15 @@ class ArrayDataset(Dataset):
     def __len__(self) -> int:
         return len(self._chosen)
 
-    def label(self, given: Path | None, handed: Callable[[int, object], list[Any] | None]) -> None:
+    def label(
+        self, given: Path | None, handed: Callable[[int, object], list[Any] | None], *, classes: bool = True
+    ) -> None:
         """Take the labels of a file, those that were handed over, or those that lie beside the inputs in all files.
 
         Args:
             given: the file, None without.
             handed: gives those for so many rows of what messages call so; None without.
+            classes: they have to be class indices; else any numbers will do.
 
         Raises:
             DataError: they are no labels of these rows, or lie in some of the files only.
@@ -74,18 +77,31 @@ class ArrayDataset(Dataset):
             self.labels = class_indices(self.targets)
             return
         if given is not None:
-            self.labels, self.labels_source = labels_of_rows(given, total)[self._chosen], f"in {given}"
+            self._take(labels_of_rows(given, total, classes=classes), f"in {given}")
             return
         names, rows = [spec.name for spec in self.inputs], np.diff(self._ends, prepend=0).tolist()
-        found = [labels_inside(path, names, count) for path, count in zip(self._paths, rows, strict=True)]
+        found = [
+            labels_inside(path, names, count, classes=classes) for path, count in zip(self._paths, rows, strict=True)
+        ]
         there = [one for one in found if one is not None]
         if not there:
             return
         if len(there) < len(found):
             without = self._paths[found.index(None)]
             raise DataError(f"{there[0][1]} are labels, and {without} has none: label all files, or say --labels none")
-        self.labels = np.concatenate([labels for labels, _ in there])[self._chosen]
-        self.labels_source = there[0][1]
+        if len({labels.shape[1:] for labels, _ in there}) > 1:
+            raise DataError(f"{there[0][1]} are of another shape than those of other files")
+        self._take(np.concatenate([labels for labels, _ in there]), there[0][1])
+
+    def _take(self, values: NDArray[Any], source: str) -> None:
+        """Take what lies in files for all rows: class indices, or other targets."""
+        values, self.labels_source = values[self._chosen], source
+        if values.ndim == 2 and values.shape[1] == 1 and values.dtype.kind in "iu":
+            values = values[:, 0]
+        if values.ndim == 1 and values.dtype.kind in "iu" and not (len(values) and int(values.min()) < 0):
+            self.labels = values.astype(np.int64)
+        else:
+            self.targets = list(values)
 
     def _share(self, rank: int, size: int) -> Dataset:
         part = copy.copy(self)

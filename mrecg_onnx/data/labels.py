@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -92,13 +92,16 @@ def labels_for(
     return np.array([number[name] for name in folders], np.int64)
 
 
-def labels_inside(path: Path, inputs: Sequence[str], rows: int) -> tuple[NDArray[np.int64], str] | None:
+def labels_inside(
+    path: Path, inputs: Sequence[str], rows: int, *, classes: bool = True
+) -> tuple[NDArray[Any], str] | None:
     """The labels that lie in an ``.npz`` beside the inputs, ``[rows]``, and where they are; None without.
 
     Args:
         path: the file, an ``.npy`` has none.
         inputs: names of the model's inputs, which no labels can have.
         rows: rows of the inputs in the file.
+        classes: they have to be class indices; else any numbers ``[rows, ...]`` will do, which a metric knows what to do with.
 
     Raises:
         DataError: they are no labels of these rows.
@@ -110,11 +113,13 @@ def labels_inside(path: Path, inputs: Sequence[str], rows: int) -> tuple[NDArray
     name = next((n for n in LABEL_NAMES if n in there and n not in inputs and len(there) > 1), None)
     if name is None:
         return None
-    return _row_labels(file.array(name), rows), f"'{name}' in {path}"
+    return _row_labels(file.array(name), rows, classes=classes), f"'{name}' in {path}"
 
 
-def labels_of_rows(path: Path, rows: int) -> NDArray[np.int64]:
+def labels_of_rows(path: Path, rows: int, *, classes: bool = True) -> NDArray[Any]:
     """The labels of ``rows`` rows of arrays in a file of their own: ``.npy``, or ``.npz`` with one array or one called y.
+
+    ``classes`` is as in :func:`labels_inside`.
 
     Raises:
         DataError: the file cannot be read, or holds no labels of these rows.
@@ -123,16 +128,22 @@ def labels_of_rows(path: Path, rows: int) -> NDArray[np.int64]:
         raise DataError(f"rows of arrays have no file names for {path} to label: give the labels as .npy, one a row")
     file = ArrayFile(path, "labels ")
     if file.names is None:
-        return _row_labels(file.array(), rows)
+        return _row_labels(file.array(), rows, classes=classes)
     names = [n for n in LABEL_NAMES if n in file.names] or (file.names if len(file.names) == 1 else [])
     if not names:
         raise DataError(f"{path} holds {file.listed()}: call the labels {LABEL_NAMES[0]}")
-    return _row_labels(file.array(names[0]), rows)
+    return _row_labels(file.array(names[0]), rows, classes=classes)
 
 
-def _row_labels(array: RowReader, rows: int) -> NDArray[np.int64]:
+def _row_labels(array: RowReader, rows: int, *, classes: bool) -> NDArray[Any]:
     """``array`` as class indices, one for each of ``rows``; read once its header says that it may be that."""
     shape, where = array.shape, array.where
+    if not classes:
+        if not shape or array.dtype.kind not in "fiub":
+            raise DataError(f"{where} are {array.dtype} {list(shape)}: numbers [rows, ...] are expected")
+        if shape[0] != rows:
+            raise DataError(f"{where} are {shape[0]} for {rows} rows: one a row is expected")
+        return array.read(np.arange(rows))
     if len(shape) not in (1, 2) or shape[1:] not in ((), (1,)) or array.dtype.kind not in "iu":
         text = f"{array.dtype} ({', '.join(str(size) for size in shape)})"
         raise DataError(f"{where} are {text}: one whole number a row is expected, the class counted from 0")

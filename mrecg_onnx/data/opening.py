@@ -110,7 +110,8 @@ def open_validation(
             sample for what is handed over in Python. None: labels are read from folder names, from an array called y or
             labels beside the inputs, or from pairs ``(inputs, label)``. The word "none": there are none.
         limit: use at most so many, spread evenly, always the same ones; of a stream the first ones.
-        classes: say where targets are no classes: nothing else can be held against them.
+        classes: targets are class indices, and it is said where they are not. Without it labels in files may be any numbers, one
+            row a sample.
         keep: read a stream once, here, and keep it, so that it can be gone over several times.
 
     Raises:
@@ -177,7 +178,7 @@ def _open(source: Data, inputs: Sequence[InputSpec], preprocess: Preprocess, how
     if files[0].suffix.lower() in ARRAY_SUFFIXES:
         arrays = ArrayDataset(inputs, files, how.samples, how.seed)
         if how.with_labels:
-            arrays.label(how.file, how.handed)
+            arrays.label(how.file, how.handed, classes=how.classes)
         return arrays
     _require_one(inputs)
     # Labels first: a class's number counts all folders, not only those the chosen files happen to come from.

@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -137,7 +137,7 @@ class Scorer:
         self._state: Any = None
         score = metric.score
         if isinstance(score, type):
-            self._state = self._asked(score)
+            self._state = self._asked(cast("Callable[[], Any]", score))
         elif _accumulates(score):
             self._state = self._asked(lambda: copy.deepcopy(score))
             if callable(getattr(self._state, "reset", None)):
@@ -206,8 +206,8 @@ class Scorer:
             given = _put_together([part for _, part, _ in self._parts])
             lists = [targets for _, _, targets in self._parts]
             targets = None if any(t is None for t in lists) else [one for t in lists for one in t or ()]
-            assert callable(metric.score)
-            function, arguments = metric.score, self._arguments(metric.score, given, targets)
+            function = cast("Callable[[Any, Any], Any]", metric.score)
+            arguments = self._arguments(function, given, targets)
             return self._number(self._asked(lambda: function(*arguments)))
         for _, given, targets in self._parts:
             self._update(given, targets)

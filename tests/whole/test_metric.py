@@ -204,6 +204,40 @@ def test_targets_come_with_the_inputs_and_may_be_anything(here: Path) -> None:
     assert min(t.drop for t in result.trials) <= 0.3
 
 
+def test_targets_in_files_are_any_numbers_for_a_metric(here: Path) -> None:
+    """Masks or boxes beside the inputs, or in a file of their own; without a metric they are no labels."""
+    x = feeds(small(), 40)["input"]
+    wanted = logits(small(), {"input": x})
+    np.savez("masks.npz", input=x, y=wanted)
+    np.savez("plain.npz", input=x)
+    np.save("y.npy", wanted)
+
+    def error(outputs: Any, targets: Any) -> float:
+        assert targets.shape == outputs.shape
+        return float(np.abs(outputs - targets).mean())
+
+    metric = Metric(error, lower_is_better=True)
+    for data, labels in (("masks.npz", None), ("plain.npz", "y.npy")):
+        found = validate("model.onnx", "coarse.onnx", data, labels=labels, metric=metric, repeats=0)
+        assert found.fp32.score == pytest.approx(0, abs=1e-6)
+        assert found.score_drop is not None
+        assert found.score_drop > 0
+        with pytest.raises(DataError, match=r"float32 \(40, \d+\): one whole number a row"):
+            validate("model.onnx", "coarse.onnx", data, labels=labels, repeats=0)
+    np.save("few.npy", wanted[:7])
+    with pytest.raises(DataError, match="are 7 for 40 rows"):
+        validate("model.onnx", "coarse.onnx", "plain.npz", labels="few.npy", metric=metric, repeats=0)
+    given: dict[str, Any] = {
+        "methods": ["nearest"],
+        "bits": ["W4A4"],
+        "settings": Settings(samples=16, threads=1),
+        "repeats": 0,
+    }
+    compared = compare("model.onnx", "calib.npz", "masks.npz", "out", metric=metric, **given)
+    assert compared.cells[0].error is None
+    assert compared.fp32_score == pytest.approx(0, abs=1e-6)
+
+
 def test_the_largest_drop_is_counted_by_the_metric(here: Path) -> None:
     settings = Settings(**NEAREST, max_drop=0.3)
     result = quantize("model.onnx", "calib.npz", settings, data="data.npz", metric=accuracy)
