@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -82,6 +83,8 @@ STOPS = 6
 ROOMS = (0, 10**6, 10**7, 10**9)
 #: What may be in a folder of its own, and the modules that belong to it.
 LIBRARIES = {"onnxruntime": ("onnxruntime",), "torch": ("torch", "torchgen", "functorch")}
+#: Where a process says which of them it used.
+LOADED = "loaded"
 CHANGED_SETTINGS = {"equalize": "auto", "ranges": "output", "iters": 30}
 
 
@@ -108,7 +111,7 @@ def child(job: dict[str, Any]) -> dict[str, list[str]]:
                     mrecg_onnx.quantize(model, calib, settings, output=output, **more)
             found.setdefault(name, []).append(hashlib.sha256(output.read_bytes()).hexdigest())
         print(name, file=sys.stderr, flush=True)
-    return found
+    return found | {LOADED: [f"{name} {sys.modules[name].__version__}" for name in LIBRARIES]}
 
 
 def _stopped(model: Path, settings: Any, calib: str, number: int, more: dict[str, Any]) -> None:
@@ -193,7 +196,9 @@ def change(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     def made(name: str, settings: dict[str, Any], environment: dict[str, str]) -> list[Path]:
         rows = {method: CHANGED_SETTINGS | settings | {"method": method} for method in COMPARED}
-        answer(start(sample | {"rows": rows, "folder": str(folder / name)}, 1, environment))
+        found = answer(start(sample | {"rows": rows, "folder": str(folder / name)}, 1, environment))
+        if name == "changed" and entry.get("loaded", found[LOADED][0]) not in found[LOADED]:
+            raise SystemExit(f"{entry['loaded']} was not used, but {', '.join(found[LOADED])}")
         return [folder / name / f"{number}.onnx" for number in range(len(COMPARED))]
 
     plain = [folder / "plain" / f"{number}.onnx" for number in range(len(COMPARED))]
@@ -251,7 +256,7 @@ UNMEASURED = {
 
 
 def page(rows: list[dict[str, Any]]) -> str:
-    head = rows[0]["header"]
+    head, installed = rows[0]["header"], rows[-1]["header"]["versions"]
     lines = [
         "# The same bytes again", "",
         "Written by `python benchmarks/determinism.py`; commands, dates, versions and machine of each row in determinism.json.",
@@ -261,7 +266,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         *(f"| {r['what']} | {r['runs']} | {r['identical']} | {r['note']} |" for r in rows if r["kind"] == "repeated"), "",
         "## One thing changed", "",
         f"The sample by {' and '.join(COMPARED)} ({CHANGED_SETTINGS['iters']} iterations, ranges and equalization as by default)",
-        "against those without the change; tensors are compared, as the metadata name threads.",
+        "against those without the change; tensors are compared, as the metadata name threads. Without it torch is",
+        f"{installed['torch']} and ONNX Runtime {installed.get('onnxruntime-gpu') or installed['onnxruntime']}.",
         "", "| what | files | identical | |", "|---|---|---|---|",
         *(f"| {r['what']} | {r['runs']} | {r['identical']} | {r['note']} |" for r in rows if r["kind"] == "changed"),
         *(f"| {what} | - | - | {note} |" for what, note in UNMEASURED.items()), "",
@@ -284,7 +290,10 @@ def libraries(folders: list[Path], scratch: Path) -> dict[str, dict[str, Any]]:
             (alone / named.name).symlink_to(named.resolve())
             path = os.pathsep.join([str(alone), *filter(None, [os.environ.get("PYTHONPATH")])])
             version = named.name.removesuffix(".dist-info").split("-")[1]
-            found[f"{name} {version}"] = {"environment": {"PYTHONPATH": path}}
+            said = folder / name / "version.py"  # which build it is, too
+            found_in = re.search(r"^__version__ = '([^']+)'", said.read_text(), re.MULTILINE) if said.exists() else None
+            version = found_in[1] if found_in else version
+            found[f"{name} {version}"] = {"environment": {"PYTHONPATH": path}, "loaded": f"{name} {version}"}
     return found
 
 

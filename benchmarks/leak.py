@@ -12,7 +12,8 @@ Python's table of interned strings counts those that are gone until it is built 
 large for good: a step of 4 MB. It is filled in advance, behind the warm-up, so that the step is not in the fit. Its cache of
 attributes that were looked up keeps up to 4,096 names, one by one over hundreds of runs where a library in C makes each name anew
 (numpy's `all`): it is emptied before every look. glibc keeps pieces for the thread that freed them, and counts them as in use:
-it is told to keep none. A thread of Python or of a session may still be ending: of three looks the least counts.
+it is told to keep none. A thread of Python or of a session may still be ending: of three looks the least counts. Slopes of
+memory are told beside the largest single step, too: a leak comes back with every run.
 
 Writes benchmarks/results/leak.json and leak.md.
 """
@@ -110,15 +111,32 @@ def fill_interned() -> None:
         sys.intern(f"interned {number}")
 
 
-def slope(values: Sequence[float]) -> tuple[float, float]:
-    """Growth a run and half its 95 % interval; runs of the same place in a round of six have one level."""
+def slope(values: Sequence[float], step: int | None = None) -> tuple[float, float]:
+    """Growth a run and half its 95 % interval; runs of the same place in a round of six have one level, with a ``step`` once."""
+    found, margin, _, _ = _fit(values, step)
+    return found, margin
+
+
+def _fit(values: Sequence[float], step: int | None) -> tuple[float, float, float, float]:
+    """Slope, half its interval, the step, and the sum of squares that is left."""
     runs = np.arange(len(values))
     places = [(runs % len(METHODS) == place).astype(float) for place in range(len(METHODS))]
-    matrix = np.stack([runs - runs.mean(), *places], axis=1)
+    once_higher = [] if step is None else [(runs >= step).astype(float)]
+    matrix = np.stack([runs - runs.mean(), *places, *once_higher], axis=1)
     found = np.linalg.lstsq(matrix, np.asarray(values, float), rcond=None)[0]
     freedom = len(values) - matrix.shape[1]
-    variance = float(np.square(values - matrix @ found).sum()) / freedom * np.linalg.inv(matrix.T @ matrix)[0, 0]
-    return float(found[0]), float(np.sqrt(variance) * stats.t.ppf(0.975, freedom))
+    left = float(np.square(values - matrix @ found).sum())
+    variance = left / freedom * np.linalg.inv(matrix.T @ matrix)[0, 0]
+    return float(found[0]), float(np.sqrt(variance) * stats.t.ppf(0.975, freedom)), float(found[-1]), left
+
+
+def beside_a_step(words: str, values: Sequence[float], first: int) -> dict[str, Any]:
+    """A row: the slope beside the single step that explains most, of runs from ``first`` on."""
+    places = range(len(METHODS), len(values) - len(METHODS) + 1)
+    step = min(places, key=lambda place: _fit(values, place)[3])
+    found, margin, size, _ = _fit(values, step)
+    what = f"{words}, beside one step of {size:.3f} MB at run {first + step}"
+    return {"what": what, "runs": len(values), "identical": abs(found) <= margin, "note": f"{found:.5f} ± {margin:.5f}"}
 
 
 def _span(values: list[int]) -> str:
@@ -159,6 +177,7 @@ def main() -> None:
             {"what": words, "runs": len(warm), "identical": within[kind], "note": "{:.4f} ± {:.4f}".format(*slopes[kind])}
             for kind, (words, _) in SLOPES.items()
         ),
+        *(beside_a_step(SLOPES[kind][0], [one[kind] / 1e6 for one in warm], args.warm_up) for kind in ("memory", "in_use")),
         *(
             {"what": kind, "runs": len(warm), "identical": len(values) == 1, "note": _span(values)}
             for kind, values in steady.items()

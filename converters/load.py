@@ -253,7 +253,8 @@ def _check_finite(model: onnx.ModelProto, where: str) -> None:
     for name, tensor in tensors(model):
         if tensor.data_type not in _FLOAT_TYPES:
             continue
-        values = numpy_helper.to_array(tensor)
+        # Not a scalar of NumPy: each call of its methods leaves a name in Python's cache of attributes.
+        values = numpy_helper.to_array(tensor).reshape(-1)
         if tensor.data_type == onnx.TensorProto.BFLOAT16:
             values = values.astype(np.float32)
         if np.isfinite(values).all():
