@@ -178,10 +178,20 @@ def _side_by_side(result: ValidationResult) -> RenderableType:
             f"latency, batch {result.latency_batch}",
             _milliseconds(fp32),
             _milliseconds(quantized),
-            ratio(result.speedup, 1.0, "faster", "slower") if result.speedup else "",
+            _speed(result),
         ),
     ]
     return rows("", ["", "FP32", "quantized", ""], content, left=(0, 1, 2, 3))
+
+
+def _speed(result: ValidationResult) -> str:
+    """Against FP32; runs that do not say which is faster have no factor."""
+    if result.speedup is None or result.speedup_interval is None:
+        return ""
+    low, high = result.speedup_interval
+    if result.speedup_is_noise:
+        return f"the same within noise ({low:.2f}x to {high:.2f}x)"
+    return ratio(result.speedup, 1.0, "faster", "slower")
 
 
 def _by_metric(result: ValidationResult) -> list[list[str]]:

@@ -294,13 +294,12 @@ def _latency(result: ValidationResult) -> list[Fact]:
         return []
     fp32, quantized = milliseconds(result.fp32.latency_s), milliseconds(result.quantized.latency_s)
     times = f"{quantized} ms against {fp32}, batch {result.latency_batch}"
+    if result.speedup_is_noise and result.speedup_interval is not None:
+        low, high = result.speedup_interval
+        return [Fact("Against FP32's time", "the same", f"within noise ({low:.2f} to {high:.2f} times); {times}")]
     faster = result.speedup >= 1
     value = f"{result.speedup:.2f} times" if faster else f"{1 / result.speedup:.2f} times"
-    return [
-        Fact(
-            "Faster than FP32" if faster else "Slower than FP32", value, times, "good" if result.speedup > 1.02 else ""
-        )
-    ]
+    return [Fact("Faster than FP32" if faster else "Slower than FP32", value, times, "good" if faster else "")]
 
 
 def _side_by_side(result: ValidationResult) -> Table:

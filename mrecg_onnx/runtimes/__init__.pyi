@@ -7,7 +7,7 @@ from .models import Model, describe, read_graph, require_room, size_bytes, specs
 from .running import pad_batch, run_outputs, run_padded
 from .sessions import PROVIDERS, Level, fixed_batch, input_specs, open_session
 from .target_runtimes import Opened, open_with
-from .timing import latency, medians
+from .timing import latency, medians, ratio_interval
 from .trying import try_runtimes
 from .versions import slower_here
 
@@ -37,6 +37,7 @@ __all__ = [
     "open_session",
     "open_with",
     "pad_batch",
+    "ratio_interval",
     "read_graph",
     "require_room",
     "run_outputs",

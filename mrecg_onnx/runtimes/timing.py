@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from typing import TYPE_CHECKING, Any
@@ -9,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from mrecg_onnx.runtimes.running import run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
     import onnxruntime as ort
 
-__all__ = ["latency", "medians"]
+__all__ = ["latency", "medians", "ratio_interval"]
 
 
 def latency(
@@ -52,6 +53,29 @@ def latency(
             session.run(None, fed)  # nobody watches how long it takes: that would be measured, too
             seconds[name].append(time.perf_counter() - start)
     return {name: taken[warmup:] for name, taken in seconds.items()}
+
+
+def ratio_interval(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+    """Between what the median of ``before`` over ``after``, round by round, lies with 95 %.
+
+    Order statistics, so that it holds however times are distributed; the extremes where there are five rounds or fewer.
+
+    Args:
+        before: Seconds by round, shape ``[rounds]``, one or more.
+        after: Seconds in the same rounds.
+
+    Returns:
+        The lower and the upper end.
+    """
+    ratios = sorted(a / b for a, b in zip(before, after, strict=True))
+    count, below, left_out = len(ratios), 0.0, 0
+    while left_out < count // 2:
+        below += math.comb(count, left_out) / 2**count
+        if 2 * below > 0.05:
+            break
+        left_out += 1
+    place = max(0, left_out - 1)
+    return ratios[place], ratios[count - 1 - place]
 
 
 def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:

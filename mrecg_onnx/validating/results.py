@@ -105,6 +105,7 @@ class ValidationResult(Pictured):
         layers: every layer against the float model's; None where that was not asked for.
         metric: the metric that was asked for; None without one.
         asked: models and data as they were given; not in :meth:`to_json`.
+        speedup_interval: between what :attr:`speedup` lies with 95 %, by paired runs; None where no latency was asked for.
     """
 
     images: int
@@ -126,6 +127,7 @@ class ValidationResult(Pictured):
     layers: LayerErrors | None = field(default=None, repr=False)
     metric: Metric | None = None
     asked: Asked | None = field(default=None, repr=False, compare=False)
+    speedup_interval: tuple[float, float] | None = None
 
     @property
     def sqnr_db(self) -> float:
@@ -146,6 +148,11 @@ class ValidationResult(Pictured):
             return None
         return self.fp32.latency_s / self.quantized.latency_s
 
+    @property
+    def speedup_is_noise(self) -> bool:
+        """Tell whether paired runs do not say which model is faster."""
+        return self.speedup_interval is not None and self.speedup_interval[0] <= 1 <= self.speedup_interval[1]
+
     def to_json(self) -> dict[str, Any]:
         """A plain dict that ``json.dumps(allow_nan=False)`` takes: ``inf`` dB (equal outputs) becomes None."""
         return {
@@ -161,6 +168,7 @@ class ValidationResult(Pictured):
             "equal_by_output": dict(self.equal_by_output),
             "scores": self.scores,
             "speedup": self.speedup,
+            "speedup_interval": self.speedup_interval and list(self.speedup_interval),
             "provider": self.provider,
             "latency_batch": self.latency_batch,
             "op_counts": dict(self.op_counts),

@@ -39,6 +39,7 @@ from mrecg_onnx.runtimes import (
     latency,
     medians,
     open_session,
+    ratio_interval,
     read_graph,
     require_room,
     run_padded,
@@ -222,8 +223,8 @@ def _validate(
     if not tally.images:
         raise DataError("there is no image to validate on")
 
-    def measure() -> dict[str, float]:
-        return medians(latency(sessions, tally.rows(rows), repeats)) if repeats else {}
+    def measure() -> dict[str, list[float]]:
+        return latency(sessions, tally.rows(rows), repeats) if repeats else {}
 
     def placed() -> tuple[str, ...]:
         if device == "cpu":
@@ -237,7 +238,8 @@ def _validate(
 
     scores = workers.once(scored.values)
     left = workers.once(placed)
-    seconds = workers.once(measure)  # the others wait: timings beside working processes mean nothing
+    taken = workers.once(measure)  # the others wait: timings beside working processes mean nothing
+    seconds = medians(taken)
     compared = workers.once(lambda: measure_layers(fp32, quantized, dataset, threads=threads)) if layers else None
     reports = [
         ModelReport(name, size_bytes(model), *tally.accuracies(i), seconds.get(key), scores[i])
@@ -267,6 +269,7 @@ def _validate(
         top1_right=tally.right(1) if tally.has_accuracy else None,
         layers=compared,
         metric=metric,
+        speedup_interval=ratio_interval(taken["fp32"], taken["quantized"]) if taken else None,
     )
 
 

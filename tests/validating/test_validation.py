@@ -122,6 +122,11 @@ def test_all_numbers_are_those_of_the_definitions(pair, pictures):
     assert [result.fp32.top5.value, result.quantized.top5.value] == top5
     assert result.fp32.size_bytes == pair[0].stat().st_size
     assert result.speedup == result.fp32.latency_s / result.quantized.latency_s
+    assert result.speedup_interval is not None
+    low, high = result.speedup_interval
+    assert low <= high
+    assert result.speedup_is_noise == (low <= 1 <= high)
+    assert result.to_json()["speedup_interval"] == [low, high]
     assert result.provider == "CPUExecutionProvider"
     assert result.warnings == ()
 
@@ -130,6 +135,8 @@ def test_a_model_against_itself_is_equal_in_every_respect(pair, pictures):
     result = validate(pair[0], pair[0], pictures[0], preprocess=RAW, repeats=0)
     assert (result.drop, result.mcnemar_p, result.agreement, result.sqnr_db) == (0, 1, 1, math.inf)
     assert result.speedup is None
+    assert result.speedup_interval is None
+    assert not result.speedup_is_noise
 
 
 def test_the_result_is_json_also_where_the_ratio_is_infinite(pair, pictures):
