@@ -33,7 +33,6 @@ from mrecg_onnx.commands._repeat import given_command
 from mrecg_onnx.commands._sections import RUN, Command, Option, option
 from mrecg_onnx.commands._settings import metric_from, preprocess_from, settings_from
 from mrecg_onnx.commands._summary import details, summary, used_images
-from mrecg_onnx.commands._tables import grid
 from mrecg_onnx.commands._unused import unused_options
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.results import write_text
@@ -159,11 +158,9 @@ def quantize_command(
                 command=given_command(ctx),
             )
         images_ignored = data is None and preprocess_from(options) is not None and not used_images(result)
-        show(summary(result, model, names, images_ignored=images_ignored))
+        show(summary(result, model, names, images_ignored=images_ignored, page=report_file))
         if asked(VERBOSE):
             show(details(result, names))
-        if report_file is not None:
-            show(grid({"page": str(report_file)}))
         check = [*ctx.find_root().command_path.split(), "validate", str(model), str(out), "--data", "LABELLED_IMAGES/"]
         say(err=False)
         say(f"Next: {shlex.join(check)}", err=False)
@@ -191,7 +188,9 @@ def _kept(checkpoint: Path | None) -> str:
     if checkpoint is None:
         return "with --checkpoint DIR the same command goes on where it was interrupted"
     count = sum(1 for _ in checkpoint.rglob("*.pt"))
-    units = {0: "no unit is", 1: "1 unit is"}.get(count, f"{count} units are")
+    if count == 0:
+        return "no unit is kept yet"
+    units = "1 unit is" if count == 1 else f"{count} units are"
     return f"{units} kept in {checkpoint}: the same command goes on there"
 
 

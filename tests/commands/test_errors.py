@@ -63,6 +63,16 @@ def test_an_interrupted_run_leaves_nothing_but_finished_units(
     ]
 
 
+def test_an_interruption_before_any_unit_is_done_promises_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(learner, "reconstruct_unit", interrupt)
+    result = run("quantize", "model.onnx", "--calib", "images", *FAST, "--checkpoint", "units")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "Interrupted: nothing was written; no unit is kept yet"
+
+
 def test_an_interruption_after_the_file_is_there_says_so(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

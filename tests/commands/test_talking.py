@@ -51,6 +51,22 @@ def test_a_summary_fits_a_screen_and_details_are_there_when_asked_for(here: Path
     assert "parity" in long.stdout
 
 
+def test_what_is_better_on_onnx_runtime_is_said_once_and_only_there(here: Path) -> None:
+    hint = "--abits 8 takes the same size and time or less"
+    assert plainly(*NEAREST).stdout.count(hint) == 1
+    for other in (("--abits", "8"), ("--target", "qonnx"), ("-q",), ("--json", "-")):
+        found = plainly(*NEAREST, "--force", *other)
+        assert hint not in found.stdout + found.stderr
+
+
+def test_the_page_is_named_in_the_column_of_the_others(here: Path) -> None:
+    pytest.importorskip("jinja2")
+    lines = plainly(*NEAREST, "--report", "page.html").stdout.splitlines()
+    (page,) = (line for line in lines if line.startswith("page "))
+    (time,) = (line for line in lines if line.startswith("time "))
+    assert page.index("page.html") == len(time) - len(time[len("time") :].lstrip())
+
+
 def test_much_loss_says_what_to_do_and_little_does_not(here: Path) -> None:
     from mrecg_onnx.commands._summary import WORDS
 
