@@ -67,7 +67,7 @@ def test_an_interruption_before_any_unit_is_done_promises_nothing(here: Path, mo
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(learner, "reconstruct_unit", interrupt)
+    monkeypatch.setattr("mrecg_onnx.learning.learner.reconstruct_unit", interrupt)
     result = run("quantize", "model.onnx", "--calib", "images", *FAST, "--checkpoint", "units")
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == "Interrupted: nothing was written; no unit is kept yet"

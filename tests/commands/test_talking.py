@@ -175,5 +175,5 @@ def test_a_shell_completes_commands_options_and_words() -> None:
         return done.stdout.splitlines()
 
     assert "plain,doctor" in offered("mrecg-onnx d")
-    assert offered("mrecg-onnx quantize --met") == ["plain,--method"]
+    assert offered("mrecg-onnx quantize --met") == ["plain,--method", "plain,--metric"]
     assert "plain,brecq" in offered("mrecg-onnx quantize --method b")
