@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from helpers.stages import simulated
@@ -16,6 +17,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
+from packaging.version import Version
 
 from mrecg_onnx.converters import normalize
 from mrecg_onnx.converters.passes.pooling import miscounts
@@ -161,6 +163,11 @@ def written(model: onnx.ModelProto, x: np.ndarray, **options: Any) -> tuple[onnx
     return exported.model, exported
 
 
+#: Of opset 18 and older; the product compares with ONNX Runtime when it loads a model, and refuses it there.
+HANGING = pytest.mark.skipif(
+    Version(onnxruntime.__version__) < Version("1.29"),
+    reason="ONNX Runtime before 1.29 divides windows that hang over by the whole window",
+)
 OVERHANG = "kernel_shape = [3, 3], strides = [2, 2], ceil_mode = 1, count_include_pad = 1"
 
 
@@ -240,6 +247,7 @@ class TestFile:
         assert fused_op_counts(model)["LpPool"] == 1
         assert sqnr_db(run(model, x, "off"), run(model, x)) > 35
 
+    @HANGING
     @pytest.mark.parametrize("container", [name for name, row in CONTAINERS.items() if row.runs])
     def test_all_containers_and_methods_verify(self, container: str, tmp_path: Path) -> None:
         np.save(tmp_path / "x.npy", images((10, 11), 3, 16))
