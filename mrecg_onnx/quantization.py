@@ -55,7 +55,7 @@ def quantize(
             (docs/data.md); the word ``"zeroq"`` makes images from the model's BatchNormalization statistics (a folder of that
             name is ``"./zeroq"``).
         settings: every choice; the defaults are those of the command line.
-        output: where to write the result; it appears there whole or not at all, and no other run makes it meanwhile.
+        output: where to write the result, over a file that is there: whole or not at all, and no other run makes it meanwhile.
         checkpoint: folder for finished work; the same call goes on with the units it finds there, another one starts from the
             equalization and the ranges that hold for it.
         data: images on which ``max_drop`` is measured, as :func:`mrecg_onnx.validate` takes them; needed with it.

@@ -11,7 +11,7 @@ from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.data.array_files import HELD, ArrayFile, RowReader
 from mrecg_onnx.data.choosing import pick
 from mrecg_onnx.data.dataset import Dataset, digest
-from mrecg_onnx.data.fitting import cast, family
+from mrecg_onnx.data.fitting import cast, family, misfit
 from mrecg_onnx.data.inputs import shape_text
 from mrecg_onnx.data.labels import LABEL_NAMES, labels_inside, labels_of_rows
 from mrecg_onnx.data.samples import class_indices
@@ -188,7 +188,7 @@ def _check_fits(array: RowReader, spec: InputSpec, path: Path) -> None:
         fits = all(wanted is None or have == wanted for have, wanted in rest)
     if not fits:
         raise DataError(
-            f"the array {shape_text(array.shape)} in {path} does not fit {spec}: arrays are whole batches, batch first"
+            f"the array {shape_text(array.shape)} in {path} does not fit {spec}: {misfit(array.shape, spec)}"
         )
     if not all(array.shape):
         raise DataError(f"the array {shape_text(array.shape)} for input '{spec.name}' in {path} is empty")

@@ -114,6 +114,11 @@ class Dataset(ABC):
     def _read(self, indices: Sequence[int]) -> tuple[dict[str, NDArray[Any]], list[int]]:
         """Inputs of those ``indices`` that can be read, and which these are, in order."""
 
+    @property
+    def labels_handed(self) -> bool:
+        """Labels are values that were handed over in Python, no file and no names of folders; for messages."""
+        return self.targets is not None
+
     def targets_of(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Any] | None:
         """What the outputs of a batch are held against: as it was given with the samples, else their classes; None without."""
         if self.targets is not None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mrecg_onnx.data.inputs import InputSpec
 
-__all__ = ["as_array", "cast", "family", "has_array", "rows_of"]
+__all__ = ["as_array", "cast", "family", "fits", "has_array", "misfit", "rows_of"]
 
 
 def has_array(value: object) -> bool:
@@ -59,9 +59,9 @@ def rows_of(array: NDArray[Any], spec: InputSpec, what: str) -> NDArray[Any]:
     wanted = spec.shape[1:]
     sample = array.ndim == len(wanted) and spec.shape
     whole = array[None] if sample else array
-    if not spec.shape or whole.ndim != len(spec.shape) or not _fits(whole.shape[1:], wanted):
+    if not spec.shape or whole.ndim != len(spec.shape) or not fits(whole.shape[1:], wanted):
         raise DataError(
-            f"{what} is {array.dtype} {shape_text(array.shape)}, and does not fit {spec}{_hint(whole, spec)}"
+            f"{what} is {array.dtype} {shape_text(array.shape)}, and does not fit {spec}: {misfit(array.shape, spec)}"
         )
     if family(array.dtype) != family(spec.dtype):
         pixels = array.dtype == np.uint8 and spec.dtype.kind == "f"
@@ -75,20 +75,51 @@ def rows_of(array: NDArray[Any], spec: InputSpec, what: str) -> NDArray[Any]:
     return whole
 
 
-def _fits(have: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
-    return all(size is None or size == there for there, size in zip(have, wanted, strict=True))
+def fits(have: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    """``have`` is a shape that ``wanted`` allows; None is a free size."""
+    return len(have) == len(wanted) and all(
+        size is None or size == there for there, size in zip(have, wanted, strict=True)
+    )
 
 
-def _hint(whole: NDArray[Any], spec: InputSpec) -> str:
-    """What is likely to be meant."""
-    if whole.ndim != 4 or len(spec.shape) != 4:
-        return ": the batch comes first, or there is none"
-    size = whole.shape
-    if _fits((size[3], size[1], size[2]), spec.shape[1:]):
-        return ": its channels come last, bring them to axis 1"
-    if _fits((size[2], size[3], size[1]), spec.shape[1:]):
-        return ": its channels come first, bring them to axis 3"
-    return ": the batch comes first, or there is none"
+def misfit(shape: tuple[int, ...], spec: InputSpec) -> str:
+    """Why an array of ``shape`` is no batch of the input (nor one sample of it), and how to make it one where that is plain."""
+    wanted, axes = spec.shape, len(shape)
+    if not wanted or axes not in (len(wanted), len(wanted) - 1) or not axes:
+        return f"it has {_axes(axes)}, the input {_axes(len(wanted))}, the batch first"
+    if axes == len(wanted) - 1:
+        if fits(shape, wanted[1:]):
+            return f"it is one sample and lacks the batch axis: reshape it to {shape_text((1, *shape))}"
+        lacking = [axis for axis in range(1, len(wanted)) if _lacks(shape, wanted, axis)]
+        if lacking:
+            axis = lacking[0]
+            name = (
+                "the channel axis" if axes == 3 and len(lacking) == 1 and axis in (1, 3) else f"axis {axis}, of size 1,"
+            )
+            return f"{name} is missing: reshape it to {shape_text((*shape[:axis], 1, *shape[axis:]))}"
+    batch = axes == len(wanted)
+    rest, sizes = (shape[1:] if batch else shape), wanted[1:]
+    if len(sizes) == 3:
+        if fits((rest[2], rest[0], rest[1]), sizes):
+            return "its channels come last, bring them to axis 1"
+        if fits((rest[1], rest[2], rest[0]), sizes):
+            return "its channels come first, bring them to axis 3"
+    first = 1 if batch else 0
+    wrong = [
+        f"axis {first + i} is {have} and has to be {size}"
+        for i, (have, size) in enumerate(zip(rest, sizes, strict=True))
+        if size is not None and have != size
+    ]
+    return f"{', '.join(wrong)} ({'the batch comes first' if batch else 'seen as one sample, without the batch axis'})"
+
+
+def _lacks(shape: tuple[int, ...], wanted: tuple[int | None, ...], axis: int) -> bool:
+    """``shape`` is a batch but for ``axis``, which is of size 1."""
+    return wanted[axis] == 1 and fits(shape[1:], (*wanted[1:axis], *wanted[axis + 1 :]))
+
+
+def _axes(count: int) -> str:
+    return f"{count} {'axis' if count == 1 else 'axes'}"
 
 
 def family(dtype: np.dtype[Any]) -> str:

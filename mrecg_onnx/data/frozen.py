@@ -223,7 +223,7 @@ def _images(source: Indexed | Stream, sampler: Sampler, how: _How) -> Iterator[t
         places = pick(source.count, how.samples, how.seed).tolist()
         items = (source.item(index) for index in places)
         if given is not None:
-            known = targets_of(given, source.count, f"labels of {source}: the first sample", batch=True) or []
+            known = targets_of(given, source.count, str(source), batch=True, whole=True) or []
             items = ((parts(source.item(index))[0], known[index]) for index in places)
     count = 0
     for item in items:

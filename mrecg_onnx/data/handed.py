@@ -85,6 +85,11 @@ class _Chosen(Dataset):
     def __len__(self) -> int:
         return len(self._chosen)
 
+    @property
+    def labels_handed(self) -> bool:
+        """As the base class has it."""
+        return True
+
     def label(self, targets: Sequence[Any] | None) -> None:
         """Take ``targets``, one for each sample."""
         self.targets = None if targets is None else list(targets)
@@ -414,6 +419,11 @@ class PassingDataset(Dataset):
         if max(indices, default=-1) >= self._look():
             raise DataError(f"{self._called} goes by once: only its first samples can be asked for again")
         return _picked(_joined(self._head), np.array(indices, np.int64)).inputs, list(indices)
+
+    @property
+    def labels_handed(self) -> bool:
+        """As the base class has it."""
+        return True
 
     def targets_of(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Any] | None:
         """As the base class has it, of samples of the last batch."""

@@ -32,7 +32,13 @@ _LONGEST_LABEL = 40
 
 
 def check_classes(
-    labels: NDArray[np.int64], classes: int, output: str, source: str, where: Callable[[int], str]
+    labels: NDArray[np.int64],
+    classes: int,
+    output: str,
+    source: str,
+    where: Callable[[int], str],
+    *,
+    handed: bool = False,
 ) -> None:
     """Refuse labels that the model has no class for.
 
@@ -42,6 +48,7 @@ def check_classes(
         output: the output that scores them.
         source: where the labels come from.
         where: how messages call item ``i`` of the data.
+        handed: they were handed over in Python.
 
     Raises:
         DataError: one is beyond the classes.
@@ -49,9 +56,12 @@ def check_classes(
     wrong = np.flatnonzero(labels >= classes)
     if len(wrong):
         first = int(wrong[0])
+        one_based = int(labels.min()) == 1 and int(labels.max()) == classes
+        counted = "they seem to count from 1: subtract 1, or " if one_based else ""
+        others = "labels=..., or labels='none'" if handed else "--labels FILE, or --labels none"
         raise DataError(
             f"label {labels[first]} of {where(first)} is beyond the {classes} classes of output {output!r}, which count from 0 "
-            f"({len(wrong)} of {len(labels)} are): give others with --labels FILE, or --labels none; they are {source}"
+            f"({len(wrong)} of {len(labels)} are): {counted}give others with {others}; they are {source}"
         )
 
 

@@ -26,7 +26,7 @@ from mrecg_onnx.data.array_files import HELD
 from mrecg_onnx.data.arrays import ArrayDataset
 from mrecg_onnx.data.choosing import pick
 from mrecg_onnx.data.dataset import Dataset
-from mrecg_onnx.data.fitting import as_array, has_array, rows_of
+from mrecg_onnx.data.fitting import as_array, fits, has_array, rows_of
 from mrecg_onnx.data.folders import ARRAY_SUFFIXES, find_files
 from mrecg_onnx.data.handed import MOST, IndexedDataset, KeptDataset, MemoryDataset, PassingDataset
 from mrecg_onnx.data.images import ImageDataset
@@ -160,7 +160,7 @@ class _Opening:
             raise DataError(
                 f"labels in {self.labels} belong to files; for {source} give an array, or pairs (inputs, label)"
             )
-        return targets_of(self.labels, count, f"labels of {source}: the first sample", batch=True)
+        return targets_of(self.labels, count, str(source), batch=True, whole=True)
 
 
 def _open(source: Data, inputs: Sequence[InputSpec], preprocess: Preprocess, how: _Opening) -> Dataset:
@@ -237,8 +237,9 @@ def _open_given(source: Given, inputs: Sequence[InputSpec], preprocess: Preproce
         _require_one(inputs)
     sampler = Sampler(inputs, preprocess.resolve(inputs[0]) if source.images else None, str(source))
     if isinstance(source, Stream):
-        if how.handed(0, source) is not None:
+        if how.with_labels and how.labels is not None and how.file is None:
             raise DataError(f"labels of {source} come with its items: give pairs (inputs, label)")
+        how.handed(0, source)  # refuses a file
         begin, most = source.items, how.samples
         expected = None if source.hint is None else source.hint * sampler.take(source.first, 0).count
     else:
@@ -276,7 +277,7 @@ def _open_whole(source: Whole, inputs: Sequence[InputSpec], how: _Opening) -> Da
                 f"{source} holds a {type(values[spec.name]).__name__} for {spec}: give an array, the batch first"
             )
         array = as_array(values[spec.name], str(source))
-        if array.ndim == len(spec.shape) - 1:
+        if array.ndim == len(spec.shape) - 1 and fits(array.shape, spec.shape[1:]):
             raise DataError(
                 f"{source} is one sample {shape_text(array.shape)} for {spec}: give several, the batch first"
             )
@@ -290,7 +291,7 @@ def _open_whole(source: Whole, inputs: Sequence[InputSpec], how: _Opening) -> Da
     targets = how.handed(total, source)
     if targets is None and how.with_labels:
         own = source.targets if source.targets is not None else target_in(source.arrays, inputs)
-        targets = targets_of(own, total, str(source), batch=True)
+        targets = targets_of(own, total, str(source), batch=True, whole=True)
     return MemoryDataset(inputs, arrays, chosen, None if targets is None else [targets[i] for i in chosen], str(source))
 
 

@@ -206,7 +206,7 @@ def _is_batch(found: Mapping[str, Any], made: Mapping[str, NDArray[Any]], inputs
     return not image_like(value) and np.ndim(value) == made[name].ndim
 
 
-def targets_of(target: Any, count: int, what: str, *, batch: bool) -> list[Any] | None:
+def targets_of(target: Any, count: int, what: str, *, batch: bool, whole: bool = False) -> list[Any] | None:
     """One target for each of ``count`` rows.
 
     Args:
@@ -214,6 +214,7 @@ def targets_of(target: Any, count: int, what: str, *, batch: bool) -> list[Any] 
         count: rows.
         what: how messages call them.
         batch: they are a batch.
+        whole: they are all samples, and the targets those that were handed over for them.
 
     Raises:
         DataError: there are more or fewer.
@@ -225,7 +226,7 @@ def targets_of(target: Any, count: int, what: str, *, batch: bool) -> list[Any] 
     if not batch:
         return [target]
     if isinstance(target, Mapping):
-        columns = {name: targets_of(values, count, what, batch=True) for name, values in target.items()}
+        columns = {name: targets_of(values, count, what, batch=True, whole=whole) for name, values in target.items()}
         return [{name: values[i] for name, values in columns.items() if values is not None} for i in range(count)]
     several = (
         target.ndim > 0
@@ -235,6 +236,11 @@ def targets_of(target: Any, count: int, what: str, *, batch: bool) -> list[Any] 
     if not several and count == 1:
         return [target]
     if not several or len(target) != count:
+        if whole:
+            given = len(target) if several else 1
+            raise DataError(
+                f"{what} has {count} sample{'s' * (count != 1)} and {given} label{'s' * (given != 1)}: give one for each"
+            )
         there = f"{len(target)} targets" if several else "one target"
         raise DataError(f"{what} and those after it are a batch of {count} with {there}: give one for each")
     return list(target)

@@ -269,10 +269,10 @@ def _variant(ready: Prepared, simulation: Simulation, options: Sequence[tuple[st
 
 def _images(
     ready: Prepared, data: Source | None, labels: Labels | None, limit: int, *, classes: bool
-) -> tuple[dict[str, Tensor], npt.NDArray[np.int64] | None, str, list[Any] | None]:
-    """Inputs to measure on, their labels where there are any, where those are from, and what a metric is given with them."""
+) -> tuple[dict[str, Tensor], npt.NDArray[np.int64] | None, str, bool, list[Any] | None]:
+    """Inputs to measure on, labels where there are any, where those are from, whether from Python, and what a metric is given."""
     if data is None:
-        return {n: torch.from_numpy(x) for n, x in ready.dataset.load(limit).items()}, None, "", None
+        return {n: torch.from_numpy(x) for n, x in ready.dataset.load(limit).items()}, None, "", False, None
     inputs, preprocess = list(ready.dataset.inputs), ready.settings.preprocess
     dataset = open_validation(data, inputs, preprocess, labels, limit, classes=classes)
     parts: list[Mapping[str, npt.NDArray[Any]]] = []
@@ -287,7 +287,7 @@ def _images(
     found = {n: torch.from_numpy(np.concatenate([p[n] for p in parts])) for n in parts[0]}
     known = dataset.labels[np.concatenate(rows)] if dataset.labels is not None else None
     wanted = None if any(t is None for t in targets) else [one for t in targets for one in t or ()]
-    return found, known, dataset.labels_source, wanted
+    return found, known, dataset.labels_source, dataset.labels_handed, wanted
 
 
 class _Judge:
@@ -299,6 +299,7 @@ class _Judge:
         data: dict[str, Tensor],
         labels: npt.NDArray[np.int64] | None,
         source: str,
+        handed: bool,
         targets: list[Any] | None,
         metric: Metric | None,
     ) -> None:
@@ -310,7 +311,9 @@ class _Judge:
         if labels is not None and self.scores is None:
             self.scores = next((n for n, x in arrays.items() if two_axes(x) is not None), None)
         if labels is not None and self.scores is not None:
-            check_classes(labels, arrays[self.scores].shape[1], self.scores, source, lambda i: f"image {i}")
+            check_classes(
+                labels, arrays[self.scores].shape[1], self.scores, source, lambda i: f"image {i}", handed=handed
+            )
 
     def _run(self, simulation: Simulation | None) -> dict[str, Tensor]:
         parts: list[dict[str, Tensor]] = []

@@ -78,14 +78,20 @@ class Tally:
     def _labels(self, indices: npt.NDArray[np.int64], output: str, classes: int) -> npt.NDArray[np.int64]:
         labels = self.dataset.labels
         assert labels is not None
+        handed = self.dataset.labels_handed
         if not self.has_accuracy:  # all of them, before the first batch counts
             others = "; --outputs NAME chooses another output" if len(self.outputs) > 1 else ""
             source = f"{self.dataset.labels_source}{others}"
-            check_classes(labels, classes, output, source, lambda i: _origin(self.dataset, i))
+            check_classes(labels, classes, output, source, lambda i: _origin(self.dataset, i), handed=handed)
         chosen = labels[indices]
         # Of data that go by, labels are known with the batch.
         check_classes(
-            chosen, classes, output, self.dataset.labels_source, lambda i: _origin(self.dataset, int(indices[i]))
+            chosen,
+            classes,
+            output,
+            self.dataset.labels_source,
+            lambda i: _origin(self.dataset, int(indices[i])),
+            handed=handed,
         )
         return chosen
 

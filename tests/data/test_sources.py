@@ -507,18 +507,16 @@ def test_labels_are_handed_over_beside_the_data(labels: Any, tmp_path: Path) -> 
     images = open_validation(tmp_path / "images", ONE, RAW, labels, 4)
     assert images.labels is not None
     assert images.labels.tolist() == Y[first_red(images.load()["x"])].tolist()
-    with pytest.raises(DataError, match="are a batch of 10 with 3 targets"):
+    with pytest.raises(DataError, match="has 10 samples and 3 labels: give one for each"):
         open_validation(tmp_path / "images", ONE, RAW, [1, 2, 3])
     for source in (X, {"x": X}, list(X), tensors(), tmp_path / "x.npy"):
         data = validated(source, labels=labels, limit=4)
         list(data.batches(2))
         assert data.labels is not None
         assert data.labels.tolist() == Y[first_red(data.load()["x"])].tolist()
-    with pytest.raises(
-        DataError, match="labels of the ndarray: the first sample and those after it are a batch of 9 with 10"
-    ):
+    with pytest.raises(DataError, match="the ndarray has 9 samples and 10 labels: give one for each"):
         validated(X[:9], labels=labels)
-    with pytest.raises(DataError, match=r"come with its items: give pairs|a batch of 0"):
+    with pytest.raises(DataError, match=r"come with its items: give pairs"):
         validated(generator(), labels=labels)
 
 
@@ -584,7 +582,7 @@ BAD[6, 1, 2, 3] = np.nan
     [
         (
             X[:, :, :3],
-            r"the ndarray is float32 \(10, 3, 3, 4\), and does not fit input 'x' \(\?, 3, 4, 4\) float32: the batch",
+            r"the ndarray is float32 \(10, 3, 3, 4\), and does not fit input 'x' .*: axis 2 is 3 and has to be 4 ",
         ),
         (X[0], r"the ndarray is one sample \(3, 4, 4\) for input 'x' .*: give several, the batch first"),
         (np.moveaxis(X, 1, 3), r"\(10, 4, 4, 3\), and does not fit .*: its channels come last, bring them to axis 1"),
@@ -602,7 +600,10 @@ BAD[6, 1, 2, 3] = np.nan
         (DataLoader([]), r"the DataLoader is empty"),
         (X.astype(np.complex64), "holds complex64"),
         (X.astype(str), "holds <U32"),
-        ([X[0], X[1][:, :3]], r"sample 1 of the list is float32 \(3, 3, 4\), and does not fit"),
+        (
+            [X[0], X[1][:, :3]],
+            r"sample 1 of the list is float32 \(3, 3, 4\), .*: axis 1 is 3 and has to be 4 \(seen as one",
+        ),
         ([X[0], None], "sample 1 of the list is a NoneType: an array, a tensor, a PIL image"),
         ([X[0], {1, 2}], "sample 1 of the list is a set: an array"),
         ([(X[0], 1, 2)], r"sample 0 of the list is a tuple of 3: give inputs, or a pair \(inputs, target\)"),
@@ -619,6 +620,32 @@ def test_what_does_not_fit_is_one_line(source: Any, says: str) -> None:
     with pytest.raises(DataError, match=says) as error:
         opened(source)
     one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        ((497, 8, 8), r"the channel axis is missing: reshape it to \(497, 1, 8, 8\)$"),
+        ((497, 64), r"it has 2 axes, the input 4 axes, the batch first$"),
+        ((497, 1, 7, 8), r"axis 2 is 7 and has to be 8 \(the batch comes first\)$"),
+        ((497, 3, 7, 8), r"axis 1 is 3 and has to be 1, axis 2 is 7 and has to be 8 \(the"),
+        ((497, 8, 7), r"axis 0 is 497 and has to be 1, axis 2 is 7 and has to be 8 \(seen as one sample"),
+    ],
+)
+@pytest.mark.parametrize("form", ["array", "batches", "file"])
+def test_what_is_wrong_with_a_shape_is_named(shape: tuple[int, ...], says: str, form: str, tmp_path: Path) -> None:
+    array = np.zeros(shape, np.float32)
+    np.save(tmp_path / "a.npy", array)
+    source: Any = {"array": array, "batches": [array], "file": tmp_path / "a.npy"}[form]
+    with pytest.raises(DataError, match=r"does not fit input 'x' \(\?, 1, 8, 8\) float32: " + says) as error:
+        opened(source, inputs=[spec(None, 1, 8, 8)])
+    one_line(error)
+
+
+def test_labels_that_are_too_few_are_counted() -> None:
+    for said in (lambda: validated(X, labels=Y[:5]), lambda: validated({"x": X, "y": Y[:5]})):
+        with pytest.raises(DataError, match=r"the \w+ has 10 samples and 5 labels: give one for each"):
+            said()
 
 
 @pytest.mark.parametrize(

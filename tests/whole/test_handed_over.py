@@ -103,6 +103,14 @@ def by_array(here: Here) -> bytes:
     return made(here, here.x)
 
 
+def test_python_writes_over_what_is_there(here: Here, tmp_path: Path, by_array: bytes) -> None:
+    output = tmp_path / "x.onnx"
+    for settings in (NEAREST, SETTINGS):
+        quantize(here.model, here.x, settings, output=output)
+    assert graph_of(output.read_bytes()) == graph_of(by_array)
+    assert "over a file that is there" in (quantize.__doc__ or "")
+
+
 @pytest.mark.parametrize("kind", IMAGES)
 def test_images_make_the_bytes_that_their_folder_makes(here: Here, by_folder: bytes, kind: str) -> None:
     assert made(here, here.handed(kind)) == by_folder
@@ -188,6 +196,19 @@ def test_labels_beyond_the_classes_are_found_in_any_batch(here: Here, file: Path
     y[20] = 99
     with pytest.raises(DataError, match="label 99 of row 20 is beyond the 10 classes"):
         validate(here.model, file, replace(here, y=y).handed(kind), batch_size=4, repeats=0)
+
+
+def test_labels_that_count_from_one_are_recognised(here: Here, file: Path) -> None:
+    x, y = here.x[:10], np.arange(10) + 1
+    said = (
+        r"\(1 of 10 are\): they seem to count from 1: subtract 1, or give others with labels=\.\.\., or labels='none'"
+    )
+    for call in (
+        lambda: validate(here.model, file, x, labels=y, repeats=0),
+        lambda: sensitivity(here.model, x, NEAREST, data=x, labels=y, top=0),
+    ):
+        with pytest.raises(DataError, match=said):
+            call()
 
 
 def test_ranking_and_inspection_take_them(here: Here) -> None:
