@@ -96,10 +96,19 @@ outputs_option = option(
     help="Output to compare; repeatable.  [default: all]",
 )
 
+
+def _metrics(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[str]:
+    """Ready metrics whose names begin so, for shells."""
+    from mrecg_onnx.measures import READY
+
+    return [name for name in READY if name.lower().startswith(begun.lower())]
+
+
 metric_options = all_of(
     option(
         IMAGES,
         "--metric",
+        shell_complete=_metrics,
         metavar="NAME|MODULE:FUNCTION",
         help="What outputs are worth: top-1, top-5, mAP, mAP50 or mIoU, or a function (outputs, targets) -> number of your own, "
         "from a module in this folder or the environment; its code is run (docs/metrics.md).",

@@ -176,4 +176,5 @@ def test_a_shell_completes_commands_options_and_words() -> None:
 
     assert "plain,doctor" in offered("mrecg-onnx d")
     assert offered("mrecg-onnx quantize --met") == ["plain,--method", "plain,--metric"]
+    assert offered("mrecg-onnx validate --metric m") == ["plain,mAP", "plain,mAP50", "plain,mIoU"]
     assert "plain,brecq" in offered("mrecg-onnx quantize --method b")
