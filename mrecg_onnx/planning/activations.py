@@ -13,7 +13,7 @@ __all__ = [
     "CAPTURES", "CLAMPS", "FALLBACK", "FLOATS", "FLOAT_ONLY", "FLOAT_RESULT", "INTEGER_OPS", "OWNER", "PRESERVING_OPS",
     "WEIGHTED_OPS", "activation_inputs", "activation_outputs", "ahead_of_layers", "behind_layers", "channel_ceilings",
     "clamp_bounds", "constant", "is_activation", "is_bridge", "is_clamp", "is_fallback", "is_layer", "is_preserving",
-    "is_weighted", "lacks_kernel", "only_reader", "readers", "weight_index",
+    "is_weighted", "lacks_kernel", "only_reader", "readers", "reads_activations", "weight_index",
 ]  # fmt: skip
 
 #: Ops that may carry weights.
@@ -85,6 +85,11 @@ def _depends_on_input(value: ir.Value) -> bool:
         top.meta.setdefault(_DEPENDS, True)
         stack.pop()
     return bool(value.meta[_DEPENDS])
+
+
+def reads_activations(node: ir.Node) -> bool:
+    """True if :func:`activation_inputs` has any; a Sum of thousands is not looked through for that."""
+    return any(v is not None and is_activation(v) for v in (*node.inputs, *node.meta.get(CAPTURES, ())))
 
 
 def activation_inputs(node: ir.Node) -> list[ir.Value]:

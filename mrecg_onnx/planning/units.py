@@ -36,6 +36,7 @@ from mrecg_onnx.planning.activations import (
     is_preserving,
     is_weighted,
     readers,
+    reads_activations,
 )
 from mrecg_onnx.planning.granularity import module_capacity
 from mrecg_onnx.planning.plan import LayerPlan, Plan, UnitPlan
@@ -198,7 +199,7 @@ def _parts(model: ir.Model) -> list[list[ir.Node]]:
     for node in model.graph:
         if is_fallback(node):
             parts += [[node], []]
-        elif activation_inputs(node) or activation_outputs(node):  # or a table is looked up by integers
+        elif reads_activations(node) or activation_outputs(node):  # or a table is looked up by integers
             parts[-1].append(node)
     result: list[list[ir.Node]] = []
     ahead: list[ir.Node] = []
@@ -341,7 +342,7 @@ def _unit(nodes: list[ir.Node], kept: set[ir.Value], layers: dict[str, LayerPlan
         v.name or ""
         for n in nodes
         for v in activation_outputs(n)
-        if v.is_graph_output() or any(r not in inside and activation_inputs(r) for r in readers(v))
+        if v.is_graph_output() or any(r not in inside and reads_activations(r) for r in readers(v))
     ]
     own = [layers[n.name or ""] for n in nodes if is_weighted(n)]
     names = [n.name or "" for n in nodes if is_layer(n)] or [n.name or "" for n in nodes if is_fallback(n)]
