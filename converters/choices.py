@@ -8,13 +8,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import numbers
 import typing
 from dataclasses import dataclass
 from typing import Any
 
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.text import bounded, did_you_mean
 
-__all__ = ["AtLeast", "Between", "OneOf", "SettingsGroup"]
+__all__ = ["AtLeast", "Between", "OneOf", "SettingsGroup", "require_number"]
+
+
+def require_number(name: str, value: object) -> None:
+    """Refuse what cannot be compared with a number.
+
+    Raises:
+        SettingsError: ``value``, of the field called ``name``, is none.
+    """
+    if not isinstance(value, numbers.Real):
+        raise SettingsError(f"{name} is {bounded(repr(value), 80)}: it must be a number")
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,8 @@ class OneOf:
             SettingsError: ``value``, of the field called ``name``, is another.
         """
         if value not in self.words:
-            raise SettingsError(f"{name} is '{value}': choose one of {', '.join(self.words)}")
+            hint = did_you_mean(value, self.words)
+            raise SettingsError(f"{name} is '{value}': choose one of {', '.join(self.words)}{hint}")
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,7 @@ class AtLeast:
         Raises:
             SettingsError: ``value``, of the field called ``name``, is one.
         """
+        require_number(name, value)
         if not self.low <= value < math.inf:
             raise SettingsError(f"{name} is {value}: it must be {self.low:g} or more")
 
@@ -65,6 +79,7 @@ class Between:
         Raises:
             SettingsError: ``value``, of the field called ``name``, is one.
         """
+        require_number(name, value)
         if not self.low <= value <= self.high:
             raise SettingsError(f"{name} is {value}: it must lie between {self.low:g} and {self.high:g}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import graphlib
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ from mrecg_onnx.converters.wellformed import DEEPEST, label, nesting, require_we
 if TYPE_CHECKING:
     pass
 
-__all__ = ["MIN_OPSET", "RUNTIME_DOMAINS", "load_model", "read_model", "standard_opset"]
+__all__ = ["MIN_OPSET", "RUNTIME_DOMAINS", "load_model", "model_path", "read_model", "standard_opset"]
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def load_model(source: onnx.ModelProto | str | Path) -> onnx.ModelProto:
         model = _plain(model, where)
         _check(model, where, model)
         return restamped(model)
-    path = Path(source)
+    path = model_path(source)
     where = str(path)
     model = read_model(path)
     external = external_tensors(model)
@@ -104,13 +105,29 @@ def load_model(source: onnx.ModelProto | str | Path) -> onnx.ModelProto:
     return model
 
 
+def model_path(source: object) -> Path:
+    """The path that ``source`` is.
+
+    Raises:
+        ModelError: It is none, such as a network of torch's.
+    """
+    if isinstance(source, str | os.PathLike):
+        return Path(source)
+    what = f"a model is the path of an ONNX file or an onnx.ModelProto, not {type(source).__name__}"
+    if hasattr(source, "model_proto"):  # torch.onnx.ONNXProgram
+        raise ModelError(f"{what}: give its .model_proto")
+    if callable(getattr(source, "forward", None)):  # torch.nn.Module
+        raise ModelError(f"{what}: export it first: torch.onnx.export(model, example, 'model.onnx')")
+    raise ModelError(what)
+
+
 def read_model(source: bytes | str | Path) -> onnx.ModelProto:
     """Read a file, or its bytes, of any tool: well-formed, whatever is in it; what lies beside it is not looked at.
 
     Raises:
         ModelError: It is missing, is not ONNX, or is damaged.
     """
-    where = "the model" if isinstance(source, bytes) else str(source)
+    where = "the model" if isinstance(source, bytes) else str(model_path(source))
     model = _parse(source if isinstance(source, bytes) else _read(Path(source)), where)
     _require(model, where)
     return model

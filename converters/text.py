@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-__all__ = ["LONGEST_LINE", "bounded", "first_of", "printable", "quoted"]
+__all__ = ["LONGEST_LINE", "bounded", "did_you_mean", "first_of", "printable", "quoted"]
 
 LONGEST_LINE = 300
 """So many characters a line has at most that says what is wrong."""
@@ -31,6 +32,13 @@ def printable(text: str) -> str:
 def first_of(texts: Sequence[str], most: int = 3) -> str:
     """The first ``most`` of ``texts``, and how many more there are."""
     return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+
+
+def did_you_mean(given: object, known: Iterable[str], before: str = "; ") -> str:
+    """``before`` and the one of ``known`` that ``given`` was most likely meant to be; empty where none is like it."""
+    words = {word.lower(): word for word in known}
+    near = difflib.get_close_matches(str(given).lower(), words, n=1, cutoff=0.5)
+    return f"{before}did you mean '{words[near[0]]}'?" if near else ""
 
 
 def quoted(name: str, most: int = _LONGEST_NAME) -> str:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from mrecg_onnx.calibrating import ZeroqSettings
 from mrecg_onnx.converters.choices import OneOf
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.text import did_you_mean
 from mrecg_onnx.data import PreprocessField
 from mrecg_onnx.finishing import FinishSettings
 from mrecg_onnx.methods import METHODS
@@ -55,6 +56,9 @@ def _taking_presets(settings: _Class) -> _Class:
             if PRESETS[preset].keys() <= given.keys():  # as dataclasses.replace does it
                 raise SettingsError(f"preset '{preset}' changes nothing: all of its fields are given beside it")
             given = {**PRESETS[preset], **given}
+        fields = [field.name for field in dataclasses.fields(settings)]
+        for name in given.keys() - set(fields):
+            raise TypeError(f"Settings has no '{name}'{did_you_mean(name, [*fields, 'preset'], ': ')}")
         make(self, **given)
 
     settings.__init__ = init  # type: ignore[misc]
@@ -79,6 +83,7 @@ class Settings(ZeroqSettings, RangeSettings, FinishSettings, RewritingSettings, 
 
     Raises:
         SettingsError: a value is out of its range, or contradicts another.
+        TypeError: there is no such field.
     """
 
     # Once more: mypy takes the type that an inherited descriptor is set to for the one that it gives.

@@ -128,6 +128,27 @@ def test_a_group_refuses_alone_what_all_refuse_together(group, given, says):
             kind(**given)
 
 
+@pytest.mark.parametrize(
+    ("given", "kind", "says"),
+    [
+        ({"wbitz": 4}, TypeError, "Settings has no 'wbitz': did you mean 'wbits'?"),
+        ({"xyz": 4}, TypeError, "Settings has no 'xyz'"),
+        ({"method": "breqc"}, SettingsError, "mrecg; did you mean 'brecq'?"),
+        ({"scheme": "lost"}, SettingsError, "JSON file; did you mean 'loss'?"),
+        ({"bits": 4}, SettingsError, "bits is 4: it takes rules for single layers"),
+        ({"bits": "conv1=W8"}, SettingsError, "bits is 'conv1=W8': it takes rules for single layers"),
+        ({"exclude": "conv1"}, SettingsError, "exclude is 'conv1': it takes regular expressions, ('conv1',)"),
+        ({"wbits": "4"}, SettingsError, "wbits is '4': it must be a number"),
+        ({"abits": "4"}, SettingsError, "abits is '4': it must be a number"),
+        ({"alpha": "1"}, SettingsError, "alpha is '1': it must be a number"),
+    ],
+)
+def test_what_is_misspelt_or_of_another_type_is_answered_with_what_was_meant(given, kind, says):
+    with pytest.raises(kind) as error:
+        Settings(**given)
+    assert says in str(error.value)
+
+
 @pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.least_wbits > 2])
 def test_widths_that_a_method_cannot_do(name):
     with pytest.raises(SettingsError, match=f"method {name} needs weights of 3 bits or more, wbits says 2"):

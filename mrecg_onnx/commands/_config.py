@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from mrecg_onnx.commands._console import FORCE, PRESET, asked
 from mrecg_onnx.commands._files import CONFIG
 from mrecg_onnx.commands._sections import RUN, Steps, option
 from mrecg_onnx.converters.files import require_regular
+from mrecg_onnx.converters.text import did_you_mean
 
 __all__ = ["config_beside", "config_option", "resolved"]
 
@@ -43,8 +43,7 @@ def _read(ctx: click.Context, _parameter: click.Parameter, file: Path | None) ->
     for written, value in _parsed(file).items():
         name = written.replace("_", "-")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f": did you mean '{near[0]}'?" if near else ""
+            hint = did_you_mean(name, known, ": ")
             raise click.UsageError(f"--config {file}: '{written}' is no option of {ctx.command.name}{hint}")
         found[known[name].name or ""] = _checked(ctx, file, written, known[name], value)
     ctx.default_map = {**(ctx.default_map or {}), **found, **ctx.meta.get(PRESET, {})}

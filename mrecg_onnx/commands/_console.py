@@ -42,7 +42,7 @@ __all__ = [
     "warn",
 ]
 
-#: Columns where no terminal says how wide it is: names are not cut in files and pipes.
+#: Columns where no terminal says how wide it is: names are not cut in files and pipes. COLUMNS goes before it.
 WIDE = 240
 #: What a command's context keeps of how it was asked to talk: nothing but errors, with details, JSON alone on stdout; and
 #: whether it may write over results.
@@ -158,6 +158,12 @@ def show(*tables: RenderableType) -> None:
         say(line.rstrip(), err=False)  # rich fills lines up with spaces
 
 
+def _columns() -> int:
+    """How wide what goes to a file or a pipe may be: as the environment says, where it does."""
+    said = os.environ.get("COLUMNS", "")
+    return int(said) if said.isascii() and said.isdigit() and 0 < len(said) < len("10000") and int(said) else WIDE
+
+
 def _console(stream: TextIO) -> Console:
     """A console that prints names as they are, control characters written out: no markup, emoji or colouring of numbers."""
     from rich.console import Console
@@ -179,5 +185,5 @@ def _console(stream: TextIO) -> Console:
                     continue
                 yield Segment("\n".join(map(printable, text.split("\n"))), style, control)
 
-    width = None if stream.isatty() else WIDE
+    width = None if stream.isatty() else _columns()
     return Plain(file=stream, width=width, markup=False, emoji=False, highlight=False)

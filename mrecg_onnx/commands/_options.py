@@ -10,7 +10,7 @@ import click
 from mrecg_onnx.commands._config import config_option
 from mrecg_onnx.commands._console import FORCE, QUIET, TAKEN, VERBOSE
 from mrecg_onnx.commands._files import STDOUT
-from mrecg_onnx.commands._sections import BITS, EXPERT, IMAGES, METHOD, RUN, Steps, all_of, option
+from mrecg_onnx.commands._sections import BITS, EXPERT, IMAGES, METHOD, RUN, Choice, Steps, all_of, option
 from mrecg_onnx.data import COLORS, INTERPOLATIONS, LAYOUTS, NO_LABELS, ZEROQ
 from mrecg_onnx.methods import METHODS, RANGE_NAMES
 from mrecg_onnx.targets import CONTAINER_NAMES
@@ -72,7 +72,7 @@ TARGET: dict[str, Any] = {
     "(OpenCV, TVM and IREE, too), qonnx (FPGAs), or a file of rules.",
 }
 CONTAINER: dict[str, Any] = {
-    "type": click.Choice(CONTAINER_NAMES),
+    "type": Choice(CONTAINER_NAMES),
     "help": "How codes are stored. int8: in 8-bit tensors; packed: weights in 4 or 2 bits, unpacked at load; typed: 4-bit types "
     "throughout, float kernels; qonnx: Quant nodes, for --target qonnx alone.",
 }
@@ -136,46 +136,46 @@ plan_options = all_of(
     ),
     option(BITS, "--exclude", multiple=True, metavar="REGEX", help="Nodes that stay in float; repeatable."),
     option(BITS, "--bits", multiple=True, metavar="REGEX=W8A8", help="Bits of single layers by name; repeatable."),
-    option(METHOD, "--method", type=click.Choice(list(METHODS)), help="How rounding is learned."),
+    option(METHOD, "--method", type=Choice(list(METHODS)), help="How rounding is learned."),
     option(
         METHOD,
         "--range",
         "ranges",
-        type=click.Choice(["auto", *RANGE_NAMES]),
+        type=Choice(["auto", *RANGE_NAMES]),
         help="How activation ranges are found; auto: the method's own way.",
     ),
-    option(METHOD, "--base", type=click.Choice(["qdrop", "brecq"]), help="Reconstruction under mrecg."),
+    option(METHOD, "--base", type=Choice(["qdrop", "brecq"]), help="Reconstruction under mrecg."),
     option(METHOD, "--scheme", metavar="loss|modcap|none|FILE.json", help="How mrecg merges units."),
-    option(METHOD, "--equalize", type=click.Choice(["auto", "off"]), help="Rescale channels first."),
+    option(METHOD, "--equalize", type=Choice(["auto", "off"]), help="Rescale channels first."),
     option(
         METHOD,
         "--relu6",
-        type=click.Choice(["auto", "off"]),
+        type=Choice(["auto", "off"]),
         help="Rescaling may turn a Relu6 into an upper bound for each channel, where that lowers the output's error.",
     ),
     option(
         METHOD,
         "--absorb",
-        type=click.Choice(["auto", "off"]),
+        type=Choice(["auto", "off"]),
         help="Move what a channel never falls below into the biases behind it, where that lowers the output's error.",
     ),
     option(
         METHOD,
         "--residual",
-        type=click.Choice(["wide", "shared"]),
+        type=Choice(["wide", "shared"]),
         help="Skip paths keep 8 bits beside what layers read of them, or share its bits as in the papers.",
     ),
     option(
         EXPERT,
         "--selection",
-        type=click.Choice(["peak", "eq4", "relative"]),
+        type=Choice(["peak", "eq4", "relative"]),
         help="Merge at peaks of the loss, by the paper's Eq. 4, or by it on relative differences.",
     ),
     option(EXPERT, "--merges", type=int, metavar="K", help="Number of merges; a rule decides by default."),
     option(
         EXPERT,
         "--joint-iters",
-        type=click.Choice(["sum", "same"]),
+        type=Choice(["sum", "same"]),
         help="Joined units have the iterations of all members, or as many as any unit (as published).",
     ),
     option(EXPERT, "--penalty", type=float, metavar="LAMBDA", help="Eq. 4's lambda; by default exactly K merges."),
@@ -220,7 +220,7 @@ calibration_options = all_of(
     ),
     option(EXPERT, "--zeroq-iters", type=int, metavar="N", help="Iterations for a batch of images made by zeroq."),
     option(RUN, "--seed", type=int, metavar="N", help="Seed of every random choice."),
-    option(RUN, "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where torch runs."),
+    option(RUN, "--device", type=Choice(["auto", "cpu", "cuda"]), help="Where torch runs."),
     option(RUN, "--threads", type=int, metavar="N", help="CPU threads of torch; its own choice by default."),
     option(
         RUN,
@@ -245,13 +245,13 @@ learning_options = all_of(
         METHOD,
         "--allocate",
         "allocation",
-        type=click.Choice(["none", "milp"]),
+        type=Choice(["none", "milp"]),
         help="Give every layer widths of its own, --wbits and --abits on average, by integer programming.",
     ),
     option(
         METHOD,
         "--rounding",
-        type=click.Choice(["auto", "adaround", "flexround", "ste"]),
+        type=Choice(["auto", "adaround", "flexround", "ste"]),
         help="What is learned of a weight: up or down, a divisor, or its value; auto: the method's own.",
     ),
     option(
@@ -263,13 +263,13 @@ learning_options = all_of(
     option(
         EXPERT,
         "--loss",
-        type=click.Choice(["huber", "mse", "fisher"]),
+        type=Choice(["huber", "mse", "fisher"]),
         help="Error of a unit: robust, squared, or weighted by the task loss's gradient.",
     ),
     option(
         EXPERT,
         "--anneal",
-        type=click.Choice(["auto", "linear", "cosine"]),
+        type=Choice(["auto", "linear", "cosine"]),
         help="Schedule of the rounding regularizer; auto: the method's own.",
     ),
     option(BITS, "--target", **TARGET),
@@ -278,14 +278,14 @@ learning_options = all_of(
     option(
         IMAGES,
         "--augment",
-        type=click.Choice(["none", "flip", "shift", "crop"]),
+        type=Choice(["none", "flip", "shift", "crop"]),
         help="Learn from mirror images, too, or from three random variants of each image, moved or cropped.",
     ),
     option(METHOD, "--iters", type=int, metavar="N", help="Iterations a unit."),
     option(
         METHOD,
         "--stop",
-        type=click.Choice(["auto", "off"]),
+        type=Choice(["auto", "off"]),
         help="auto: --iters in rounds, fewer where the loss on held-out images has settled; off: all in one.",
     ),
     option(
@@ -303,7 +303,7 @@ learning_options = all_of(
     option(
         EXPERT,
         "--channel-bits",
-        type=click.Choice(["auto", "weights", "off"]),
+        type=Choice(["auto", "weights", "off"]),
         help="Widths a channel under aciq: of weights and activations, of weights only, or one for all.",
     ),
     option(EXPERT, "--lapq-evaluations", type=int, metavar="N", help="How often lapq may run the network."),
@@ -311,7 +311,7 @@ learning_options = all_of(
     option(
         EXPERT,
         "--compile",
-        type=click.Choice(["auto", "on", "off"]),
+        type=Choice(["auto", "on", "off"]),
         help="Kernels of torch.compile; auto: on a GPU.",
     ),
     option(EXPERT, "--drop", type=float, metavar="P", help="Probability that QDrop keeps an element quantized."),
@@ -349,11 +349,11 @@ def image_options(*, stored: str = "") -> Callable[[F], F]:
         option(
             IMAGES,
             "--interpolation",
-            type=click.Choice(list(INTERPOLATIONS)),
+            type=Choice(list(INTERPOLATIONS)),
             help="Filter of the resizing." + default("bilinear"),
         ),
-        option(IMAGES, "--layout", type=click.Choice(LAYOUTS), help="Order of the axes." + default("by the input")),
-        option(IMAGES, "--color", type=click.Choice(COLORS), help="Order of the channels." + default("by the input")),
+        option(IMAGES, "--layout", type=Choice(LAYOUTS), help="Order of the axes." + default("by the input")),
+        option(IMAGES, "--color", type=Choice(COLORS), help="Order of the channels." + default("by the input")),
     )
 
 

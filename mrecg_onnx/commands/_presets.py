@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 from mrecg_onnx.commands._console import PRESET
-from mrecg_onnx.commands._sections import METHOD, option
+from mrecg_onnx.commands._sections import METHOD, Choice, option
 from mrecg_onnx.settings import PRESETS
 
 __all__ = ["given_beside", "preset_option"]
@@ -46,7 +46,7 @@ def given_beside(ctx: click.Context) -> list[str]:
 preset_option = option(
     METHOD,
     "--preset",
-    type=click.Choice(list(PRESETS)),
+    type=Choice(list(PRESETS)),
     is_eager=True,
     callback=_fill,
     help="Options by how much time there is; those given beside it go before. "

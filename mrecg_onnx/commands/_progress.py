@@ -129,6 +129,8 @@ class _Cells:
         if progress.stage != "latency" and progress.number != self.at:
             self.at, self.left = progress.number, TimeLeft(self.iters)
         inner, stage, kept = progress.inner, f"cell {progress.number}/{progress.total}", [progress.stage]
+        if progress.stage == "latency":  # every cell once more, when all are finished
+            stage, kept = f"latency of {stage}", []
         share = 0.0
         if inner is not None:
             found = _state_of(inner, self.left.update(inner))

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from mrecg_onnx.converters.text import did_you_mean
 from mrecg_onnx.settings import Settings
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "IMAGES",
     "METHOD",
     "RUN",
+    "Choice",
     "Command",
     "F",
     "Option",
@@ -42,6 +44,15 @@ class Option(click.Option):
     def __init__(self, *args: Any, section: str = RUN, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.section = section
+
+
+class Choice(click.Choice):  # type: ignore[type-arg]
+    """A word among others; a wrong one is answered with the one that is most like it."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        """What there is, and what may have been meant."""
+        said = super().get_invalid_choice_message(value, ctx).rstrip(".")
+        return said + did_you_mean(value, map(str, self.choices))
 
 
 class Steps(click.ParamType):  # type: ignore[type-arg]

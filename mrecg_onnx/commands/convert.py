@@ -12,7 +12,7 @@ from mrecg_onnx.commands._files import check_new, check_writes
 from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._options import CONTAINER, PATH, TARGET, force_option, talk_options
 from mrecg_onnx.commands._progress import counter
-from mrecg_onnx.commands._sections import Command, Option
+from mrecg_onnx.commands._sections import Choice, Command, Option
 from mrecg_onnx.commands._tables import grid, mebibytes, ratio
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ __all__ = ["convert_command"]
 @click.argument("quantized", metavar="QUANT.onnx", type=PATH)
 @click.option(
     "--to",
-    type=click.Choice(["onnx", "tflite"]),
+    type=Choice(["onnx", "tflite"]),
     default="onnx",
     cls=Option,
     help="An ONNX file, or a flatbuffer of LiteRT (TensorFlow Lite) with integer kernels, whose filters --container packed "

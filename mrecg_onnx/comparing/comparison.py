@@ -25,6 +25,7 @@ from mrecg_onnx.comparing.running import measure_latency, run_cell
 from mrecg_onnx.comparing.tables import csv_text, markdown
 from mrecg_onnx.converters.errors import ExportError, SettingsError
 from mrecg_onnx.converters.files import write_all_whole
+from mrecg_onnx.converters.load import model_path
 from mrecg_onnx.machine import locked, world_size
 from mrecg_onnx.measures import AnyMetric, mcnemar_p, metric_of
 from mrecg_onnx.methods import METHODS
@@ -104,7 +105,7 @@ def compare(
     if world_size() > 1:
         raise SettingsError("compare runs each cell in a process of its own: start it without torchrun")
     inputs = Inputs.make(
-        Path(model),
+        model_path(model),
         calib,
         data,
         Path(output),

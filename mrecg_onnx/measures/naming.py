@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mrecg_onnx.converters.errors import SettingsError, first_line
-from mrecg_onnx.converters.text import quoted
+from mrecg_onnx.converters.text import did_you_mean, quoted
 from mrecg_onnx.measures.metric import Metric
 from mrecg_onnx.measures.ready import READY
 
@@ -63,6 +63,7 @@ def _named(text: str) -> Metric:
         if row is None:
             raise SettingsError(
                 f"metric {quoted(text)} is unknown: there are {', '.join(READY)}; your own is module:function"
+                f"{did_you_mean(text, READY)}"
             )
         row.require()
         return row.metric()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from mrecg_onnx.converters.errors import SettingsError, first_line
 from mrecg_onnx.converters.files import read_small
+from mrecg_onnx.converters.text import did_you_mean
 from mrecg_onnx.planning.plan import UnitPlan
 
 __all__ = ["read_scheme"]
@@ -46,9 +46,8 @@ def _from_names(entries: list[Any], units: Sequence[UnitPlan], where: str) -> tu
             raise SettingsError(f"{where}: a unit is empty")
         unknown = [name for name in entry if not isinstance(name, str) or name not in owner]
         if unknown:
-            near = get_close_matches(str(unknown[0]), owner, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else "mrecg-onnx inspect lists them"
-            raise SettingsError(f"{where}: '{unknown[0]}' is not a weighted layer of the model; {hint}")
+            hint = did_you_mean(unknown[0], owner) or "; mrecg-onnx inspect lists them"
+            raise SettingsError(f"{where}: '{unknown[0]}' is not a weighted layer of the model{hint}")
         indices = tuple(sorted({owner[name] for name in entry}))
         missing = {name for i in indices for name in units[i].layers} - set(entry)
         if missing:

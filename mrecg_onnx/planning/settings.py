@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from mrecg_onnx.converters.choices import AtLeast, Between, OneOf, SettingsGroup
+from mrecg_onnx.converters.choices import AtLeast, Between, OneOf, SettingsGroup, require_number
 from mrecg_onnx.converters.errors import SettingsError, first_line
-from mrecg_onnx.converters.text import quoted
+from mrecg_onnx.converters.text import bounded, did_you_mean, quoted
 from mrecg_onnx.methods import MethodSettings
 from mrecg_onnx.planning.plan import FLOAT_BITS, WIDE_BITS
 from mrecg_onnx.targets import TargetSettings, load_target
@@ -80,6 +80,16 @@ class BitSettings(TargetSettings):
     def check(self) -> None:
         """Widths exist and the target takes them; patterns are regular expressions."""
         super().check()
+        if not isinstance(self.bits, tuple | list) or not all(isinstance(rule, BitRule) for rule in self.bits):
+            raise SettingsError(
+                f"bits is {bounded(repr(self.bits), 80)}: it takes rules for single layers, (BitRule.parse('conv1=W8A8'),); widths of "
+                "all layers are wbits and abits"
+            )
+        if not isinstance(self.exclude, tuple | list) or not all(isinstance(text, str) for text in self.exclude):
+            raise SettingsError(
+                f"exclude is {bounded(repr(self.exclude), 80)}: it takes regular expressions, ('conv1',)"
+            )
+        require_number("abits", self.abits)
         if self.abits not in {WIDE_BITS, FLOAT_BITS} and not 2 <= self.abits <= 8:
             raise SettingsError(
                 f"abits is {self.abits}: it must lie between 2 and 8, or be {WIDE_BITS}, or {FLOAT_BITS} for float activations"
@@ -159,7 +169,8 @@ class MergeSettings(SettingsGroup):
         """The scheme is a word or a file."""
         super().check()
         if self.scheme_file and not Path(self.scheme).is_file():
-            raise SettingsError(f"scheme '{self.scheme}' is neither loss, modcap, none nor an existing JSON file")
+            hint = did_you_mean(self.scheme, ("loss", "modcap", "none"))
+            raise SettingsError(f"scheme '{self.scheme}' is neither loss, modcap, none nor an existing JSON file{hint}")
 
 
 @dataclass(frozen=True, kw_only=True)

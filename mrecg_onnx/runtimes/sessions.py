@@ -14,6 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 from mrecg_onnx.converters.errors import ModelError, SettingsError, first_line
 from mrecg_onnx.converters.external import load_external
 from mrecg_onnx.converters.files import irregular
+from mrecg_onnx.converters.load import model_path
 from mrecg_onnx.converters.names import unique_nodes
 from mrecg_onnx.converters.text import bounded
 from mrecg_onnx.converters.versions import restamped
@@ -225,6 +226,8 @@ def _source(model: Model) -> str | bytes:
         if Path(model).suffix != _OWN_FORMAT:
             read_graph(model)
         return str(model)
+    if not isinstance(model, onnx.ModelProto):
+        return _source(model_path(model))
     try:
         serialized: bytes = model.SerializeToString()
     except ValueError as error:  # protobuf's 2 GB, also raised as a subclass

@@ -20,6 +20,7 @@ import psutil
 from mrecg_onnx.converters.errors import ModelError, MrecgError, SettingsError
 from mrecg_onnx.converters.external import load_external
 from mrecg_onnx.converters.files import temporary_folder
+from mrecg_onnx.converters.load import model_path
 from mrecg_onnx.converters.save import save_model
 from mrecg_onnx.data import NO_LABELS, Data, InputSpec, Preprocess, given, holds_images, open_validation
 from mrecg_onnx.machine import MOST_THREADS
@@ -113,7 +114,7 @@ def try_runtimes(
             batch than the one that the file fixes.
         DataError: the data cannot be read.
     """
-    path, float_path = Path(model), Path(against) if against is not None else None
+    path, float_path = model_path(model), model_path(against) if against is not None else None
     rows = _chosen(only)
     for name, value in (("samples", samples), ("batch", batch), ("threads", threads), ("timeout", timeout)):
         if value is not None and not 1 <= value < math.inf:

@@ -13,7 +13,7 @@ from typing import Any
 
 from mrecg_onnx.converters.errors import SettingsError, first_line
 from mrecg_onnx.converters.files import read_small
-from mrecg_onnx.converters.text import bounded, first_of, quoted
+from mrecg_onnx.converters.text import bounded, did_you_mean, first_of, quoted
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -158,7 +158,8 @@ def load_target(name: str) -> Target:
     """
     path = _FOLDER / f"{name}.toml" if name in TARGET_NAMES else Path(name)
     if not path.is_file():
-        raise SettingsError(f"target '{name}' is neither {', '.join(TARGET_NAMES)} nor an existing file of rules")
+        hint = did_you_mean(name, TARGET_NAMES)
+        raise SettingsError(f"target '{name}' is neither {', '.join(TARGET_NAMES)} nor an existing file of rules{hint}")
     try:
         rules: dict[str, Any] = tomllib.loads(read_small(path))
     except (

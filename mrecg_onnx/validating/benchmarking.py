@@ -15,6 +15,7 @@ import onnxruntime
 import psutil
 
 from mrecg_onnx.converters.errors import ModelError, SettingsError
+from mrecg_onnx.converters.load import model_path
 from mrecg_onnx.converters.results import Result
 from mrecg_onnx.data import InputSpec
 from mrecg_onnx.progress import Progress, Report
@@ -131,7 +132,7 @@ def benchmark(
         ModelError: a file cannot be opened or run, or has inputs of other names or sizes than the first.
         SettingsError: a number below 1, an unknown provider, one that is not there, or one that left all the work to another.
     """
-    paths = [Path(file) for file in files]
+    paths = [model_path(file) for file in files]
     batches = None if batch is None else _several(batch)
     counts, providers = _several(threads), _several(provider)
     _check(paths, (1,) if batches is None else batches, counts, providers, runs)

@@ -14,7 +14,8 @@ from rich.console import Console
 from mrecg_onnx.commands import _progress
 from mrecg_onnx.commands._durations import Pace, TimeLeft, duration
 from mrecg_onnx.commands._fitting import fitted, shortened
-from mrecg_onnx.commands._progress import counter, progress
+from mrecg_onnx.commands._progress import cells, counter, progress
+from mrecg_onnx.comparing.progress import ComparisonProgress
 from mrecg_onnx.machine import milliseconds
 from mrecg_onnx.progress import Clock, Progress, UnitResult, tell, told
 
@@ -186,3 +187,10 @@ def test_who_is_told_of_the_work_inside_is_the_stage_at_work() -> None:
         (2, 2, "letters"),
         (1, 3, "more"),
     ]
+
+
+def test_a_comparison_says_what_it_goes_over_its_cells_a_second_time_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with cells(5) as report:
+        report(ComparisonProgress("brecq W4A4", 1, 1, "quantize"))
+        report(ComparisonProgress("brecq W4A4", 1, 1, "latency"))
+    assert capsys.readouterr().err.splitlines() == ["cell 1/1 brecq W4A4 ...", "latency of cell 1/1 brecq W4A4 ..."]

@@ -48,6 +48,18 @@ def test_a_table_set_without_rich_is_the_table_of_rich(cells: list[str]) -> None
     assert 3 < quick < 100  # both ways are taken
 
 
+@pytest.mark.parametrize(
+    ("said", "width"), [("80", 80), ("0", WIDE), ("", WIDE), ("wide", WIDE), ("-3", WIDE), ("9" * 30, WIDE)]
+)
+def test_a_file_or_pipe_is_as_wide_as_the_environment_says(
+    said: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", said)
+    shown = lines(rows("", ["a"] * 20, [["word"] * 20], left=range(20)))
+    assert 60 < max(map(len, shown)) <= width
+    assert (width == WIDE) == (sum("word" in line for line in shown) == 1)
+
+
 def test_a_table_of_many_rows_takes_no_time() -> None:
     start = time.process_time()
     assert len(lines(rows("title", ["a", "b"], [["x", "1"]] * 20_000))) == 20_004 + 1
