@@ -82,8 +82,8 @@ class BitSettings(TargetSettings):
         super().check()
         if not isinstance(self.bits, tuple | list) or not all(isinstance(rule, BitRule) for rule in self.bits):
             raise SettingsError(
-                f"bits is {bounded(repr(self.bits), 80)}: it takes rules for single layers, (BitRule.parse('conv1=W8A8'),); widths of "
-                "all layers are wbits and abits"
+                f"bits is {bounded(repr(self.bits), 80)}: it takes rules for single layers, (BitRule.parse('conv1=W8A8'),); "
+                "widths of all layers are wbits and abits"
             )
         if not isinstance(self.exclude, tuple | list) or not all(isinstance(text, str) for text in self.exclude):
             raise SettingsError(

@@ -44,7 +44,7 @@ def test_other_things_are_named_by_their_type() -> None:
     class Exported:
         model_proto = None
 
-    with pytest.raises(ModelError, match="not Exported: give its .model_proto"):
+    with pytest.raises(ModelError, match=r"not Exported: give its \.model_proto"):
         model_path(Exported())
     with pytest.raises(ModelError, match=r"a model is the path of an ONNX file or an onnx.ModelProto, not int$"):
         model_path(3)
