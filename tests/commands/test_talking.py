@@ -26,15 +26,17 @@ if TYPE_CHECKING:
 NEAREST = ("quantize", "model.onnx", "--calib", "images", "--method", "nearest", "--samples", "8", "--threads", "1")
 
 
-def plainly(*arguments: object) -> Result:
+def plainly(*arguments: object, columns: str | None = None) -> Result:
     """Without the details that :func:`works` asks for."""
-    result = CliRunner().invoke(main, list(map(str, arguments)), env={"COLUMNS": "80"})
+    result = CliRunner().invoke(main, list(map(str, arguments)), env={"COLUMNS": columns})
     assert result.exit_code == 0, result.output
     return result
 
 
 def test_a_summary_fits_a_screen_and_details_are_there_when_asked_for(here: Path) -> None:
-    short = plainly(*NEAREST, "--exclude", "conv[34]", "--bits", "conv1=W8A8", "--wbits", "2", "--abits", "2")
+    short = plainly(
+        *NEAREST, "--exclude", "conv[34]", "--bits", "conv1=W8A8", "--wbits", "2", "--abits", "2", columns="80"
+    )
     lines = short.stdout.splitlines()
     assert lines[-1].startswith("Next: mrecg-onnx validate model.onnx model_nearest_w2a2.onnx --data")
     assert sum(-(-len(line) // 80) for line in lines) <= 24
