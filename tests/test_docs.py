@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import inspect
 import re
 import shlex
 import shutil
@@ -115,6 +117,22 @@ def test_the_python_of_a_page_asks_for_what_there_is(name: str):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "mrecg_onnx"
         }
         assert asked <= {*dir(mrecg_onnx), "converters"}
+
+
+def test_the_reference_reads_without_the_site():
+    """Every public name has prose of its own, whose arguments and attributes exist."""
+    paragraphs = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8").split("\n\n")
+    told = {match[1]: text for text in paragraphs if (match := re.match(r"`(\w+)[(`]", text))}
+    assert set(mrecg_onnx.__all__) <= set(told)
+    for name in mrecg_onnx.__all__:
+        thing = getattr(mrecg_onnx, name)
+        (call,) = re.findall(rf"^`{name}(?:\((.*?)\))?`", told[name]) or [""]
+        if call:
+            parameters = inspect.signature(thing).parameters
+            said = {part.split("=")[0].strip() for part in re.sub(r'"[^"]*"|\(\)', "", call).split(",")} - {"*", "..."}
+            assert said <= {*parameters}, name
+        fields = {field.name for field in dataclasses.fields(thing)} if dataclasses.is_dataclass(thing) else set()
+        assert set(re.findall(r"`\.(\w+)", told[name])) <= {*fields, *dir(thing)}, name
 
 
 def test_the_pages_that_teach_are_run():
