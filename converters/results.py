@@ -41,6 +41,14 @@ class Result:
 class Pictured(Result):
     """A result that can be looked at."""
 
+    def __repr__(self) -> str:
+        """The first line of what ``print`` shows; models and figures have too many."""
+        return f"<{type(self).__name__}: {str(self).partition(chr(10))[0]}>"
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """A few lines for people."""
+
     def report(self, path: str | Path, **more: Any) -> Path:
         """Write a page to look at, one HTML file, as ``--report`` does (the extra ``report``).
 

@@ -17,9 +17,11 @@ from mrecg_onnx.converters.results import Pictured
 from mrecg_onnx.data import Data
 from mrecg_onnx.finishing import FinishResult
 from mrecg_onnx.learning import Lapq
+from mrecg_onnx.machine import file_size
 from mrecg_onnx.planning import Plan
 from mrecg_onnx.progress import UnitResult
 from mrecg_onnx.rewriting import Absorbed, Equalized
+from mrecg_onnx.runtimes import size_bytes
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.validating import ValidationResult, validate
 from mrecg_onnx.widths import Allocation, Trial
@@ -27,7 +29,7 @@ from mrecg_onnx.widths import Allocation, Trial
 __all__ = ["QuantizationResult"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class QuantizationResult(Pictured):
     """What :func:`mrecg_onnx.quantize` made and measured.
 
@@ -82,6 +84,32 @@ class QuantizationResult(Pictured):
     trials: tuple[Trial, ...] = ()
     source: onnx.ModelProto | str | Path | None = field(default=None, repr=False, compare=False)
     calib: Data | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What did not hold, a line each: the checks' own, and how many units learning did not help."""
+        nearest = sum(unit.kept == "nearest" for unit in self.units)
+        if not nearest:
+            return self.verification.warnings
+        said = f"{nearest} of {len(self.units)} units keep rounding to nearest: learning did not lower their loss"
+        return (*self.verification.warnings, f"{said}; more iterations (iters, --iters) help")
+
+    def __str__(self) -> str:
+        """What a user decides by: file, widths, size, expected loss, integer kernels, time, and warnings."""
+        settings, plan, found = self.settings, self.plan, self.verification
+        widths = "mixed widths" if settings.mixed else f"W{settings.wbits}A{settings.abits}"
+        size = file_size(size_bytes(self.output if self.output is not None and self.output.exists() else self.model))
+        known = isinstance(self.source, onnx.ModelProto) or (self.source is not None and Path(self.source).exists())
+        before = f", FP32 {file_size(size_bytes(self.source))}" if known and self.source is not None else ""
+        counts = f"{len(plan.quantized_layers)} layers and {len(plan.activations)} activations quantized"
+        lines = [f"{self.output or 'not written'}: {widths} by {settings.method}, {counts}", f"size: {size}{before}"]
+        if found.agreement_float is not None:
+            lines.append(
+                f"agreement: {found.agreement_float:.2%} of {found.images} calibration images get FP32's prediction"
+            )
+        lines.append(f"integer kernels: {found.integer_layers} of {found.layers} layers")
+        lines.append(f"time: {sum(self.seconds.values()):.1f} s")
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
     def save(self, path: str | Path) -> Path:
         """Write the quantized model; the file appears whole or not at all. What was measured is in :meth:`to_json`.

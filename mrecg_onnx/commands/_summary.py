@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from mrecg_onnx.commands._durations import duration
 from mrecg_onnx.commands._names import SHOWN, Names
-from mrecg_onnx.commands._tables import grid, mebibytes, ratio
-from mrecg_onnx.machine import byte_size
+from mrecg_onnx.commands._tables import grid, ratio
+from mrecg_onnx.machine import byte_size, file_size
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.targets import load_target
 
@@ -44,7 +44,7 @@ def summary(
 ) -> Table:
     """Size, expected loss, what runs in integers, time, and warnings: at most a screen of 24 lines."""
     found = result.verification
-    warnings = list(found.warnings)
+    warnings = list(result.warnings)
     if images_ignored:
         warnings.append("options about images have no effect: the calibration data are arrays, fed as they are")
     if result.skipped:
@@ -121,7 +121,7 @@ def details(result: QuantizationResult, names: Names) -> Table:
             if used_images(result)
             else "none, arrays as they are",
             "notes": list(result.verification.notes),
-            "all warnings": list(result.verification.warnings[WARNED:]),
+            "all warnings": list(result.warnings[WARNED:]),
             "stages": _time(result),
         }
     )
@@ -132,7 +132,7 @@ def _file(result: QuantizationResult, model: Path) -> str:
 
     assert result.output is not None
     before, after = size_bytes(model), size_bytes(result.output)
-    sizes = f"{mebibytes(after)} against {mebibytes(before)} in FP32"
+    sizes = f"{file_size(after)} against {file_size(before)} in FP32"
     return f"{result.output}, {sizes}, {ratio(before, after, 'smaller', 'larger')}"
 
 

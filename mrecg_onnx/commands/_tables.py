@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mrecg_onnx.machine import byte_size
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.table import Table
 
-__all__ = ["grid", "mebibytes", "ratio", "rows", "width"]
+__all__ = ["grid", "ratio", "rows", "width"]
 
 # What is between the columns of a table.
 _BETWEEN = "   "
@@ -91,11 +89,6 @@ class _Quick:
 
     def _padded(self, column: int, cell: str, width: int) -> str:
         return cell.ljust(width) if column in self.left else cell.rjust(width)
-
-
-def mebibytes(size: int) -> str:
-    """Bytes for people."""
-    return byte_size(size, "MiB") if size >= 2**20 else byte_size(size, "KiB", 1)
 
 
 def ratio(before: float, after: float, less: str, more: str) -> str:

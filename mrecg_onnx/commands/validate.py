@@ -23,9 +23,9 @@ from mrecg_onnx.commands._progress import counter
 from mrecg_onnx.commands._repeat import given_command
 from mrecg_onnx.commands._sections import Command, Option
 from mrecg_onnx.commands._settings import metric_from, preprocess_from
-from mrecg_onnx.commands._tables import grid, mebibytes, ratio, rows, width
+from mrecg_onnx.commands._tables import grid, ratio, rows, width
 from mrecg_onnx.converters.deadline import LIMIT_S
-from mrecg_onnx.machine import is_first, milliseconds
+from mrecg_onnx.machine import file_size, is_first, milliseconds
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -167,8 +167,8 @@ def _side_by_side(result: ValidationResult) -> RenderableType:
         *line("file", fp32.name, quantized.name),
         *line(
             "size",
-            mebibytes(fp32.size_bytes),
-            mebibytes(quantized.size_bytes),
+            file_size(fp32.size_bytes),
+            file_size(quantized.size_bytes),
             ratio(fp32.size_bytes, quantized.size_bytes, "smaller", "larger"),
         ),
         *line("top-1", _percent(fp32.top1), _percent(quantized.top1), _change(fp32.top1, quantized.top1)),

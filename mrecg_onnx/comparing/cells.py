@@ -277,7 +277,7 @@ def _quantize(job: Job, channel: _Channel) -> dict[str, Any]:
         "merges": [list(group) for group in result.plan.merges if len(group) > 1],
         "units": [{k: _plain(v) for k, v in dataclasses.asdict(unit).items()} for unit in result.units],
         "skipped": list(result.skipped),
-        "warnings": list(result.verification.warnings),
+        "warnings": list(result.warnings),
     }
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.results import Pictured
+from mrecg_onnx.machine import file_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -127,7 +128,7 @@ class Cell:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison(Pictured):
     """All cells, by width and then in the order of the methods.
 
@@ -168,6 +169,27 @@ class Comparison(Pictured):
     environment: dict[str, str]
     fp32_score: float | None = None
     metric: Metric | None = None
+
+    def __str__(self) -> str:
+        """A line for the float model and one for each cell, and warnings."""
+        lines = [
+            f"{self.model.name}: {len(self.cells)} cells on {self.images} images, in {self.folder}",
+            f"FP32: {f'top-1 {self.fp32_top1}, ' if self.fp32_top1 else ''}{file_size(self.fp32_size_bytes)}",
+        ]
+        for cell in self.cells:
+            said = [f"failed: {cell.error}"] if cell.error is not None else []
+            if cell.top1 is not None:
+                said.append(f"top-1 {cell.top1}")
+            if cell.drop is not None:
+                said.append(f"{-100 * cell.drop:+.2f} points")
+            if self.metric is not None and cell.score is not None:
+                said.append(f"{self.metric.name} {self.metric.text(cell.score)}")
+            if cell.agreement is not None:
+                said.append(f"agreement {cell.agreement:.2%}")
+            if cell.size_bytes is not None:
+                said.append(file_size(cell.size_bytes))
+            lines.append(f"{cell.name}: {', '.join(said)}")
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
     @property
     def failed(self) -> tuple[Cell, ...]:

@@ -7,7 +7,7 @@ import io
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.text import printable
-from mrecg_onnx.machine import byte_size, milliseconds
+from mrecg_onnx.machine import file_size, milliseconds
 
 if TYPE_CHECKING:
     from mrecg_onnx.comparing.result import Cell, Comparison
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["csv_text", "markdown", "table"]
 
 COLUMNS = {
-    "method": "method", "bits": "bits", "top1": "top-1", "interval": "95 % interval", "drop": "drop",
-    "score": "{metric}", "score_drop": "worse by", "fp32_p": "p, FP32",
+    "method": "method", "bits": "bits", "top1": "top-1", "interval": "95 % interval", "change": "top-1 change",
+    "score": "{metric}", "score_change": "{metric} change", "fp32_p": "p, FP32",
     "base_p": "p, {base}", "agreement": "agreement", "sqnr": "SQNR", "seconds": "time", "peak": "peak memory", "size": "size",
     "latency": "latency", "speedup": "against FP32", "note": "note",
 }  # fmt: skip
@@ -28,13 +28,13 @@ COLUMNS = {
 def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """The table for people: headings, and a row for the float model and each cell; columns without content are left out."""
     fp32 = comparison.fp32_top1
-    first = {"method": "FP32", "bits": "", "size": _megabytes(comparison.fp32_size_bytes), **_accuracy(fp32)}
+    first = {"method": "FP32", "bits": "", "size": file_size(comparison.fp32_size_bytes), **_accuracy(fp32)}
     metric = comparison.metric
     if metric is not None and comparison.fp32_score is not None:
         first["score"] = metric.text(comparison.fp32_score)
     if comparison.fp32_latency_s is not None:
         first["latency"] = f"{milliseconds(comparison.fp32_latency_s)} ms"
-    content = [first, *(_texts(cell, metric) for cell in comparison.cells)]
+    content = [first, *(_texts(cell, metric, comparison.fp32_score) for cell in comparison.cells)]
     used = [name for name in COLUMNS if any(row.get(name) for row in content)]
     named = {"base": comparison.base_method, "metric": metric.name if metric is not None else ""}
     headings = [COLUMNS[name].format(**named) for name in used]
@@ -47,8 +47,8 @@ def _accuracy(top1: Accuracy | None) -> dict[str, str]:
     return {"top1": f"{top1.value:.2%}", "interval": f"{top1.low:.2%} to {top1.high:.2%}"}
 
 
-def _texts(cell: Cell, metric: Metric | None) -> dict[str, str]:
-    """A cell's columns as text."""
+def _texts(cell: Cell, metric: Metric | None, fp32_score: float | None) -> dict[str, str]:
+    """A cell's columns as text; changes are with their sign, as in the tables of ``validate``."""
     texts = {"method": cell.method, "bits": str(cell.widths)}
     if cell.error is not None:
         return texts | {"note": f"failed: {cell.error}"}
@@ -58,16 +58,18 @@ def _texts(cell: Cell, metric: Metric | None) -> dict[str, str]:
 
     assert cell.size_bytes is not None
     return texts | _accuracy(cell.top1) | {
-        "drop": text(cell.drop, "{:.2f} points", 100),
+        "change": text(cell.drop, "{:+.2f} points", -100),
         "score": "" if metric is None or cell.score is None else metric.text(cell.score),
-        "score_drop": text(cell.score_drop, *(("{:.2f} points", 100) if metric is not None and metric.percent else ("{:.3g}",))),
+        "score_change": ""
+        if metric is None or fp32_score is None or cell.score is None
+        else metric.change(fp32_score, cell.score),
         "fp32_p": text(cell.fp32_p, "{:.3g}"),
         "base_p": text(cell.base_p, "{:.3g}"),
         "agreement": text(cell.agreement, "{:.2%}"),
         "sqnr": text(cell.sqnr_db, "{:.1f} dB") + _worst(cell),
         "seconds": text(cell.seconds, "{:.1f} s"),
-        "peak": _megabytes(cell.peak_bytes),
-        "size": _megabytes(cell.size_bytes),
+        "peak": "" if cell.peak_bytes is None else file_size(cell.peak_bytes),
+        "size": file_size(cell.size_bytes),
         "latency": "" if cell.latency_s is None else f"{milliseconds(cell.latency_s)} ms",
         "speedup": text(cell.speedup, "{:.2f}x"),
     }  # fmt: skip
@@ -77,10 +79,6 @@ def _worst(cell: Cell) -> str:
     """The output that a cell's SQNR is of, where there are several."""
     finite = {name: value for name, value in cell.sqnr_by_output.items() if value is not None}
     return f" ({min(finite, key=lambda name: finite[name])})" if finite and len(cell.sqnr_by_output) > 1 else ""
-
-
-def _megabytes(size: int | None) -> str:
-    return "" if size is None else byte_size(size, "MB", 2 if size < 1e8 else 0)
 
 
 def markdown(found: Comparison) -> str:

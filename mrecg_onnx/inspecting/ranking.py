@@ -43,6 +43,8 @@ __all__ = ["Quality", "Ranked", "Ranking", "Suggestion", "sensitivity"]
 
 #: A layer whose loss at 8 bits is more than this share of what it is now has to stay in float to come back.
 FLOAT_FROM = 0.5
+#: Layers and tensors, and suggestions, that ``print`` shows.
+SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Suggestion:
     quality: Quality
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ranking(Pictured):
     """What :func:`sensitivity` found.
 
@@ -137,6 +139,24 @@ class Ranking(Pictured):
     skipped: tuple[str, ...] = ()
     metric: Metric | None = None
     source: onnx.ModelProto | str | Path | None = field(default=None, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        """What the network is worth, the most sensitive layers and tensors, and what helps most."""
+        widths = f"W{self.settings.wbits}A{self.settings.abits}"
+        lines = [f"{widths} rounded to nearest on {self.images} images: {self._worth(self.quality)}"]
+        lines += [f"{r.name} ({r.kind}, {r.bits} bits): loss {r.loss:.2g}" for r in self.ranked[:SHOWN]]
+        if len(self.ranked) > SHOWN:
+            lines.append(f"and {len(self.ranked) - SHOWN} more")
+        lines += [f"{s.option} '{s.value}': {self._worth(s.quality)}" for s in self.suggestions[:SHOWN]]
+        return "\n".join(lines)
+
+    def _worth(self, quality: Quality) -> str:
+        if self.metric is not None and quality.score is not None:
+            return f"{self.metric.name} {self.metric.text(quality.score)}"
+        for name, share in (("top-1", quality.top1), ("agreement", quality.agreement)):
+            if share is not None:
+                return f"{name} {share:.2%}"
+        return f"output error {quality.error:.4f}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary."""

@@ -8,7 +8,7 @@ import re
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.text import quoted
 
-__all__ = ["byte_size", "milliseconds", "parse_byte_size"]
+__all__ = ["byte_size", "file_size", "milliseconds", "parse_byte_size"]
 
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 _WRITTEN = re.compile(r"^([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(K|M|G|T)(i?)B?$", re.IGNORECASE)
@@ -17,6 +17,11 @@ _WRITTEN = re.compile(r"^([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(K|M|G|T)(i?)B?$", re
 def byte_size(count: float, unit: str, digits: int = 2) -> str:
     """``count`` bytes in ``unit``, one of KB, MB, GB, TB (powers of 1000) and KiB, MiB, GiB, TiB (powers of 1024)."""
     return f"{count / _bytes_of(unit):.{digits}f} {unit}"
+
+
+def file_size(count: int) -> str:
+    """The size of a file in MiB, a small one's in KiB, with digits enough to compare it with another."""
+    return byte_size(count, "MiB") if count >= 2**20 else byte_size(count, "KiB", 1)
 
 
 def milliseconds(seconds: float) -> str:

@@ -103,7 +103,7 @@ def _cells(result: Comparison) -> Table:
 
 def _leading(text: str) -> float:
     """The number that a text begins with."""
-    found = re.match(r"-?[\d.]+(e-?\d+)?", text)
+    found = re.match(r"[+-]?[\d.]+(e[+-]?\d+)?", text)
     return float(found[0]) if found else float("inf")
 
 

@@ -125,7 +125,7 @@ def quantization_page(
         "quantize",
         lead,
         tuple(facts),
-        (*checks.warnings, *said),
+        (*result.warnings, *said),
         tuple(sections),
         command,
         page_environment(measured),
@@ -160,8 +160,8 @@ def _accuracy_facts(result: ValidationResult) -> list[Fact]:
         tone = "bad" if lost >= 1 and (result.mcnemar_p or 1) < 0.05 else ""
         facts.append(
             Fact(
-                "Lost",
-                f"{lost:+.2f} points".replace("+", "") if lost >= 0 else f"{lost:.2f} points",
+                "Top-1 change",
+                f"{-lost:+.2f} points",
                 f"{result.images} images{p}",
                 tone,
             )

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from mrecg_onnx.converters.results import Pictured
 from mrecg_onnx.data import Data, Labels, Preprocess
+from mrecg_onnx.machine import file_size, milliseconds
 from mrecg_onnx.measures import Metric, wilson_interval
 from mrecg_onnx.runtimes import Model
 from mrecg_onnx.validating.layer_errors import LayerErrors
@@ -31,6 +32,10 @@ class Accuracy:
         """The share of True in ``right``, shape ``[N]``, ``N >= 1``."""
         correct, n = int(np.count_nonzero(right)), len(right)
         return cls(correct / n, *wilson_interval(correct, n))
+
+    def __str__(self) -> str:
+        """``97.38% (95.9% to 98.4%)``."""
+        return f"{self.value:.2%} ({self.low:.1%} to {self.high:.1%})"
 
     def to_json(self) -> dict[str, float]:
         """A plain dict."""
@@ -79,7 +84,7 @@ class Asked(NamedTuple):
     limit: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ValidationResult(Pictured):
     """Both models on the same images.
 
@@ -128,6 +133,27 @@ class ValidationResult(Pictured):
     metric: Metric | None = None
     asked: Asked | None = field(default=None, repr=False, compare=False)
     speedup_interval: tuple[float, float] | None = None
+
+    def __str__(self) -> str:
+        """What a user decides by: accuracy with its interval, agreement, size and time of both, and warnings."""
+        fp32, quantized = self.fp32, self.quantized
+        lines = [f"{quantized.name} against {fp32.name} on {self.images} images"]
+        for name, before, after in (("top-1", fp32.top1, quantized.top1), ("top-5", fp32.top5, quantized.top5)):
+            if before is not None and after is not None:
+                change = f"{100 * (after.value - before.value):+.2f} points"
+                lines.append(f"{name}: {after}, FP32 {before}, {change}")
+        if self.metric is not None and fp32.score is not None and quantized.score is not None:
+            text, change = self.metric.text, self.metric.change(fp32.score, quantized.score)
+            lines.append(f"{self.metric.name}: {text(quantized.score)}, FP32 {text(fp32.score)}, {change}")
+        if self.agreement is not None:
+            lines.append(f"agreement: {self.agreement:.2%} of the predictions")
+        if not math.isnan(self.sqnr_db):
+            lines.append(f"SQNR: {self.sqnr_db:.1f} dB")
+        lines.append(f"size: {file_size(quantized.size_bytes)}, FP32 {file_size(fp32.size_bytes)}")
+        if fp32.latency_s is not None and quantized.latency_s is not None:
+            times = f"{milliseconds(quantized.latency_s)} ms, FP32 {milliseconds(fp32.latency_s)} ms"
+            lines.append(f"latency, batch {self.latency_batch}: {times}")
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
     @property
     def sqnr_db(self) -> float:

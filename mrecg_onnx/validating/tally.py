@@ -153,8 +153,13 @@ class Tally:
         """Share of images with the largest of :attr:`scores` at the same place; None without scores."""
         return float(np.concatenate(self._same[self.scores]).mean()) if self.scores is not None else None
 
-    def warnings(self, top1: Accuracy | None) -> tuple[str, ...]:
-        """What a reader of the numbers has to know; ``top1`` is the float model's."""
+    def warnings(self, top1: Accuracy | None, *, unasked: bool) -> tuple[str, ...]:
+        """What a reader of the numbers has to know.
+
+        Args:
+            top1: the float model's.
+            unasked: nobody said that there are no labels.
+        """
         if not self.found:
             return ("no output is [N, classes]: there is no accuracy and no agreement",)
         if self.classes is None:
@@ -165,6 +170,8 @@ class Tally:
         if top1 is not None and top1.low <= 1 / self.classes:
             said = f"{top1.value:.4f} of the images right among {self.classes} classes"
             return (f"the FP32 model is no better than chance ({said}): labels or preprocessing do not fit it",)
+        if unasked and top1 is None and self.dataset.targets_of([]) is None:
+            return ("no labels: agreement only, no accuracy; give labels (labels=... in Python, or --labels FILE)",)
         return ()
 
 

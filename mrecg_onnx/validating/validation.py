@@ -247,7 +247,7 @@ def _validate(
     ]
     drop = reports[0].top1.value - reports[1].top1.value if reports[0].top1 and reports[1].top1 else None
     p = mcnemar_p(*tally.right(1)) if tally.has_accuracy else None
-    doubts = tally.warnings(reports[0].top1) if metric is None or tally.has_accuracy else ()
+    doubts = tally.warnings(reports[0].top1, unasked=labels is None) if metric is None or tally.has_accuracy else ()
     said = [*notes, *watch.warnings(images=dataset.preprocess is not None), *doubts, *left]
     said += slower_here(quantized)
     return ValidationResult(

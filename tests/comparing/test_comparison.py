@@ -426,7 +426,7 @@ def test_the_command_shows_the_table_and_where_things_are(here: Here, tmp_path: 
         "W4A4",
         "75.00%",
         "60.00% to 90.00%",
-        "10.00 points",
+        "-10.00 points",
         "p, nearest",
         "comparison.md",
     ):

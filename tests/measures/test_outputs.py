@@ -261,7 +261,8 @@ def test_rows_are_classes_only_where_they_behave_like_them(source, classes, tmp_
     found = compared(source, tmp_path)
     assert (found.agreement == 1.0) if classes else (found.agreement is None)
     assert found.scores == ("y" if classes else None)
-    assert classes == (not found.warnings)
+    assert classes == (not any("no agreement" in warning for warning in found.warnings))
+    assert any("no labels: agreement only" in warning for warning in found.warnings) == classes
     assert found.sqnr_db == np.inf
 
 

@@ -103,6 +103,37 @@ def by_array(here: Here) -> bytes:
     return made(here, here.x)
 
 
+def test_results_are_a_few_lines_that_name_no_model(here: Here, tmp_path: Path) -> None:
+    made = quantize(here.model, here.x, NEAREST, output=tmp_path / "x.onnx")
+    labelled = made.validate((here.x, here.y), repeats=1)
+    bare = made.validate(here.x, repeats=0)
+    ranked = sensitivity(here.model, here.x, NEAREST, data=(here.x, here.y), top=1)
+    for result in (made, labelled, bare, ranked):
+        assert len(str(result)) < 1500
+        assert len(str(result).splitlines()) < 16
+        assert "\n" not in repr(result)
+        assert len(repr(result)) < 300
+        assert repr(result).startswith(f"<{type(result).__name__}: ")
+    assert "x.onnx: W4A4 by nearest" in str(made)
+    assert "KiB, FP32 " in str(made)
+    assert labelled.quantized.top1 is not None
+    assert f"top-1: {labelled.quantized.top1}, FP32 {labelled.fp32.top1}, " in str(labelled)
+    assert "no labels: agreement only" in str(bare)
+    assert "no labels" not in str(labelled)
+    assert not any("no labels" in w for w in made.validate(here.x, labels="none", repeats=0).warnings)
+
+
+def test_units_that_learning_did_not_help_are_counted(here: Here) -> None:
+    made = quantize(here.model, here.x, SETTINGS)
+    units = tuple(replace(unit, kept="nearest" if i == 0 else "learned") for i, unit in enumerate(made.units))
+    (said,) = set(replace(made, units=units).warnings) - set(made.verification.warnings)
+    assert said.startswith(
+        f"1 of {len(units)} units keep rounding to nearest: learning did not lower their loss; more iter"
+    )
+    learned = tuple(replace(unit, kept="learned") for unit in units)
+    assert replace(made, units=learned).warnings == made.verification.warnings
+
+
 def test_python_writes_over_what_is_there(here: Here, tmp_path: Path, by_array: bytes) -> None:
     output = tmp_path / "x.onnx"
     for settings in (NEAREST, SETTINGS):
