@@ -28,13 +28,13 @@ def make_page(folder: Path) -> Path:
         sys.executable,
         "cli.py",
         "quantize",
-        "samples/digits.onnx",
+        "samples/digits_resnet8.onnx",
         "--calib",
         "samples/calib",
         "--threads",
         "1",
     ]
-    command += ["--data", "samples/val", "-o", str(folder / "digits_w4a4.onnx"), "--report", str(page)]
+    command += ["--data", "samples/val", "-o", str(folder / "digits_resnet8_w4a4.onnx"), "--report", str(page)]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - of this checkout
     return page
 
