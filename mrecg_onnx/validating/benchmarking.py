@@ -107,7 +107,7 @@ class Benchmark(Result):
 
 
 def benchmark(
-    files: Sequence[str | Path],
+    files: str | Path | Sequence[str | Path],
     *,
     batch: int | Sequence[int] | None = None,
     threads: int | Sequence[int | None] | None = None,
@@ -118,7 +118,7 @@ def benchmark(
     """Measure models on ONNX Runtime, taking turns so that a busy machine slows all of them alike.
 
     Args:
-        files: paths of models with the same inputs; the first is what the others are compared with.
+        files: a path, or several of models with the same inputs; the first is what the others are compared with.
         batch: items a run, one number or several; the batch that one of the files fixes, else 1, by default.
         threads: threads inside an operator, one number or several; None for ONNX Runtime's own choice.
         provider: rows of :data:`mrecg_onnx.runtimes.PROVIDERS`, one name or several.
@@ -132,7 +132,7 @@ def benchmark(
         ModelError: a file cannot be opened or run, or has inputs of other names or sizes than the first.
         SettingsError: a number below 1, an unknown provider, one that is not there, or one that left all the work to another.
     """
-    paths = [model_path(file) for file in files]
+    paths = [model_path(file) for file in _several(files)]
     batches = None if batch is None else _several(batch)
     counts, providers = _several(threads), _several(provider)
     _check(paths, (1,) if batches is None else batches, counts, providers, runs)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from helpers.architectures import conv_relu, residual
 from helpers.command_line import fails, works
 from helpers.providers import all_on_cpu
@@ -55,6 +56,12 @@ def test_every_file_is_measured_in_every_place(here: Path) -> None:
     assert all(kernel.provider == "CPUExecutionProvider" for kernel in found.files[1].kernels["cpu"])
     assert steps == [(i + 1, len(steps)) for i in range(len(steps))]
     json.dumps(found.to_json())
+
+
+def test_a_single_path_is_a_file_and_a_network_of_torch_is_told_what_to_do(here: Path) -> None:
+    assert [file.name for file in benchmark("fp32.onnx", runs=1).files] == ["fp32.onnx"]
+    with pytest.raises(ModelError, match="export it first"):
+        benchmark(torch.nn.ReLU())  # type: ignore[arg-type]
 
 
 def test_the_command_does_not_take_the_cpu_for_another_provider(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
