@@ -269,7 +269,7 @@ def test_a_comparison_has_a_column_of_it(here: Path) -> None:
     assert (found.fp32_score, cell.score) == (1.0, pytest.approx(cell.top1.value))
     assert cell.score_drop == pytest.approx(1 - cell.top1.value)
     assert called == ["here"] * 2
-    assert "| mine | worse by |" in (here / "out" / "comparison.md").read_text()
+    assert "| mine | mine change |" in (here / "out" / "comparison.md").read_text()
     assert json.loads((here / "out" / "comparison.json").read_text())["metric"]["name"] == "mine"
     # A metric with a name is asked in the cell's own process, and kept as long as its file is the same.
     for kept in (False, True):
