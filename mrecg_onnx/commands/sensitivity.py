@@ -28,6 +28,7 @@ from mrecg_onnx.commands._sections import Command, Option
 from mrecg_onnx.commands._settings import metric_from, settings_from
 from mrecg_onnx.commands._tables import grid, rows
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.machine import points
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -177,7 +178,7 @@ def _gain(found: Ranking, after: Quality) -> str:
     if found.metric is not None and before.score is not None and after.score is not None:
         return found.metric.change(before.score, after.score)
     if before.top1 is not None and after.top1 is not None:
-        return f"{100 * (after.top1 - before.top1):+.2f} points"
+        return points(after.top1 - before.top1)
     if before.agreement is not None and after.agreement is not None:
-        return f"{100 * (after.agreement - before.agreement):+.2f} points"
+        return points(after.agreement - before.agreement)
     return f"{before.error - after.error:+.4f}"

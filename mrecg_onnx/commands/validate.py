@@ -25,7 +25,7 @@ from mrecg_onnx.commands._sections import Command, Option
 from mrecg_onnx.commands._settings import metric_from, preprocess_from
 from mrecg_onnx.commands._tables import grid, ratio, rows, width
 from mrecg_onnx.converters.deadline import LIMIT_S
-from mrecg_onnx.machine import file_size, is_first, milliseconds
+from mrecg_onnx.machine import file_size, is_first, milliseconds, points
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -258,7 +258,7 @@ def _percent(accuracy: Accuracy | None) -> str | None:
 
 
 def _change(before: Accuracy | None, after: Accuracy | None) -> str:
-    return f"{100 * (after.value - before.value):+.2f} points" if before and after else ""
+    return points(after.value - before.value) if before and after else ""
 
 
 def _milliseconds(report: ModelReport) -> str | None:

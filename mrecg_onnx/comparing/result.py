@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.results import Pictured
-from mrecg_onnx.machine import file_size
+from mrecg_onnx.machine import file_size, points
 
 if TYPE_CHECKING:
     import numpy as np
@@ -181,7 +181,7 @@ class Comparison(Pictured):
             if cell.top1 is not None:
                 said.append(f"top-1 {cell.top1}")
             if cell.drop is not None:
-                said.append(f"{-100 * cell.drop:+.2f} points")
+                said.append(points(-cell.drop))
             if self.metric is not None and cell.score is not None:
                 said.append(f"{self.metric.name} {self.metric.text(cell.score)}")
             if cell.agreement is not None:

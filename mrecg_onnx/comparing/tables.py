@@ -7,7 +7,7 @@ import io
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.text import printable
-from mrecg_onnx.machine import file_size, milliseconds
+from mrecg_onnx.machine import file_size, milliseconds, points
 
 if TYPE_CHECKING:
     from mrecg_onnx.comparing.result import Cell, Comparison
@@ -58,7 +58,7 @@ def _texts(cell: Cell, metric: Metric | None, fp32_score: float | None) -> dict[
 
     assert cell.size_bytes is not None
     return texts | _accuracy(cell.top1) | {
-        "change": text(cell.drop, "{:+.2f} points", -100),
+        "change": "" if cell.drop is None else points(-cell.drop),
         "score": "" if metric is None or cell.score is None else metric.text(cell.score),
         "score_change": ""
         if metric is None or fp32_score is None or cell.score is None

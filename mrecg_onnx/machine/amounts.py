@@ -8,7 +8,7 @@ import re
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.text import quoted
 
-__all__ = ["byte_size", "file_size", "milliseconds", "parse_byte_size"]
+__all__ = ["byte_size", "file_size", "milliseconds", "parse_byte_size", "points"]
 
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 _WRITTEN = re.compile(r"^([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(K|M|G|T)(i?)B?$", re.IGNORECASE)
@@ -30,6 +30,11 @@ def milliseconds(seconds: float) -> str:
     if not found > 0:
         return "0"
     return f"{found:.{min(6, max(0, 2 - math.floor(math.log10(found))))}f}"
+
+
+def points(change: float) -> str:
+    """A change of a share in points with its sign: ``+0.40 points``, and never ``-0.00``."""
+    return f"{round(100 * change, 2) + 0.0:+.2f} points"
 
 
 def parse_byte_size(option: str, text: str) -> int:

@@ -28,7 +28,7 @@ import numpy.typing as npt
 import psutil
 
 from mrecg_onnx.converters.errors import DataError, MetricError, MrecgError, SettingsError, first_line
-from mrecg_onnx.machine import byte_size
+from mrecg_onnx.machine import byte_size, points
 
 if TYPE_CHECKING:
     from mrecg_onnx.machine import Workers
@@ -112,7 +112,7 @@ class Metric:
 
     def change(self, before: float, after: float) -> str:
         """What became of it, for people."""
-        return f"{100 * (after - before):+.2f} points" if self.percent else f"{after - before:+.3g}"
+        return points(after - before) if self.percent else f"{after - before:+.3g}"
 
 
 def _name_of(score: object) -> str:

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.comparing import table
+from mrecg_onnx.machine import points
 from mrecg_onnx.reporting.content import Cell, Column, Fact, Page, Section, Table, shown
 from mrecg_onnx.reporting.figures import draw_dots
 from mrecg_onnx.reporting.pages import defaults, heat_map, page_environment, plain
@@ -188,5 +189,5 @@ def _gain(found: Ranking, after: Quality) -> str:
     for name in ("top1", "agreement"):
         one, other = getattr(before, name), getattr(after, name)
         if one is not None and other is not None:
-            return f"{100 * (other - one):+.2f} points"
+            return points(other - one)
     return f"{before.error - after.error:+.4f}"

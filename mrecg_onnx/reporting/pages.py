@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrecg_onnx.comparing import environment
-from mrecg_onnx.machine import milliseconds
+from mrecg_onnx.machine import milliseconds, points
 from mrecg_onnx.reporting.content import DASH, Cell, Column, Fact, Page, Pairs, Section, Table, shown
 from mrecg_onnx.reporting.sections import (
     answers_section,
@@ -161,7 +161,7 @@ def _accuracy_facts(result: ValidationResult) -> list[Fact]:
         facts.append(
             Fact(
                 "Top-1 change",
-                f"{-lost:+.2f} points",
+                points(after.value - before.value),
                 f"{result.images} images{p}",
                 tone,
             )
@@ -314,7 +314,7 @@ def _side_by_side(result: ValidationResult) -> Table:
         ("Top-5", result.fp32.top5, result.quantized.top5),
     ):
         if before is not None and after is not None:
-            change = f"{100 * (after.value - before.value):+.2f} points"
+            change = points(after.value - before.value)
             left, right = (f"{percent(a.value, 2)} ({100 * a.low:.1f} to {100 * a.high:.1f})" for a in (before, after))
             rows.append(row(name, left, right, change))
     metric, before_by, after_by = result.metric, result.fp32.score, result.quantized.score

@@ -40,7 +40,7 @@ __all__ = ["Benchmark", "FileReport", "Timing", "benchmark"]
 LOADS = 3
 #: Runs of every file before those that are timed.
 WARMUP = 5
-T = TypeVar("T", int, str, "int | None")
+T = TypeVar("T", int, str, "int | None", "str | Path")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mrecg_onnx.converters.results import Pictured
 from mrecg_onnx.data import Data, Labels, Preprocess
-from mrecg_onnx.machine import file_size, milliseconds
+from mrecg_onnx.machine import file_size, milliseconds, points
 from mrecg_onnx.measures import Metric, wilson_interval
 from mrecg_onnx.runtimes import Model
 from mrecg_onnx.validating.layer_errors import LayerErrors
@@ -140,7 +140,7 @@ class ValidationResult(Pictured):
         lines = [f"{quantized.name} against {fp32.name} on {self.images} images"]
         for name, before, after in (("top-1", fp32.top1, quantized.top1), ("top-5", fp32.top5, quantized.top5)):
             if before is not None and after is not None:
-                change = f"{100 * (after.value - before.value):+.2f} points"
+                change = points(after.value - before.value)
                 lines.append(f"{name}: {after}, FP32 {before}, {change}")
         if self.metric is not None and fp32.score is not None and quantized.score is not None:
             text, change = self.metric.text, self.metric.change(fp32.score, quantized.score)

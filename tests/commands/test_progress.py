@@ -16,7 +16,7 @@ from mrecg_onnx.commands._durations import Pace, TimeLeft, duration
 from mrecg_onnx.commands._fitting import fitted, shortened
 from mrecg_onnx.commands._progress import cells, counter, progress
 from mrecg_onnx.comparing.progress import ComparisonProgress
-from mrecg_onnx.machine import milliseconds
+from mrecg_onnx.machine import milliseconds, points
 from mrecg_onnx.progress import Clock, Progress, UnitResult, tell, told
 
 if TYPE_CHECKING:
@@ -71,6 +71,11 @@ def test_durations_for_people(seconds: float, text: str) -> None:
 )
 def test_milliseconds_have_three_digits_that_count(seconds: float, text: str) -> None:
     assert milliseconds(seconds) == text
+
+
+@pytest.mark.parametrize(("change", "text"), [(0.0, "+0.00"), (-1e-17, "+0.00"), (0.0042, "+0.42"), (-0.0042, "-0.42")])
+def test_changes_in_points_have_a_sign_and_no_negative_zero(change: float, text: str) -> None:
+    assert points(change) == f"{text} points"
 
 
 def test_names_are_shortened_in_the_middle_and_what_matters_stays() -> None:
