@@ -44,6 +44,8 @@ __all__ = [
 
 #: Columns where no terminal says how wide it is: names are not cut in files and pipes. COLUMNS goes before it.
 WIDE = 240
+#: Fewer break words letter by letter, and are no terminal: they are as good as not said.
+NARROWEST = 20
 #: What a command's context keeps of how it was asked to talk: nothing but errors, with details, JSON alone on stdout; and
 #: whether it may write over results.
 QUIET, VERBOSE, TAKEN, FORCE = (f"mrecg_onnx.{name}" for name in ("quiet", "verbose", "stdout", "force"))
@@ -159,9 +161,10 @@ def show(*tables: RenderableType) -> None:
 
 
 def _columns() -> int:
-    """How wide what goes to a file or a pipe may be: as the environment says, where it does."""
+    """How wide what goes to a file or a pipe may be: as the environment says, where that is a width that a table has."""
     said = os.environ.get("COLUMNS", "")
-    return int(said) if said.isascii() and said.isdigit() and 0 < len(said) < len("10000") and int(said) else WIDE
+    found = int(said) if said.isascii() and said.isdigit() and len(said) < len("10000") else 0
+    return found if found >= NARROWEST else WIDE
 
 
 def _console(stream: TextIO) -> Console:

@@ -49,7 +49,8 @@ def test_a_table_set_without_rich_is_the_table_of_rich(cells: list[str]) -> None
 
 
 @pytest.mark.parametrize(
-    ("said", "width"), [("80", 80), ("0", WIDE), ("", WIDE), ("wide", WIDE), ("-3", WIDE), ("9" * 30, WIDE)]
+    ("said", "width"),
+    [("80", 80), ("1", WIDE), ("0", WIDE), ("", WIDE), ("wide", WIDE), ("-3", WIDE), ("9" * 30, WIDE)],
 )
 def test_a_file_or_pipe_is_as_wide_as_the_environment_says(
     said: str, width: int, monkeypatch: pytest.MonkeyPatch

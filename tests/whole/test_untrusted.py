@@ -264,7 +264,7 @@ def test_what_onnx_runtime_says_of_a_failing_run_is_one_clean_line(
 
 def test_progress_on_a_terminal_shows_names_without_what_it_obeys(there: Path) -> None:
     parent, child = pty.openpty()
-    arguments = ("quantize", "model.onnx", "--calib", "images", "--method", "brecq", "--iters", "20", "--threads", "1")
+    arguments = ("quantize", "model.onnx", "--calib", "images", "--method", "brecq", "--iters", "300", "--threads", "1")
     code = "import sys, mrecg_onnx; from mrecg_onnx.commands import main; main(sys.argv[1:], prog_name='x')"
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "200"}
     with subprocess.Popen(
