@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 # Larger constants decide no shape; onnx gets their types alone.
 _LARGEST = 1000
 
-_LENIENT: dict[str, bool] = {"check_type": False, "strict_mode": False}
 # Bytes that a process of its own may take beyond its libraries, and seconds.
 _ROOM = 2**28
 _LIMIT_S = 60.0
@@ -43,7 +42,7 @@ try:
 except (ImportError, OSError, ValueError):
     pass  # no such bound here, or a lower one is set
 model = onnx.load_from_string(sys.stdin.buffer.read())
-found = onnx.shape_inference.infer_shapes(model, check_type=False, strict_mode=False, data_prop=True)
+found = onnx.shape_inference.infer_shapes(model, **json.loads(sys.argv[3]))
 sys.stdout.buffer.write(found.SerializeToString())
 """
 
@@ -64,7 +63,8 @@ def run_inference(model: ir.Model, *, data_prop: bool, apart: bool = False) -> b
     try:
         with _types_alone(model):
             proto = ir.to_proto(model)
-        found = _apart(proto) if apart else onnx.shape_inference.infer_shapes(proto, **_LENIENT, data_prop=data_prop)
+        infer = _apart if apart else onnx.shape_inference.infer_shapes
+        found = infer(proto, check_type=False, strict_mode=False, data_prop=data_prop)
     except Exception as error:  # noqa: BLE001 - onnx raises of all kinds; shapes are then as they were declared
         logger.debug("shape inference failed: %s", error)
         return False
@@ -72,8 +72,8 @@ def run_inference(model: ir.Model, *, data_prop: bool, apart: bool = False) -> b
     return True
 
 
-def _apart(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Infer with data propagation in another process: where onnx runs out of memory it may take its process along.
+def _apart(proto: onnx.ModelProto, **options: bool) -> onnx.ModelProto:
+    """Infer with ``options`` in another process: where onnx runs out of memory it may take its process along.
 
     Raises:
         subprocess.SubprocessError: It failed, or took too much.
@@ -82,7 +82,7 @@ def _apart(proto: onnx.ModelProto) -> onnx.ModelProto:
     """
     path = json.dumps([folder for folder in sys.path if folder])
     done = subprocess.run(  # noqa: S603 - this interpreter, on code that stands here
-        [sys.executable, "-I", "-c", _ALONE, path, str(_ROOM)],
+        [sys.executable, "-I", "-c", _ALONE, path, str(_ROOM), json.dumps(options)],
         input=proto.SerializeToString(),
         capture_output=True,
         timeout=_LIMIT_S,

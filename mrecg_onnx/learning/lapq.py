@@ -299,7 +299,7 @@ def _noting(
 
 
 def _bytes(values: Mapping[str, Tensor]) -> int:
-    return sum(value.numel() * value.element_size() for value in values.values())
+    return sum(value.nbytes for value in values.values())
 
 
 def _stretched(grid: Grid, log: float) -> Grid:
