@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 import torch
 from helpers.architectures import Graph
@@ -167,10 +168,18 @@ def torchrun(folder: Path, *command: str, interval: float = 0.1) -> subprocess.C
     """Run ``command`` (a script and its arguments) in two processes, which torchrun looks after every ``interval`` s."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE"}} | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*launcher, "--monitor-interval", str(interval), *command],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    arguments = [*launcher, "--monitor-interval", str(interval), *command]
+    with subprocess.Popen(
+        arguments, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            said, wrong = process.communicate(timeout=120)
+        except BaseException:
+            # Its workers, each in a session of its own, would stay behind, holding this process at their pipes.
+            for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+                one.kill()
+            raise
+    return subprocess.CompletedProcess(arguments, process.returncode, said, wrong)
 
 
 def quantize_command(output: str) -> list[str]:
