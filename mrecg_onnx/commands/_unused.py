@@ -37,11 +37,14 @@ def unused_options(settings: Settings, given: Sequence[str], calib: str | Path |
     elif settings.selection == "peak":
         idle.append((f"--selection {settings.selection}", {"penalty"}))
     if method.granularity == "none":
-        learning = {"preset", "iters", "stop", "batch_size", "window", "drop", "compile", "rounding", "anneal", "loss"}
-        idle.append((f"--method {settings.method}", learning | (set() if settings.bias_correction else {"augment"})))
+        learning = {"iters", "stop", "window", "drop", "compile", "rounding", "anneal", "loss"}
+        if not settings.finish:  # where the network is learned together it takes these
+            learning |= {"preset", "batch_size"} | (set() if settings.bias_correction else {"augment"})
+        idle.append((f"--method {settings.method}", learning))
     elif method.solver != "gradient":
         learning = {"iters", "stop", "batch_size", "window", "drop", "compile", "rounding", "anneal", "loss"}
-        idle.append((f"--method {settings.method}", learning))
+        finishing = {"iters", "batch_size"} if settings.finish is None else {"batch_size"} if settings.finish else set()
+        idle.append((f"--method {settings.method}", learning - finishing))
     elif method.keep_quantized is None:
         idle.append((f"--method {settings.method}", {"drop"}))
     if method.granularity != "none" and method.solver == "gradient" and _rounding(settings) != "adaround":

@@ -15,6 +15,7 @@ import pytest
 from helpers.command_line import fails, works
 
 from mrecg_onnx import MrecgError, Settings
+from mrecg_onnx.commands._unused import unused_options
 from mrecg_onnx.commands.quantize import quantize_command
 from mrecg_onnx.settings import PRESETS
 
@@ -87,10 +88,26 @@ def test_a_preset_of_the_command_line_goes_before_a_file_and_one_in_the_file_beh
 
 
 def test_a_preset_for_learning_is_told_to_have_no_effect_where_nothing_is_learned(here: Path) -> None:
-    said = works("quantize", "model.onnx", *QUICK, "--preset", "best", "--method", "nearest").stderr
+    said = works("quantize", "model.onnx", *QUICK, "--preset", "balanced", "--method", "nearest").stderr
     assert "--preset has no effect with --method nearest" in said
     assert "--iters" not in said
+    finished = ("--preset", "best", "--finish", "2", "--batch-size", "4", "--method", "nearest", "-o", "finished.onnx")
+    said = works("quantize", "model.onnx", *QUICK, *finished).stderr
+    assert "no effect" not in said
     fails("quantize", "model.onnx", *QUICK, "--preset", "quick", code=2, says=("'quick'", "fast"))
+
+
+def test_what_finishing_takes_has_an_effect_whatever_learned_before_it() -> None:
+    given = ["iters", "batch_size", "augment", "anneal"]
+
+    def idle(**fields: object) -> list[str]:
+        return [line.split(" ")[0] for line in unused_options(Settings(**fields), given)]  # type: ignore[arg-type]
+
+    assert idle(method="nearest", finish=0) == ["--iters", "--batch-size", "--augment", "--anneal"]
+    assert idle(method="nearest", finish=5) == ["--iters", "--anneal"]
+    assert idle(method="bit-split", finish=0) == ["--iters", "--batch-size", "--anneal"]
+    assert idle(method="bit-split", finish=5) == ["--iters", "--anneal"]
+    assert idle(method="bit-split", finish=None) == ["--anneal"]
 
 
 def test_the_page_on_the_terminal_lists_them() -> None:
