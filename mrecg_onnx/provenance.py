@@ -13,21 +13,23 @@ from typing import Any
 import torch
 
 from mrecg_onnx import __version__
-from mrecg_onnx.calibrating import CALIBRATION_KEY
+from mrecg_onnx.converters.metadata_keys import (
+    CALIBRATION_KEY,
+    INPUT_RANGES_KEY,
+    PREPROCESS_KEY,
+    PROTECTED_KEY,
+    SETTINGS_KEY,
+    SOURCE_KEY,
+    UNITS_KEY,
+    VERSION_KEY,
+)
 from mrecg_onnx.converters.save import digest
 from mrecg_onnx.planning import Plan
 from mrecg_onnx.preparation import Prepared
 from mrecg_onnx.quantizers import kernels_compiled
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets import load_target
-from mrecg_onnx.validating import (
-    INPUT_RANGES_KEY,
-    PREPROCESS_KEY,
-    SOURCE_KEY,
-    VERSION_KEY,
-    ranges_entry,
-    source_sha256,
-)
+from mrecg_onnx.validating import ranges_entry, source_sha256
 
 __all__ = ["identity", "metadata"]
 
@@ -62,9 +64,9 @@ def metadata(
     """Entries of metadata_props: who made the file, how, and what ``validate`` needs to check it."""
     entries = {
         VERSION_KEY: __version__,
-        "mrecg_onnx.settings": json.dumps(_used_settings(ready, settings or ready.settings), separators=(",", ":")),
-        "mrecg_onnx.units": json.dumps([list(u.layers) for u in plan.merged_units()], separators=(",", ":")),
-        "mrecg_onnx.protected": json.dumps(list(protected)),
+        SETTINGS_KEY: json.dumps(_used_settings(ready, settings or ready.settings), separators=(",", ":")),
+        UNITS_KEY: json.dumps([list(u.layers) for u in plan.merged_units()], separators=(",", ":")),
+        PROTECTED_KEY: json.dumps(list(protected)),
         INPUT_RANGES_KEY: ranges_entry(ready.data),
     }
     dataset = ready.dataset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
 import re
@@ -13,6 +14,7 @@ from draw_architecture import DRAWING, PACKAGE, ROOT, House, draw, floors_of, im
 from helpers.house import beside_the_door, by_the_roof, by_their_own_door, lint, names_taken, stub_names
 
 import mrecg_onnx
+from mrecg_onnx.converters import metadata_keys
 
 HALL = ROOT / PACKAGE
 ROOMS = sorted(path.parent.name for path in HALL.glob("*/__init__.py"))
@@ -158,6 +160,19 @@ def test_the_main_job_is_a_page(installed: Path):
 
 def _lines(path: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def test_keys_of_a_files_metadata_stand_in_one_place():
+    keys = {getattr(metadata_keys, name) for name in metadata_keys.__all__}
+    files = [*HALL.rglob("*.py"), *(ROOT / "converters").rglob("*.py")]
+    holding = {
+        path.relative_to(ROOT).as_posix()
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in keys
+    }
+    assert holding == {"converters/metadata_keys.py"}
+    assert len(keys) == len(metadata_keys.__all__)
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -9,10 +9,9 @@ from .nearest_rounding import nearest_weights
 from .pixel_ties import off_ties
 from .sensitivity import Sensitivity, measure_sensitivity
 from .settings import ZeroqSettings
-from .zeroq import CALIBRATION_KEY, IMAGES, make_images
+from .zeroq import IMAGES, make_images
 
 __all__ = [
-    "CALIBRATION_KEY",
     "IMAGES",
     "Sensitivity",
     "ZeroqSettings",

@@ -40,12 +40,10 @@ if TYPE_CHECKING:
 
     from mrecg_onnx.calibrating.settings import ZeroqSettings
 
-__all__ = ["CALIBRATION_KEY", "IMAGES", "SyntheticDataset", "make_images"]
+__all__ = ["IMAGES", "SyntheticDataset", "make_images"]
 
 logger = logging.getLogger(__name__)
 
-#: Entry of metadata_props that says how calibration data were made.
-CALIBRATION_KEY = "mrecg_onnx.calibration"
 #: Images made where the user does not say how many.
 IMAGES = 256
 #: Adam's rate in standard deviations of a pixel, its floor, and iterations without gain before it falls to a tenth.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from mrecg_onnx.commands._durations import duration
 from mrecg_onnx.commands._names import SHOWN, Names
 from mrecg_onnx.commands._tables import grid, ratio
+from mrecg_onnx.converters.metadata_keys import PREPROCESS_KEY
 from mrecg_onnx.machine import byte_size, file_size
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.targets import load_target
@@ -34,8 +35,6 @@ _ELSEWHERE = " in the form for ONNX Runtime; of this file it runs "
 
 def used_images(result: QuantizationResult) -> bool:
     """Whether the calibration data were images: arrays leave no preprocessing in the metadata."""
-    from mrecg_onnx.validating import PREPROCESS_KEY
-
     return any(entry.key == PREPROCESS_KEY for entry in result.model.metadata_props)
 
 

@@ -9,22 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from mrecg_onnx.calibrating import CALIBRATION_KEY
 from mrecg_onnx.converters import load_model
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.load import standard_opset
+from mrecg_onnx.converters.metadata_keys import (
+    CALIBRATION_KEY,
+    CONTAINER_KEY,
+    PREPROCESS_KEY,
+    PROTECTED_KEY,
+    SETTINGS_KEY,
+    SOURCE_KEY,
+    UNITS_KEY,
+    VERSION_KEY,
+)
 from mrecg_onnx.converters.results import Result
 from mrecg_onnx.runtimes import describe, read_graph, size_bytes
-from mrecg_onnx.targets import CONTAINER_KEY, requirements, stored_note, stored_requirements
-from mrecg_onnx.validating import (
-    PREPROCESS_KEY,
-    SOURCE_KEY,
-    VERSION_KEY,
-    int8_form,
-    layers_of,
-    preprocess_of,
-    stored_bits,
-)
+from mrecg_onnx.targets import requirements, stored_note, stored_requirements
+from mrecg_onnx.validating import int8_form, layers_of, preprocess_of, stored_bits
 from mrecg_onnx.writing import target_of
 
 if TYPE_CHECKING:
@@ -125,14 +126,14 @@ def inspect_result(model: onnx.ModelProto | str | Path) -> FinishedFile:
         target=target_of(read, where),
         container=str(stored_note(metadata, CONTAINER_KEY, where).get("name", "int8")),
         source_sha256=metadata.get(SOURCE_KEY, ""),
-        settings=_entry(metadata, "mrecg_onnx.settings", dict, where),
+        settings=_entry(metadata, SETTINGS_KEY, dict, where),
         preprocess=preprocess_of(metadata, where) if PREPROCESS_KEY in metadata else None,
         origin=_entry(metadata, CALIBRATION_KEY, dict, where) or None,
         needs=stored_requirements(metadata) or requirements(read),
         layers=layers,
         activations={name: bits for name, bits in stored_bits(metadata).items() if name not in weights},
-        units=tuple(_names(unit, where) for unit in _entry(metadata, "mrecg_onnx.units", list, where)),
-        protected=_names(_entry(metadata, "mrecg_onnx.protected", list, where), where),
+        units=tuple(_names(unit, where) for unit in _entry(metadata, UNITS_KEY, list, where)),
+        protected=_names(_entry(metadata, PROTECTED_KEY, list, where), where),
     )
 
 

@@ -13,13 +13,13 @@ import onnx_ir as ir
 from mrecg_onnx.converters import check_writable, load_model
 from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
 from mrecg_onnx.converters.files import followed, write_whole
+from mrecg_onnx.converters.metadata_keys import CONTAINER_KEY, REQUIRES_KEY
 from mrecg_onnx.litert.flatbuffer import Array, Held, channels_last, plain_order
 from mrecg_onnx.litert.opening import open_litert
 from mrecg_onnx.litert.operators import OPERATORS
 from mrecg_onnx.litert.reading import codes_of, constant_of, refused, sizes_of
 from mrecg_onnx.litert.writer import Constant, Out, Writer
 from mrecg_onnx.runtimes import Opened, describe, fixed_batch, input_specs, noise, open_session
-from mrecg_onnx.targets import CONTAINER_KEY, REQUIRES_KEY
 from mrecg_onnx.writing import as_written, contained, target_of
 
 __all__ = ["LiteRTFile", "to_litert", "write_litert"]

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import onnxruntime as ort
 
 from mrecg_onnx.converters.errors import ModelError
+from mrecg_onnx.converters.metadata_keys import CONTAINER_KEY
 from mrecg_onnx.runtimes.models import Model, describe, read_graph
-from mrecg_onnx.targets import CONTAINER_KEY, Requirement, requirements, stored_requirements, unmet
+from mrecg_onnx.targets import Requirement, requirements, stored_requirements, unmet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,6 +1,4 @@
 from .needed_versions import (
-    CONTAINER_KEY,
-    REQUIRES_KEY,
     Requirement,
     longest_entry,
     note_requirements,
@@ -13,10 +11,8 @@ from .settings import TargetSettings
 from .target import CONTAINER_NAMES, LOW_BIT_OPSET, TARGET_NAMES, Target, load_target
 
 __all__ = [
-    "CONTAINER_KEY",
     "CONTAINER_NAMES",
     "LOW_BIT_OPSET",
-    "REQUIRES_KEY",
     "TARGET_NAMES",
     "Requirement",
     "Target",

@@ -18,10 +18,9 @@ from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 from mrecg_onnx.converters.errors import ModelError
+from mrecg_onnx.converters.metadata_keys import REQUIRES_KEY
 
 __all__ = [
-    "CONTAINER_KEY",
-    "REQUIRES_KEY",
     "Requirement",
     "longest_entry",
     "note_requirements",
@@ -31,10 +30,6 @@ __all__ = [
     "unmet",
 ]
 
-#: Entry of ``metadata_props``: the container, and the opset and IR version of the ``int8`` form. Files without it are ``int8``.
-CONTAINER_KEY = "mrecg_onnx.container"
-#: Entry of ``metadata_props``: what the file needs, a JSON list of the fields of :class:`Requirement`. Others need nothing.
-REQUIRES_KEY = "mrecg_onnx.requires"
 
 #: Rows of an entry, and characters of each text in it, beyond which it was not written here.
 _MOST_ROWS, _LONGEST_TEXT = 20, 100

@@ -1,17 +1,13 @@
 from .benchmarking import Benchmark, FileReport, benchmark
-from .input_ranges import INPUT_RANGES_KEY, ranges_entry
+from .input_ranges import ranges_entry
 from .layer_errors import LayerError, LayerErrors, float_form, measure_layers, weight_factors, with_outputs
-from .metadata import PREPROCESS_KEY, SOURCE_KEY, VERSION_KEY, preprocess_of, source_sha256, stored_preprocess
+from .metadata import preprocess_of, source_sha256, stored_preprocess
 from .pairing import chosen_outputs
 from .results import Accuracy, ModelReport, ValidationResult
 from .validation import gain_warnings, validate
 from .written_layers import WrittenLayer, int8_form, layers_of, stored_bits
 
 __all__ = [
-    "INPUT_RANGES_KEY",
-    "PREPROCESS_KEY",
-    "SOURCE_KEY",
-    "VERSION_KEY",
     "Accuracy",
     "Benchmark",
     "FileReport",

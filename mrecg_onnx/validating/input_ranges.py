@@ -17,6 +17,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from mrecg_onnx.converters.errors import ModelError
+from mrecg_onnx.converters.metadata_keys import INPUT_RANGES_KEY
 from mrecg_onnx.runtimes import read_graph
 
 if TYPE_CHECKING:
@@ -25,10 +26,8 @@ if TYPE_CHECKING:
     from mrecg_onnx.machine import Workers
     from mrecg_onnx.runtimes import Model
 
-__all__ = ["INPUT_RANGES_KEY", "Range", "Watch", "calibrated_ranges", "ranges_entry"]
+__all__ = ["Range", "Watch", "calibrated_ranges", "ranges_entry"]
 
-INPUT_RANGES_KEY = "mrecg_onnx.input_ranges"
-"""``metadata_props`` of a quantized file: smallest and largest calibration value of each input, JSON by input name."""
 GOOD_PART = 0.05
 """Share of values outside the calibrated range from which on it is said."""
 LEAST_USED = 0.25

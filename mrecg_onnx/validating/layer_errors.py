@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from mrecg_onnx.converters import load_model, normalize
 from mrecg_onnx.converters.errors import ModelError
+from mrecg_onnx.converters.metadata_keys import SETTINGS_KEY
 from mrecg_onnx.converters.passes.gemm import split_matmul_bias
 from mrecg_onnx.converters.save import openable
 from mrecg_onnx.measures import OutputSums, add_sums, decibels
@@ -44,7 +45,6 @@ IMAGES, SECONDS, ROWS, HELD_BYTES = 64, 20.0, 8, 256 << 20
 UNKNOWN_BYTES = 4 << 20
 #: Channels were rescaled where factors of their own leave at most this share of the error that one factor for all leaves.
 RESCALED = 0.7
-SETTINGS_KEY = "mrecg_onnx.settings"
 
 
 @dataclass(frozen=True)

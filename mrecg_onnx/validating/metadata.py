@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.errors import ModelError, SettingsError
+from mrecg_onnx.converters.metadata_keys import PREPROCESS_KEY
 from mrecg_onnx.data import Preprocess
-from mrecg_onnx.writing import VERSION_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,19 +19,12 @@ if TYPE_CHECKING:
     from mrecg_onnx.runtimes import Model
 
 __all__ = [
-    "PREPROCESS_KEY",
-    "SOURCE_KEY",
-    "VERSION_KEY",
     "metadata_of",
     "preprocess_of",
     "source_sha256",
     "stored_preprocess",
 ]
 
-PREPROCESS_KEY = "mrecg_onnx.preprocess"
-"""``metadata_props`` of a quantized file: how its calibration images were prepared, the JSON of a Preprocess."""
-SOURCE_KEY = "mrecg_onnx.source_sha256"
-"""``metadata_props`` of a quantized file: :func:`source_sha256` of the float model it was made from."""
 _HASH_CHUNK = 1 << 20
 
 

@@ -6,8 +6,9 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
+from mrecg_onnx.converters.metadata_keys import SOURCE_KEY
 from mrecg_onnx.data import Dataset
-from mrecg_onnx.validating.metadata import SOURCE_KEY, metadata_of, source_sha256
+from mrecg_onnx.validating.metadata import metadata_of, source_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -11,6 +11,7 @@ import numpy as np
 
 from mrecg_onnx.converters.deadline import LIMIT_S, limit_runs
 from mrecg_onnx.converters.errors import DataError, SettingsError
+from mrecg_onnx.converters.metadata_keys import PREPROCESS_KEY, VERSION_KEY
 from mrecg_onnx.data import (
     Data,
     Dataset,
@@ -48,7 +49,7 @@ from mrecg_onnx.runtimes import (
 )
 from mrecg_onnx.validating.input_ranges import Watch, calibrated_ranges
 from mrecg_onnx.validating.layer_errors import measure_layers
-from mrecg_onnx.validating.metadata import PREPROCESS_KEY, VERSION_KEY, metadata_of, stored_preprocess
+from mrecg_onnx.validating.metadata import metadata_of, stored_preprocess
 from mrecg_onnx.validating.pairing import check_feeds, check_interface, check_source, chosen_outputs
 from mrecg_onnx.validating.results import Asked, ModelReport, ValidationResult
 from mrecg_onnx.validating.scored import Scored

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from mrecg_onnx.converters.metadata_keys import BITS_KEY, VERSION_KEY
 from mrecg_onnx.planning import PRESERVING_OPS, WEIGHTED_OPS, readers
-from mrecg_onnx.writing import VERSION_KEY, as_written, contained
+from mrecg_onnx.writing import as_written, contained
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Codes", "WrittenLayer", "int8_form", "layers_of", "stored_bits"]
 
-BITS_KEY = "mrecg_onnx.bits"
-"""``metadata_props`` of a quantized file: width of every quantized tensor, weights by initializer name."""
 _SPATIAL = frozenset({"Conv", "ConvTranspose"})
 #: Rows of the entry of widths beyond which it was not written here.
 _MOST_WIDTHS = 1_000_000

@@ -3,7 +3,6 @@ from .edited import as_written
 from .exported import Exported
 from .fixed_batch import fix_batch
 from .integer_nodes import FLOAT_MATMUL
-from .keys import VERSION_KEY
 from .opsets import TWO_BITS
 from .qdq import export
 from .retargeting import retarget, target_of
@@ -12,7 +11,6 @@ from .rule_checks import remarks
 __all__ = [
     "FLOAT_MATMUL",
     "TWO_BITS",
-    "VERSION_KEY",
     "Contained",
     "Exported",
     "as_written",

@@ -18,9 +18,9 @@ import onnx
 import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
+from mrecg_onnx.converters.metadata_keys import CONTAINER_KEY, VERSION_KEY
 from mrecg_onnx.converters.passes.opset import raise_opset, require_raisable
-from mrecg_onnx.targets import CONTAINER_KEY, CONTAINER_NAMES, note_requirements, requirements, stored_note
-from mrecg_onnx.writing.keys import VERSION_KEY
+from mrecg_onnx.targets import CONTAINER_NAMES, note_requirements, requirements, stored_note
 from mrecg_onnx.writing.opsets import FOUR_BITS, TWO_BITS, Limits
 from mrecg_onnx.writing.packed import pack, unpack
 from mrecg_onnx.writing.quant_nodes import from_quant, to_quant

@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import ExportError, ModelError
+from mrecg_onnx.converters.metadata_keys import BITS_KEY
 from mrecg_onnx.converters.passes.structure import remove_unused
 from mrecg_onnx.converters.passes.values import add_initializer, claim, unique_name
 from mrecg_onnx.planning import readers
@@ -38,11 +39,11 @@ __all__ = [
 def _widths(model: ir.Model, where: str) -> dict[str, int]:
     """Bits by tensor, as the file notes them."""
     try:
-        found = json.loads(model.metadata_props.get("mrecg_onnx.bits", "{}"))
+        found = json.loads(model.metadata_props.get(BITS_KEY, "{}"))
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{where}: its metadata entry mrecg_onnx.bits cannot be read") from error
+        raise ModelError(f"{where}: its metadata entry {BITS_KEY} cannot be read") from error
     if not isinstance(found, dict) or not all(type(bits) is int and 2 <= bits <= 32 for bits in found.values()):
-        raise ModelError(f"{where}: its metadata entry mrecg_onnx.bits cannot be read")
+        raise ModelError(f"{where}: its metadata entry {BITS_KEY} cannot be read")
     return found
 
 

@@ -34,6 +34,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from mrecg_onnx.converters.metadata_keys import BITS_KEY, CHANNEL_BITS_KEY
 from mrecg_onnx.converters.passes.gemm import split_matmul_bias
 from mrecg_onnx.converters.passes.opset import raise_opset
 from mrecg_onnx.converters.passes.structure import remove_unused
@@ -84,10 +85,10 @@ def export(model: ir.Model, simulation: Simulation, metadata: Mapping[str, str])
         if node.op_type == "MatMul" and len(node.inputs) > 2:
             split_matmul_bias(node)
     copy.metadata_props.update(metadata)
-    copy.metadata_props["mrecg_onnx.bits"] = json.dumps(_bits(simulation), separators=(",", ":"))
+    copy.metadata_props[BITS_KEY] = json.dumps(_bits(simulation), separators=(",", ":"))
     channels = _channel_bits(simulation)
     if channels:
-        copy.metadata_props["mrecg_onnx.channel_bits"] = json.dumps(channels, separators=(",", ":"))
+        copy.metadata_props[CHANNEL_BITS_KEY] = json.dumps(channels, separators=(",", ":"))
     copy.opset_imports[""] = max(MIN_OPSET, copy.opset_imports.get("", MIN_OPSET))
     copy.ir_version = max(MIN_IR, copy.ir_version or MIN_IR)
     if any(grid.bits > BYSTANDER_BITS for grid in simulation.activations.values()):

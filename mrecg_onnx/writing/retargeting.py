@@ -22,6 +22,7 @@ import onnx
 import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
+from mrecg_onnx.converters.metadata_keys import TARGET_KEY
 from mrecg_onnx.converters.passes.opset import raise_opset
 from mrecg_onnx.converters.passes.structure import remove_unused
 from mrecg_onnx.converters.passes.values import add_initializer, unique_name
@@ -29,7 +30,6 @@ from mrecg_onnx.planning import readers
 from mrecg_onnx.targets import Target, note_requirements, stored_note
 from mrecg_onnx.writing.constants import along, array_of
 from mrecg_onnx.writing.containers import container_of
-from mrecg_onnx.writing.keys import TARGET_KEY
 from mrecg_onnx.writing.pairs import (
     bounds_channels,
     dequantizers,

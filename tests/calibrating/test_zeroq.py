@@ -16,10 +16,11 @@ from helpers.architectures import Graph, residual
 from PIL import Image
 
 import mrecg_onnx
-from mrecg_onnx.calibrating.zeroq import CALIBRATION_KEY, SyntheticDataset, _batches, make_images
+from mrecg_onnx.calibrating.zeroq import SyntheticDataset, _batches, make_images
 from mrecg_onnx.commands import main
 from mrecg_onnx.converters import normalize, to_torch
 from mrecg_onnx.converters.errors import DataError
+from mrecg_onnx.converters.metadata_keys import CALIBRATION_KEY
 from mrecg_onnx.data import Preprocess
 from mrecg_onnx.machine import parallel
 from mrecg_onnx.measures import sqnr_db

@@ -12,8 +12,8 @@ from helpers.stages import feeds
 from helpers.targets import SAMPLES, on_sample, quantized
 
 from mrecg_onnx.converters.errors import ModelError
+from mrecg_onnx.converters.metadata_keys import REQUIRES_KEY
 from mrecg_onnx.runtimes import fused_op_counts, input_specs, noise, open_session, slower_here
-from mrecg_onnx.targets.needed_versions import REQUIRES_KEY
 from mrecg_onnx.targets.target import load_target
 from mrecg_onnx.writing.containers import contained
 from mrecg_onnx.writing.retargeting import retarget

@@ -10,9 +10,8 @@ import pytest
 from helpers.targets import quantized
 
 from mrecg_onnx.converters.errors import ModelError
+from mrecg_onnx.converters.metadata_keys import CONTAINER_KEY, REQUIRES_KEY
 from mrecg_onnx.targets.needed_versions import (
-    CONTAINER_KEY,
-    REQUIRES_KEY,
     Requirement,
     note_requirements,
     requirements,

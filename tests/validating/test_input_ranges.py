@@ -18,8 +18,9 @@ from onnx import helper
 from mrecg_onnx import Preprocess, Settings, convert, quantize, validate
 from mrecg_onnx.comparing import running
 from mrecg_onnx.converters.errors import ModelError
+from mrecg_onnx.converters.metadata_keys import INPUT_RANGES_KEY
 from mrecg_onnx.machine.parallel import ALONE
-from mrecg_onnx.validating.input_ranges import INPUT_RANGES_KEY, Range, Watch, calibrated_ranges, ranges_entry
+from mrecg_onnx.validating.input_ranges import Range, Watch, calibrated_ranges, ranges_entry
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
+from mrecg_onnx.converters.metadata_keys import PREPROCESS_KEY, SOURCE_KEY, VERSION_KEY
 from mrecg_onnx.data import InputSpec, Preprocess, open_validation
 from mrecg_onnx.data.preprocess import IMAGENET_MEAN
 from mrecg_onnx.measures import mcnemar_p, sqnr_db, wilson_interval
@@ -23,7 +24,7 @@ from mrecg_onnx.runtimes import (
     input_specs,
     open_session,
 )
-from mrecg_onnx.validating import PREPROCESS_KEY, SOURCE_KEY, VERSION_KEY, gain_warnings, source_sha256, validate
+from mrecg_onnx.validating import gain_warnings, source_sha256, validate
 
 RAW = Preprocess(mean=(0.0,), std=(1.0,), scale=1 / 128)
 
