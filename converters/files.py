@@ -32,6 +32,7 @@ __all__ = [
     "claimed",
     "followed",
     "irregular",
+    "move_whole",
     "read_small",
     "require_regular",
     "sweep",
@@ -329,3 +330,18 @@ def write_all_whole(contents: Mapping[str | os.PathLike[str], str | bytes]) -> N
             temporary = together.enter_context(writing_whole(path))
             # A name of the file system need be no text: its bytes are written out.
             temporary.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
+
+
+def move_whole(source: Path, path: Path) -> None:
+    """Move a file or folder, also from another disk, to ``path``, where nothing is: whole and on the disk, or not at all.
+
+    Raises:
+        OSError: it cannot be moved.
+    """
+    with temporary_folder(path) as folder:
+        made = folder / path.name
+        shutil.move(source, made)
+        for part in (*made.rglob("*"), made):  # of a file there is nothing but itself
+            _to_disk(part)
+        made.rename(path)
+        _to_disk(path.parent)

@@ -175,6 +175,33 @@ def test_keys_of_a_files_metadata_stand_in_one_place():
     assert len(keys) == len(metadata_keys.__all__)
 
 
+#: What writing a file whole takes: a name of its own, all of it on the disk, and another name.
+_ATOMIC = {"fsync", "mkdtemp", "mkstemp", "NamedTemporaryFile", "TemporaryDirectory", "rename", "renames", "replace"}
+
+
+def _takes_a_place(node: ast.AST) -> bool:
+    """Whether a call is one of those; ``replace`` of texts has two arguments, that of paths one."""
+    if not isinstance(node, ast.Call):
+        return False
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    system = isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) == "os"
+    return name in _ATOMIC and (name != "replace" or (not node.keywords and (system or len(node.args) == 1)))
+
+
+def test_files_take_their_places_in_one_file():
+    files = [*HALL.rglob("*.py"), *(ROOT / "converters").rglob("*.py")]
+    doing = {
+        path.relative_to(ROOT).as_posix()
+        for path in files
+        if any(map(_takes_a_place, ast.walk(ast.parse(path.read_text(encoding="utf-8")))))
+    }
+    # save.py gives the file of tensors the name of its content, in the folder that files.py made for it.
+    assert doing == {"converters/files.py", "converters/save.py"}
+    assert _takes_a_place(ast.parse("os.replace(a, b)", mode="eval").body)
+    assert _takes_a_place(ast.parse("a.replace(b)", mode="eval").body)
+    assert not _takes_a_place(ast.parse("'a'.replace('b', 'c')", mode="eval").body)
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_each_room_says_what_it_is_for(room: str):
     door = importlib.import_module(f"{PACKAGE}.{room}")

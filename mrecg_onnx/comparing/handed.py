@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
+import weakref
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mrecg_onnx.converters.errors import DataError, ExportError
+from mrecg_onnx.converters.files import move_whole, temporary_folder
 from mrecg_onnx.data import Frozen, Given, freeze, given
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class Handed:
 
     digests: dict[str, str] = field(default_factory=dict)
     _made: dict[str, Frozen] = field(default_factory=dict)
-    _folder: tempfile.TemporaryDirectory[str] | None = None
+    _folder: Path | None = None
 
     def calibration(self, source: Data, specs: Sequence[InputSpec], settings: Settings) -> Files:
         """Calibration data as files.
@@ -88,8 +90,8 @@ class Handed:
         stem = f"{part}-{made.digest[:24]}"
         try:
             folder.mkdir(exist_ok=True)
-            for old in folder.glob(f"{part}-*"):  # of other data, or cut off
-                if not old.name.startswith(stem) or old.name.endswith(PARTIAL):
+            for old in folder.glob(f"{part}-*"):  # of other data
+                if not old.name.startswith(stem):
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
             source, *labels = (
                 _moved(path, folder / path.name.replace(part, stem, 1))
@@ -101,25 +103,21 @@ class Handed:
         return source, labels[0] if labels else made.labels
 
     def _temporary(self) -> Path:
+        """Gone with this object."""
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory()
-        return Path(self._folder.name)
+            leaving = ExitStack()
+            self._folder = leaving.enter_context(temporary_folder())
+            weakref.finalize(self, leaving.close)
+        return self._folder
 
     def _keep(self, part: str, made: Frozen) -> Files:
         self._made[part], self.digests[part] = made, made.digest
         return made.source
 
 
-#: Behind the name of what is not there whole.
-PARTIAL = ".part"
-
-
 def _moved(source: Path, target: Path) -> Path:
-    """``target``, where it is whole or not at all."""
     if not target.exists():
-        part = target.with_name(target.name + PARTIAL)
-        shutil.move(source, part)
-        part.rename(target)
+        move_whole(source, target)
     return target
 
 

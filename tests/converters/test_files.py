@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mrecg_onnx.converters.files import write_whole, writing_whole
+from mrecg_onnx.converters.files import move_whole, write_whole, writing_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -167,3 +167,40 @@ def test_a_disk_that_is_full_leaves_nothing(tmp_path: Path) -> None:
     assert ended.stderr.strip() == f"caught {os.strerror(errno.EFBIG)}"
     assert names(tmp_path) == ["file.json"]
     assert (tmp_path / "file.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+def test_what_was_made_elsewhere_is_moved_whole(tmp_path: Path, folder: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, path = tmp_path / "made", tmp_path / "there" / "moved"
+    path.parent.mkdir()
+    if folder:
+        (made / "inner").mkdir(parents=True)
+        (made / "inner" / "a").write_text("x")
+    else:
+        made.write_text("x")
+    rename, seen = Path.rename, []
+
+    def watched(self: Path, target: Path) -> Path:
+        seen.append((names(path.parent) == [self.parent.name], target))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", watched)
+    move_whole(made, path)
+    assert seen == [(True, path)]  # until then under another name
+    assert (path / "inner" / "a" if folder else path).read_text() == "x"
+    assert names(path.parent) == ["moved"]
+    assert not made.exists()
+
+
+def test_what_cannot_be_moved_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, there = tmp_path / "made", tmp_path / "there"
+    made.write_text("x")
+    there.mkdir()
+
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mrecg_onnx.converters.files._to_disk", full)
+    with pytest.raises(OSError, match="No space left"):
+        move_whole(made, there / "moved")
+    assert names(there) == []
