@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OnnxRuntimeNode", "captured_names", "convert_by_runtime"]
 
-# A model in memory must stay below protobuf's 2 GiB; larger constants are fed with each call.
+# A model in memory must stay below protobuf's 2 GB; larger constants are fed with each call.
 _CONSTANT_BYTES = 1 << 28
 
 # Types that numpy has no name for come out of ONNX Runtime as one that holds all of their values.

@@ -55,7 +55,7 @@ _OURS = re.compile(r"\.(?P<stem>.{1,24})\.mrecg-(?P<place>[0-9a-f]{8})-(?P<pid>\
 _SEEN_S = 0.05
 
 #: A file of settings is far smaller.
-MOST_BYTES = 4 << 20
+MOST_BYTES = 4 * 10**6
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -100,7 +100,7 @@ def read_small(path: Path, most: int = MOST_BYTES) -> str:
     with path.open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise ValueError(f"it is larger than {most >> 20} MiB")
+        raise ValueError(f"it is larger than {most / 10**6:g} MB")
     return content.decode("utf-8-sig")
 
 

@@ -26,7 +26,7 @@ __all__ = ["EXTERNAL_DATA_BYTES", "digest", "openable", "save_model"]
 logger = logging.getLogger(__name__)
 
 EXTERNAL_DATA_BYTES = int(1.9e9)
-"""Models whose tensors are larger keep them in a second file: protobuf ends at 2 GiB."""
+"""Models whose tensors are larger keep them in a second file: protobuf ends at 2 GB."""
 
 # Smaller tensors stay in the model file even then (onnx's own default).
 _INLINE_BYTES = 1024

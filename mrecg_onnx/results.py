@@ -17,7 +17,7 @@ from mrecg_onnx.converters.results import Pictured
 from mrecg_onnx.data import Data
 from mrecg_onnx.finishing import FinishResult
 from mrecg_onnx.learning import Lapq
-from mrecg_onnx.machine import file_size
+from mrecg_onnx.machine import byte_size
 from mrecg_onnx.planning import Plan
 from mrecg_onnx.progress import UnitResult
 from mrecg_onnx.rewriting import Absorbed, Equalized
@@ -98,9 +98,9 @@ class QuantizationResult(Pictured):
         """What a user decides by: file, widths, size, expected loss, integer kernels, time, and warnings."""
         settings, plan, found = self.settings, self.plan, self.verification
         widths = "mixed widths" if settings.mixed else f"W{settings.wbits}A{settings.abits}"
-        size = file_size(size_bytes(self.output if self.output is not None and self.output.exists() else self.model))
+        size = byte_size(size_bytes(self.output if self.output is not None and self.output.exists() else self.model))
         known = isinstance(self.source, onnx.ModelProto) or (self.source is not None and Path(self.source).exists())
-        before = f", FP32 {file_size(size_bytes(self.source))}" if known and self.source is not None else ""
+        before = f", FP32 {byte_size(size_bytes(self.source))}" if known and self.source is not None else ""
         counts = f"{len(plan.quantized_layers)} layers and {len(plan.activations)} activations quantized"
         lines = [f"{self.output or 'not written'}: {widths} by {settings.method}, {counts}", f"size: {size}{before}"]
         if found.agreement_float is not None:

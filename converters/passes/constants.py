@@ -29,11 +29,11 @@ __all__ = ["MAX_FOLDED_BYTES", "fold_constants", "make_constant"]
 
 logger = logging.getLogger(__name__)
 
-MAX_FOLDED_BYTES = 256 * 2**20
+MAX_FOLDED_BYTES = 256 * 10**6
 """So much larger than what they replace all folded constants of a model are together at most; the next nodes stay."""
 
 # A node that would make so many more bytes than its inputs have (Expand, Tile) stays a node.
-_MOST_GROWTH = 16 * 2**20
+_MOST_GROWTH = 16 * 10**6
 
 # The reference implementation has these from later opsets on, which merely took in more types.
 _IMPLEMENTED_FROM = {"DequantizeLinear": 19, "QuantizeLinear": 19}
@@ -104,7 +104,7 @@ def fold_constants(model: ir.Model) -> bool:
     """Replace every node whose inputs are all constant by initializers under its outputs' names.
 
     A node that makes a graph output stays, as a graph output cannot be an initializer everywhere. So does one that would make
-    16 MiB more than it reads, other than by a wider type (DequantizeLinear and Cast of weights), and one of whose result no size
+    16 MB more than it reads, other than by a wider type (DequantizeLinear and Cast of weights), and one of whose result no size
     is known before it is computed: a small file must not become a large graph.
 
     Returns:

@@ -12,7 +12,7 @@ from mrecg_onnx.commands._console import VERBOSE, asked
 from mrecg_onnx.commands._durations import duration
 from mrecg_onnx.commands._summary import bits_line
 from mrecg_onnx.commands._tables import grid, rows, width
-from mrecg_onnx.machine import byte_size, file_size
+from mrecg_onnx.machine import byte_size
 from mrecg_onnx.methods import METHODS
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def foreseen(found: Estimate, model: Path, writes: Sequence[Path], names: Names)
     floats = [layer.name for layer in plan.layers if layer.excluded]
     yield grid(
         {
-            "model": f"{model}, {file_size(model.stat().st_size)}",
+            "model": f"{model}, {byte_size(model.stat().st_size)}",
             "would write": [f"{path}{' (is there: only with --force)' if path.is_file() else ''}" for path in writes],
             "target": f"{settings.target}, container {settings.container}",
             "bits": bits_line(plan, settings),
@@ -70,7 +70,7 @@ def foreseen(found: Estimate, model: Path, writes: Sequence[Path], names: Names)
             "method": _method(found),
             "images": f"{found.images} for calibration",
             "time": _time(found),
-            "memory": f"about {byte_size(found.memory, 'MB', 0)}",
+            "memory": f"about {byte_size(found.memory)}",
         }
     )
     yield from _units(found, names)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mrecg_onnx.commands._sections import FIELDS
 from mrecg_onnx.commands._tables import grid, rows, width
 from mrecg_onnx.converters.text import bounded
-from mrecg_onnx.machine import file_size
+from mrecg_onnx.machine import byte_size
 from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def finished_tables(found: FinishedFile) -> Iterator[RenderableType]:
     others = {name: value for name, value in own_settings(found.settings).items() if name not in _ELSEWHERE}
     yield grid(
         {
-            "file": f"{found.name}, {file_size(found.size_bytes)}, opset {found.opset}",
+            "file": f"{found.name}, {byte_size(found.size_bytes)}, opset {found.opset}",
             "made by": f"mrecg-onnx {bounded(found.version, _LONGEST)}",
             "from": f"a float model with SHA-256 {bounded(found.source_sha256, _LONGEST)}"
             if found.source_sha256

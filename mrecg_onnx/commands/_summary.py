@@ -8,7 +8,7 @@ from mrecg_onnx.commands._durations import duration
 from mrecg_onnx.commands._names import SHOWN, Names
 from mrecg_onnx.commands._tables import grid, ratio
 from mrecg_onnx.converters.metadata_keys import PREPROCESS_KEY
-from mrecg_onnx.machine import byte_size, file_size
+from mrecg_onnx.machine import byte_size
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.targets import load_target
 
@@ -131,7 +131,7 @@ def _file(result: QuantizationResult, model: Path) -> str:
 
     assert result.output is not None
     before, after = size_bytes(model), size_bytes(result.output)
-    sizes = f"{file_size(after)} against {file_size(before)} in FP32"
+    sizes = f"{byte_size(after)} against {byte_size(before)} in FP32"
     return f"{result.output}, {sizes}, {ratio(before, after, 'smaller', 'larger')}"
 
 
@@ -163,7 +163,7 @@ def _budgets(result: QuantizationResult) -> list[str]:
         f"{t.metric or ('points of top-1' if t.labelled else '% of predictions')} lost"
         for t in result.trials
     ]
-    return [*lines, f"packed, the file takes {byte_size(size, 'MB', 4)}"]
+    return [*lines, f"packed, the file takes {byte_size(size)}"]
 
 
 def _method(result: QuantizationResult) -> str:

@@ -15,7 +15,7 @@ from mrecg_onnx.commands._progress import counter
 from mrecg_onnx.commands._sections import Command, Option
 from mrecg_onnx.commands._tables import grid, rows
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.machine import file_size, milliseconds
+from mrecg_onnx.machine import byte_size, milliseconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,7 +100,7 @@ def _numbers(option: str, text: str) -> list[int]:
 
 def _files(found: Benchmark) -> RenderableType:
     content = [
-        [file.name, file_size(file.size_bytes), f"{1e3 * file.load_s:.0f} ms", file_size(file.memory_bytes)]
+        [file.name, byte_size(file.size_bytes), f"{1e3 * file.load_s:.0f} ms", byte_size(file.memory_bytes)]
         for file in found.files
     ]
     return rows("", ["file", "size", "load", "memory"], content)

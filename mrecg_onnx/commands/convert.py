@@ -14,7 +14,7 @@ from mrecg_onnx.commands._options import CONTAINER, PATH, TARGET, force_option, 
 from mrecg_onnx.commands._progress import counter
 from mrecg_onnx.commands._sections import Choice, Command, Option
 from mrecg_onnx.commands._tables import grid, ratio
-from mrecg_onnx.machine import file_size
+from mrecg_onnx.machine import byte_size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,7 +108,7 @@ def convert_command(
 
 
 def _summary(result: Conversion) -> RenderableType:
-    sizes = f"{file_size(result.size)} against {file_size(result.size_before)}"
+    sizes = f"{byte_size(result.size)} against {byte_size(result.size_before)}"
     return grid(
         {
             "output": f"{result.output}, {sizes}, {ratio(result.size_before, result.size, 'smaller', 'larger')}",
@@ -124,7 +124,7 @@ def _summary(result: Conversion) -> RenderableType:
 
 
 def _litert_summary(result: LiteRTFile) -> RenderableType:
-    sizes = f"{file_size(len(result.content))} against {file_size(result.size_before)}"
+    sizes = f"{byte_size(len(result.content))} against {byte_size(result.size_before)}"
     last = [name for name, order in result.layouts.items() if order != tuple(sorted(order))]
     return grid(
         {

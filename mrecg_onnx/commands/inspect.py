@@ -26,7 +26,7 @@ from mrecg_onnx.commands._progress import progress
 from mrecg_onnx.commands._sections import Command, Option
 from mrecg_onnx.commands._settings import settings_from
 from mrecg_onnx.commands._tables import grid, rows, width
-from mrecg_onnx.machine import file_size
+from mrecg_onnx.machine import byte_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -126,7 +126,7 @@ def _source(found: Inspection) -> RenderableType:
     skipped = measured.skipped if measured else ()
     return grid(
         {
-            "model": f"{source.name}, {file_size(source.size_bytes)}, opset {source.opset}"
+            "model": f"{source.name}, {byte_size(source.size_bytes)}, opset {source.opset}"
             + (f", by {source.producer}" if source.producer else ""),
             "inputs": [_tensor(value) for value in source.inputs],
             "outputs": [_tensor(value) for value in source.outputs],

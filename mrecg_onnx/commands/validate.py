@@ -25,7 +25,7 @@ from mrecg_onnx.commands._sections import Command, Option
 from mrecg_onnx.commands._settings import metric_from, preprocess_from
 from mrecg_onnx.commands._tables import grid, ratio, rows, width
 from mrecg_onnx.converters.deadline import LIMIT_S
-from mrecg_onnx.machine import file_size, is_first, milliseconds, points
+from mrecg_onnx.machine import byte_size, is_first, milliseconds, points
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -167,8 +167,8 @@ def _side_by_side(result: ValidationResult) -> RenderableType:
         *line("file", fp32.name, quantized.name),
         *line(
             "size",
-            file_size(fp32.size_bytes),
-            file_size(quantized.size_bytes),
+            byte_size(fp32.size_bytes),
+            byte_size(quantized.size_bytes),
             ratio(fp32.size_bytes, quantized.size_bytes, "smaller", "larger"),
         ),
         *line("top-1", _percent(fp32.top1), _percent(quantized.top1), _change(fp32.top1, quantized.top1)),

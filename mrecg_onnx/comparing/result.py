@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.results import Pictured
-from mrecg_onnx.machine import file_size, points
+from mrecg_onnx.machine import byte_size, points
 
 if TYPE_CHECKING:
     import numpy as np
@@ -174,7 +174,7 @@ class Comparison(Pictured):
         """A line for the float model and one for each cell, and warnings."""
         lines = [
             f"{self.model.name}: {len(self.cells)} cells on {self.images} images, in {self.folder}",
-            f"FP32: {f'top-1 {self.fp32_top1}, ' if self.fp32_top1 else ''}{file_size(self.fp32_size_bytes)}",
+            f"FP32: {f'top-1 {self.fp32_top1}, ' if self.fp32_top1 else ''}{byte_size(self.fp32_size_bytes)}",
         ]
         for cell in self.cells:
             said = [f"failed: {cell.error}"] if cell.error is not None else []
@@ -187,7 +187,7 @@ class Comparison(Pictured):
             if cell.agreement is not None:
                 said.append(f"agreement {cell.agreement:.2%}")
             if cell.size_bytes is not None:
-                said.append(file_size(cell.size_bytes))
+                said.append(byte_size(cell.size_bytes))
             lines.append(f"{cell.name}: {', '.join(said)}")
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 

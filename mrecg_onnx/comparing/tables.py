@@ -7,7 +7,7 @@ import io
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.text import printable
-from mrecg_onnx.machine import file_size, milliseconds, points
+from mrecg_onnx.machine import byte_size, milliseconds, points
 
 if TYPE_CHECKING:
     from mrecg_onnx.comparing.result import Cell, Comparison
@@ -28,7 +28,7 @@ COLUMNS = {
 def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """The table for people: headings, and a row for the float model and each cell; columns without content are left out."""
     fp32 = comparison.fp32_top1
-    first = {"method": "FP32", "bits": "", "size": file_size(comparison.fp32_size_bytes), **_accuracy(fp32)}
+    first = {"method": "FP32", "bits": "", "size": byte_size(comparison.fp32_size_bytes), **_accuracy(fp32)}
     metric = comparison.metric
     if metric is not None and comparison.fp32_score is not None:
         first["score"] = metric.text(comparison.fp32_score)
@@ -68,8 +68,8 @@ def _texts(cell: Cell, metric: Metric | None, fp32_score: float | None) -> dict[
         "agreement": text(cell.agreement, "{:.2%}"),
         "sqnr": text(cell.sqnr_db, "{:.1f} dB") + _worst(cell),
         "seconds": text(cell.seconds, "{:.1f} s"),
-        "peak": "" if cell.peak_bytes is None else file_size(cell.peak_bytes),
-        "size": file_size(cell.size_bytes),
+        "peak": "" if cell.peak_bytes is None else byte_size(cell.peak_bytes),
+        "size": byte_size(cell.size_bytes),
         "latency": "" if cell.latency_s is None else f"{milliseconds(cell.latency_s)} ms",
         "speedup": text(cell.speedup, "{:.2f}x"),
     }  # fmt: skip

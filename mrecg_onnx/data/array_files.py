@@ -29,7 +29,7 @@ __all__ = ["HELD", "ArrayFile", "RowReader"]
 
 #: Bytes of a member of an .npz that is inflated once and held, unless its reader is told another number; larger ones are inflated
 #: again by every pass over them.
-HELD = 64 << 20
+HELD = 64 * 10**6
 #: Bytes read at a time, or inflated.
 _BLOCK = 4 << 20
 #: Bytes of a header at most: a shape and a type fit in a hundred. NumPy looks only when it has read what the file says.

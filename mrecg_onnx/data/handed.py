@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 #: Samples after which a stream that nobody bounded is taken for endless.
 MOST = 1 << 20
 #: Samples, and bytes of them, that stay of those that go by, for what looks at a few once more.
-HEAD, HEAD_BYTES = 256, 64 << 20
+HEAD, HEAD_BYTES = 256, 64 * 10**6
 #: Samples that are hashed at a time.
 _CHUNK = 64
 

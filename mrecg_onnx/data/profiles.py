@@ -43,7 +43,7 @@ PROFILES = {
 NAMES = ("preprocessor_config.json", "config.json")
 #: Folder that exporters put the ONNX files of a model into, under the one with its configuration.
 NESTED = "onnx"
-MAX_BYTES = 4 << 20
+MAX_BYTES = 4 * 10**6
 """Size of the largest file read: a timm configuration with 21,000 class names has one."""
 _OWN = frozenset(Preprocess().to_json())
 
@@ -151,7 +151,7 @@ def _read(path: Path, shown: Path | None = None) -> Preprocess | None:
     shown = shown or path
     try:
         if path.stat().st_size > MAX_BYTES:
-            _refuse(path, f"{shown}: is larger than {MAX_BYTES >> 20} MiB: no file about preprocessing is")
+            _refuse(path, f"{shown}: is larger than {MAX_BYTES // 10**6} MB: no file about preprocessing is")
             return None
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:

@@ -1,4 +1,4 @@
-from .amounts import byte_size, file_size, milliseconds, parse_byte_size, points
+from .amounts import byte_size, milliseconds, parse_byte_size, points
 from .cache import Pool, Region, Store, channels_last, give_back
 from .device import full_precision, pick_device
 from .kept import NOTHING_KEPT, Kept, short_digest
@@ -26,7 +26,6 @@ __all__ = [
     "Workers",
     "byte_size",
     "channels_last",
-    "file_size",
     "full_precision",
     "give_back",
     "is_first",

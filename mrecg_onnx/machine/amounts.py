@@ -1,27 +1,31 @@
-"""Sizes in bytes and short times as people read and write them: 1.80 MB, 4.00 MiB, 2G; 1.23 ms."""
+"""Sizes in bytes and short times as people read and write them: 1.80 MB, 323 kB, 2G; 1.23 ms."""
 
 from __future__ import annotations
 
 import math
 import re
 
+from rich import filesize
+
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.text import quoted
 
-__all__ = ["byte_size", "file_size", "milliseconds", "parse_byte_size", "points"]
+__all__ = ["byte_size", "milliseconds", "parse_byte_size", "points"]
 
-_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
-_WRITTEN = re.compile(r"^([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(K|M|G|T)(i?)B?$", re.IGNORECASE)
-
-
-def byte_size(count: float, unit: str, digits: int = 2) -> str:
-    """``count`` bytes in ``unit``, one of KB, MB, GB, TB (powers of 1000) and KiB, MiB, GiB, TiB (powers of 1024)."""
-    return f"{count / _bytes_of(unit):.{digits}f} {unit}"
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+_WRITTEN = re.compile(
+    r"(?P<number>[0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(?:(?P<power>[KMGT])(?P<binary>i?)B?|B|bytes?)", re.IGNORECASE
+)
 
 
-def file_size(count: int) -> str:
-    """The size of a file in MiB, a small one's in KiB, with digits enough to compare it with another."""
-    return byte_size(count, "MiB") if count >= 2**20 else byte_size(count, "KiB", 1)
+def byte_size(count: int, digits: int = 3, *, up: bool = False) -> str:
+    """``count`` bytes with ``digits`` that count, in powers of 1000: ``36 bytes``, ``323 kB``, ``1.80 MB``, ``14.0 MB``.
+
+    Rounded ``up`` where it is a bound: what is shown, given back, is then large enough.
+    """
+    step = 10 ** max(0, len(str(count)) - digits)
+    shown = -(-count // step) * step if up else round(count / step) * step
+    return filesize.decimal(shown, precision=max(0, digits - 1 - (len(str(shown)) - 1) % 3))
 
 
 def milliseconds(seconds: float) -> str:
@@ -40,16 +44,13 @@ def points(change: float) -> str:
 def parse_byte_size(option: str, text: str) -> int:
     """The bytes that ``text`` says, such as 2GB, 1.8 MB, 512MiB or 2G; ``option`` is named where it says none.
 
+    Written here: rich has no counterpart of what it shows, and humanfriendly, which has one, was last released in 2021.
+
     Raises:
         SettingsError: it is no size.
     """
-    match = _WRITTEN.match(text.strip())
-    if match is None or not math.isfinite(float(match[1])):
+    match = _WRITTEN.fullmatch(text.strip())
+    if match is None:
         raise SettingsError(f"{option} {quoted(text)}: expected a size such as 2GB or 1.8MB")
-    return int(float(match[1]) * _bytes_of(f"{match[2].upper()}{match[3]}B"))
-
-
-def _bytes_of(unit: str) -> int:
-    base = 1000 if len(unit) == 2 else 1024
-    power: int = base ** _POWERS[unit[0]]
-    return power
+    base = 1024 if match["binary"] else 1000
+    return int(float(match["number"]) * base ** _POWERS[(match["power"] or "").upper()])

@@ -180,7 +180,7 @@ class _FileBlock(_Block):
                 self._map = mmap.mmap(file.fileno(), max(1, size))
         except OSError as error:
             raise DataError(
-                f"no room for {byte_size(size, 'GB')} of cached activations in '{folder}' ({error.strerror}): set TMPDIR to a "
+                f"no room for {byte_size(size)} of cached activations in '{folder}' ({error.strerror}): set TMPDIR to a "
                 "folder with more space, raise --memory, or use fewer --samples"
             ) from error
         super().__init__(pool, torch.frombuffer(self._map, dtype=dtype, count=size // dtype.itemsize).view(*shape), 0)

@@ -69,11 +69,11 @@ class Needs:
         if not asked or max(self.most, largest) <= free:
             return
         least = held + self.always + max(self.most, largest)
-        why = f"{byte_size(held, 'MB', 0)} are held already, {byte_size(least - held, 'MB', 0)} come on top"
+        why = f"{byte_size(held)} are held already, {byte_size(least - held)} come on top"
         if largest > self.most:
-            why = f"{name} takes {byte_size(largest, 'MB', 0)} while it is read"
+            why = f"{name} takes {byte_size(largest)} while it is read"
         raise SettingsError(
-            f"--memory {byte_size(memory, 'MB', 0)} cannot be kept: the least that works is {_rounded(least)} ({why})"
+            f"--memory {byte_size(memory)} cannot be kept: the least that works is {_rounded(least)} ({why})"
         )
 
 
@@ -87,11 +87,11 @@ def refuse_file(memory: int, size: int) -> None:
     least = held + FIRST_USE + READING * size
     if least > memory and READING * size > FIRST_USE:  # a small one is read: then the least that works is known
         raise SettingsError(
-            f"--memory {byte_size(memory, 'MB', 0)} cannot be kept: Python, its libraries and the model alone take "
+            f"--memory {byte_size(memory)} cannot be kept: Python, its libraries and the model alone take "
             f"{_rounded(least)}"
         )
 
 
 def _rounded(size: int) -> str:
     """Rounded up, with room for what differs from run to run."""
-    return byte_size(math.ceil((size + STEP / 5) / STEP) * STEP, "MB", 0)
+    return byte_size(math.ceil((size + STEP / 5) / STEP) * STEP, up=True)

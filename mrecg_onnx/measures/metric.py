@@ -179,8 +179,8 @@ class Scorer:
         free = psutil.virtual_memory().available
         if 2 * size > free:  # once as they come, once put together
             raise MetricError(
-                f"metric {self.metric.name} is a function of all outputs, which take {byte_size(size, 'GB', 1)} for "
-                f"{self._total} images ({byte_size(free, 'GB', 1)} are free): give an object with update() and "
+                f"metric {self.metric.name} is a function of all outputs, which take {byte_size(size)} for "
+                f"{self._total} images ({byte_size(free)} are free): give an object with update() and "
                 "compute(), or fewer images"
             )
 

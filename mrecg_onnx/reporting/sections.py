@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from mrecg_onnx.machine import file_size
+from mrecg_onnx.machine import byte_size
 from mrecg_onnx.reporting.content import (
     DASH,
     Cell,
@@ -76,7 +76,7 @@ def duration(seconds: float) -> str:
 
 def size(count: int) -> str:
     """Bytes for people."""
-    return file_size(count)
+    return byte_size(count)
 
 
 def size_fact(before: int, after: int) -> Fact:

@@ -18,7 +18,7 @@ __all__ = ["Ended", "run_limited"]
 #: Seconds between two looks at a process.
 LOOKS = 0.05
 #: Bytes that a process may print: a loop of messages must not fill the disk.
-MOST_PRINTED = 64 * 2**20
+MOST_PRINTED = 64 * 10**6
 #: Bytes of it that are kept, from the end.
 TAIL = 64 * 2**10
 
@@ -86,9 +86,9 @@ def _watch(process: subprocess.Popen[bytes], printed: Path, until: float, memory
         if time.monotonic() > until:
             return _LATE
         if _resident(process.pid) > memory_bytes:
-            return f"stopped at {byte_size(memory_bytes, 'GB')} of memory"
+            return f"stopped at {byte_size(memory_bytes)} of memory"
         if printed.stat().st_size > MOST_PRINTED:
-            return f"stopped after printing {byte_size(MOST_PRINTED, 'MiB', 0)}"
+            return f"stopped after printing {byte_size(MOST_PRINTED)}"
         time.sleep(LOOKS)
     return ""
 

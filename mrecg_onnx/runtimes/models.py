@@ -93,6 +93,6 @@ def require_room(specs: Sequence[InputSpec], rows: int) -> None:
     size, room = rows * sum(numbers), psutil.virtual_memory().available // 2
     if size > room:
         raise SettingsError(
-            f"{rows} items of {', '.join(map(str, specs))} take {byte_size(size, 'GB')} of memory, {byte_size(room, 'GB')} may "
+            f"{rows} items of {', '.join(map(str, specs))} take {byte_size(size)} of memory, {byte_size(room)} may "
             "be taken: ask for fewer items or a smaller batch"
         )

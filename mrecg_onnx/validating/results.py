@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mrecg_onnx.converters.results import Pictured
 from mrecg_onnx.data import Data, Labels, Preprocess
-from mrecg_onnx.machine import file_size, milliseconds, points
+from mrecg_onnx.machine import byte_size, milliseconds, points
 from mrecg_onnx.measures import Metric, wilson_interval
 from mrecg_onnx.runtimes import Model
 from mrecg_onnx.validating.layer_errors import LayerErrors
@@ -149,7 +149,7 @@ class ValidationResult(Pictured):
             lines.append(f"agreement: {self.agreement:.2%} of the predictions")
         if not math.isnan(self.sqnr_db):
             lines.append(f"SQNR: {self.sqnr_db:.1f} dB")
-        lines.append(f"size: {file_size(quantized.size_bytes)}, FP32 {file_size(fp32.size_bytes)}")
+        lines.append(f"size: {byte_size(quantized.size_bytes)}, FP32 {byte_size(fp32.size_bytes)}")
         if fp32.latency_s is not None and quantized.latency_s is not None:
             times = f"{milliseconds(quantized.latency_s)} ms, FP32 {milliseconds(fp32.latency_s)} ms"
             lines.append(f"latency, batch {self.latency_batch}: {times}")

@@ -171,8 +171,10 @@ def size_budget(plan: Plan, settings: Settings, sizes: PackedSize, limit: int) -
     layers = plan.quantized_layers
     free = {x.name: {w: sizes.layers[x.name][w] for w in offered} for x in layers if not _fixed(x, settings, "w")}
     fixed = sizes.total({x.name: max(x.wbits, least) for x in layers if x.name not in free})
+    # The limit stands among the settings in the file: one that is too little has fewer digits than the least that works.
+    fixed += max(0, len(str(fixed)) + 1 - len(str(limit)))
     return Budget(
-        f"--size-budget {_megabytes(limit)}", "weights", limit, fixed, free, {n: (n,) for n in free}, _megabytes
+        f"--size-budget {_size(limit)}", "weights", limit, fixed, free, {n: (n,) for n in free}, _size
     )  # fmt: skip
 
 
@@ -323,6 +325,6 @@ def _fixed(layer: LayerPlan, settings: BitSettings, kind: str) -> bool:
     )
 
 
-def _megabytes(size: int) -> str:
+def _size(size: int) -> str:
     """Rounded up, so that a budget of what is shown is large enough."""
-    return byte_size(100 * math.ceil(size / 100), "MB", 4)
+    return byte_size(size, 4, up=True)

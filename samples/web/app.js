@@ -95,7 +95,7 @@ function complain(text) {
 }
 
 const printable = (name) => name.replace(/[\p{Cc}\p{Cf}]/gu, "�").slice(0, 120);
-const megabytes = (bytes) => (bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} KB` : `${(bytes / 1e6).toFixed(2)} MB`);
+const megabytes = (bytes) => (bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(2)} MB`);
 const milliseconds = (ms) => `${ms >= 100 ? ms.toFixed(0) : ms >= 10 ? ms.toFixed(1) : ms.toFixed(2)} ms`;
 
 function element(name, properties = {}, children = []) {

@@ -224,7 +224,7 @@ def test_fields_of_preprocess_are_read(tmp_path: Path) -> None:
         ({"mean": [0.5], "std": [0.5], "interpolation": "cubic"}, "interpolation must be one of"),
         ({"mean": [0.5], "std": [0.5], "resize": 10**9}, "resize is 1000000000"),
         ({"mean": "x" * 1000}, "mean is 'xxx"),
-        (" " * (MAX_BYTES + 1), "is larger than 4 MiB"),
+        (" " * (MAX_BYTES + 1), "is larger than 4 MB"),
     ],
 )
 def test_a_file_that_does_not_do_is_named_with_the_key(data: object, says: str, tmp_path: Path) -> None:

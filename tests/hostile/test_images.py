@@ -207,7 +207,7 @@ OTHERS = [
         "an image that the memory asked for does not hold", images_for_a_memory("600MB"), code=2,
         says=("--memory 600 MB cannot be kept", "least that works is", "wide.png of 9000x9000 pixels"), megabytes=100,
     ),
-    Case("a memory that holds nothing", images_for_a_memory("1MB"), code=2, says=("--memory 1 MB cannot be kept",)),
+    Case("a memory that holds nothing", images_for_a_memory("1MB"), code=2, says=("--memory 1.00 MB cannot be kept",)),
 ]  # fmt: skip
 
 

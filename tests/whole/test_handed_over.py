@@ -115,7 +115,7 @@ def test_results_are_a_few_lines_that_name_no_model(here: Here, tmp_path: Path) 
         assert len(repr(result)) < 300
         assert repr(result).startswith(f"<{type(result).__name__}: ")
     assert "x.onnx: W4A4 by nearest" in str(made)
-    assert "KiB, FP32 " in str(made)
+    assert "kB, FP32 " in str(made)
     assert labelled.quantized.top1 is not None
     assert f"top-1: {labelled.quantized.top1}, FP32 {labelled.fp32.top1}, " in str(labelled)
     assert "no labels: agreement only" in str(bare)

@@ -1,4 +1,4 @@
-"""Models above protobuf's 2 GiB: read by path, worked on in memory, written with external data."""
+"""Models above protobuf's 2 GB: read by path, worked on in memory, written with external data."""
 
 from __future__ import annotations
 

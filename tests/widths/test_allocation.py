@@ -17,6 +17,7 @@ from scipy.optimize import milp
 
 from mrecg_onnx import targets
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.machine import parse_byte_size
 from mrecg_onnx.planning import BitRule
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.widths.allocation import WIDTHS, choose_widths
@@ -173,7 +174,7 @@ def packed(result) -> int:
 
 def _smallest(error) -> int:
     """Bytes that the message says are possible."""
-    return round(float(re.search(r"smallest possible is ([\d.]+) MB", str(error.value))[1]) * 1e6)
+    return parse_byte_size("", re.search(r"smallest possible is ([\d.]+ [kM]B)", str(error.value))[1])
 
 
 # --- averages and sizes --------------------------------------------------------------------------------------------------
@@ -229,7 +230,7 @@ def test_widths_are_those_that_the_target_takes(quantized, tmp_path):
 
 
 def test_impossible_size_says_the_smallest_possible_and_that_is_possible(quantized):
-    with pytest.raises(SettingsError, match=r"--size-budget 0\.0001 MB is too little .* smallest possible is") as error:
+    with pytest.raises(SettingsError, match=r"--size-budget 10 bytes is too little .* smallest possible is") as error:
         quantized("nearest", size_budget=10)
     smallest = _smallest(error)
     result = quantized("nearest", size_budget=smallest)
