@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mrecg_onnx.commands._console import show
+from mrecg_onnx.commands._console import VERBOSE, asked, show
 from mrecg_onnx.commands._errors import guarded
 from mrecg_onnx.commands._files import check_writes, write_json
 from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._options import PATH, image_options, output_options
 from mrecg_onnx.commands._progress import counter
+from mrecg_onnx.commands._runtimes import details, summary
 from mrecg_onnx.commands._sections import IMAGES, Command, Option
 from mrecg_onnx.commands._settings import preprocess_from
-from mrecg_onnx.commands._tables import grid, rows
-from mrecg_onnx.machine import milliseconds, parse_byte_size
+from mrecg_onnx.converters.metadata_keys import VERSION_KEY
+from mrecg_onnx.machine import parse_byte_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from onnx import ModelProto
-    from rich.console import RenderableType
 
     from mrecg_onnx.data import Preprocess
-    from mrecg_onnx.runtimes import Attempt, RuntimesReport
 
 __all__ = ["runtimes_command"]
 
@@ -144,7 +142,7 @@ def runtimes_command(
             )
         if json_file is not None:
             write_json(found.to_json(), json_file)
-        show(_head(found, data), _table(found), _notes(found))
+        show(*summary(found, data, _form(file)), *(details(found) if asked(VERBOSE) else ()))
 
 
 def _inputs(file: Path, against: Path | None, data: Path, options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -182,63 +180,16 @@ def _stored(file: Path, against: Path | None) -> Preprocess:
     return preprocess_of(metadata, str(file)) or (beside(against) if against is not None else None) or Preprocess()
 
 
-def _head(found: RuntimesReport, data: Path | None) -> RenderableType:
-    threads = "each runtime's own" if found.threads is None else str(found.threads)
-    return grid(
-        {
-            "file": found.file,
-            "against": found.against,
-            "data": f"{found.items} items of {data or 'noise'}, batch {found.batch}",
-            "threads": threads,
-            "compared with": found.reference,
-        }
-    )
+def _form(file: Path) -> tuple[str, str] | None:
+    """Target and container of a result of quantize; None for a file of another tool."""
+    from mrecg_onnx.converters.errors import ModelError
+    from mrecg_onnx.runtimes import read_graph
+    from mrecg_onnx.writing import container_of, target_of
 
-
-def _table(found: RuntimesReport) -> RenderableType:
-    header = ["runtime", "version", "loads", "agrees", "SQNR", "layers", "time"]
-    content = [
-        [
-            one.title,
-            one.version,
-            _loads(one),
-            "-" if one.agreement is None else f"{one.agreement:.1%} of {one.items}",
-            "-" if not one.sqnr_by_output else f"{next(iter(one.sqnr_by_output.values())):.1f} dB",
-            str(one.arithmetic or ("not said" if one.runs else "-")),
-            "-" if one.median_s is None else f"{milliseconds(one.median_s)} ms",
-            *([] if not found.against else [_number(one.time_ratio), _number(one.cpu_ratio)]),
-            _note(one),
-        ]
-        for one in found.attempts
-    ]
-    return rows(
-        "",
-        [*header, *(["of FP32's", "CPU time"] if found.against else []), ""],
-        content,
-        left=(0, 1, 2, len(content[0]) - 1),
-    )
-
-
-def _number(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{ratio:.2f}"
-
-
-def _loads(one: Attempt) -> str:
-    if one.loads is None:
-        return "not installed"
-    if not one.loads or not one.runs:
-        return "opens, does not run" if one.loads else "no"
-    return "yes" if one.fixed_batch is None else f"with batch {one.fixed_batch}"
-
-
-def _note(one: Attempt) -> str:
-    if one.loads is None:
-        return one.install
-    float_model = f"FP32 does not: {one.against_reason}" if one.against_reason else ""
-    return "; ".join(filter(None, [one.reason, float_model]))
-
-
-def _notes(found: RuntimesReport) -> RenderableType:
-    """Where those live that are not of this environment."""
-    own = [one for one in found.attempts if one.environment and one.environment != sys.executable]
-    return grid({f"{one.title} {one.version}": one.environment for one in own})
+    model = read_graph(file)
+    if all(entry.key != VERSION_KEY for entry in model.metadata_props):
+        return None
+    try:
+        return target_of(model, str(file)), container_of(model, str(file))
+    except ModelError:  # what runtimes say of it was asked for; convert says what is wrong with its metadata
+        return None

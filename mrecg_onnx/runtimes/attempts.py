@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,9 @@ from mrecg_onnx.runtimes.catalogue import Arithmetic
 
 __all__ = ["Attempt", "RuntimesReport", "reason"]
 
+#: Share of equal predictions, or of equal values, and dB of the worst output where there are no predictions, from which a
+#: runtime agrees: at 4 bits ONNX Runtime's own default level has .98 and 17 dB on MobileNetV2 (docs/deployment.md 3).
+AGREES, AGREES_DB = 0.97, 15.0
 #: Characters of a reason.
 MOST = 150
 #: Lines of messages that say where, not what.
@@ -83,6 +87,29 @@ class Attempt:
     against_reason: str = ""
 
     @property
+    def label(self) -> str:
+        """Title and version."""
+        return f"{self.title} {self.version}".rstrip()
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether it computes what the graph says, None where nothing was compared."""
+        if self.agreement is not None:
+            return self.agreement >= AGREES
+        if not self.sqnr_by_output and not self.equal_by_output:
+            return None
+        worst, same = (min(found.values(), default=math.inf) for found in (self.sqnr_by_output, self.equal_by_output))
+        return worst >= AGREES_DB and same >= AGREES
+
+    @property
+    def likeness(self) -> str:
+        """How far it agrees, in the figures that there are."""
+        same = [f"{self.agreement:.1%} of {self.items} predictions"] if self.agreement is not None else []
+        worst = [f"{min(self.sqnr_by_output.values()):.1f} dB"] if self.sqnr_by_output else []
+        equal = [f"{min(self.equal_by_output.values()):.1%} of the values"] if self.equal_by_output else []
+        return ", ".join(same + worst + equal)
+
+    @property
     def time_ratio(self) -> float | None:
         """Time against the float model's, below 1 where it is faster."""
         return self.median_s / self.against_s if self.median_s and self.against_s else None
@@ -116,6 +143,22 @@ class RuntimesReport(Result):
     batch: int
     threads: int | None
     attempts: tuple[Attempt, ...]
+
+    @property
+    def installed(self) -> tuple[Attempt, ...]:
+        """Those that were tried."""
+        return tuple(one for one in self.attempts if one.loads is not None)
+
+    def __str__(self) -> str:
+        """How many run it, how many agree, and those that do not with why."""
+        tried = self.installed
+        run = [one for one in tried if one.runs]
+        told = [one for one in run if one.agrees is not None]
+        lines = [f"{self.file}: {len(run)} of {len(tried)} runtimes run it"]
+        if told:
+            lines[0] += f", {sum(map(bool, (one.agrees for one in told)))} of {len(told)} agree with {self.reference}"
+        lines += [f"{one.label}: {one.reason}" for one in tried if not one.runs]
+        return "\n".join(lines + [f"{one.label}: {one.likeness}" for one in told if not one.agrees])
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary, with ``time_ratio`` and ``cpu_ratio`` beside the times."""

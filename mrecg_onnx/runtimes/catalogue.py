@@ -24,10 +24,15 @@ class Arithmetic:
     integer: int
     floating: int
 
+    @property
+    def layers(self) -> int:
+        """All of them."""
+        return self.integer + self.floating
+
     def __str__(self) -> str:
         if not self.integer or not self.floating:
             return "integer" if self.integer else "float"
-        return f"integer {self.integer} of {self.integer + self.floating}"
+        return f"integer {self.integer} of {self.layers}"
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Runtime:
         options: what its opener is told.
         program: "python" or "node": what runs it.
         always: listed also where it is not there.
+        form: the target whose form it runs as the graph says (docs/deployment.md 3); empty where none is known.
     """
 
     name: str
@@ -57,6 +63,7 @@ class Runtime:
     options: Mapping[str, str] = field(default_factory=dict)
     program: str = "python"
     always: bool = True
+    form: str = "ort"
 
     def arithmetic(self, kernels: Mapping[str, int]) -> Arithmetic | None:
         """What kernels say of weighted layers, None where they do not."""
@@ -85,12 +92,14 @@ _OPENVINO_LAYERS = "(Convolution|GroupConvolution|Deconvolution|FullyConnected|M
 def _openvino(name: str, title: str, precision: str) -> Runtime:
     return Runtime(
         name, title, "OpenVino", ("openvino",), ("openvino",), "pip install openvino",
-        (f"{_OPENVINO_LAYERS} [IU]8", f"{_OPENVINO_LAYERS} (FP?32|FP?16|BF16)"), {"precision": precision},
+        (f"{_OPENVINO_LAYERS} [IU]8", f"{_OPENVINO_LAYERS} (FP?32|FP?16|BF16)"), {"precision": precision}, form="openvino",
     )  # fmt: skip
 
 
 #: Providers that ONNX Runtime spells in another way than their makers.
 _SPELLED = {"Tensorrt": "TensorRT", "DML": "DirectML", "ROCM": "ROCm"}
+#: Those that are targets of their own.
+_FORMS = ("openvino", "qnn", "tensorrt")
 
 
 def _onnxruntime(name: str, provider: str) -> Runtime:
@@ -98,7 +107,7 @@ def _onnxruntime(name: str, provider: str) -> Runtime:
     return Runtime(
         f"onnxruntime{name and '-' + name}", f"ONNX Runtime{name and ' ' + _SPELLED.get(short, short)}",
         "OnnxRuntime", ("onnxruntime",), ORT_PACKAGES, "pip install onnxruntime", _ORT_KERNELS,
-        {"provider": provider}, always=not name,
+        {"provider": provider}, always=not name, form=name if name in _FORMS else "ort",
     )  # fmt: skip
 
 
@@ -107,7 +116,7 @@ _ROWS = (
     *(_onnxruntime(name, providers[0]) for name, providers in PROVIDERS.items() if name != "cpu"),
     Runtime(
         "qnn-htp", "ONNX Runtime QNN, HTP", "Qnn", ("onnxruntime", "onnxruntime_qnn"), ("onnxruntime-qnn",),
-        "pip install onnxruntime-qnn", _HTP_KERNELS,
+        "pip install onnxruntime-qnn", _HTP_KERNELS, form="qnn",
     ),
     Runtime(
         "onnxruntime-web", "ONNX Runtime web (wasm)", "onnxruntime-web", (), (), "npm install onnxruntime-web",
@@ -122,23 +131,23 @@ _ROWS = (
     Runtime(
         "opencv", "OpenCV dnn", "OpenCv", ("cv2",), ("opencv-python-headless", "opencv-python"),
         "pip install opencv-python-headless",
-        (r"(Conv|Gemm|MatMul|InnerProduct)\w*Int8", r"(Conv|Deconv|Gemm|MatMul|InnerProduct)(?!\w*Int8)\w*"),
+        (r"(Conv|Gemm|MatMul|InnerProduct)\w*Int8", r"(Conv|Deconv|Gemm|MatMul|InnerProduct)(?!\w*Int8)\w*"), form="portable",
     ),
     Runtime(
         "tvm", "TVM", "Tvm", ("tvm", "onnx"), ("apache-tvm",), "pip install apache-tvm onnx",
-        (r"(conv\w*|matmul) u?int\d+", r"(conv\w*|matmul) b?float\d+"),
+        (r"(conv\w*|matmul) u?int\d+", r"(conv\w*|matmul) b?float\d+"), form="portable",
     ),
     Runtime(
         "iree", "IREE", "Iree", ("iree.compiler", "iree.runtime", "onnx"), ("iree-base-runtime",),
         "pip install iree-base-compiler[onnx] iree-base-runtime",
-        (r"\w+ i\d+(xi\d+)*", r"\w+ b?f\d+(xb?f\d+)*"),
+        (r"\w+ i\d+(xi\d+)*", r"\w+ b?f\d+(xb?f\d+)*"), form="portable",
     ),
-    Runtime("qonnx", "qonnx", "Qonnx", ("qonnx",), ("qonnx",), "pip install qonnx", _AS_WRITTEN),
-    Runtime("mnn", "MNN", "Mnn", ("MNN",), ("mnn",), "pip install MNN", None),
-    Runtime("ncnn", "ncnn (pnnx)", "Ncnn", ("ncnn", "pnnx"), ("ncnn",), "pip install ncnn pnnx", None),
+    Runtime("qonnx", "qonnx", "Qonnx", ("qonnx",), ("qonnx",), "pip install qonnx", _AS_WRITTEN, form="qonnx"),
+    Runtime("mnn", "MNN", "Mnn", ("MNN",), ("mnn",), "pip install MNN", None, form=""),
+    Runtime("ncnn", "ncnn (pnnx)", "Ncnn", ("ncnn", "pnnx"), ("ncnn",), "pip install ncnn pnnx", None, form=""),
     Runtime(
         "tract", "tract", "Tract", ("tract",), ("tract",), "pip install tract",
-        (r".* FMA\([IU]\d+\)", r".* FMA\(F\d+\)"),
+        (r".* FMA\([IU]\d+\)", r".* FMA\(F\d+\)"), form="",
     ),
     Runtime("onnx-reference", "onnx's reference", "OnnxReference", ("onnx",), ("onnx",), "pip install onnx", _AS_WRITTEN),
 )  # fmt: skip

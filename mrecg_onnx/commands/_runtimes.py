@@ -1,0 +1,182 @@
+"""What runtimes made of a file: on one screen what opened, what agrees and what to do, and all that was found with --verbose."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+from mrecg_onnx.commands._tables import grid, rows
+from mrecg_onnx.machine import milliseconds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from rich.console import RenderableType
+
+    from mrecg_onnx.runtimes import Attempt, RuntimesReport
+
+__all__ = ["details", "summary"]
+
+#: Targets whose grids are settled when ranges are found: convert does not make them of a file for another one.
+_BY_QUANTIZE = ("tensorrt", "qonnx")
+
+
+def summary(found: RuntimesReport, data: Path | None, form: tuple[str, str] | None) -> Iterator[RenderableType]:
+    """What a user decides by.
+
+    Args:
+        found: of all runtimes.
+        data: what they were fed; None for noise.
+        form: target and container of the file; None for one of another tool.
+    """
+    threads = "each runtime's own" if found.threads is None else str(found.threads)
+    yield grid(
+        {
+            "file": found.file + (f" against {found.against}" if found.against else ""),
+            "data": f"{found.items} items of {data or 'noise'}, batch {found.batch}, threads: {threads}",
+            "compared with": found.reference,
+        }
+    )
+    tried = found.installed
+    if tried:
+        yield _short_table(found, tried)
+    run = [one for one in tried if one.runs]
+    told = [one for one in run if one.agrees is not None]
+    agree = sum(map(bool, (one.agrees for one in told)))
+    yield grid(
+        {
+            "opened": [f"{len(run)} of {len(tried)} installed", *(_failed(one) for one in tried if not one.runs)],
+            "agree": [
+                f"{agree} of {len(told)}" if told else "not known",
+                *(f"{one.label} does not: {one.likeness}" for one in told if not one.agrees),
+            ]
+            if run
+            else "",
+            "fastest": _fastest(run),
+            "to do": list(_to_do(found, form)),
+            "not installed": _missing(found),
+        }
+    )
+
+
+def _short_table(found: RuntimesReport, tried: tuple[Attempt, ...]) -> RenderableType:
+    content = [
+        [
+            one.label,
+            "no" if not one.runs else "yes" if one.fixed_batch is None else f"batch {one.fixed_batch}",
+            "-" if one.agreement is None else f"{one.agreement:.1%}",
+            "-" if not one.sqnr_by_output else f"{min(one.sqnr_by_output.values()):.1f} dB",
+            "-" if one.arithmetic is None else f"{one.arithmetic.integer} of {one.arithmetic.layers}",
+            "-" if one.median_s is None else f"{milliseconds(one.median_s)} ms",
+            *([_ratio(one.time_ratio)] if found.against else []),
+        ]
+        for one in tried
+    ]
+    header = ["runtime", "runs", "agrees", "SQNR", "integer", "time", *(["of FP32"] if found.against else [])]
+    return rows("", header, content, left=(0, 1))
+
+
+def _failed(one: Attempt) -> str:
+    return f"{one.label} {'opens it and does not run it' if one.loads else 'does not'}: {one.reason}"
+
+
+def _fastest(run: list[Attempt]) -> str:
+    timed = [(one.median_s, one) for one in run if one.median_s is not None]
+    if len(timed) < 2:
+        return ""
+    seconds, one = min(timed, key=lambda pair: pair[0])
+    against = f", {one.time_ratio:.2f} of FP32's time there" if one.time_ratio is not None else ""
+    return f"{one.label}, {milliseconds(seconds)} ms a batch{against}"
+
+
+def _to_do(found: RuntimesReport, form: tuple[str, str] | None) -> Iterator[str]:
+    """What helps those that do not run the file, or compute something else; one line for all that it helps."""
+    helps: dict[str, list[str]] = {}
+    for one in found.installed:
+        if not one.runs or one.agrees is False or one.fixed_batch is not None:
+            helps.setdefault(_help(one, found, form), []).append(one.label)
+    for what, labels in helps.items():
+        yield f"{', '.join(labels)}: {what}"
+
+
+def _help(one: Attempt, found: RuntimesReport, form: tuple[str, str] | None) -> str:
+    """What helps one of them."""
+    from mrecg_onnx.runtimes import RUNTIMES
+
+    wanted = RUNTIMES[one.name].form
+    if one.reason.startswith("stopped") and not one.runs:
+        return "a longer --timeout or more --memory; else docs/deployment.md 3"
+    if form is None and one.runs and one.agrees is not False:
+        return f"takes no free batch: fix {one.fixed_batch} in the model"
+    target, container = form or ("", "")
+    options = []
+    if wanted and wanted != target:
+        if target != "ort" or wanted in _BY_QUANTIZE:
+            return f"quantize with --target {wanted}" + (
+                " (files for ort are converted to most targets)" if form else ""
+            )
+        options += ["--target", wanted]
+    elif container not in {"int8", ""} and (not one.runs or one.agrees is False):
+        options += ["--container", "int8"]
+    if one.fixed_batch is not None:
+        options += ["--batch", str(one.fixed_batch)]
+    if not options or not form:
+        return "no form is known that it runs right (docs/deployment.md 3)"
+    return shlex.join(["mrecg-onnx", "convert", found.file, *options])
+
+
+def _missing(found: RuntimesReport) -> str:
+    names = [one.title for one in found.attempts if one.loads is None]
+    return f"{', '.join(names)} (--verbose: what installs them)" if names else ""
+
+
+def details(found: RuntimesReport) -> Iterator[RenderableType]:
+    """All that is known of each, and where those live that are not of this environment."""
+    yield _table(found)
+    own = [one for one in found.attempts if one.environment and one.environment != sys.executable]
+    yield grid({one.label: one.environment for one in own})
+
+
+def _table(found: RuntimesReport) -> RenderableType:
+    header = ["runtime", "version", "loads", "agrees", "SQNR", "layers", "time"]
+    content = [
+        [
+            one.title,
+            one.version,
+            _loads(one),
+            "-" if one.agreement is None else f"{one.agreement:.1%} of {one.items}",
+            "-" if not one.sqnr_by_output else f"{next(iter(one.sqnr_by_output.values())):.1f} dB",
+            str(one.arithmetic or ("not said" if one.runs else "-")),
+            "-" if one.median_s is None else f"{milliseconds(one.median_s)} ms",
+            *([] if not found.against else [_ratio(one.time_ratio), _ratio(one.cpu_ratio)]),
+            _note(one),
+        ]
+        for one in found.attempts
+    ]
+    return rows(
+        "",
+        [*header, *(["of FP32's", "CPU time"] if found.against else []), ""],
+        content,
+        left=(0, 1, 2, len(content[0]) - 1),
+    )
+
+
+def _ratio(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}"
+
+
+def _loads(one: Attempt) -> str:
+    if one.loads is None:
+        return "not installed"
+    if not one.loads or not one.runs:
+        return "opens, does not run" if one.loads else "no"
+    return "yes" if one.fixed_batch is None else f"with batch {one.fixed_batch}"
+
+
+def _note(one: Attempt) -> str:
+    if one.loads is None:
+        return one.install
+    float_model = f"FP32 does not: {one.against_reason}" if one.against_reason else ""
+    return "; ".join(filter(None, [one.reason, float_model]))
