@@ -195,8 +195,13 @@ def fit(image: Image.Image, preprocess: Preprocess) -> Image.Image:
     if size != image.size:
         _check_resized(image, size)
         image = image.resize(size, INTERPOLATIONS[preprocess.interpolation or "bilinear"])
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)  # torchvision's rounding
+    left, top = _before(image.width, width), _before(image.height, height)
     return image.crop((left, top, left + width, top + height))
+
+
+def _before(side: int, crop: int) -> int:
+    """What a centre crop leaves in front of it, below 0 what is black there: rounded as torchvision's CenterCrop does."""
+    return round((side - crop) / 2) if side >= crop else -((crop - side) // 2)
 
 
 def _check_resized(image: Image.Image, size: tuple[int, int]) -> None:

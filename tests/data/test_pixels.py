@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.data import INTERPOLATIONS, Preprocess, open_calibration
 from mrecg_onnx.data.folders import IMAGE_SUFFIXES
-from mrecg_onnx.data.pixels import cover
+from mrecg_onnx.data.pixels import cover, fit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +26,53 @@ def test_image_of_the_models_size_is_used_as_it_is(tmp_path: Path) -> None:
     image = noise(6, 8)
     Image.fromarray(image).save(tmp_path / "a.png")
     np.testing.assert_array_equal(pixels_of(tmp_path / "a.png", size=(6, 8)), image)
+
+
+@pytest.fixture(scope="module")
+def torchvision() -> Any:
+    """torchvision's transforms; of another build than torch it does not load."""
+    try:
+        return importlib.import_module("torchvision.transforms.v2")
+    except (ImportError, RuntimeError, OSError) as error:
+        pytest.skip(f"torchvision does not load beside this torch: {str(error).splitlines()[0]}")
+
+
+SIZES = [(60, 47), (47, 60), (33, 33), (20, 31), (32, 40), (100, 37), (31, 200), (9, 10)]
+
+
+@pytest.mark.parametrize("interpolation", list(INTERPOLATIONS))
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_pixels_are_torchvisions(torchvision: Any, mode: str, interpolation: str) -> None:
+    """``Resize`` and ``CenterCrop`` on images of Pillow, bit for bit."""
+    by = torchvision.InterpolationMode[interpolation.upper()]
+    colours = {"RGB": "rgb", "L": "gray", "RGBA": "rgba"}[mode]
+    for height, width in SIZES:
+        image = Image.fromarray(noise(height, width)).convert(mode)
+        for resize in (32, 35, (36, 50), (32, 45), (32, 32)):
+            shorter = list(resize) if isinstance(resize, tuple) else resize
+            expected = torchvision.CenterCrop(32)(torchvision.Resize(shorter, by)(image))
+            asked = Preprocess(resize=resize, crop=(32, 32), interpolation=interpolation, color=colours)
+            np.testing.assert_array_equal(np.asarray(fit(image, asked)), np.asarray(expected), f"{image.size} {resize}")
+
+
+@pytest.mark.parametrize("crop", [(32, 32), (24, 41), (50, 60)])
+def test_without_resizing_pixels_are_those_of_torchvisions_centre_crop(torchvision: Any, crop: tuple[int, int]) -> None:
+    for height, width in SIZES:
+        image = Image.fromarray(noise(height, width))
+        expected = torchvision.CenterCrop(crop)(image)
+        asked = Preprocess(resize="off", crop=crop)
+        np.testing.assert_array_equal(np.asarray(fit(image, asked)), np.asarray(expected), f"{image.size}")
+
+
+@pytest.mark.parametrize(
+    ("side", "crop", "before"), [(9, 4, 2), (7, 4, 2), (5, 5, 0), (1, 2, 0), (1, 4, -1), (3, 8, -2), (1, 8, -3)]
+)
+def test_what_is_missing_is_black_in_front_and_one_more_behind(side: int, crop: int, before: int) -> None:
+    """Of an odd number of rows or columns that are missing, one more lies behind, as in torchvision's CenterCrop."""
+    image = Image.new("L", (side, 1), 9)
+    row = np.asarray(fit(image, Preprocess(resize="off", crop=(1, crop))))[0]
+    expected = [9 if 0 <= i + before < side else 0 for i in range(crop)]
+    assert row.tolist() == expected
 
 
 def torchvision_resize_and_crop(image: Image.Image, shorter: int, crop: int) -> np.ndarray:
