@@ -77,6 +77,8 @@ def _read_from(path: Path, models: Sequence[Path]) -> str:
 
 def _inputs() -> Iterator[tuple[str, Path]]:
     """Files and folders that options of the command at work name, but for those that it writes."""
+    from mrecg_onnx.data import without_order
+
     context = click.get_current_context(silent=True)
     if context is None:
         return
@@ -88,8 +90,9 @@ def _inputs() -> Iterator[tuple[str, Path]]:
         given = context.params.get(parameter.name or "")
         for one in given if isinstance(given, tuple) else (given,):
             # Whatever is there: a name of a method or a target is none but by chance, and then no output either.
-            if isinstance(one, str | Path) and os.path.lexists(one):
-                yield max(parameter.opts, key=len), Path(one)
+            path = without_order(Path(one)) if isinstance(one, str | Path) else None
+            if path is not None and os.path.lexists(path):
+                yield max(parameter.opts, key=len), path
 
 
 def check_new(path: Path) -> None:

@@ -61,8 +61,9 @@ CALIBRATION = PathOrWord(ZEROQ)
 #: What --labels takes.
 LABELS: dict[str, Any] = {
     "type": PathOrWord(NO_LABELS),
-    "metavar": "FILE|none",
-    "help": "CSV of file,label for images, .npy of one class a row for arrays; none: take data without labels.  "
+    "metavar": "PATH|none",
+    "help": "For images a CSV of file,label, boxes in COCO's JSON (FILE.json:order counts categories from 0) or a folder of PNG "
+    "masks; for arrays .npy, one a row; none: take data without labels.  "
     "[default: folder names, or y in an .npz, are the classes]",
 }
 #: What ``quantize`` and ``convert`` say of the form of the file.

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mrecg_onnx import __version__
 from mrecg_onnx.comparing.cells import Job
 from mrecg_onnx.comparing.handed import CALIBRATION, VALIDATION, Files, Handed
@@ -83,8 +81,6 @@ class Inputs:
         calib = handed.calibration(calib, specs, settings)
         data, labels = handed.validation(data, specs, settings, labels, limit)
         checked = open_validation(data, specs, settings.preprocess, labels, limit, classes=metric is None)
-        seen = checked.labels.tobytes() if checked.labels is not None else b""
-        seen += b"".join(np.asarray(target).tobytes() for target in checked.targets or ())
         content = {name: value for name, value in settings.to_json().items() if name not in _FREE}
         quantized_by = {
             "version": __version__,
@@ -94,7 +90,7 @@ class Inputs:
         }
         validated_by: dict[str, Any] = {
             "data": handed.digests.get(VALIDATION) or checked.fingerprint(),
-            "labels": hashlib.sha256(seen).hexdigest(),
+            "labels": hashlib.sha256(checked.labels_key()).hexdigest(),
             "outputs": list(chosen),
             "measure": MEASURE,
         }

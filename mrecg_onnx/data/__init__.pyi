@@ -1,3 +1,4 @@
+from .boxes import without_order
 from .dataset import Dataset, check_lost
 from .folders import ARRAY_SUFFIXES, IMAGE_SUFFIXES
 from .frozen import Frozen, freeze
@@ -42,4 +43,5 @@ __all__ = [
     "open_validation",
     "profile",
     "require_numbers",
+    "without_order",
 ]

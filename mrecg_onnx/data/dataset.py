@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy as np
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.text import first_of
 from mrecg_onnx.data.choosing import middle_of_strata
+from mrecg_onnx.data.fitting import as_array, has_array
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -64,7 +66,7 @@ class Dataset(ABC):
         self.labels = labels
         self.labels_source = "given"
         self.preprocess = preprocess
-        self.targets: list[Any] | None = None
+        self.targets: Sequence[Any] | None = None
         self._lost: dict[int, str] = {}
         self._whole: int | None = None
 
@@ -113,6 +115,17 @@ class Dataset(ABC):
     @abstractmethod
     def _read(self, indices: Sequence[int]) -> tuple[dict[str, NDArray[Any]], list[int]]:
         """Inputs of those ``indices`` that can be read, and which these are, in order."""
+
+    def labels_key(self) -> bytes:
+        """Changes with what outputs are held against; empty where there is nothing."""
+        found = hashlib.sha256()
+        if self.targets is not None and hasattr(self.targets, "fingerprint"):
+            found.update(self.targets.fingerprint().encode())
+        elif self.targets is not None:
+            for target in self.targets:
+                _add(found, target)
+        targets = b"" if self.targets is None else found.digest()
+        return (b"" if self.labels is None else self.labels.tobytes()) + targets
 
     @property
     def labels_handed(self) -> bool:
@@ -231,6 +244,25 @@ def _concatenate(parts: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[
     if len(parts) == 1:
         return parts[0]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _add(found: Any, target: Any) -> None:
+    """Add a target to a digest, by the numbers in it."""
+    if isinstance(target, Mapping):
+        for name in sorted(target, key=str):
+            found.update(f"{name}:".encode("utf-8", "surrogateescape"))
+            _add(found, target[name])
+    elif isinstance(target, list | tuple):
+        found.update(f"[{len(target)}]".encode())
+        for one in target:
+            _add(found, one)
+    else:
+        array = as_array(target, "a target") if has_array(target) else np.asarray(target)
+        numbers = array.dtype.kind in "fiub"
+        found.update(f"{array.dtype.str}{array.shape}".encode())
+        found.update(
+            np.ascontiguousarray(array).tobytes() if numbers else repr(target).encode("utf-8", "backslashreplace")
+        )
 
 
 def lost_text(item: tuple[Path, str]) -> str:

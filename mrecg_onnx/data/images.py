@@ -42,6 +42,9 @@ class ImageDataset(Dataset):
         labels: one for each, or None.
         preprocess: what is done to them.
         kept: where prepared images stay for the next pass; None where one is made.
+
+    Attributes:
+        resolved: ``preprocess`` with all that the model decides.
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class ImageDataset(Dataset):
     ) -> None:
         resolved = preprocess.resolve(spec)
         super().__init__([spec], files=files, labels=labels, preprocess=resolved)
-        self._resolved = resolved
+        self.resolved = resolved
         self._paths = files
         self._table = resolved.table(spec.dtype)
         self._room, self._kept = Room(), kept
@@ -64,13 +67,13 @@ class ImageDataset(Dataset):
 
     def _share(self, rank: int, size: int) -> Dataset:
         labels = self.labels[rank::size] if self.labels is not None else None
-        part = ImageDataset(self.inputs[0], self._paths[rank::size], labels, self._resolved, self._kept)
+        part = ImageDataset(self.inputs[0], self._paths[rank::size], labels, self.resolved, self._kept)
         part.labels_source, part._room = self.labels_source, self._room
         return part
 
     def fingerprint(self) -> str:
         """Of the files and of what is done to them."""
-        return digest(self._paths, repr(self._resolved))
+        return digest(self._paths, repr(self.resolved))
 
     def decode_within(self, most: int) -> tuple[int, str]:
         """Decode in ``most`` bytes of memory, all threads together; only the files' headers are read here.
@@ -84,7 +87,7 @@ class ImageDataset(Dataset):
             warnings.simplefilter("ignore")
             for path in self._paths:
                 try:
-                    needed, (width, height) = needed_bytes(path, self._resolved)
+                    needed, (width, height) = needed_bytes(path, self.resolved)
                 except UnreadableError:
                     continue  # it is named when it is read
                 if needed > largest:
@@ -113,7 +116,7 @@ class ImageDataset(Dataset):
         pixels = self._kept.get(path) if self._kept is not None else None
         if pixels is None:
             try:
-                pixels = read_pixels(path, self._resolved, self._room)
+                pixels = read_pixels(path, self.resolved, self._room)
             except UnreadableError as error:
                 return str(error)
             except MemoryError as error:
@@ -122,7 +125,7 @@ class ImageDataset(Dataset):
                 ) from error
             if self._kept is not None:
                 self._kept.put(path, pixels)
-        return planes(pixels, self._table, self._resolved.layout)
+        return planes(pixels, self._table, self.resolved.layout)
 
     def _lose(self, index: int, reason: str) -> None:
         """Note an unreadable file; stop as soon as the 5 % are certain rather than after reading all the others."""

@@ -84,7 +84,10 @@ def labels_for(
     relative = [file.relative_to(root) for file in files]
     if labels_csv is not None:
         if Path(labels_csv).suffix.lower() in ARRAY_SUFFIXES:
-            raise DataError(f"{labels_csv} labels rows of arrays, {root} holds images: give a CSV of file,label")
+            raise DataError(
+                f"{labels_csv} labels rows of arrays, {root} holds images: give a CSV of file,label, COCO's JSON or a folder of "
+                "masks"
+            )
         return _labels_from_csv(relative, Path(labels_csv))
     loose = [file for file in relative if len(file.parts) == 1]
     if len(loose) == len(relative):

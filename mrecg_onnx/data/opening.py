@@ -22,6 +22,7 @@ import numpy as np
 
 from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.converters.text import quoted
+from mrecg_onnx.data.annotated import Targets
 from mrecg_onnx.data.array_files import HELD
 from mrecg_onnx.data.arrays import ArrayDataset
 from mrecg_onnx.data.choosing import pick
@@ -32,7 +33,8 @@ from mrecg_onnx.data.handed import MOST, IndexedDataset, KeptDataset, MemoryData
 from mrecg_onnx.data.images import ImageDataset
 from mrecg_onnx.data.inputs import shape_text
 from mrecg_onnx.data.kept_pixels import KeptPixels
-from mrecg_onnx.data.labels import NO_LABELS, labels_for
+from mrecg_onnx.data.label_files import read_labels
+from mrecg_onnx.data.labels import NO_LABELS
 from mrecg_onnx.data.preprocess import USE_ARRAYS
 from mrecg_onnx.data.samples import Sampler, by_input, class_indices, target_in, targets_of
 from mrecg_onnx.data.sources import Given, Indexed, Stream, Whole, given, is_path, parts
@@ -106,7 +108,8 @@ def open_validation(
             and not kept.
         inputs: the model's inputs.
         preprocess: what to do to images; normally what the quantized file's metadata says.
-        labels: CSV of ``file,label`` for images, ``.npy`` of one class a row for arrays, an array or a sequence of one class a
+        labels: for images a CSV of ``file,label``, boxes in COCO's JSON or a folder of masks
+            (:mod:`mrecg_onnx.data.label_files`), ``.npy`` of one class a row for arrays, an array or a sequence of one class a
             sample for what is handed over in Python. None: labels are read from folder names, from an array called y or
             labels beside the inputs, or from pairs ``(inputs, label)``. The word "none": there are none.
         limit: use at most so many, spread evenly, always the same ones; of a stream the first ones.
@@ -169,12 +172,22 @@ def _open(source: Data, inputs: Sequence[InputSpec], preprocess: Preprocess, how
     taken = given(source)
     if isinstance(taken, Dataset):
         return taken
-    if isinstance(taken, Given):
-        dataset = _open_given(taken, inputs, preprocess, how)
-        if how.classes and how.with_labels and dataset.targets is not None and dataset.labels is None:
-            logger.warning("the targets of %s are no classes (whole numbers from 0): there is no accuracy", taken)
-        return dataset
-    root, files = find_files(Path(taken))
+    dataset = (
+        _open_given(taken, inputs, preprocess, how)
+        if isinstance(taken, Given)
+        else _open_files(Path(taken), inputs, preprocess, how)
+    )
+    if how.classes and how.with_labels and dataset.targets is not None and dataset.labels is None:
+        what = taken if how.file is None else how.file
+        logger.warning(
+            "the targets of %s are no classes (whole numbers from 0): there is no accuracy; a metric counts them", what
+        )
+    return dataset
+
+
+def _open_files(path: Path, inputs: Sequence[InputSpec], preprocess: Preprocess, how: _Opening) -> Dataset:
+    """What lies at ``path``."""
+    root, files = find_files(path)
     if files[0].suffix.lower() in ARRAY_SUFFIXES:
         arrays = ArrayDataset(inputs, files, how.samples, how.seed)
         if how.with_labels:
@@ -185,7 +198,7 @@ def _open(source: Data, inputs: Sequence[InputSpec], preprocess: Preprocess, how
     handed = how.handed(len(files), root) if how.file is None else None
     if handed is not None:
         return _labelled_images(files, inputs, preprocess, how, handed)
-    labels = labels_for(files, root, how.file) if how.with_labels else None
+    labels = read_labels(files, root, how.file) if how.with_labels else None
     images = _images(files, inputs, preprocess, how, labels)
     images.labels_source = f"in {how.file}" if how.file is not None else f"the names of the folders in {root}"
     return images
@@ -202,14 +215,17 @@ def _images(
     inputs: Sequence[InputSpec],
     preprocess: Preprocess,
     how: _Opening,
-    labels: NDArray[np.int64] | None,
+    labels: NDArray[np.int64] | Targets | None,
 ) -> ImageDataset:
     """Those of ``files`` that are chosen, with their part of ``labels``."""
     chosen = pick(len(files), how.samples, how.seed)
     # Calibration goes over its images several times, validation once.
     again = None if how.labelled else KeptPixels()
-    kept = None if labels is None else labels[chosen]
-    return ImageDataset(inputs[0], [files[i] for i in chosen], kept, preprocess, again)
+    kept = None if labels is None or isinstance(labels, Targets) else labels[chosen]
+    images = ImageDataset(inputs[0], [files[i] for i in chosen], kept, preprocess, again)
+    if isinstance(labels, Targets):
+        images.targets = labels.picked(chosen, images.resolved)
+    return images
 
 
 def _labelled_images(

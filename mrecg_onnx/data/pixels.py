@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 
     from mrecg_onnx.data.preprocess import Preprocess
 
-__all__ = ["UnreadableError", "cover", "fit", "needed_bytes", "open_image", "pixels_of", "planes", "read_pixels"]
+__all__ = [
+    "Geometry", "UnreadableError", "cover", "faults", "fit", "geometry", "geometry_of", "needed_bytes", "open_image", "pixels_of",
+    "planes", "read_pixels",
+]  # fmt: skip
 
 #: Pillow's decoders for the suffixes looked for and for a .gif named by itself: it goes by content, and others start programs
 #: (Ghostscript for EPS).
@@ -47,7 +51,7 @@ def open_image(path: Path) -> Image.Image:
     Raises:
         UnreadableError: it gives no pixels.
     """
-    with _faults(path), Image.open(path, formats=_FORMATS) as opened:
+    with faults(path), Image.open(path, formats=_FORMATS) as opened:
         return opened.copy()
 
 
@@ -57,7 +61,7 @@ def pixels_of(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
     Raises:
         UnreadableError: it gives no pixels.
     """
-    with _faults():
+    with faults():
         return _finished(image.copy(), preprocess)
 
 
@@ -91,7 +95,7 @@ def needed_bytes(path: Path, preprocess: Preprocess) -> tuple[int, tuple[int, in
 @contextmanager
 def _opened(path: Path, preprocess: Preprocess) -> Iterator[tuple[Image.Image, tuple[int, int], int]]:
     """The file with nothing decoded but its header, its size, and the bytes that the rest takes; faults as UnreadableError."""
-    with _faults(path), Image.open(path, formats=_FORMATS) as opened:
+    with faults(path), Image.open(path, formats=_FORMATS) as opened:
         full = opened.size
         if full[0] * full[1] > DRAFTED_PIXELS and opened.format in {"JPEG", "MPO"}:
             _draft(opened, preprocess)
@@ -102,7 +106,7 @@ def _opened(path: Path, preprocess: Preprocess) -> Iterator[tuple[Image.Image, t
 
 
 @contextmanager
-def _faults(path: Path | None = None) -> Iterator[None]:
+def faults(path: Path | None = None) -> Iterator[None]:
     """What goes wrong with an image, as UnreadableError."""
     try:
         yield
@@ -181,21 +185,82 @@ class UnreadableError(Exception):
     """Why one image file gives no pixels."""
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """Where the pixels of an image go: it is resized, and a window is cut out. Widths come first.
+
+    Attributes:
+        size: of the image, upright.
+        resized: of the whole image behind the resizing.
+        corner: of the window, upper left in the resized image; below 0 where the window is larger.
+        crop: of the window.
+    """
+
+    size: tuple[int, int]
+    resized: tuple[int, int]
+    corner: tuple[int, int]
+    crop: tuple[int, int]
+
+    def corners(self, boxes: NDArray[Any]) -> NDArray[np.float64]:
+        """Boxes ``[n, 4]`` of the image (x, y, width, height) as corners x0, y0, x1, y1 in the window, cut off at its edges."""
+        x, y, width, height = np.asarray(boxes, np.float64).reshape(-1, 4).T
+        found = np.stack([x, y, x + width, y + height], axis=1)
+        for axis in range(2):
+            moved = found[:, axis::2] * (self.resized[axis] / self.size[axis]) - self.corner[axis]
+            found[:, axis::2] = np.clip(moved, 0, self.crop[axis])
+        return found
+
+    def sources(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The row and the column of the image that rows and columns of the window are nearest to; -1 outside of it.
+
+        Pillow says which: where two are as near, it takes the one that it takes of an image.
+        """
+        found = []
+        for axis in (1, 0):
+            places = np.arange(self.crop[axis]) + self.corner[axis]
+            line = Image.fromarray(np.arange(self.size[axis], dtype=np.int32)[None])
+            nearest = np.asarray(line.resize((self.resized[axis], 1), Image.Resampling.NEAREST))[0]
+            inside = (places >= 0) & (places < self.resized[axis])
+            found.append(np.where(inside, nearest[np.clip(places, 0, self.resized[axis] - 1)], -1))
+        return found[0], found[1]
+
+
+def geometry(size: tuple[int, int], preprocess: Preprocess) -> Geometry:
+    """Where the pixels of an upright image of ``size`` (width, height) go by the resolved ``preprocess``."""
+    assert preprocess.crop is not None
+    crop = preprocess.crop[1], preprocess.crop[0]
+    if preprocess.resize is None and size == crop:
+        return Geometry(size, size, (0, 0), crop)
+    resized = _resized(*size, preprocess)
+    corner = _before(resized[0], crop[0]), _before(resized[1], crop[1])
+    return Geometry(size, resized, corner, crop)
+
+
+def geometry_of(path: Path, preprocess: Preprocess) -> Geometry:
+    """Where the pixels of a file go, of which only the header is read.
+
+    Raises:
+        UnreadableError: it is no image.
+    """
+    with _opened(path, preprocess) as (opened, full, _):
+        turned = orientation(opened) >= SIDEWAYS
+        found = geometry(opened.size[::-1] if turned else opened.size, preprocess)
+        return replace(found, size=full[::-1] if turned else full)  # of a huge JPEG a part of the pixels is decoded
+
+
 def fit(image: Image.Image, preprocess: Preprocess) -> Image.Image:
     """Resize and centre crop as the resolved ``preprocess`` says.
 
     Raises:
         UnreadableError: an image so long and thin that its resized form would not fit into memory.
     """
-    assert preprocess.crop is not None
-    height, width = preprocess.crop
-    if preprocess.resize is None and image.size == (width, height):
+    places = geometry(image.size, preprocess)
+    if places.resized != image.size:
+        _check_resized(image, places.resized)
+        image = image.resize(places.resized, INTERPOLATIONS[preprocess.interpolation or "bilinear"])
+    if places.corner == (0, 0) and places.crop == image.size:
         return image
-    size = _resized(image.width, image.height, preprocess)
-    if size != image.size:
-        _check_resized(image, size)
-        image = image.resize(size, INTERPOLATIONS[preprocess.interpolation or "bilinear"])
-    left, top = _before(image.width, width), _before(image.height, height)
+    (left, top), (width, height) = places.corner, places.crop
     return image.crop((left, top, left + width, top + height))
 
 

@@ -42,7 +42,9 @@ class DetectionMap:
         Raises:
             DataError: outputs hold no detections, or targets no boxes.
         """
-        self._wanted += [_wanted(target) for target in targets]
+        wanted = [_wanted(target) for target in targets]
+        _check_classes(outputs, wanted)
+        self._wanted += wanted
         self._found += detections_of(outputs)
 
     def compute(self) -> float:
@@ -52,6 +54,27 @@ class DetectionMap:
             DataError: no target holds a box.
         """
         return mean_average_precision(self._found, self._wanted, iou=self.iou)
+
+
+def _check_classes(outputs: Any, wanted: Sequence[Mapping[str, Array]]) -> None:
+    """Refuse targets of classes beyond those that outputs have scores for.
+
+    Raises:
+        DataError: there are some.
+    """
+    if not isinstance(outputs, Mapping):
+        return
+    scores = next((np.asarray(x) for name, x in outputs.items() if _is_called(name, "scores")), None)
+    most = max((int(one["labels"].max()) for one in wanted if len(one["labels"])), default=-1)
+    if scores is not None and scores.ndim == 3 and 1 < scores.shape[2] <= most:
+        raise DataError(
+            f"metric mAP: class {most} in a target is beyond the {scores.shape[2]} classes of the outputs, which count from 0; "
+            "of COCO's JSON --labels FILE.json:order counts categories so, in the order of their ids"
+        )
+
+
+def _is_called(name: str, kind: str) -> bool:
+    return any(word in name.lower() for word in _NAMES[kind])
 
 
 def detections_of(outputs: Any) -> list[dict[str, Array]]:
@@ -78,8 +101,7 @@ def detections_of(outputs: Any) -> list[dict[str, Array]]:
             )
         return [_kept(one[:, :4], one[:, 4], one[:, 5]) for one in rows]
     parts = {
-        kind: next((np.asarray(x) for name, x in outputs.items() if any(word in name.lower() for word in words)), None)
-        for kind, words in _NAMES.items()
+        kind: next((np.asarray(x) for name, x in outputs.items() if _is_called(name, kind)), None) for kind in _NAMES
     }
     boxes, scores, labels = parts["boxes"], parts["scores"], parts["labels"]
     if boxes is None or scores is None or boxes.ndim != 3 or boxes.shape[2] != 4:

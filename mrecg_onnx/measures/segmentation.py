@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy.typing as npt
 from mrecg_onnx.converters.errors import DataError
 
 __all__ = ["IGNORED", "MeanIoU"]
+
+logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 #: The class of pixels that do not count, as in Pascal VOC and Cityscapes.
@@ -30,6 +33,7 @@ class MeanIoU:
     def __init__(self, ignored: int = IGNORED) -> None:
         self.ignored = ignored
         self._counts = np.zeros((0, 0), np.int64)
+        self._left_out = False
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Take in a batch.
@@ -59,6 +63,7 @@ class MeanIoU:
                     f"metric mIoU: masks of {size[0]}x{size[1]} and of {mask.shape[0]}x{mask.shape[1]} pixels"
                 )
             counts = (mask != self.ignored) & (mask >= 0)
+            self._left_out |= bool((mask == self.ignored).any())
             true, said = mask[counts].astype(np.int64), guess[counts].astype(np.int64)
             if count and true.size and int(true.max()) >= count:
                 raise DataError(
@@ -86,6 +91,9 @@ class MeanIoU:
         either = self._counts.sum(0) + self._counts.sum(1) - both
         if not either.any():
             raise DataError("metric mIoU: no pixel of the masks counts")
+        if self._left_out and not self._counts[1:].any():
+            said = "the masks hold class 0 and %d alone, and %d does not count: write the class in its place"
+            logger.warning(said, self.ignored, self.ignored)
         return float((both[either > 0] / either[either > 0]).mean())
 
 

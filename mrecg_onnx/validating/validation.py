@@ -97,9 +97,10 @@ def validate(
         quantized: The quantized model, of this package or another.
         data: A folder of images or arrays of ready inputs (see :func:`mrecg_onnx.data.opening.open_validation`); or arrays,
             tensors, PIL images or whatever hands them out (docs/data.md).
-        labels: CSV of ``file,label`` for images, ``.npy`` of one class a row for arrays; of what is handed over in Python an
-            array or a list. By default labels are read from folder names, from an array called y or labels in an ``.npz`` or a
-            dict, or from pairs ``(inputs, label)``; the word "none": there are none.
+        labels: For images a CSV of ``file,label``, boxes in COCO's JSON or a folder of PNG masks (docs/metrics.md), ``.npy`` of
+            one class a row for arrays; of what is handed over in Python an array or a list. By default labels are read from
+            folder names, from an array called y or labels in an ``.npz`` or a dict, or from pairs ``(inputs, label)``; the word
+            "none": there are none.
         preprocess: How images become inputs, also by name or from a file (:mod:`mrecg_onnx.data.profiles`); by default what the
             quantized file's metadata says, else a file beside the float model. Without either ImageNet's mean and deviation
             are assumed for files of other tools, with a warning, and not for one of ours, which was calibrated on arrays.

@@ -20,6 +20,7 @@ SAYS = {
     "detector": r"(mAP50|overlap): FP32 0\.[4-9]\d\d, quantized 0\.[4-9]\d\d$",
     "no_data": r"top-1 0\.99\d -> 0\.9\d\d$",
     "own_metric": r"worst class \d\d\.\d% -> \d\d\.\d%\n(.*\n)+\[\((\d\.\d, -?\d+\.\d\)(, \()?)+\]$",
+    "targets_in_files": r"mIoU: FP32 1\.000, quantized (0\.9\d\d|1\.000)(\nmAP: FP32 1\.000, quantized (0\.[89]\d\d|1\.000))?$",
     "torch_to_w4a8": r"\ntop-1 (0\.9\d\d|1\.000), FP32 1\.000\n\[\d\]$",
 }
 

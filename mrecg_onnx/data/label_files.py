@@ -1,0 +1,48 @@
+"""What ``labels`` may name beside images: a table of kinds, each recognised by its path and read by a function of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrecg_onnx.data.annotated import Targets
+from mrecg_onnx.data.boxes import CocoBoxes, names_boxes
+from mrecg_onnx.data.labels import labels_for
+from mrecg_onnx.data.masks import Masks
+
+__all__ = ["LabelFile", "read_labels"]
+
+#: Class indices [N], or other targets, one for each file; None where nothing tells.
+Read: TypeAlias = "NDArray[np.int64] | Targets | None"
+
+
+class LabelFile(NamedTuple):
+    """A kind of labels: what its path is recognised by, and who reads it for image files in a folder."""
+
+    name: str
+    recognised: Callable[[Path], bool]
+    read: Callable[[Sequence[Path], Path, Path], Read]
+
+
+#: The first one that recognises a path reads it.
+LABEL_FILES: Sequence[LabelFile] = (
+    LabelFile("a folder of masks", os.path.isdir, Masks),
+    LabelFile("boxes in COCO's JSON", names_boxes, CocoBoxes),
+    LabelFile("a CSV of file,label", lambda _: True, labels_for),
+)
+
+
+def read_labels(files: Sequence[Path], root: Path, path: Path | None) -> Read:
+    """Labels for image ``files`` in ``root``: those at ``path``, else those that names of folders tell.
+
+    Raises:
+        DataError: they cannot be read, or are not of these files.
+    """
+    if path is None:
+        return labels_for(files, root)
+    return next(kind for kind in LABEL_FILES if kind.recognised(path)).read(files, root, path)

@@ -1,0 +1,112 @@
+"""A small detector made by hand, and images with what it finds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from PIL import Image
+
+#: An image has GRID x GRID cells of CELL pixels.
+GRID, CELL = 4, 8
+_TEXT = """
+<ir_version: 9, opset_import: ["" : 17]>
+detector (float[N, 3, 32, 32] images) => (float[N, 16, 4] boxes, float[N, 16, 2] scores)
+{
+    features_ = Conv <strides = [8, 8], kernel_shape = [8, 8]> (images, w1, b1)
+    features = Relu (features_)
+    spread_ = Conv (features, w2)
+    spread = Relu (spread_)
+    offsets4 = Conv (spread, w3)
+    offsets3 = Reshape (offsets4, four)
+    offsets = Transpose <perm = [0, 2, 1]> (offsets3)
+    boxes = Add (offsets, cells)
+    logits4 = Conv (spread, w4, b4)
+    logits3 = Reshape (logits4, two)
+    logits = Transpose <perm = [0, 2, 1]> (logits3)
+    scores = Sigmoid (logits)
+}
+"""
+
+
+def cells() -> np.ndarray:
+    """Corners of all cells, ``[16, 4]``."""
+    y, x = np.mgrid[:GRID, :GRID] * CELL
+    return np.stack([x, y, x + CELL, y + CELL], -1).reshape(-1, 4).astype(np.float32)
+
+
+def detector() -> onnx.ModelProto:
+    """Every cell is a box, its classes are red and blue: how much more of the one colour there is than of the other."""
+    random = np.random.default_rng(0)
+    w1 = np.zeros((4, 3, CELL, CELL), np.float32)
+    w1[0, 0] = w1[1, 2] = 1 / CELL**2  # how red, how blue
+    w1[0, 2] = w1[1, 0] = -1 / CELL**2
+    w1[2:] = random.normal(0, 0.02, w1[2:].shape)
+    w4 = np.zeros((2, 4, 1, 1), np.float32)
+    w4[0, 0] = w4[1, 1] = 12
+    weights = {
+        "w1": w1,
+        "b1": np.zeros(4, np.float32),
+        "w2": (np.eye(4) + random.normal(0, 0.02, (4, 4)))[:, :, None, None].astype(np.float32),
+        "w3": random.normal(0, 0.2, (4, 4, 1, 1)).astype(np.float32),
+        "w4": w4,
+        "b4": np.full(2, -4, np.float32),
+        "four": np.array([0, 4, GRID**2]),
+        "two": np.array([0, 2, GRID**2]),
+        "cells": cells()[None],
+    }
+    model = onnx.parser.parse_model(_TEXT)
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in weights.items())
+    return model
+
+
+def write_scenes(folder: Path, count: int, *, side: int = 64) -> tuple[Path, Path, Path]:
+    """Images of ``side`` pixels with red and blue cells: their folder, COCO's boxes (ids 3 and 8), and masks (1 and 2)."""
+    random = np.random.default_rng(count)
+    (folder / "scenes").mkdir()
+    (folder / "masks").mkdir()
+    scale = side // (GRID * CELL)
+    images, drawn = [], []
+    for number in range(count):
+        pixels = random.integers(60, 90, (side, side, 3)).astype(np.uint8)
+        mask = np.zeros((side, side), np.uint8)
+        for cell in random.choice(GRID**2, 3, replace=False):
+            x, y, right, bottom = (int(v) * scale for v in cells()[cell])
+            kind = int(random.integers(2))
+            pixels[y:bottom, x:right, 2 * kind] = random.integers(220, 255)
+            mask[y:bottom, x:right] = kind + 1
+            box = [x, y, right - x, bottom - y]
+            drawn.append(
+                {"id": len(drawn) + 1, "image_id": number, "category_id": (3, 8)[kind], "bbox": box, "iscrowd": 0}
+            )
+        Image.fromarray(pixels).save(folder / "scenes" / f"{number:03d}.png")
+        Image.fromarray(mask).save(folder / "masks" / f"{number:03d}.png")
+        images.append({"id": number, "file_name": f"{number:03d}.png", "width": side, "height": side})
+    categories = [{"id": 8, "name": "blue"}, {"id": 3, "name": "red"}]
+    content = {"images": images, "annotations": drawn, "categories": categories}
+    (folder / "instances.json").write_text(json.dumps(content))
+    return folder / "scenes", folder / "instances.json", folder / "masks"
+
+
+_SEGMENTER = """
+<ir_version: 9, opset_import: ["" : 17]>
+segmenter (float[N, 3, 32, 32] images) => (float[N, 3, 32, 32] classes)
+{
+    features_ = Conv (images, w1, b1)
+    features = Relu (features_)
+    classes = Conv (features, w2, b2)
+}
+"""
+
+
+def segmenter() -> onnx.ModelProto:
+    """The class of every pixel: 0, red, blue."""
+    w1 = np.array([[1, 0, -1], [-1, 0, 1], [0.1, 0.1, 0.1]], np.float32)[:, :, None, None]
+    w2 = np.array([[0, 0, 0.2], [5, 0, 0], [0, 5, 0]], np.float32)[:, :, None, None]
+    weights = {"w1": w1, "b1": np.zeros(3, np.float32), "w2": w2, "b2": np.array([1.2, 0, 0], np.float32)}
+    model = onnx.parser.parse_model(_SEGMENTER)
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in weights.items())
+    return model

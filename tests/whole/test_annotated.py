@@ -1,0 +1,145 @@
+"""Detectors and segmentation measured on a folder of images against files of boxes and masks, by every command that counts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+from helpers.command_line import fails, works
+from helpers.detectors import detector, segmenter, write_scenes
+
+import mrecg_onnx
+from mrecg_onnx.converters.errors import DataError
+
+PREPARED = ("--preprocess", "unit", "--resize", "32x32")
+QUANTIZE = ("--calib", "scenes", "--method", "nearest", "--equalize", "off", "--threads", "1", *PREPARED)
+#: A metric of the user's own: the share of boxes with an answer of their class that lies over them.
+MODULE = """
+import numpy as np
+
+def found(outputs, targets):
+    hits = []
+    for boxes, scores, target in zip(outputs["boxes"], outputs["scores"], targets):
+        for box, label in zip(target["boxes"], target["labels"]):
+            near = np.abs(boxes - box).max(1) < 2
+            hits.append(bool((near & (scores[:, label] > .5)).any()))
+    return np.mean(hits)
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A detector, a segmentation, and scenes with their boxes and masks, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    Path("mine.py").write_text(MODULE)
+    onnx.save(detector(), "d.onnx")
+    onnx.save(segmenter(), "s.onnx")
+    write_scenes(tmp_path, 24)
+    return tmp_path
+
+
+def read(path: str) -> dict:
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def test_a_detector_is_measured_against_cocos_boxes(here: Path) -> None:
+    works("quantize", "d.onnx", *QUANTIZE, "--wbits", "8", "--abits", "8", "-o", "q.onnx")
+    boxes = ("--labels", "instances.json:order")
+    works("validate", "d.onnx", "q.onnx", "--data", "scenes", *boxes, "--metric", "mine:found", "--json", "a.json")
+    found = read("a.json")
+    assert found["fp32"]["score"] == 1.0
+    assert found["quantized"]["score"] > 0.9
+    said = fails(
+        "validate", "d.onnx", "q.onnx", "--data", "scenes", "--labels", "instances.json", "--metric", "mine:found"
+    )
+    assert "metric found fails on d.onnx: IndexError" in said  # class 8 of two
+    pytest.importorskip("pycocotools", reason="pycocotools (the extra detection) is not installed")
+    works("validate", "d.onnx", "q.onnx", "--data", "scenes", *boxes, "--metric", "mAP", "--json", "b.json")
+    assert read("b.json")["fp32"]["score"] > 0.9
+    said = fails("validate", "d.onnx", "q.onnx", "--data", "scenes", "--labels", "instances.json", "--metric", "mAP")
+    assert "class 8 in a target is beyond the 2 classes of the outputs" in said
+    assert "--labels FILE.json:order" in said
+
+
+def test_masks_count_in_every_command(here: Path) -> None:
+    masks = ("--data", "scenes", "--labels", "masks", "--metric", "mIoU")
+    drop = ("--max-drop", "20", *masks)
+    works(
+        "quantize",
+        "s.onnx",
+        *QUANTIZE,
+        "--abits",
+        "8",
+        "--first-last-bits",
+        "4",
+        *drop,
+        "-o",
+        "q.onnx",
+        "--json",
+        "q.json",
+    )
+    assert read("q.json")["trials"][0]["drop"] <= 20
+    works("validate", "s.onnx", "q.onnx", *masks, "--json", "a.json")
+    assert read("a.json")["fp32"]["score"] > 0.95
+    works("sensitivity", "s.onnx", *QUANTIZE, *masks, "--json", "r.json")
+    assert read("r.json")["float_quality"]["score"] > 0.5
+    compared = (
+        "compare",
+        "s.onnx",
+        *QUANTIZE[:2],
+        *QUANTIZE[4:],
+        *masks,
+        "--methods",
+        "nearest",
+        "--bits",
+        "W8A8",
+        "-o",
+        "grid",
+    )
+    works(*compared)
+    assert read("grid/comparison.json")["cells"][0]["score"] > 0.9
+    made = Path("grid/s_nearest_w8a8.onnx").stat().st_mtime_ns
+    assert "mIoU" in works(*compared).output
+    assert (
+        Path("grid/s_nearest_w8a8.onnx").stat().st_mtime_ns == made
+    )  # the cell is kept: its data have the key that they had
+
+
+def test_in_python_labels_are_the_same_paths(here: Path) -> None:
+    settings = mrecg_onnx.Settings(
+        method="nearest",
+        wbits=8,
+        abits=8,
+        equalize="off",
+        preprocess=mrecg_onnx.Preprocess((0.0,), (1.0,), resize=(32, 32)),
+    )
+    result = mrecg_onnx.quantize("s.onnx", "scenes", settings)
+    found = result.validate("scenes", labels=here / "masks", metric="mIoU")
+    assert found.fp32.score is not None
+    assert found.fp32.score > 0.95
+    with pytest.raises(DataError, match="labels in masks belong to files"):
+        result.validate(list((here / "scenes").iterdir()), labels="masks", metric="mIoU")
+
+
+def test_labels_with_the_word_about_categories_are_not_written_over(here: Path) -> None:
+    arguments = ("validate", "d.onnx", "d.onnx", "--data", "scenes", "--labels", "instances.json:order")
+    assert "is read, too (--labels)" in fails(*arguments, "--json", "instances.json", code=2)
+
+
+def test_masks_of_nothing_but_what_does_not_count_are_doubted(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from PIL import Image
+
+    for path in Path("masks").iterdir():
+        with Image.open(path) as mask:
+            white = mask.point(lambda value: 255 if value else 0)
+        white.save(path)
+    mrecg_onnx.validate(
+        "s.onnx", "s.onnx", "scenes", labels="masks", metric="mIoU", repeats=0,
+        preprocess=mrecg_onnx.Preprocess((0.0,), (1.0,), resize=(32, 32)),
+    )  # fmt: skip
+    assert "the masks hold class 0 and 255 alone, and 255 does not count" in caplog.text
