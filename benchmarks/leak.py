@@ -1,6 +1,6 @@
 """Whether a process that quantizes again and again grows: memory, objects, threads, open files, the temporary folder.
 
-usage: python benchmarks/leak.py [--runs 78] [--warm-up 18]
+usage: python benchmarks/leak.py [--runs 240] [--warm-up 60]
 
 Quantizes and validates the sample, few iterations, by six methods in turn, every other run with activations cached on disk and
 every third with a checkpoint, and looks at the process behind each run, its garbage collected and free memory given back to
@@ -12,8 +12,8 @@ Python's table of interned strings counts those that are gone until it is built 
 large for good: a step of 4 MB. It is filled in advance, behind the warm-up, so that the step is not in the fit. Its cache of
 attributes that were looked up keeps up to 4,096 names, one by one over hundreds of runs where a library in C makes each name anew
 (numpy's `all`): it is emptied before every look. glibc keeps pieces for the thread that freed them, and counts them as in use:
-it is told to keep none. A thread of Python or of a session may still be ending: of three looks the least counts. Slopes of
-memory are told beside the largest single step, too: a leak comes back with every run.
+it is told to keep none. A thread of Python or of a session may still be ending: of three looks the least counts. Where
+a slope of memory is not zero it is told beside the largest single step, too: a leak comes back with every run.
 
 Writes benchmarks/results/leak.json and leak.md.
 """
@@ -123,9 +123,11 @@ def _fit(values: Sequence[float], step: int | None) -> tuple[float, float, float
     places = [(runs % len(METHODS) == place).astype(float) for place in range(len(METHODS))]
     once_higher = [] if step is None else [(runs >= step).astype(float)]
     matrix = np.stack([runs - runs.mean(), *places, *once_higher], axis=1)
-    found = np.linalg.lstsq(matrix, np.asarray(values, float), rcond=None)[0]
+    # Beside the first of its place: what never changes has a slope of zero, not of a rounding error.
+    centred = np.asarray(values, float) - np.asarray(values, float)[runs % len(METHODS)]
+    found = np.linalg.lstsq(matrix, centred, rcond=None)[0]
     freedom = len(values) - matrix.shape[1]
-    left = float(np.square(values - matrix @ found).sum())
+    left = float(np.square(centred - matrix @ found).sum())
     variance = left / freedom * np.linalg.inv(matrix.T @ matrix)[0, 0]
     return float(found[0]), float(np.sqrt(variance) * stats.t.ppf(0.975, freedom)), float(found[-1]), left
 
@@ -146,8 +148,8 @@ def _span(values: list[int]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=78)
-    parser.add_argument("--warm-up", type=int, default=18)
+    parser.add_argument("--runs", type=int, default=240)
+    parser.add_argument("--warm-up", type=int, default=60)
     args = parser.parse_args()
     if not TUNED.keys() <= os.environ.keys():  # read when a process starts
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | TUNED)
@@ -177,7 +179,11 @@ def main() -> None:
             {"what": words, "runs": len(warm), "identical": within[kind], "note": "{:.4f} ± {:.4f}".format(*slopes[kind])}
             for kind, (words, _) in SLOPES.items()
         ),
-        *(beside_a_step(SLOPES[kind][0], [one[kind] / 1e6 for one in warm], args.warm_up) for kind in ("memory", "in_use")),
+        *(
+            beside_a_step(SLOPES[kind][0], [one[kind] / 1e6 for one in warm], args.warm_up)
+            for kind in ("memory", "in_use")
+            if not within[kind]
+        ),
         *(
             {"what": kind, "runs": len(warm), "identical": len(values) == 1, "note": _span(values)}
             for kind, values in steady.items()
