@@ -64,6 +64,8 @@ def blocks(page: Path) -> list[Block]:
 
 
 RUN = [name for name, page in NAMES.items() if any(block.run == "run" for block in blocks(page))]
+#: The pages of a first hour: plain pytest runs what they say, the slow tests the rest.
+QUICK = {"README.md", "docs/tutorial.md"}
 SLOW = [name for name, page in NAMES.items() if any(block.run == "slow" for block in blocks(page))]
 
 
@@ -93,7 +95,7 @@ def perform(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, slow: 
     return count
 
 
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in RUN])
 def test_the_commands_of_a_page_work(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert perform(NAMES[name], tmp_path, monkeypatch, slow=False)
 

@@ -7,16 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 FUZZER = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
 
 
-def test_500_mutants_are_refused_or_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [100, pytest.param(500, marks=pytest.mark.slow)])
+def test_mutants_are_refused_or_work(count: int, tmp_path: Path) -> None:
     command = [
         sys.executable,
         str(FUZZER),
         "--quick",
         "--mutants",
-        "500",
+        str(count),
         "--seed",
         "1",
         "--seeds",
@@ -26,4 +29,4 @@ def test_500_mutants_are_refused_or_work(tmp_path: Path) -> None:
         command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "500 mutants: " in done.stdout
+    assert f"{count} mutants: " in done.stdout

@@ -331,6 +331,7 @@ def died(here) -> subprocess.CompletedProcess[str]:
     return torchrun(here, "dying.py", *quantize_command("again.onnx"), "--checkpoint", "kept", interval=3)
 
 
+@pytest.mark.slow
 def test_lost_process_ends_the_job_in_one_line(here, died):
     assert died.returncode != 0
     said = [line for line in died.stderr.splitlines() if line.startswith("Error: ")]
@@ -345,6 +346,7 @@ def test_lost_process_ends_the_job_in_one_line(here, died):
     ]
 
 
+@pytest.mark.slow
 def test_same_command_goes_on_after_a_lost_process(here, together, died):
     """From the checkout's door; the file is the one of two processes that were never disturbed."""
     kept = (here / "kept" / "reconstruct-0000.pt").stat().st_mtime_ns

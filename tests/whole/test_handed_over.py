@@ -288,7 +288,12 @@ def by_paths(here: Here, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("calib", "data"), [("generator", "pair"), ("images", "generator of images"), ("paths", "paths")]
+    ("calib", "data"),
+    [
+        ("images", "generator of images"),
+        pytest.param("generator", "pair", marks=pytest.mark.slow),
+        pytest.param("paths", "paths", marks=pytest.mark.slow),
+    ],
 )
 def test_a_comparison_writes_them_for_its_cells(
     here: Here, by_paths: Any, calib: str, data: str, tmp_path: Path

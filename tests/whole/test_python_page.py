@@ -23,6 +23,8 @@ SAYS = {
     "targets_in_files": r"mIoU: FP32 1\.000, quantized (0\.9\d\d|1\.000)(\nmAP: FP32 1\.000, quantized (0\.[89]\d\d|1\.000))?$",
     "torch_to_w4a8": r"\ntop-1 (0\.9\d\d|1\.000), FP32 1\.000\n\[\d\]$",
 }
+#: The one that plain pytest runs.
+QUICK = "torch_to_w4a8"
 
 
 def test_the_page_shows_all_files_as_they_are() -> None:
@@ -31,7 +33,7 @@ def test_the_page_shows_all_files_as_they_are() -> None:
     assert len(FILES["torch_to_w4a8"].read_text(encoding="utf-8").splitlines()) <= 30
 
 
-@pytest.mark.parametrize("name", SAYS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == QUICK else pytest.mark.slow) for name in SAYS])
 def test_an_example_runs(name: str, tmp_path: Path) -> None:
     source = FILES[name].read_text(encoding="utf-8")
     if "torch.onnx.export" in source:

@@ -96,8 +96,8 @@ def test_every_method_has_a_parent() -> None:
 
 
 def parameter(method: str) -> object:
-    again = "nearest" in {STEPS[method].beats, STEPS[method].parent} and method != "aciq"
-    return pytest.param(method, marks=pytest.mark.slow if again else [])
+    """Plain pytest takes one of the quick ones: the sample's tests (test_sample.py) hold what learning gains."""
+    return pytest.param(method, marks=[] if method == "aciq" else pytest.mark.slow)
 
 
 @pytest.mark.parametrize("method", map(parameter, STEPS))
