@@ -118,7 +118,7 @@ def load(found: Mapping[str, Any]) -> Iterator[Row]:
 
 def leak(found: Mapping[str, Any]) -> Iterator[Row]:
     """Memory, threads and files over many runs in one process."""
-    slope = f"{found['slope_mb']:.3f} ± {found['slope_interval_mb']:.3f} MB a run"
+    slope = f"{found['slope_mb']:.4f} ± {found['slope_interval_mb']:.4f} MB a run"
     zero = "zero within its interval" if found["slope_is_zero"] else "not zero"
     yield Row("growth of memory over runs in one process", f"{found['runs']} runs", f"{slope}: {zero}", "leak.py")
     used = f"{found['in_use_slope_mb']:.5f} ± {found['in_use_slope_interval_mb']:.5f} MB a run"
