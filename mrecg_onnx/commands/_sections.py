@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+import cloup
 
 from mrecg_onnx.converters.text import did_you_mean
 from mrecg_onnx.settings import Settings
@@ -21,7 +22,6 @@ __all__ = [
     "Choice",
     "Command",
     "F",
-    "Option",
     "Steps",
     "all_but",
     "all_of",
@@ -29,21 +29,15 @@ __all__ = [
 ]
 
 #: Sections of the help pages, in their order.
-SECTIONS = IMAGES, BITS, METHOD, RUN, EXPERT = "Images", "Bits", "Method", "Run", "For experts"
+SECTIONS = IMAGES, BITS, METHOD, EXPERT = tuple(map(cloup.OptionGroup, ("Images", "Bits", "Method", "For experts")))
+#: The section of options that are in none of those: cloup lists it last.
+RUN = None
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _DEFAULTS = Settings()
 FIELDS = frozenset(field.name for field in dataclasses.fields(Settings)) - {"bits", "exclude", "preprocess"}
 """Fields of the settings that a parameter of the same name gives; the other three take several words."""
-
-
-class Option(click.Option):
-    """An option that the help page lists under ``section``."""
-
-    def __init__(self, *args: Any, section: str = RUN, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.section = section
 
 
 class Choice(click.Choice):  # type: ignore[type-arg]
@@ -71,8 +65,17 @@ class Steps(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"'{value}' is not a number of steps, auto or off", param, ctx)
 
 
-class Command(click.Command):
-    """A command whose help page has a section for each name that its options carry."""
+class Command(cloup.Command):
+    """A command whose help page has the sections that its options are in, always in one order."""
+
+    def __init__(self, *args: Any, params: list[click.Parameter] | None = None, **kwargs: Any) -> None:
+        # A group of cloup's holds the options of the command that was made last: each command has groups of its own.
+        own = {section: cloup.OptionGroup(section.title) for section in SECTIONS}
+        for parameter in params or ():
+            if isinstance(parameter, cloup.Option) and parameter.group is not None:
+                parameter.group = own[parameter.group]
+        super().__init__(*args, params=params, **kwargs)
+        self.option_groups.sort(key=list(own.values()).index)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the arguments; a system gives none with a zero byte, a host may, and no path can hold one."""
@@ -80,25 +83,14 @@ class Command(click.Command):
             raise click.UsageError("an argument holds a zero byte, which nothing takes", ctx)
         return super().parse_args(ctx, args)
 
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the sections."""
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None and isinstance(parameter, click.Option):
-                sections.setdefault(getattr(parameter, "section", RUN), []).append(record)
-        for name in sorted(sections, key=SECTIONS.index):
-            with formatter.section(name):
-                formatter.write_dl(sections[name])
 
-
-def option(section: str, *names: str, **kwargs: Any) -> Callable[[F], F]:
-    """An option of a section; its default is the one of the settings' field of the same name, if there is one."""
+def option(section: cloup.OptionGroup | None, *names: str, **kwargs: Any) -> Callable[[F], F]:
+    """An option of a section, or of none; its default is the one of the settings' field of the same name, if there is one."""
     field = names[-1].lstrip("-").replace("-", "_")
     if field in FIELDS:
         kwargs.setdefault("default", getattr(_DEFAULTS, field))
         kwargs.setdefault("show_default", kwargs["default"] is not None)
-    return click.option(*names, cls=Option, section=section, **kwargs)
+    return cloup.option(*names, group=section, **kwargs)
 
 
 def all_of(*options: Callable[[F], F]) -> Callable[[F], F]:

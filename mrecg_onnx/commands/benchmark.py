@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
+import cloup
 
 from mrecg_onnx.commands._console import show
 from mrecg_onnx.commands._errors import guarded
@@ -12,7 +13,7 @@ from mrecg_onnx.commands._files import check_writes, write_json
 from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._options import PATH, output_options
 from mrecg_onnx.commands._progress import counter
-from mrecg_onnx.commands._sections import Command, Option
+from mrecg_onnx.commands._sections import Command
 from mrecg_onnx.commands._tables import grid, rows
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.machine import byte_size, milliseconds
@@ -33,18 +34,14 @@ SHOWN = 10
 
 @click.command("benchmark", cls=Command)
 @click.argument("files", metavar="FP32.onnx QUANT.onnx...", nargs=-1, required=True, type=PATH)
-@click.option(
-    "--batch", metavar="N,...", help="Items a run; 1, or the batch that a file fixes, by default.", cls=Option
-)
-@click.option("--threads", metavar="N,...", help="Threads of ONNX Runtime; its own choice by default.", cls=Option)
-@click.option(
-    "--provider", default="cpu", metavar="NAME,...", cls=Option, show_default=True,
+@cloup.option("--batch", metavar="N,...", help="Items a run; 1, or the batch that a file fixes, by default.")
+@cloup.option("--threads", metavar="N,...", help="Threads of ONNX Runtime; its own choice by default.")
+@cloup.option(
+    "--provider", default="cpu", metavar="NAME,...", show_default=True,
     help="cpu, cuda, tensorrt, openvino, qnn, ...: where the files run.",
 )  # fmt: skip
-@click.option(
-    "--runs", type=int, default=50, metavar="N", help="Timed runs of each file.", cls=Option, show_default=True
-)
-@click.option("--plot", "plot_file", type=PATH, metavar="FILE", cls=Option, help="Draw the latencies as PNG.")
+@cloup.option("--runs", type=int, default=50, metavar="N", help="Timed runs of each file.", show_default=True)
+@cloup.option("--plot", "plot_file", type=PATH, metavar="FILE", help="Draw the latencies as PNG.")
 @output_options
 def benchmark_command(
     *,

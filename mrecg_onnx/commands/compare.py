@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
 from mrecg_onnx.commands._console import FORCE, asked, show, warn
 from mrecg_onnx.commands._errors import Failure, guarded, interrupted
@@ -27,7 +28,7 @@ from mrecg_onnx.commands._options import (
 )
 from mrecg_onnx.commands._progress import cells
 from mrecg_onnx.commands._repeat import given_command
-from mrecg_onnx.commands._sections import Command, Option, all_but
+from mrecg_onnx.commands._sections import BITS, IMAGES, METHOD, Command, all_but
 from mrecg_onnx.commands._settings import metric_from, settings_from
 from mrecg_onnx.commands._tables import grid, rows
 from mrecg_onnx.converters.errors import SettingsError
@@ -40,69 +41,59 @@ __all__ = ["compare_command"]
 
 @click.command("compare", cls=Command)
 @click.argument("model", type=PATH)
-@click.option(
+@cloup.option(
     "--calib",
     type=CALIBRATION,
     required=True,
-    cls=Option,
-    section="Images",
+    group=IMAGES,
     help="Folder of images, .npy/.npz of inputs, or zeroq: images made from the model.",
 )
-@click.option(
+@cloup.option(
     "--data",
     type=PATH,
     required=True,
-    cls=Option,
-    section="Images",
+    group=IMAGES,
     help="Images to validate on; folder names are their labels.",
 )
 @labels_option
 @metric_options
 @outputs_option
-@click.option("--limit", type=int, metavar="N", cls=Option, section="Images", help="Images of --data used at most.")
-@click.option(
-    "-o", "--output", "folder", type=PATH, required=True, cls=Option, metavar="DIR", help="Folder for all that is made."
-)
-@click.option(
+@cloup.option("--limit", type=int, metavar="N", group=IMAGES, help="Images of --data used at most.")
+@cloup.option("-o", "--output", "folder", type=PATH, required=True, metavar="DIR", help="Folder for all that is made.")
+@cloup.option(
     "--methods",
     default="nearest,adaround,brecq,qdrop,mrecg",
-    cls=Option,
-    section="Method",
+    group=METHOD,
     metavar="NAME,...",
     show_default=True,
     help="Methods to compare; names as in quantize --method.",
 )
-@click.option(
+@cloup.option(
     "--base-method",
-    cls=Option,
-    section="Method",
+    group=METHOD,
     metavar="NAME",
     help="The one McNemar's test compares with.  [default: the first]",
 )
-@click.option(
+@cloup.option(
     "--bits",
     "widths",
     default="W4A4",
-    cls=Option,
-    section="Bits",
+    group=BITS,
     metavar="W4A4,...",
     show_default=True,
     help="Widths of weights and activations to compare.",
 )
-@click.option(
+@cloup.option(
     "--layer-bits",
     "bits",
     multiple=True,
-    cls=Option,
-    section="Bits",
+    group=BITS,
     metavar="REGEX=W8A8",
     help="Bits of single layers by name, in all cells; repeatable.",
 )
-@click.option(
-    "--latency-batch", type=int, default=1, metavar="N", help="Images a timed run.", cls=Option, show_default=True
-)
-@click.option(
-    "--repeats", type=int, default=50, metavar="N", help="Timed runs of each file; 0: no timing.", cls=Option, show_default=True
+@cloup.option("--latency-batch", type=int, default=1, metavar="N", help="Images a timed run.", show_default=True)
+@cloup.option(
+    "--repeats", type=int, default=50, metavar="N", help="Timed runs of each file; 0: no timing.", show_default=True
 )  # fmt: skip
 @all_but(plan_options, "wbits", "abits", "bits", "method")
 @all_but(learning_options, "checkpoint")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
+import cloup
 
 from mrecg_onnx.commands._console import show
 from mrecg_onnx.commands._errors import guarded
@@ -12,7 +13,7 @@ from mrecg_onnx.commands._files import check_new, check_writes
 from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._options import CONTAINER, PATH, TARGET, force_option, talk_options
 from mrecg_onnx.commands._progress import counter
-from mrecg_onnx.commands._sections import Choice, Command, Option
+from mrecg_onnx.commands._sections import Choice, Command
 from mrecg_onnx.commands._tables import grid, ratio
 from mrecg_onnx.machine import byte_size
 
@@ -29,29 +30,26 @@ __all__ = ["convert_command"]
 
 @click.command("convert", cls=Command)
 @click.argument("quantized", metavar="QUANT.onnx", type=PATH)
-@click.option(
+@cloup.option(
     "--to",
     type=Choice(["onnx", "tflite"]),
     default="onnx",
-    cls=Option,
     help="An ONNX file, or a flatbuffer of LiteRT (TensorFlow Lite) with integer kernels, whose filters --container packed "
     "stores in int4 where they fit.",
 )
-@click.option("--container", cls=Option, **CONTAINER | {"help": f"{CONTAINER['help']}  [default: as in QUANT]"})
-@click.option("--target", cls=Option, **TARGET | {"help": f"{TARGET['help']}  [default: as in QUANT]"})
-@click.option(
+@cloup.option("--container", **CONTAINER | {"help": f"{CONTAINER['help']}  [default: as in QUANT]"})
+@cloup.option("--target", **TARGET | {"help": f"{TARGET['help']}  [default: as in QUANT]"})
+@cloup.option(
     "--batch",
     type=int,
-    cls=Option,
     metavar="N",
     help="Fix the batch size: some compilers (IREE) take no free one.  [default: as it is]",
 )
-@click.option(
+@cloup.option(
     "-o",
     "--output",
     "out",
     type=PATH,
-    cls=Option,
     metavar="OUT",
     help="The file to write.  [default: <QUANT>_<target>_<container>_batch<N>.onnx in this folder, <QUANT>_<container>.tflite]",
 )

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 from click.core import ParameterSource
 
 from mrecg_onnx.commands._console import show, warn
@@ -23,7 +24,7 @@ from mrecg_onnx.commands._options import (
     plan_options,
 )
 from mrecg_onnx.commands._progress import progress
-from mrecg_onnx.commands._sections import Command, Option
+from mrecg_onnx.commands._sections import IMAGES, Command
 from mrecg_onnx.commands._settings import settings_from
 from mrecg_onnx.commands._tables import grid, rows, width
 from mrecg_onnx.machine import byte_size
@@ -42,11 +43,10 @@ __all__ = ["inspect_command"]
 
 @click.command("inspect", cls=Command)
 @click.argument("model", type=PATH)
-@click.option(
+@cloup.option(
     "--calib",
     type=CALIBRATION,
-    cls=Option,
-    section="Images",
+    group=IMAGES,
     metavar="PATH|zeroq",
     help="Folder of images, .npy/.npz of inputs, or zeroq: also measure each quantizer alone.",
 )

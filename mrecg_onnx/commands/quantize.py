@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
 from mrecg_onnx.commands._config import config_beside, resolved
 from mrecg_onnx.commands._console import VERBOSE, asked, say, show, warn
@@ -30,7 +31,7 @@ from mrecg_onnx.commands._options import (
 from mrecg_onnx.commands._presets import given_beside, preset_option
 from mrecg_onnx.commands._progress import progress
 from mrecg_onnx.commands._repeat import given_command
-from mrecg_onnx.commands._sections import RUN, Command, Option, option
+from mrecg_onnx.commands._sections import RUN, Command, option
 from mrecg_onnx.commands._settings import metric_from, preprocess_from, settings_from
 from mrecg_onnx.commands._summary import details, summary, used_images
 from mrecg_onnx.commands._unused import unused_options
@@ -49,13 +50,11 @@ __all__ = ["quantize_command"]
 @click.command("quantize", cls=Command)
 @click.argument("model", type=PATH)
 @calib_option
-@click.option(
+@cloup.option(
     "-o",
     "--output",
     "out",
     type=PATH,
-    cls=Option,
-    section="Run",
     metavar="OUT",
     help="The file to write.  [default: <model>_<method>_w4a4.onnx in this folder]",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
 from mrecg_onnx.commands._console import say
 from mrecg_onnx.commands._errors import guarded
@@ -12,7 +13,7 @@ from mrecg_onnx.commands._files import check_writes
 from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._options import PATH, image_options, labels_option, metric_options
 from mrecg_onnx.commands._repeat import stored_command
-from mrecg_onnx.commands._sections import Command, Option
+from mrecg_onnx.commands._sections import IMAGES, Command
 from mrecg_onnx.commands._settings import metric_from, preprocess_from
 from mrecg_onnx.commands.quantize import quantize_command
 from mrecg_onnx.commands.validate import stored_or_beside
@@ -25,23 +26,20 @@ __all__ = ["report_command"]
 
 @click.command("report", cls=Command)
 @click.argument("quantized", type=PATH, metavar="QUANT.onnx")
-@click.option("--against", type=PATH, metavar="FP32.onnx", cls=Option, help="The float model it was made from.")
-@click.option(
+@cloup.option("--against", type=PATH, metavar="FP32.onnx", help="The float model it was made from.")
+@cloup.option(
     "--data",
     type=PATH,
-    cls=Option,
-    section="Images",
+    group=IMAGES,
     metavar="PATH",
     help="Images to run both on; labelled ones for top-1.",
 )
 @labels_option
 @metric_options
-@click.option("--limit", type=int, metavar="N", cls=Option, section="Images", help="Images used at most.")
+@cloup.option("--limit", type=int, metavar="N", group=IMAGES, help="Images used at most.")
 @image_options(stored="QUANT")
-@click.option(
-    "-o", "--output", "out", type=PATH, required=True, metavar="OUT.html", cls=Option, help="The page to write."
-)
-@click.option("--debug", is_flag=True, cls=Option, help="Show log messages, and the traceback of an error.")
+@cloup.option("-o", "--output", "out", type=PATH, required=True, metavar="OUT.html", help="The page to write.")
+@cloup.option("--debug", is_flag=True, help="Show log messages, and the traceback of an error.")
 def report_command(
     *, quantized: Path, against: Path | None, data: Path | None, out: Path, debug: bool, **options: Any
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
 from mrecg_onnx.commands._console import VERBOSE, asked, show
 from mrecg_onnx.commands._errors import guarded
@@ -14,7 +15,7 @@ from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._options import PATH, image_options, output_options
 from mrecg_onnx.commands._progress import counter
 from mrecg_onnx.commands._runtimes import details, summary
-from mrecg_onnx.commands._sections import IMAGES, Command, Option
+from mrecg_onnx.commands._sections import IMAGES, Command
 from mrecg_onnx.commands._settings import preprocess_from
 from mrecg_onnx.converters.metadata_keys import VERSION_KEY
 from mrecg_onnx.machine import parse_byte_size
@@ -31,75 +32,65 @@ __all__ = ["runtimes_command"]
 
 @click.command("runtimes", cls=Command)
 @click.argument("file", metavar="FILE.onnx", type=PATH)
-@click.option(
+@cloup.option(
     "--against",
     type=PATH,
     metavar="FP32.onnx",
-    cls=Option,
     help="The float model: its time in the same runtime is compared.",
 )
-@click.option(
+@cloup.option(
     "--only",
     multiple=True,
     metavar="NAME",
-    cls=Option,
     help="One runtime, by its short name: opencv, tvm, onnxruntime-web, ... (a wrong one lists all); repeatable.  [default: all]",
 )
-@click.option(
+@cloup.option(
     "--python",
     "pythons",
     multiple=True,
     type=PATH,
     metavar="PATH",
-    cls=Option,
     help="Python of another environment whose runtimes are tried, too; it needs numpy and the runtime alone. Repeatable.",
 )
-@click.option(
+@cloup.option(
     "--data",
     "--calib",
     "data",
     type=PATH,
     metavar="PATH",
-    cls=Option,
-    section=IMAGES,
+    group=IMAGES,
     help="Folder of images, or .npy/.npz of inputs.  [default: normal random numbers]",
 )
-@click.option(
+@cloup.option(
     "--samples",
     type=int,
     default=64,
     metavar="N",
-    cls=Option,
-    section=IMAGES,
+    group=IMAGES,
     show_default=True,
     help="Items compared at most.",
 )
-@click.option("--batch", type=int, metavar="N", cls=Option, help="Items a run.  [default: what FILE fixes, else 1]")
-@click.option(
+@cloup.option("--batch", type=int, metavar="N", help="Items a run.  [default: what FILE fixes, else 1]")
+@cloup.option(
     "--threads",
     type=int,
     default=1,
     metavar="N",
-    cls=Option,
     show_default=True,
     help="Threads inside an operator; 0: each runtime's own choice.",
 )
-@click.option(
-    "--runs", type=int, default=20, metavar="N", cls=Option, show_default=True, help="Timed runs; 0: no timing."
-)
-@click.option(
+@cloup.option("--runs", type=int, default=20, metavar="N", show_default=True, help="Timed runs; 0: no timing.")
+@cloup.option(
     "--timeout",
     type=float,
     default=300.0,
     metavar="SECONDS",
-    cls=Option,
     show_default=True,
     help="What one runtime may take.",
 )
-@click.option(
+@cloup.option(
     "--memory",
     metavar="SIZE",
-    cls=Option,
     help="Memory one runtime may take, such as 2GB.  [default: half of what is free]",
 )
 @image_options(stored="FILE")

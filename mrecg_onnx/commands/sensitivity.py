@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
 from mrecg_onnx.commands._console import VERBOSE, asked, show
 from mrecg_onnx.commands._errors import guarded
@@ -24,7 +25,7 @@ from mrecg_onnx.commands._options import (
 )
 from mrecg_onnx.commands._progress import progress
 from mrecg_onnx.commands._repeat import given_command
-from mrecg_onnx.commands._sections import Command, Option
+from mrecg_onnx.commands._sections import IMAGES, Command
 from mrecg_onnx.commands._settings import metric_from, settings_from
 from mrecg_onnx.commands._tables import grid, rows
 from mrecg_onnx.converters.errors import SettingsError
@@ -47,29 +48,25 @@ SHOWN = 10
 @click.command("sensitivity", cls=Command)
 @click.argument("model", type=PATH)
 @calib_option
-@click.option(
+@cloup.option(
     "--data",
     type=PATH,
-    cls=Option,
-    section="Images",
+    group=IMAGES,
     metavar="PATH",
     help="Images on which suggestions are tried, labelled ones for top-1.  [default: the calibration images]",
 )
 @labels_option
 @metric_options
-@click.option(
+@cloup.option(
     "--limit",
     type=int,
     default=256,
     metavar="N",
-    cls=Option,
-    section="Images",
+    group=IMAGES,
     show_default=True,
     help="Images used at most to try suggestions.",
 )
-@click.option(
-    "--top", type=int, default=8, metavar="N", cls=Option, section="Run", show_default=True, help="Suggestions made."
-)
+@cloup.option("--top", type=int, default=8, metavar="N", show_default=True, help="Suggestions made.")
 @plan_options
 @calibration_options
 @image_options()

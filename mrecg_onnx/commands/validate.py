@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
 from mrecg_onnx.commands._console import show
 from mrecg_onnx.commands._errors import guarded
@@ -21,7 +22,7 @@ from mrecg_onnx.commands._options import (
 )
 from mrecg_onnx.commands._progress import counter
 from mrecg_onnx.commands._repeat import given_command
-from mrecg_onnx.commands._sections import Command, Option
+from mrecg_onnx.commands._sections import IMAGES, Command
 from mrecg_onnx.commands._settings import metric_from, preprocess_from
 from mrecg_onnx.commands._tables import grid, ratio, rows, width
 from mrecg_onnx.converters.deadline import LIMIT_S
@@ -41,51 +42,38 @@ __all__ = ["stored_or_beside", "validate_command"]
 @click.command("validate", cls=Command)
 @click.argument("fp32", type=PATH, metavar="FP32.onnx")
 @click.argument("quantized", type=PATH, metavar="QUANT.onnx")
-@click.option(
-    "--data", type=PATH, required=True, cls=Option, section="Images", help="Folder of images, or .npy/.npz of inputs."
-)
+@cloup.option("--data", type=PATH, required=True, group=IMAGES, help="Folder of images, or .npy/.npz of inputs.")
 @labels_option
 @metric_options
 @outputs_option
-@click.option("--limit", type=int, metavar="N", cls=Option, section="Images", help="Images used at most.")
-@click.option(
-    "--batch-size", type=int, default=32, metavar="N", help="Images at a time.", cls=Option, show_default=True
-)
-@click.option(
-    "--latency-batch", type=int, default=1, metavar="N", help="Images a timed run.", cls=Option, show_default=True
-)
-@click.option(
+@cloup.option("--limit", type=int, metavar="N", group=IMAGES, help="Images used at most.")
+@cloup.option("--batch-size", type=int, default=32, metavar="N", help="Images at a time.", show_default=True)
+@cloup.option("--latency-batch", type=int, default=1, metavar="N", help="Images a timed run.", show_default=True)
+@cloup.option(
     "--repeats",
     type=int,
     default=50,
     metavar="N",
     help="Timed runs of each model; 0: no timing.",
-    cls=Option,
     show_default=True,
 )
-@click.option(
-    "--threads", type=int, metavar="N", help="Threads of ONNX Runtime; its own choice by default.", cls=Option
-)
-@click.option(
+@cloup.option("--threads", type=int, metavar="N", help="Threads of ONNX Runtime; its own choice by default.")
+@cloup.option(
     "--timeout",
     type=float,
     default=LIMIT_S,
     metavar="SECONDS",
-    cls=Option,
     show_default=True,
     help="Longest that one call of ONNX Runtime may take.",
 )
-@click.option(
+@cloup.option(
     "--device",
     default="cpu",
     metavar="NAME",
-    cls=Option,
     show_default=True,
     help="cpu, cuda, tensorrt, openvino, qnn, ...: where both run.",
 )
-@click.option(
-    "--layers", is_flag=True, cls=Option, help="Also compare every layer's weights and output, on up to 64 images."
-)
+@cloup.option("--layers", is_flag=True, help="Also compare every layer's weights and output, on up to 64 images.")
 @image_options(stored="QUANT")
 @report_option
 @output_options

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import onnx
 import pytest
@@ -17,6 +18,7 @@ from helpers.command_line import FAST, classifier, fails, works
 
 import mrecg_onnx
 from mrecg_onnx import Settings
+from mrecg_onnx.commands import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -334,6 +336,28 @@ def test_help_names_the_options_with_the_defaults_of_the_settings(command: str) 
 def test_help_about_images_names_the_file_that_says_it() -> None:
     for command, file in (("validate", "QUANT"), ("runtimes", "FILE")):
         assert f"[default: what {file} says]" in re.sub(r"\s+", " ", works(command, "--help").stdout)
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_a_help_page_has_its_own_options_in_sections_of_one_order(command: str) -> None:
+    text = works(command, "--help").stdout
+    text = text[re.search(r"^\w[\w ]+:$", text, re.MULTILINE).start() :]
+    options = [p for p in main.commands[command].params if isinstance(p, click.Option)]
+    own = {next(name for name in option.opts if name.startswith("--")) for option in options}
+    listed = re.findall(r"^  (?:-\w, )?(--[a-z0-9-]+)", text, re.MULTILINE)
+    assert sorted(listed) == sorted({*own, "--help"})
+    sections = re.findall(r"^(\w[\w ]+):$", text, re.MULTILINE)
+    order = [s for s in ("Images", "Bits", "Method", "For experts", "Other options", "Options") if s in sections]
+    assert sections == order
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_a_help_page_is_readable_on_a_narrow_terminal(columns: int) -> None:
+    context = main.commands["convert"].make_context("convert", [], resilient_parsing=True, terminal_width=columns)
+    lines = context.get_help().split("Options:")[1].splitlines()
+    assert max(map(len, lines)) <= columns
+    said = [line.strip() for line in lines if line.startswith("     ") and "[" not in line]
+    assert sum(map(len, said)) / len(said) > 35  # click's two columns leave 24 for the text
 
 
 # --- the doors -------------------------------------------------------------------------------------------------------
