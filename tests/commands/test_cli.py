@@ -406,6 +406,6 @@ def test_budget_of_bits_is_kept_and_shown(here: Path) -> None:
     )
     assert (here / "model_nearest_mixed_a4.onnx").exists()
     assert re.search(r"--avg-wbits 3\.5: 3\.\d\d bits on average \(at most 3\.50", result.stdout)
-    assert re.search(r"packed, the file takes \d\.\d+ MB", result.stdout)
+    assert re.search(r"packed, the file takes \d+\.\d kB", result.stdout)
     assert "mixed, A4" in result.stdout
     assert "Warning: --wbits has no effect with --avg-wbits" in result.stderr

@@ -136,7 +136,7 @@ def test_the_page_shows_both_networks_side_by_side(browse: Callable[..., Any]) -
     for slot, path in (("fp32", FP32), ("quantized", PACKED)):
         (scores,) = open_session(path).run(None, image)
         assert first[slot]["name"] == path.name
-        assert first[slot]["size"] == f"{path.stat().st_size / 1e3:.1f} KB"
+        assert first[slot]["size"] == f"{path.stat().st_size / 1e3:.1f} kB"
         assert first[slot]["top"] == [str(c) for c in np.argsort(-scores[0], kind="stable")[:5]]
         parts = np.exp(scores[0] - scores[0].max())
         shown = [float(text.removesuffix(" %")) / 100 for text in first[slot]["chances"]]
