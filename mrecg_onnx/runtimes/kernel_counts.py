@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.files import temporary_folder
+from mrecg_onnx.runtimes.openers import profile_events
 from mrecg_onnx.runtimes.running import run
 from mrecg_onnx.runtimes.sessions import PROVIDERS, open_on_device, open_on_providers, session_options
 
@@ -95,7 +94,7 @@ def kernels(
         session = open_on_device(model, options, device)
         for _ in range(runs + 1):
             run(session, feeds)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        events = profile_events(session.end_profiling())
     times: dict[tuple[str, str], dict[str, list[float]]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):

@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["OPENERS", "Session", "openvino_kernels"]
+__all__ = ["OPENERS", "Session", "openvino_kernels", "profile_events"]
 
 Feeds = dict[str, npt.NDArray[Any]]
 Arrays = list[npt.NDArray[Any]]
 _CPU = "CPUExecutionProvider"
+_NAMES = re.compile(r'(?<="name" :").*?(?=","args" : \{)', re.DOTALL)
 #: Types of tensors by the upper byte of QNN's numbers (QnnTypes.h); the lower one has the bits as hexadecimal digits.
 _QNN_TYPES = {"0": "I", "1": "U", "2": "F", "3": "I", "4": "U"}
 
@@ -99,8 +100,7 @@ class _OnnxRuntime(Session):
             return {}
         profiled = self._session(str(Path(self.path).parent / "profile"))
         profiled.run(None, self.first)
-        file = Path(profiled.end_profiling())
-        return _profiled(json.loads(file.read_text(encoding="utf-8")))
+        return _profiled(profile_events(profiled.end_profiling()))
 
 
 class _Qnn(_OnnxRuntime):
@@ -134,6 +134,12 @@ class _Qnn(_OnnxRuntime):
                 number = f"{graph['tensors'][node['output_names'][0]]['data_type']:04x}"
                 counts[f"{node['type']} {_QNN_TYPES.get(number[1], '?')}{int(number[2:])} (HTP)"] += 1
         return dict(counts)
+
+
+def profile_events(path: str) -> list[dict[str, Any]]:
+    """What a profile of ONNX Runtime holds; versions below 1.31 write names into its JSON as they are."""
+    text = Path(path).read_text(encoding="utf-8", errors="replace")
+    return list(json.loads(_NAMES.sub(lambda found: json.dumps(found[0])[1:-1], text)))
 
 
 def _profiled(events: list[dict[str, Any]]) -> dict[str, int]:

@@ -21,7 +21,7 @@ from mrecg_onnx.converters.versions import restamped
 from mrecg_onnx.data import InputSpec
 from mrecg_onnx.machine import MOST_THREADS, local_rank
 from mrecg_onnx.runtimes.models import Model, describe, read_graph
-from mrecg_onnx.runtimes.versions import needed, refuse_wrong
+from mrecg_onnx.runtimes.versions import needed, refuse_wrong, wrong_here
 
 __all__ = [
     "ORT_ERRORS",
@@ -196,6 +196,10 @@ def open_on_providers(model: Model, options: ort.SessionOptions, providers: list
         raise ModelError(f"{describe(model)}: ONNX Runtime cannot open it: {reason}{advice}") from error
     if options.graph_optimization_level != _LEVELS["off"]:
         refuse_wrong(model, session)
+    elif options.enable_mem_reuse and wrong_here(model, session):
+        # Before 1.31 a tensor of 8 bits may take the buffer of one of 4 bits and as many elements, which is half as long.
+        options.enable_mem_reuse = False
+        return open_on_providers(model, options, providers)
     return session
 
 

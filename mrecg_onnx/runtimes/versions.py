@@ -14,7 +14,7 @@ from mrecg_onnx.targets import Requirement, requirements, stored_requirements, u
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["needed", "refuse_wrong", "slower_here"]
+__all__ = ["needed", "refuse_wrong", "slower_here", "wrong_here"]
 
 PACKAGE = "onnxruntime"
 
@@ -35,9 +35,14 @@ def refuse_wrong(model: Model, session: ort.InferenceSession) -> None:
     Raises:
         ModelError: it does.
     """
-    wrong = [row for row in _too_old(_rows(model, session)) if row.otherwise == "wrong values"]
+    wrong = wrong_here(model, session)
     if wrong:
         raise ModelError(wrong[0].line(describe(model), ort.__version__))
+
+
+def wrong_here(model: Model, session: ort.InferenceSession) -> list[Requirement]:
+    """What in an open model this version of ONNX Runtime computes wrong at its default settings."""
+    return [row for row in _too_old(_rows(model, session)) if row.otherwise == "wrong values"]
 
 
 def slower_here(model: Model) -> tuple[str, ...]:

@@ -10,9 +10,10 @@ import onnx
 import pytest
 from helpers.command_line import fails, works
 from helpers.targets import SAMPLES, on_sample
+from helpers.versions import too_old
 
 from mrecg_onnx.targets.target import CONTAINER_NAMES, TARGET_NAMES, load_target
-from mrecg_onnx.writing.containers import CONTAINERS, container_of
+from mrecg_onnx.writing.containers import CONTAINERS, contained, container_of
 from mrecg_onnx.writing.retargeting import target_of
 from mrecg_onnx.writing.rule_checks import broken_rules
 
@@ -67,9 +68,13 @@ def test_the_sample_for_every_target_in_every_container(
     said = works(*on_sample("--target", target, "-o", "int8.onnx")).stdout
     if rules.runtime == "openvino":
         assert ("OpenVINO 20" if find_spec("openvino") else "pip install openvino") in said
+    runs_here = ["int8"]
     for container in (name for name in CONTAINER_NAMES if name != "int8"):
         convert = ("convert", "int8.onnx", "--container", container, "-o", f"{container}.onnx")
-        if container in rules.containers:
+        if container in rules.containers and too_old(contained(onnx.load("int8.onnx"), container).model):
+            fails(*convert, says=("need onnxruntime", "computes wrong values"))
+        elif container in rules.containers:
+            runs_here.append(container)
             assert "the same bit for bit" in works(*convert).stdout
         else:
             fails(*convert, code=2, says=(f"target {target} has no container '{container}': choose one of",))
@@ -77,7 +82,7 @@ def test_the_sample_for_every_target_in_every_container(
                 *on_sample("--target", target, "--container", container), code=2, says=(f"no container '{container}'",)
             )
             assert not Path(f"{container}.onnx").exists()
-    for container in rules.containers:
+    for container in runs_here:
         model = onnx.load(f"{container}.onnx")
         assert (target_of(model), container_of(model)) == (target, container)
         if container != "typed":  # the rules are about codes of 8 bits

@@ -22,6 +22,7 @@ import resource
 import select
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def become(request: dict[str, Any]) -> None:
         os.environ.pop(name, None)
         if value is not None:
             os.environ[name] = value
+    tempfile.tempdir = None  # found anew, as TMPDIR says here: libraries may have asked for it when they were imported
     for stream, target, flags in (
         (0, request["stdin"] or os.devnull, os.O_RDONLY),
         (1, request["stdout"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC),

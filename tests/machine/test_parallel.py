@@ -338,7 +338,8 @@ def test_lost_process_ends_the_job_in_one_line(here, died):
     assert len(said) == 1
     assert said[0].startswith("Error: another process of this job ended or cannot be reached")
     assert "--checkpoint" in said[0]
-    assert not died.stdout
+    # torch 2.8 says there who is connected.
+    assert [line for line in died.stdout.splitlines() if not line.startswith("[Gloo] Rank ")] == []
     assert not (here / "again.onnx").exists()
     assert sorted(path.name for path in (here / "kept").iterdir() if path.is_file()) == [
         "reconstruct-0000.pt",

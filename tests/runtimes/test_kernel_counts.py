@@ -59,6 +59,14 @@ def test_kernels_are_those_of_the_optimized_graph() -> None:
     assert [k.seconds for k in found] == sorted((k.seconds for k in found), reverse=True)
 
 
+@pytest.mark.parametrize("name", ['say "conv"', "a\nb\x1b]0;", "back\\", '"op_name" : "None"', "é"])
+def test_a_name_of_any_characters_is_read(name: str) -> None:
+    """ONNX Runtime below 1.31 writes names into its profile as they are."""
+    model = classifier()
+    model.graph.node[0].name = name
+    assert {k.op: k.count for k in kernels(model, feeds(model, 2), threads=1)} == dict(fused_op_counts(model))
+
+
 def test_a_provider_that_left_all_the_work_to_another_is_an_error() -> None:
     cpu, cuda = (Kernel("Conv", f"{name}ExecutionProvider", 1, 0.1) for name in ("CPU", "CUDA"))
     check_provider([cpu, cuda], "cuda", "m.onnx")

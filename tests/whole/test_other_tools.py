@@ -17,6 +17,7 @@ import onnxruntime
 import pytest
 from helpers.contained import quantized
 from helpers.stages import feeds
+from helpers.versions import older_runtime, skip_where_too_old
 
 from mrecg_onnx.runtimes import fused_op_counts
 from mrecg_onnx.writing import contained, container_of
@@ -71,6 +72,7 @@ def test_tools_keep_outputs_kernels_and_types(
     tool: Callable[[Path, Path], None], container: str, tmp_path: Path
 ) -> None:
     source, inputs = written(container, tmp_path)
+    skip_where_too_old(onnx.load(source))
     target = tmp_path / "after.onnx"
     tool(source, target)
     for x, y in zip(run(source, inputs), run(target, inputs), strict=True):
@@ -95,6 +97,9 @@ def test_half_precision_leaves_no_integer_kernel(tmp_path: Path) -> None:
     assert not any(counts.get(name, 0) for name in INTEGER)
 
 
+@pytest.mark.skipif(
+    older_runtime("1.31"), reason="ONNX Runtime below 1.31 writes both files, then its tool ends with an error"
+)
 @pytest.mark.parametrize("container", ["int8", "packed"])
 def test_the_mobile_format_made_with_default_options_computes_the_same(container: str, tmp_path: Path) -> None:
     source, inputs = written(container, tmp_path)

@@ -675,9 +675,11 @@ def decibels(reference: np.ndarray, found: np.ndarray) -> float:
     return float(10 * np.log10(np.var(reference.astype(np.float64)) / max(noise, 1e-30)))
 
 
-def outputs(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """All outputs of ``model`` at ONNX Runtime's default level, by its own batch where that is fixed."""
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+def outputs(model: onnx.ModelProto, feeds: dict[str, np.ndarray], level: str = "ENABLE") -> list[np.ndarray]:
+    """All outputs of ``model`` at a level of ONNX Runtime, the default one, by its own batch where that is fixed."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{level}_ALL")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     count = len(next(iter(feeds.values())))
     size = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or count
     rows = [np.arange(start, start + size).clip(max=count - 1) for start in range(0, count, size)]
@@ -686,8 +688,12 @@ def outputs(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.nda
 
 
 def worst(model: onnx.ModelProto, found: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> float:
-    """dB of the output that suffers most, both models at ONNX Runtime's default level."""
-    return min(decibels(*pair) for pair in zip(outputs(model, feeds), outputs(found, feeds), strict=True))
+    """dB of the output that suffers most: ``found`` at ONNX Runtime's default level, ``model`` as it is written.
+
+    Versions below 1.31 do not open some float models otherwise: a Transpose behind a DequantizeLinear without a zero point.
+    """
+    pairs = zip(outputs(model, feeds, "DISABLE"), outputs(found, feeds), strict=True)
+    return min(decibels(*pair) for pair in pairs)
 
 
 @pytest.mark.parametrize("name", KINDS)
