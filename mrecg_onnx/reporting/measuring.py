@@ -150,17 +150,21 @@ def _activations(quantized: Model, layers: LayerErrors, data: Dataset, threads: 
     worst = _lowest(list(by_tensor.values()), lambda e: e.rounds_db)
     if not worst:
         return []
-    names = [entry.layer.fed.of for entry in worst if entry.layer.fed is not None]
+    quantizers = {entry.layer.fed.of: entry.layer.fed for entry in worst if entry.layer.fed is not None}
+    names = list(quantizers)
     file = int8_form(load_model(quantized), describe(quantized, "the quantized model"))
     with openable(with_outputs(file, names)) as source:
         session = open_session(source, level="off", threads=threads)
     rows, until = batch_of(session) or ROWS, time.monotonic() + VALUE_SECONDS
     values: dict[str, list[Array]] = {name: [] for name in names}
+    cuts: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for feeds in data.spread(rows, VALUE_IMAGES):
         count = len(next(iter(feeds.values())))
         made = run_outputs(session, {name: pad_batch(x, rows) if batch_of(session) else x for name, x in feeds.items()})
         for name in names:
-            flat = made[name][:count].astype(np.float32).reshape(-1)
+            given = quantizers[name].given(made[name][:count])
+            cuts[name].append(quantizers[name].cut(given))
+            flat = given.astype(np.float32).reshape(-1)
             values[name].append(flat[:: max(1, len(flat) * VALUE_IMAGES // (rows * MOST_VALUES))])
         if time.monotonic() > until:
             break
@@ -169,10 +173,11 @@ def _activations(quantized: Model, layers: LayerErrors, data: Dataset, threads: 
         layer, codes = entry.layer, entry.layer.fed
         if codes is None or not values[codes.of]:
             continue
-        given = codes.given(np.concatenate(values[codes.of])).astype(np.float64)
-        low, high = codes.ends
+        given = np.concatenate(values[codes.of]).astype(np.float64)
+        low, _ = codes.ends
         step = float(codes.scale.reshape(-1)[0])
-        cut = float((given < low - step / 2).mean()), float((given > high + step / 2).mean())
+        below, above = np.mean(cuts[codes.of], axis=0)
+        cut = float(below), float(above)
         nothing = float((given == 0).mean())
         zeros = f", {100 * nothing:.0f} % are 0 (not drawn)" if nothing > 0.02 else ""
         caption = f"{layer.abits} bits, SQNR of rounding {entry.rounds_db:.1f} dB{_cut(*cut)}{zeros}"

@@ -8,6 +8,7 @@ layers see it.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -203,8 +204,8 @@ def measure_layers(
     began = time.monotonic()
     where = describe(quantized, "the quantized model")
     plain, file = float_form(_loaded(fp32)), int8_form(_loaded(quantized), where)
-    layers, settings = layers_of(file, where), _settings_of(file)
-    floats = {layer.name: layer for layer in layers_of(plain)}
+    settings, floats = _settings_of(file), {layer.name: layer for layer in layers_of(plain)}
+    layers = [_behind_clamp(layer, floats.get(layer.name)) for layer in layers_of(file, where)]
     pairs = [(layer, floats[layer.name]) for layer in layers if layer.name in floats]
     rescaled, shifted = settings.get("equalize") != "off" and bool(settings), settings.get("absorb") == "auto"
     rescaled |= settings.get("method") == "aciq"
@@ -226,6 +227,13 @@ def measure_layers(
         own_rounding = rounded[layer.fed.of].sqnr_db if layer.fed is not None and layer.fed.of in rounded else None
         found.append(LayerError(layer, weights, ratios[0][0], ratios[1][0], own_rounding, ratios[1][1]))
     return LayerErrors(tuple(found), least if pairs else 0, time.monotonic() - began)
+
+
+def _behind_clamp(layer: WrittenLayer, own: WrittenLayer | None) -> WrittenLayer:
+    """``layer`` whose quantizer knows of the clamp that became bounds of its codes, from the float model's ``own``."""
+    if layer.fed is None or own is None:
+        return layer
+    return dataclasses.replace(layer, fed=layer.fed.behind(own.clamp))
 
 
 def _loaded(model: Model) -> onnx.ModelProto:

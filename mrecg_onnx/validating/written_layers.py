@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from mrecg_onnx.converters.metadata_keys import BITS_KEY, VERSION_KEY
-from mrecg_onnx.planning import PRESERVING_OPS, WEIGHTED_OPS, readers
+from mrecg_onnx.planning import PRESERVING_OPS, WEIGHTED_OPS, channel_ceilings, clamp_bounds, readers
 from mrecg_onnx.writing import as_written, contained
 
 if TYPE_CHECKING:
@@ -31,6 +31,21 @@ _BOUNDS = frozenset({"Clip", "Max", "Min", "Relu"})
 
 
 @dataclass(frozen=True)
+class Clamp:
+    """A Relu, a Clip or a Min by channel that a layer reads, through nothing but ops that move what it makes.
+
+    Attributes:
+        of: the tensor that it reads.
+        low: its lower bound, None without one.
+        high: its upper bound, () or [1, C, 1, ...]; None without one.
+    """
+
+    of: str
+    low: float | None
+    high: npt.NDArray[Any] | None
+
+
+@dataclass(frozen=True)
 class Codes:
     """Codes and what they stand for: ``(code - zero) * scale``.
 
@@ -42,6 +57,8 @@ class Codes:
         low: smallest code that is used.
         high: largest.
         of: the tensor that is quantized; "" for a weight.
+        ceiling: largest code of each channel of an activation, [1, C, 1, ...]; None where there is one for all.
+        clamp: what became bounds of the codes, as :meth:`behind` knows it of the float model.
     """
 
     codes: npt.NDArray[Any]
@@ -51,6 +68,8 @@ class Codes:
     low: int
     high: int
     of: str = ""
+    ceiling: npt.NDArray[Any] | None = None
+    clamp: Clamp | None = None
 
     def along(self, part: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Scale or zero point in a shape that meets that of the codes."""
@@ -63,15 +82,48 @@ class Codes:
         zero, scale = self.along(self.zero).astype(np.float64), self.along(self.scale).astype(np.float64)
         return (self.codes.astype(np.float64) - zero) * scale
 
+    def behind(self, clamp: Clamp | None) -> Codes:
+        """These codes with the float model's clamp in front of them, where its bounds became theirs.
+
+        They did where the quantizer is given what the clamp reads, and where a Clip whose channels were rescaled left a largest
+        code for each channel.
+        """
+        if clamp is None:
+            return self
+        if clamp.of == self.of:
+            return replace(self, clamp=clamp)
+        if clamp.high is None or self.ceiling is None:
+            return self
+        return replace(self, clamp=Clamp(self.of, None, self._most()))
+
     def given(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """What a quantizer is given, behind a Relu that became a bound of its codes: that takes nothing off."""
-        return np.maximum(values, 0) if self.low == int(self.zero.reshape(-1)[0]) else values
+        """What a quantizer is given, behind a clamp that became bounds of its codes: that takes nothing off.
+
+        Args:
+            values: of the tensor :attr:`of`, in its shape.
+        """
+        low, high = (self.clamp.low, self.clamp.high) if self.clamp is not None else (None, None)
+        if low is None and self.low == int(self.zero.reshape(-1)[0]):
+            low = 0.0  # a Relu, of which the file alone tells
+        values = values if low is None else np.maximum(values, low)
+        return values if high is None else np.minimum(values, high)
 
     def rounded(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Values [...] as the codes of an activation hold them, float64."""
+        """Values of the tensor :attr:`of`, in its shape, as the codes of an activation hold them, float64."""
         scale, zero = float(self.scale.reshape(-1)[0]), float(self.zero.reshape(-1)[0])
         codes = np.clip(np.rint(values.astype(np.float64) / scale) + zero, self.low, self.high)
-        return (codes - zero) * scale
+        return ((codes if self.ceiling is None else np.minimum(codes, self.ceiling)) - zero) * scale
+
+    def cut(self, values: npt.NDArray[Any]) -> tuple[float, float]:
+        """Shares of what a quantizer is given, in the shape of :attr:`of`, that lie below and above all values of codes."""
+        half, (low, high) = float(self.scale.reshape(-1)[0]) / 2, self.ends
+        most = high if self.ceiling is None else np.minimum(high, self._most())
+        return float((values < low - half).mean()), float((values > most + half).mean())
+
+    def _most(self) -> npt.NDArray[Any]:
+        """The largest value of each channel, [1, C, 1, ...]."""
+        assert self.ceiling is not None
+        return (self.ceiling.astype(np.float64) - float(self.zero.reshape(-1)[0])) * float(self.scale.reshape(-1)[0])
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -98,6 +150,7 @@ class WrittenLayer:
         in_float: why its graph lets no integer kernel take it, "" where one may.
         held: codes of the weight; None for a float one.
         fed: quantizer of what it reads; None for floats.
+        clamp: what it reads is made by, in a float model; None for anything else.
         plain: a float weight.
     """
 
@@ -114,6 +167,7 @@ class WrittenLayer:
     in_float: str = ""
     held: Codes | None = field(default=None, repr=False, compare=False)
     fed: Codes | None = field(default=None, repr=False, compare=False)
+    clamp: Clamp | None = field(default=None, repr=False, compare=False)
     plain: npt.NDArray[Any] | None = field(default=None, repr=False, compare=False)
 
     def weights(self) -> npt.NDArray[np.float64]:
@@ -185,6 +239,7 @@ def _layers(model: onnx.ModelProto) -> list[WrittenLayer]:
                 in_float=_why_float(node, held, fed),
                 held=held,
                 fed=fed,
+                clamp=_clamp(data),
                 plain=plain,
             )
         )
@@ -230,6 +285,24 @@ def _dequantizer(value: ir.Value | None) -> ir.Node | None:
     return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
+def _clamp(value: ir.Value | None) -> Clamp | None:
+    """The clamp that makes ``value``, through ops that only move what it makes."""
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in PRESERVING_OPS:
+        node = _made_codes(node)
+    bounds = clamp_bounds(node) if node is not None else None
+    ceilings = channel_ceilings(node) if node is not None and bounds is None else None
+    if node is None or (bounds is None and ceilings is None):
+        return None
+    source = node.inputs[0]
+    of = (source.name if source is not None else "") or ""
+    if ceilings is not None:
+        shape = (1, -1, *[1] * (len(source.shape) - 2))  # type: ignore[union-attr, arg-type]
+        return Clamp(of, None, np.asarray(ceilings).reshape(shape))
+    low, high = bounds  # type: ignore[misc]
+    return Clamp(of, low, None if high is None else np.asarray(high))
+
+
 def _made_codes(node: ir.Node) -> ir.Node | None:
     """What makes the first input of ``node``."""
     return node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
@@ -244,13 +317,15 @@ def _fed(value: ir.Value | None) -> Codes | None:
     if scale is None or zero is None or zero.dtype.kind not in "iu":
         return None
     ends = np.iinfo(zero.dtype)
-    low, high = int(ends.min), int(ends.max)
+    low, high, ceiling = int(ends.min), int(ends.max), None
     maker = _made_codes(node)
     while maker is not None and maker.op_type != "QuantizeLinear":
         if maker.op_type == "Clip":
             bounds = [_array(v) for v in maker.inputs[1:3]]
             low = max(low, int(bounds[0])) if bounds and bounds[0] is not None else low
             high = min(high, int(bounds[1])) if len(bounds) > 1 and bounds[1] is not None else high
+        if maker.op_type == "Min" and len(maker.inputs) == 2:
+            ceiling = _array(maker.inputs[1])
         maker = _made_codes(maker)
     given = maker.inputs[0] if maker is not None else None
     ahead = _dequantizer(given)
@@ -259,7 +334,7 @@ def _fed(value: ir.Value | None) -> Codes | None:
     ):  # values that lie on the grid already are moved and written again
         return _fed(ahead.outputs[0])
     of = (given.name if given is not None else "") or ""
-    return Codes(np.zeros(()), scale, zero.astype(np.int64), None, low, high, of)
+    return Codes(np.zeros(()), scale, zero.astype(np.int64), None, low, high, of, ceiling)
 
 
 def _source(value: ir.Value | None) -> str:

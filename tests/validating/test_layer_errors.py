@@ -1,18 +1,22 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from helpers.architectures import Graph
 from helpers.command_line import FAST, classifier, works, write_images
 from onnx import numpy_helper
 
 from mrecg_onnx import convert, validate
 from mrecg_onnx.data import Preprocess, open_validation
+from mrecg_onnx.reporting.measuring import measure
 from mrecg_onnx.runtimes import input_specs, open_session
 from mrecg_onnx.validating import int8_form, layers_of
-from mrecg_onnx.validating.layer_errors import LayerErrors, measure_layers, weight_factors
+from mrecg_onnx.validating.layer_errors import LayerErrors, measure_layers, weight_factors, with_outputs
+from mrecg_onnx.validating.written_layers import Clamp, Codes
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +136,62 @@ def test_validate_shows_layers_on_request(made, tmp_path):
     assert [e["makes_db"] for e in stored] == sorted(e["makes_db"] for e in stored)
     assert "what it makes" not in works(*command).stdout
     assert validate(made / "model.onnx", made / "quantized.onnx", made / "images", repeats=0).layers is None
+
+
+def clamped(kind: str) -> onnx.ModelProto:
+    """Convolutions behind a clamp whose bounds the runtime takes into the codes."""
+    g = Graph(3)
+    x = g.conv(g.input(3), 3, 8, "stem")
+    if kind == "by channel":
+        most = g.constant("most", np.linspace(0.5, 4, 8, dtype=np.float32).reshape(1, 8, 1, 1))
+        x = g.op("Min", [g.relu(x, "relu"), most], "clamp")
+    else:
+        low, high = {"Relu6": (0.0, 6.0), "Clip": (-2.0, 3.0), "Clip above 0": (0.5, 3.0)}[kind]
+        x = g.clip(x, "clamp", low, high)
+    x = g.op("MaxPool", [x], "pool", kernel_shape=[2, 2], strides=[2, 2])
+    g.conv(x, 8, 8, "next", output="output")
+    return g.model()
+
+
+@pytest.mark.parametrize("kind", ["Relu6", "Clip", "Clip above 0", "by channel"])
+def test_a_clamp_that_became_bounds_of_codes_takes_nothing_off(kind: str, tmp_path: Path) -> None:
+    plain, images = clamped(kind), 8 * np.random.default_rng(0).normal(size=(16, 3, 16, 16)).astype(np.float32)
+    onnx.save(plain, tmp_path / "model.onnx")
+    np.save(tmp_path / "images.npy", images)
+    works("quantize", tmp_path / "model.onnx", "--calib", tmp_path / "images.npy", "--method", "nearest", "--wbits", 8,
+          "--abits", 8, "-o", tmp_path / "file.onnx", *FAST)  # fmt: skip
+    data = open_validation(tmp_path / "images.npy", input_specs(open_session(tmp_path / "model.onnx")), None, "none")
+    found = {e.layer.name: e for e in measure_layers(tmp_path / "model.onnx", tmp_path / "file.onnx", data).layers}
+    codes = found["next"].layer.fed
+    assert codes is not None
+    assert codes.of == ("relu_out" if kind == "by channel" else "stem_out")  # the clamp is gone
+    session = open_session(with_outputs(plain, ["clamp_out"]))
+    values = session.run(None, {"input": images})[0].astype(np.float64)
+    scale, zero = float(codes.scale), float(codes.zero)
+    held = (np.clip(np.rint(values / scale) + zero, 0, 255) - zero) * scale
+    expected = 10 * np.log10(values.var() / np.square(values - held).mean())
+    assert found["next"].rounds_db == pytest.approx(expected, abs=1)
+
+    drawn = measure(tmp_path / "model.onnx", tmp_path / "file.onnx", data).histograms
+    (picture,) = [h for h in drawn if h.title == "Input of next"]
+    assert "nothing cut off" in picture.caption
+    assert values.min() - scale <= picture.edges[0] < picture.edges[-1] <= values.max() + scale
+
+    short = onnx.load(tmp_path / "file.onnx")
+    for tensor in short.graph.initializer:
+        if tensor.name == "clamp_out_scale":  # codes that end at half of what the clamp lets through
+            tensor.CopyFrom(numpy_helper.from_array(np.float32(scale / 2), tensor.name))
+    onnx.save(short, tmp_path / "short.onnx")
+    found = {e.layer.name: e for e in measure_layers(tmp_path / "model.onnx", tmp_path / "short.onnx", data).layers}
+    assert found["next"].rounds_db < expected - 20
+
+
+def test_a_largest_code_for_each_channel_counts() -> None:
+    values = np.array([1.0, 3.0, 5.0, 9.0]).reshape(1, 2, 2)
+    ceiling = np.array([2, 6]).reshape(1, 2, 1)
+    codes = Codes(np.zeros(()), np.float32(1), np.int64(0), None, 0, 7, "before", ceiling)
+    assert codes.rounded(values).reshape(-1).tolist() == [1, 2, 5, 6]
+    assert codes.cut(values) == (0, 0.5)
+    own = Clamp("unscaled", 0.0, np.float64(6))  # channels were rescaled, and so were their bounds
+    assert codes.behind(own).given(values).reshape(-1).tolist() == [1, 2, 5, 6]
+    assert codes.behind(None).given(values).reshape(-1).tolist() == [1, 3, 5, 9]  # widths of channels cut values off
