@@ -21,7 +21,7 @@ from mrecg_onnx.converters.passes.values import naming, unique_name
 def called(levels: int, times: int = 2) -> onnx.ModelProto:
     """The first function has one node, each further one calls the one before ``times`` times."""
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
-    functions = [helper.make_function("own", "f0", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], opsets)]
+    functions = [helper.make_function("own", "f0", ["a"], ["b"], [helper.make_node("Abs", ["a"], ["b"])], opsets)]
     for level in range(1, levels):
         names = ["a", *[f"c{i}" for i in range(times - 1)], "b"]
         nodes = [
