@@ -1,13 +1,11 @@
-"""Names of nodes as a user knows them: those that an exporter made up, with the module that torch wrote beside them.
-
-torch's exporter calls nodes ``node_conv2d_1`` and writes the modules around each into its metadata, outermost first, the operator
-last. A Conv into which a BatchNormalization went carries the scopes of that: the name of its weight goes before.
-"""
+"""Names of nodes as a user knows them: those that an exporter made up, with the module that torch wrote beside them."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
+
+from mrecg_onnx.converters.modules import module_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -17,10 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Names", "module_names"]
 
-SCOPES = "pkg.torch.onnx.name_scopes"
-#: Text of metadata that is looked at: what is longer names no module of a network that anybody wrote.
-LONGEST = 4096
-_QUOTED = re.compile(r"'([^']*)'")
 #: What joins the names of units.
 _BETWEEN = re.compile(r"( \+ | \.{2,3} |, )")
 #: Names of a list that are shown.
@@ -31,26 +25,13 @@ def module_names(model: onnx.ModelProto) -> dict[str, str]:
     """Modules by the names of nodes, and of what they make, that do not say them."""
     found: dict[str, str] = {}
     for node in model.graph.node:
-        module = _of_weight(node) or _of_scopes(node)
+        module = module_of(node.input, {entry.key: entry.value for entry in node.metadata_props})
         for name in (node.name, *node.output):
             if (
                 module and name and module not in name and not name.startswith("/")
             ):  # paths of modules, by older exporters
                 found[name] = module
     return found
-
-
-def _of_weight(node: onnx.NodeProto) -> str:
-    weights = [name for name in list(node.input)[1:2] if name.endswith(".weight")]
-    return weights[0].removesuffix(".weight") if weights else ""
-
-
-def _of_scopes(node: onnx.NodeProto) -> str:
-    for entry in node.metadata_props:
-        if entry.key == SCOPES and len(entry.value) <= LONGEST:
-            modules = _QUOTED.findall(entry.value)[:-1]
-            return str(modules[-1]) if modules else ""
-    return ""
 
 
 class Names:
@@ -87,6 +68,8 @@ class Names:
         nodes = list(layers) if only_layers else list(dict.fromkeys([*layers, *(n.name for n in graph.graph.node)]))
         lines = []
         for pattern in patterns:
+            # As mrecg_onnx.planning does it: modules where no name matches.
             hits = [name for name in nodes if re.search(pattern, name)]
+            hits = hits or [name for name in nodes if re.search(pattern, self._modules.get(name, ""))]
             lines.append(f"{option} '{pattern}' matched {len(hits)}: {self.some(hits)}")
         return lines

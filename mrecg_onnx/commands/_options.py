@@ -135,8 +135,20 @@ plan_options = all_of(
         "symmetric_weights",
         help="Weight codes are signed, around zero point 0, or have a zero point a channel.  [default: as the target asks]",
     ),
-    option(BITS, "--exclude", multiple=True, metavar="REGEX", help="Nodes that stay in float; repeatable."),
-    option(BITS, "--bits", multiple=True, metavar="REGEX=W8A8", help="Bits of single layers by name; repeatable."),
+    option(
+        BITS,
+        "--exclude",
+        multiple=True,
+        metavar="REGEX",
+        help="Nodes that stay in float, by name or module; repeatable.",
+    ),
+    option(
+        BITS,
+        "--bits",
+        multiple=True,
+        metavar="REGEX=W8A8",
+        help="Bits of single layers by name or module; repeatable.",
+    ),
     option(METHOD, "--method", type=Choice(list(METHODS)), help="How rounding is learned."),
     option(
         METHOD,

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import ModelError, SettingsError
+from mrecg_onnx.converters.modules import module_of
 from mrecg_onnx.planning.activations import (
     ahead_of_layers,
     behind_layers,
@@ -25,18 +26,31 @@ from mrecg_onnx.planning.settings import BitSettings
 __all__ = ["excluded_nodes", "plan_layers"]
 
 
-def _matching(patterns: Iterable[str], names: list[str], option: str) -> dict[str, set[str]]:
-    """Names that each pattern finds.
+def _matching(patterns: Iterable[str], nodes: list[ir.Node], option: str) -> dict[str, set[str]]:
+    """Names of nodes that each pattern finds; where it finds none, those whose module of torch it finds.
 
     Raises:
         SettingsError: a pattern finds nothing; the nearest names are suggested.
     """
-    found = {pattern: {name for name in names if re.search(pattern, name)} for pattern in patterns}
-    for pattern, hits in found.items():
-        if not hits:
-            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
-            raise SettingsError(f"{option} '{pattern}' matches no node; names look like {', '.join(near)}")
+    known = {node.name or "": _module(node) for node in nodes}
+    found = {}
+    for pattern in patterns:
+        found[pattern] = {name for name in known if re.search(pattern, name)} or {
+            name for name, module in known.items() if module and re.search(pattern, module)
+        }
+        if not found[pattern]:
+            words = {word: name for name, module in known.items() for word in (name, module) if word}
+            near = difflib.get_close_matches(pattern, words, n=3, cutoff=0.3) or list(known)[:3]
+            shown = dict.fromkeys(words.get(word, word) for word in near)
+            said = ", ".join(f"{name} ({known[name]})" if known[name] else name for name in shown)
+            raise SettingsError(f"{option} '{pattern}' matches no node; names look like {said}")
     return found
+
+
+def _module(node: ir.Node) -> str:
+    """The module of torch that a name made up by an exporter stands for."""
+    module = module_of([value.name or "" if value else "" for value in node.inputs], node.metadata_props)
+    return "" if module in (node.name or "") else module
 
 
 def excluded_nodes(model: ir.Model, patterns: Iterable[str]) -> set[str]:
@@ -45,7 +59,7 @@ def excluded_nodes(model: ir.Model, patterns: Iterable[str]) -> set[str]:
     Raises:
         SettingsError: a pattern finds nothing.
     """
-    found = _matching(patterns, [node.name or "" for node in model.graph], "--exclude")
+    found = _matching(patterns, list(model.graph), "--exclude")
     return set().union(*found.values())
 
 
@@ -77,7 +91,7 @@ def plan_layers(model: ir.Model, settings: BitSettings) -> tuple[LayerPlan, ...]
             "the model has no Conv, ConvTranspose, Gemm or MatMul with constant weights: nothing to quantize"
         )
     excluded = excluded_nodes(model, settings.exclude)
-    rules = _matching([r.pattern for r in settings.bits], [n.name or "" for n in weighted], "--bits")
+    rules = _matching([r.pattern for r in settings.bits], weighted, "--bits")
     ahead, behind = ahead_of_layers(model), behind_layers(model)
     symmetric = settings.weights_symmetric
     layers = []

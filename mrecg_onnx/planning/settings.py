@@ -53,7 +53,8 @@ class BitSettings(TargetSettings):
         wbits: weight width, 2..8.
         abits: activation width, 2..8, 16 where the target has it, or 32 to leave activations in float.
         first_last_bits: width of the first and the last weighted layers and of their inputs.
-        exclude: regular expressions; matching nodes stay in float.
+        exclude: regular expressions; matching nodes stay in float. One that matches no name of a node is looked for among the
+            modules that torch wrote beside them.
         bits: widths of single layers.
         residual: "wide": tensors that low-bit layers share with additions keep 8 bits, the layers read a copy of their
             own width; "shared": one quantizer of the layers' width for all, as in the papers.

@@ -119,6 +119,24 @@ def test_pattern_that_matches_nothing_is_an_error_that_names_what_is_near(settin
     assert caught.value.exit_code == 2
 
 
+def test_modules_are_matched_where_no_name_is():
+    model = residual()
+    for number, node in enumerate(model.graph.node):  # as torch's exporter does: weights are called after their modules
+        scopes = f"['', 'body', 'body.{node.name}', 'op']"
+        node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=scopes)
+        node.name = f"node_{node.op_type}_{number}"
+    layers = planned(model)[1].layers
+    modules = {layer.weight.removesuffix(".weight"): layer.name for layer in layers}
+    found = planned(model, exclude=("conv2", "body.add$"), bits=(BitRule(r"conv3", 2, 3),))[1]
+    assert [layer.name for layer in found.layers if layer.excluded] == [modules["conv2"]]
+    assert (found.layer(modules["conv3"]).wbits, found.layer(modules["conv3"]).abits) == (2, 3)
+    # A name goes before a module: what a pattern meant before modules were looked at, it means still.
+    both = planned(model, exclude=(f"{modules['conv1']}$|conv2",))[1].layers
+    assert [layer.name for layer in both if layer.excluded] == [modules["conv1"]]
+    with pytest.raises(SettingsError, match=r"--exclude 'konv2' matches no node; names look like .*\(conv2\)"):
+        planned(model, exclude=("konv2",))
+
+
 def test_bits_rules_only_see_layers():
     with pytest.raises(SettingsError, match="--bits 'relu1' matches no node"):
         planned(residual(), bits=(BitRule("relu1", 8, 8),))
