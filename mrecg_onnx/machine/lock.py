@@ -63,7 +63,9 @@ def locked(folder: Path, called: str, wait_s: float = WAIT_S) -> Iterator[None]:
                     folder.mkdir(parents=True, exist_ok=True)
                     held.enter_context(_lock(folder, called, wait_s))
                     break
-                except FileNotFoundError:  # a run that ended removed the folder that it had made for nothing
+                except (FileNotFoundError, FileExistsError):
+                    # A run that ended removed the folder that it had made for nothing: behind mkdir, or behind mkdir's finding
+                    # that it is there, before mkdir's look at what it is.
                     if tries == 1:
                         raise
             for place, _, _ in os.walk(folder):

@@ -52,7 +52,9 @@ def test_nobody_who_reads_on_is_a_quiet_end(here: Path) -> None:
     assert not any(one.startswith(("Error", "Traceback", "Exception")) for one in done.stderr.splitlines())
 
 
-@pytest.mark.parametrize("shell", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "shell", ["<&- >&- 2>&-", *(pytest.param(one, marks=pytest.mark.slow) for one in (">&-", "2>&-", "<&-"))]
+)
 def test_closed_streams_change_nothing(here: Path, shell: str) -> None:
     done = command(*INSPECT, "--json", "r.json", shell=shell)
     assert done.returncode == 0
@@ -61,6 +63,7 @@ def test_closed_streams_change_nothing(here: Path, shell: str) -> None:
     assert (here / "r.json").read_text().startswith("{")
 
 
+@pytest.mark.slow
 def test_names_that_no_encoding_has_are_written_out(here: Path) -> None:
     name = os.fsdecode(b"m\xff\xe4\xc3\xa9.onnx")
     (here / "model.onnx").rename(here / name)

@@ -58,7 +58,10 @@ def test_quantize_and_convert_for_a_target(here: Path) -> None:
     fails("convert", "plain.onnx", "--target", "abacus", code=2, says=("abacus",))
 
 
-@pytest.mark.parametrize("target", TARGET_NAMES)
+@pytest.mark.parametrize(
+    "target",
+    [pytest.param(name, marks=() if name in {"ort", "portable"} else pytest.mark.slow) for name in TARGET_NAMES],
+)
 def test_the_sample_for_every_target_in_every_container(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -512,7 +512,7 @@ def ended(process: psutil.Process, seconds: float = 30.0) -> bool:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for one process")
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), pytest.param("SIGINT", 130, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_cells_process_and_says_what_is_kept(
     here: Here, tmp_path: Path, name: str, code: int
 ) -> None:

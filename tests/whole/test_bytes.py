@@ -203,7 +203,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+#: Those that hold most to be shared among images: plain pytest runs them, the slow tests all.
+QUICK = {"finish", "lapq", "nearest"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in OPTIONS]
+)
 def test_the_same_settings_make_the_same_bytes_whatever_memory_is_free(here, name, monkeypatch):
     settings, files = replace(SETTINGS, lapq_evaluations=30, **OPTIONS[name]), []
     for free in (10**12, 2 * 10**9, 10**6):

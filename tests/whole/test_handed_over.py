@@ -253,7 +253,16 @@ def test_ranking_and_inspection_take_them(here: Here) -> None:
     assert inspect(here.model, here.handed("generator"), NEAREST).measured.images == N
 
 
-@pytest.mark.parametrize("kind", ["pair", "generator", "images", "generator of images", "DataLoader"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "generator",
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("pair", "images", "generator of images", "DataLoader")
+        ),
+    ],
+)
 def test_a_drop_is_measured_on_them_as_often_as_needed(here: Here, kind: str) -> None:
     settings = replace(NEAREST, max_drop=0.5)
     expected = quantize(here.model, here.images, settings, data=here.images)

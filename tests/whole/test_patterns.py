@@ -1073,7 +1073,9 @@ def test_what_only_a_concat_reads_is_on_its_grid(tmp_path):
     ],
     ids=lambda options: options["method"],
 )
-@pytest.mark.parametrize("name", ["the batch in the second place", "a batch of 4 between others"])
+@pytest.mark.parametrize(
+    "name", ["the batch in the second place", pytest.param("a batch of 4 between others", marks=pytest.mark.slow)]
+)
 def test_a_network_at_its_own_batch_by_every_kind_of_method(tmp_path, name, options):
     model = FIXED[name]()
     feeds = arrays(model, 14)

@@ -72,6 +72,7 @@ def here(tmp_path, monkeypatch) -> Here:
     return Here(tmp_path, temporary)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(psutil.Process, "num_fds"), reason="the system does not count open files")
 def test_threads_files_and_descriptors_stay_as_many(here):
     for number in range(len(METHODS)):  # libraries open and start what they keep

@@ -262,6 +262,7 @@ def test_what_onnx_runtime_says_of_a_failing_run_is_one_clean_line(
     harmless(captured.out + captured.err)
 
 
+@pytest.mark.slow
 def test_progress_on_a_terminal_shows_names_without_what_it_obeys(there: Path) -> None:
     parent, child = pty.openpty()
     arguments = ("quantize", "model.onnx", "--calib", "images", "--method", "brecq", "--iters", "300", "--threads", "1")
@@ -307,6 +308,7 @@ def test_printable_leaves_what_prints_and_nothing_else(text: str) -> None:
     assert "".join(c for c in text if c.isprintable() and ord(c) > 127) == "".join(c for c in shown if ord(c) > 127)
 
 
+@pytest.mark.slow
 def test_plots_and_pages_show_names_as_they_are(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dollar sign is no formula, a bar no column, a line break no row."""
     pytest.importorskip("matplotlib")
