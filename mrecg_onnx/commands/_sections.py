@@ -69,7 +69,8 @@ class Command(cloup.Command):
     """A command whose help page has the sections that its options are in, always in one order."""
 
     def __init__(self, *args: Any, params: list[click.Parameter] | None = None, **kwargs: Any) -> None:
-        # A group of cloup's holds the options of the command that was made last: each command has groups of its own.
+        # A group of cloup's holds the options of the command that was made last (findings/cloup_group_of_two_commands.sh): each
+        # command has groups of its own.
         own = {section: cloup.OptionGroup(section.title) for section in SECTIONS}
         for parameter in params or ():
             if isinstance(parameter, cloup.Option) and parameter.group is not None:
