@@ -35,7 +35,7 @@ SUFFIX = ".json"
 #: Said behind the name of the file: categories are counted from 0 in the order of their ids.
 ORDER = ":order"
 #: Bytes of a file at most; the training annotations of COCO 2017 take 470 million.
-MOST = 512 << 20
+MOST = 512 * 10**6
 #: Memory that reading takes, in sizes of the file.
 _TIMES = 4
 #: Largest coordinate and id.
