@@ -7,6 +7,7 @@ __all__ = [
     "CALIBRATION_KEY",
     "CHANNEL_BITS_KEY",
     "CONTAINER_KEY",
+    "CUT_KEY",
     "INPUT_RANGES_KEY",
     "PREPROCESS_KEY",
     "PROTECTED_KEY",
@@ -44,3 +45,5 @@ PREPROCESS_KEY = "mrecg_onnx.preprocess"
 INPUT_RANGES_KEY = "mrecg_onnx.input_ranges"
 #: How calibration images were made, where nobody gave any.
 CALIBRATION_KEY = "mrecg_onnx.calibration"
+#: Where the model was cut for what has no row an image: the first ``node`` behind, and the tensors ``at`` which it was cut.
+CUT_KEY = "mrecg_onnx.cut"

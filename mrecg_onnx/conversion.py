@@ -14,6 +14,7 @@ from mrecg_onnx.checking import verify_container
 from mrecg_onnx.converters import check_writable, load_model, save_model
 from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.litert import LiteRTFile, to_litert
+from mrecg_onnx.planning import outputs_without_rows
 from mrecg_onnx.runtimes import Opened, describe, fixed_batch, input_specs, noise, open_session, open_with
 from mrecg_onnx.targets import TARGET_NAMES, Target, load_target
 from mrecg_onnx.writing import as_written, contained, container_of, fix_batch, remarks, retarget, runnable, target_of
@@ -134,7 +135,9 @@ def convert(
             plain = fix_batch(plain, batch, where)
         held = contained(plain, wanted, where, rules.opset[1], zero_points=rules.typed_weights == "any")
     verify_container(source, held, feeds)
-    opened = open_with(rules, held.model, feeds, written=runnable(held.model))
+    # Outputs without a row an image are compared where they are cut off; the runtime runs the whole.
+    seen = None if outputs_without_rows(source) else feeds
+    opened = open_with(rules, held.model, seen, written=runnable(held.model))
     if output is not None:
         save_model(held.model, output)
     return Conversion(

@@ -38,6 +38,7 @@ from mrecg_onnx.planning import (
     BYSTANDER_BITS,
     WHOLE_BATCH,
     Plan,
+    Tail,
     editable_graph,
     fallbacks,
     graph_inputs,
@@ -86,7 +87,7 @@ class Prepared:
 
     Attributes:
         source: the user's model as it was given.
-        original: the same as loaded.
+        original: the same as loaded, without its tail.
         graph: normalized and equalized float graph: what gets its Q/DQ.
         plan: who is quantized.
         settings: with the preprocessing resolved.
@@ -99,6 +100,7 @@ class Prepared:
         absorbed: decision for every tensor whose channels could be shifted.
         ranging: where images for ranges are read from when they are more than ``data`` holds; None: they are the first of it.
         kept: what earlier runs decided, and where this one's decisions go.
+        tail: what lies behind that has no row for each image, None where there is nothing.
     """
 
     source: onnx.ModelProto | str | Path
@@ -115,6 +117,7 @@ class Prepared:
     absorbed: list[Absorbed] = field(default_factory=list)
     ranging: Dataset | None = None
     kept: Kept = NOTHING_KEPT
+    tail: Tail | None = None
 
     @property
     def images(self) -> int:
@@ -180,7 +183,7 @@ def prepare(
     limit_runs(settings.timeout)
     with run.stage("load"):
         run.require_file(model)
-        original, graph, plan = load_planned(model, settings)
+        original, graph, plan, tail = load_planned(model, settings)
         _require_gradients(graph, settings)
         inputs = graph_inputs(graph)
     settings = dataclasses.replace(settings, preprocess=for_images(settings.preprocess, model, calib, measured_on))
@@ -239,7 +242,7 @@ def prepare(
     def rebuilt() -> Network:
         return rebridged(original, graph, few, network)[0]
 
-    ready = Prepared(model, original, graph, plan, settings, dataset, data, network, parity, kept=_kept(run))
+    ready = Prepared(model, original, graph, plan, settings, dataset, data, network, parity, kept=_kept(run), tail=tail)
     if min(settings.range_images, len(dataset)) > HEAD:
         ready.ranging = dataset
     if settings.equalize == "auto" and plan.activations:

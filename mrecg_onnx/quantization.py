@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx
 
-from mrecg_onnx.checking import Verification, checked_images, verify
+from mrecg_onnx.checking import Verification, checked_images, completed, verify
 from mrecg_onnx.converters import claimed, save_model
 from mrecg_onnx.data import Data, Labels
 from mrecg_onnx.finishing import FinishResult, finish
@@ -147,4 +147,4 @@ def written(run: Run, ready: Prepared, learner: Learner, entries: dict[str, str]
         checked = checked_images(ready.data, ready.dataset)
         aimed, zero_points = retarget(exported.model, target), target.typed_weights == "any"
         held = contained(aimed, ready.settings.container, highest=target.opset[1], zero_points=zero_points)
-        return held, verify(exported, simulation, checked, held=held, target=target)
+        return completed(held, ready.tail, checked), verify(exported, simulation, checked, held=held, target=target)

@@ -18,7 +18,7 @@ from mrecg_onnx.data import Data
 from mrecg_onnx.finishing import FinishResult
 from mrecg_onnx.learning import Lapq
 from mrecg_onnx.machine import byte_size
-from mrecg_onnx.planning import Plan
+from mrecg_onnx.planning import Plan, told_cut
 from mrecg_onnx.progress import UnitResult
 from mrecg_onnx.rewriting import Absorbed, Equalized
 from mrecg_onnx.runtimes import size_bytes
@@ -94,6 +94,11 @@ class QuantizationResult(Pictured):
         said = f"{nearest} of {len(self.units)} units keep rounding to nearest: learning did not lower their loss"
         return (*self.verification.warnings, f"{said}; more iterations (iters, --iters) help")
 
+    @property
+    def cut(self) -> str:
+        """Where the model was cut, and why: what lies behind has no row for each image; "" where it was not."""
+        return told_cut({entry.key: entry.value for entry in self.model.metadata_props})
+
     def __str__(self) -> str:
         """What a user decides by: file, widths, size, expected loss, integer kernels, time, and warnings."""
         settings, plan, found = self.settings, self.plan, self.verification
@@ -107,6 +112,7 @@ class QuantizationResult(Pictured):
             lines.append(
                 f"agreement: {found.agreement_float:.2%} of {found.images} calibration images get FP32's prediction"
             )
+        lines += [f"cut: {self.cut}"] if self.cut else []
         lines.append(f"integer kernels: {found.integer_layers} of {found.layers} layers")
         lines.append(f"time: {sum(self.seconds.values()):.1f} s")
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
@@ -163,5 +169,6 @@ class QuantizationResult(Pictured):
             "finished": dataclasses.asdict(self.finished) if self.finished else None,
             "absorbed": [dataclasses.asdict(a) for a in self.absorbed],
             "allocation": self.allocation.to_json() if self.allocation else None,
+            "cut": self.cut,
             "trials": [dataclasses.asdict(t) for t in self.trials],
         }

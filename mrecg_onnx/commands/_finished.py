@@ -50,6 +50,7 @@ def finished_tables(found: FinishedFile) -> Iterator[RenderableType]:
             "needs": [row.note() for row in found.needs],
             "method": str(found.settings.get("method", "")),
             "settings": [f"{name} {value}" for name, value in others.items() if name in FIELDS | {"bits", "exclude"}],
+            "cut": found.cut,
             "protected": ", ".join(found.protected),
             "images": f"made by {found.origin.get('data', '?')}" if found.origin is not None else "",
             "preprocessing": found.preprocess.describe() if found.preprocess else "none, calibrated on arrays",

@@ -54,6 +54,7 @@ def summary(
             "output": _file(result, model),
             "bits": bits_line(result.plan, result.settings),
             "matched": _matched(result, names),
+            "cut": result.cut,
             "budget": _budgets(result),
             "loss": _loss(result),
             "integers": f"{found.integer_layers} of {found.layers} layers run on integer kernels",

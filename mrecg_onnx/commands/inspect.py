@@ -130,6 +130,7 @@ def _source(found: Inspection) -> RenderableType:
             + (f", by {source.producer}" if source.producer else ""),
             "inputs": [_tensor(value) for value in source.inputs],
             "outputs": [_tensor(value) for value in source.outputs],
+            "cut": found.cut,
             "parameters": _count(source.parameters),
             "MACs an image": _count(known) + more,
             "nodes": str(source.nodes),

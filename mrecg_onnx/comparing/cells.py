@@ -339,7 +339,7 @@ def _latency(job: Job, _: _Channel) -> dict[str, Any]:
     }
     cell = sessions["cell"]
     rows = fixed_batch(sessions["fp32"]) or fixed_batch(cell) or job.latency["batch"]
-    data = open_validation(job.data, input_specs(cell), job.settings.preprocess, job.labels, job.limit)
+    data = open_validation(job.data, input_specs(cell), job.settings.preprocess, job.labels, job.limit, classes=False)
     some = data.load(rows)
     feeds = {name: array[np.arange(rows) % len(array)] for name, array in some.items()}
     found = medians(latency(sessions, feeds, job.latency["repeats"]))

@@ -20,7 +20,7 @@ from mrecg_onnx.data import ZEROQ, for_images, given, holds_images, open_calibra
 from mrecg_onnx.measures import Metric, metric_key
 from mrecg_onnx.runtimes import input_specs, open_session
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.validating import chosen_outputs, source_sha256
+from mrecg_onnx.validating import chosen_outputs, require_metric, source_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,6 +73,7 @@ class Inputs:
         session = open_session(model)
         specs = input_specs(session)
         chosen = chosen_outputs(session, outputs, str(model))
+        require_metric(model, metric, str(model))
         calib, data = given(calib), given(data)
         settings = dataclasses.replace(settings, preprocess=for_images(settings.preprocess, model, calib, data))
         if holds_images(data) and not holds_images(calib):

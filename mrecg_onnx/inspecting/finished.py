@@ -23,6 +23,7 @@ from mrecg_onnx.converters.metadata_keys import (
     VERSION_KEY,
 )
 from mrecg_onnx.converters.results import Result
+from mrecg_onnx.planning import told_cut
 from mrecg_onnx.runtimes import describe, read_graph, size_bytes
 from mrecg_onnx.targets import requirements, stored_note, stored_requirements
 from mrecg_onnx.validating import int8_form, layers_of, preprocess_of, stored_bits
@@ -59,6 +60,7 @@ class FinishedFile(Result):
         activations: width of every quantized activation.
         units: layers that were learned together, in order.
         protected: activations raised to 8 bits.
+        cut: where its model was cut, and why; "" where it was not.
     """
 
     name: str
@@ -76,6 +78,7 @@ class FinishedFile(Result):
     activations: Mapping[str, int]
     units: tuple[tuple[str, ...], ...]
     protected: tuple[str, ...]
+    cut: str = ""
 
     @property
     def widths(self) -> str:
@@ -134,6 +137,7 @@ def inspect_result(model: onnx.ModelProto | str | Path) -> FinishedFile:
         activations={name: bits for name, bits in stored_bits(metadata).items() if name not in weights},
         units=tuple(_names(unit, where) for unit in _entry(metadata, UNITS_KEY, list, where)),
         protected=_names(_entry(metadata, PROTECTED_KEY, list, where), where),
+        cut=told_cut(metadata),
     )
 
 

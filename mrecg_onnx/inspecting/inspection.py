@@ -12,7 +12,7 @@ from mrecg_onnx.converters.load import standard_opset
 from mrecg_onnx.converters.results import Result
 from mrecg_onnx.data import Data, Preprocess
 from mrecg_onnx.machine import Run, full_precision
-from mrecg_onnx.planning import fallbacks, load_planned
+from mrecg_onnx.planning import fallbacks, load_planned, told_cut
 from mrecg_onnx.preparation import calibrate, prepare
 from mrecg_onnx.progress import Clock
 from mrecg_onnx.rewriting import Equalized
@@ -99,6 +99,7 @@ class Inspection(Result):
         plan: the plan before any training; merges of the scheme "loss" are not in it, a probing run decides them.
         measured: None without calibration images.
         fallbacks: nodes that ONNX Runtime runs inside the torch module, by name, and why.
+        cut: where the model is cut, and why; "" where all of it has a row for each image.
     """
 
     source: SourceInfo
@@ -106,6 +107,7 @@ class Inspection(Result):
     plan: Plan
     measured: Measured | None = None
     fallbacks: dict[str, str] = field(default_factory=dict)
+    cut: str = ""
 
     @property
     def merges_pending(self) -> bool:
@@ -124,6 +126,7 @@ class Inspection(Result):
             "plan": self.plan.to_json(),
             "merges_pending": self.merges_pending,
             "fallbacks": self.fallbacks,
+            "cut": self.cut,
             "measured": measured,
         }
 
@@ -154,8 +157,9 @@ def inspect(
     clock = Clock(progress)
     if calib is None:
         with clock.stage("load"):
-            original, graph, plan = load_planned(model, settings)
-            return Inspection(_source(model, original, graph), settings, plan, fallbacks=fallbacks(graph))
+            original, graph, plan, _ = load_planned(model, settings)
+            source, cut = _source(model, original, graph), told_cut(graph.metadata_props)
+            return Inspection(source, settings, plan, fallbacks=fallbacks(graph), cut=cut)
     ready = prepare(model, calib, settings, Run(clock=clock))
     with clock.stage("calibrate"):
         simulation = calibrate(ready.network, ready.plan, ready.data, ready.settings, ready.ranging)
@@ -171,7 +175,8 @@ def inspect(
         origin=ready.dataset.origin,
     )
     source = _source(model, ready.original, ready.graph)
-    return Inspection(source, ready.settings, ready.plan, measured, fallbacks(ready.graph))
+    cut = told_cut(ready.graph.metadata_props)
+    return Inspection(source, ready.settings, ready.plan, measured, fallbacks(ready.graph), cut)
 
 
 def _source(model: onnx.ModelProto | str | Path, original: onnx.ModelProto, graph: ir.Model) -> SourceInfo:

@@ -23,7 +23,7 @@ from mrecg_onnx.data import Data, Labels, Source, check_classes, given, open_val
 from mrecg_onnx.machine import Run, full_precision
 from mrecg_onnx.measures import Heads, Metric, Scorer, metric_of, output_error, prediction_output, two_axes
 from mrecg_onnx.network import Simulation, forward_batches
-from mrecg_onnx.planning import BitRule, Plan, make_plan
+from mrecg_onnx.planning import BitRule, Plan, make_plan, told_cut
 from mrecg_onnx.preparation import Prepared, calibrate, prepare, search_grids
 from mrecg_onnx.progress import Clock, told
 from mrecg_onnx.settings import Settings
@@ -208,6 +208,11 @@ def sensitivity(
     measured_on = None if data is None else given(data)
     ready = prepare(model, calib, settings, Run(clock=clock), measured_on=measured_on)
     settings, plan = ready.settings, ready.plan
+    if wanted_metric is not None and ready.tail is not None:
+        raise SettingsError(
+            f"metric {wanted_metric.name} counts what the whole model gives, and it is measured here where it is cut, "
+            f"{told_cut(ready.graph.metadata_props)}: leave the metric out"
+        )
     with clock.stage("sensitivity"):
         weights, tensors = _candidates(plan)
         bits = {a.name: a.bits for a in plan.activations}

@@ -3,7 +3,8 @@
 A metric is a function ``(outputs, targets) -> number``, called once with the outputs for all images, or an object with
 ``update(outputs, targets)``, called for every batch, and ``compute()``, as those of torchmetrics. What it is given:
 
-* outputs: an array ``[N, ...]`` where one output is looked at, else a dict of arrays by the outputs' names;
+* outputs: an array ``[N, ...]`` where one output is looked at, else a dict of arrays by the outputs' names; of outputs that have
+  as many rows as are found (NonMaxSuppression) a list of arrays, one an image, where these are of different sizes;
 * targets: what the data hold for these images, in their order: numbers and arrays of one shape as an array ``[N, ...]``, anything
   else as a list; None where the data have none.
 
@@ -269,9 +270,11 @@ def _where(error: BaseException) -> str:
 
 
 def _put_together(parts: Sequence[Any]) -> Any:
-    """Batches as one: arrays along their first axis, those of a dict by name."""
+    """Batches as one: arrays along their first axis, those of a dict by name; a list where images have different sizes."""
     if isinstance(parts[0], Mapping):
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return {name: _put_together([part[name] for part in parts]) for name in parts[0]}
+    if len({part.shape[1:] for part in parts}) > 1:
+        return [one for part in parts for one in part]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 

@@ -24,6 +24,7 @@ from .make import make_plan, merge_by
 from .placement import place
 from .plan import BYSTANDER_BITS, ActivationPlan, LayerPlan, Plan, UnitPlan
 from .settings import BitRule, BitSettings, BudgetSettings, MergeSettings, PlanSettings
+from .tails import Tail, cut_off, outputs_without_rows, told_cut
 from .units import WHOLE_BATCH, plan_units
 
 __all__ = [
@@ -45,12 +46,14 @@ __all__ = [
     "MergeSettings",
     "Plan",
     "PlanSettings",
+    "Tail",
     "UnitPlan",
     "activation_inputs",
     "activation_outputs",
     "channel_ceilings",
     "clamp_bounds",
     "constant",
+    "cut_off",
     "editable_graph",
     "fallbacks",
     "footprint",
@@ -64,8 +67,10 @@ __all__ = [
     "make_plan",
     "merge_by",
     "named",
+    "outputs_without_rows",
     "place",
     "plan_units",
     "readers",
+    "told_cut",
     "weight_index",
 ]

@@ -16,6 +16,7 @@ from mrecg_onnx.converters.errors import ConversionError, ModelError
 from mrecg_onnx.converters.garbage import collecting_seldom
 from mrecg_onnx.converters.normalize import in_float32
 from mrecg_onnx.converters.passes.opset import lower_opset, raise_opset, require_raisable
+from mrecg_onnx.converters.protos import editable
 from mrecg_onnx.converters.versions import require_known_versions, runtime_versions
 from mrecg_onnx.data import InputSpec
 from mrecg_onnx.planning.branches import branch_narrow_reads
@@ -23,6 +24,7 @@ from mrecg_onnx.planning.fallback import mark_fallbacks
 from mrecg_onnx.planning.make import make_plan
 from mrecg_onnx.planning.plan import BYSTANDER_BITS, WIDE_BITS, Plan
 from mrecg_onnx.planning.settings import PlanSettings
+from mrecg_onnx.planning.tails import Tail, cut_off
 from mrecg_onnx.targets import LOW_BIT_OPSET, load_target
 
 __all__ = ["editable_graph", "graph_inputs", "load_planned", "named"]
@@ -37,11 +39,14 @@ QUANTIZED_OPS = frozenset({
 })  # fmt: skip
 
 
-def load_planned(model: onnx.ModelProto | str | Path, settings: PlanSettings) -> tuple[onnx.ModelProto, ir.Model, Plan]:
+def load_planned(
+    model: onnx.ModelProto | str | Path, settings: PlanSettings
+) -> tuple[onnx.ModelProto, ir.Model, Plan, Tail | None]:
     """Read and plan a float model.
 
     Returns:
-        The model as it is, but in float32 where it was in half precision, the graph that gets its Q/DQ, and the plan for it.
+        The model as it is, but in float32 where it was in half precision, and without the tail that has no row for each image;
+        the graph that gets its Q/DQ, the plan for it, and the tail, None where there is none.
 
     Raises:
         MrecgError: the model or the settings do not do; what is wrong with a file has its path in the message.
@@ -49,9 +54,11 @@ def load_planned(model: onnx.ModelProto | str | Path, settings: PlanSettings) ->
     with collecting_seldom():
         original = load_model(model)
         with named(model):
-            original = in_float32(original)
+            original, tail = cut_off(in_float32(original))
             graph = editable_graph(original, settings)
-            return original, graph, make_plan(graph, settings)
+            if tail is not None:
+                _fit_opset(editable(tail.model), settings)  # it takes the opset of the whole file
+            return original, graph, make_plan(graph, settings), tail
 
 
 @contextlib.contextmanager

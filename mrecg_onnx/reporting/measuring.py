@@ -19,6 +19,7 @@ from mrecg_onnx.converters import load_model
 from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.converters.save import openable
 from mrecg_onnx.measures import Heads, prediction_output, two_axes
+from mrecg_onnx.planning import outputs_without_rows
 from mrecg_onnx.reporting.content import Picture, shown
 from mrecg_onnx.runtimes import describe, open_session, pad_batch, read_graph, run_outputs, run_padded
 from mrecg_onnx.runtimes import fixed_batch as batch_of
@@ -221,6 +222,8 @@ def _histogram(
 
 def _answers(fp32: Model, quantized: Model, data: Dataset, threads: int | None) -> Answers:
     """Both files at ONNX Runtime's default level on up to :data:`ANSWER_IMAGES` images."""
+    if outputs_without_rows(read_graph(fp32)):  # no class scores, and nothing that several images could be run for
+        return Answers(0, None, "", ())
     sessions = [open_session(model, threads=threads) for model in (fp32, _openable_form(quantized))]
     chosen = np.unique(np.linspace(0, len(data) - 1, min(len(data), ANSWER_IMAGES)).round().astype(int))
     until, held = time.monotonic() + ANSWER_SECONDS, list[tuple[int, dict[str, Array], dict[str, Array]]]()

@@ -4,6 +4,7 @@ from .layer_errors import LayerError, LayerErrors, float_form, measure_layers, w
 from .metadata import preprocess_of, source_sha256, stored_preprocess
 from .pairing import chosen_outputs
 from .results import Accuracy, ModelReport, ValidationResult
+from .rowless import require_metric
 from .validation import gain_warnings, validate
 from .written_layers import WrittenLayer, int8_form, layers_of, stored_bits
 
@@ -25,6 +26,7 @@ __all__ = [
     "measure_layers",
     "preprocess_of",
     "ranges_entry",
+    "require_metric",
     "source_sha256",
     "stored_bits",
     "stored_preprocess",

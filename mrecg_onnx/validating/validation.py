@@ -43,7 +43,6 @@ from mrecg_onnx.runtimes import (
     ratio_interval,
     read_graph,
     require_room,
-    run_padded,
     size_bytes,
     slower_here,
 )
@@ -52,6 +51,7 @@ from mrecg_onnx.validating.layer_errors import measure_layers
 from mrecg_onnx.validating.metadata import metadata_of, stored_preprocess
 from mrecg_onnx.validating.pairing import check_feeds, check_interface, check_source, chosen_outputs
 from mrecg_onnx.validating.results import Asked, ModelReport, ValidationResult
+from mrecg_onnx.validating.rowless import Rowless
 from mrecg_onnx.validating.scored import Scored
 from mrecg_onnx.validating.tally import Tally
 
@@ -107,7 +107,8 @@ def validate(
         limit: Use at most so many images, spread evenly.
         outputs: Names of the outputs to compare, all by default; the model's order is kept. Labels belong to the one that holds
             class scores, or to the first that is ``[N, classes]``.
-        batch_size: Images at a time, >= 1; a model's fixed batch goes before it.
+        batch_size: Images at a time, >= 1; a model's fixed batch goes before it, and one at a time where outputs have as many
+            rows as are found (NonMaxSuppression), of which ``metric`` alone tells anything.
         latency_batch: Images a timed run, >= 1; a model's fixed batch goes before it.
         repeats: Timed runs of each model; 0 leaves latency out.
         threads: ONNX Runtime's threads inside an operator, its own choice by default.
@@ -187,6 +188,8 @@ def _validate(
     }
     check_source(fp32, sessions, names)
     check_interface(sessions, names)
+    chosen = chosen_outputs(sessions["fp32"], outputs, names[0])
+    rowless = Rowless.of(fp32, chosen, metric, names[0])
     specs = input_specs(sessions["quantized"])
     notes: tuple[str, ...] = ()
     if isinstance(data, Dataset):
@@ -199,18 +202,18 @@ def _validate(
         dataset = open_validation(data, specs, preprocess, labels, limit, classes=metric is None)
 
     dataset = dataset.shard(workers.rank, workers.size) if workers.size > 1 else dataset
-    tally = Tally(names, dataset, chosen_outputs(sessions["fp32"], outputs, names[0]), Heads.of_model(read_graph(fp32)))
+    tally = Tally(names, dataset, rowless.others, Heads.of_model(read_graph(fp32)))
     watch = Watch(calibrated_ranges(metadata_of(sessions["quantized"]), quantized, names[1]))
-    scored = Scored.of(metric, names, dataset, tally.outputs, workers)
+    scored = Scored.of(metric, names, dataset, chosen, workers)
     rows = fixed_batch(sessions["fp32"]) or fixed_batch(sessions["quantized"]) or latency_batch
     timed = bool(repeats) or device != "cpu"
     if timed:
         require_room(specs, rows)
-    for feeds, indices in dataset.batches(batch_size):
+    for feeds, indices in dataset.batches(rowless.batch(batch_size)):
         watch.add(feeds)
-        made = [run_padded(session, feeds) for session in sessions.values()]
+        made = [rowless.run(session, feeds, name) for session, name in zip(sessions.values(), names, strict=True)]
         tally.add(indices, *made)
-        scored.add(indices, *made)
+        scored.add(indices, *map(rowless.scored, made))
         tally.keep_rows(feeds, rows if timed else 0)
         logger.info("validated %d of %d images", tally.images, len(dataset))
         if progress is not None:

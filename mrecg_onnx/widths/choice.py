@@ -18,8 +18,9 @@ from mrecg_onnx.measures import AnyMetric, Metric, metric_of
 from mrecg_onnx.planning import BitRule, make_plan
 from mrecg_onnx.preparation import Prepared
 from mrecg_onnx.provenance import metadata
+from mrecg_onnx.runtimes import describe
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.validating import validate
+from mrecg_onnx.validating import require_metric, validate
 from mrecg_onnx.widths.allocation import Allocation, Budget, allocate, average_budget, budgets_of, with_rules
 from mrecg_onnx.widths.costs import Costs, cost_images, measure_costs
 from mrecg_onnx.widths.drop_search import AVERAGES, Trial, measured_drop, search, tell_doubts
@@ -100,6 +101,7 @@ def choose_widths(run: Run, ready: Prepared, judge: Judge | None, make: Make[M])
         DataError: the drop cannot be measured on the judge's data.
     """
     if judge is not None:
+        require_metric(ready.source, judge.metric, describe(ready.source))
         return _within_drop(run, ready, judge, make)
     if not ready.settings.mixed:
         return Chosen(make(run, ready, None))
@@ -108,7 +110,9 @@ def choose_widths(run: Run, ready: Prepared, judge: Judge | None, make: Make[M])
         # The file's metadata will hold a rule for every layer.
         rules = tuple(BitRule(f"^{re.escape(x.name)}$", x.wbits, None) for x in ready.plan.quantized_layers)
         written = dataclasses.replace(ready.settings, bits=(*ready.settings.bits, *rules))
-        return PackedSize.planned(ready.graph, ready.network, ready.plan, metadata(ready, ready.plan, settings=written))
+        entries = metadata(ready, ready.plan, settings=written)
+        behind = ready.tail.model.ByteSize() if ready.tail is not None else 0
+        return PackedSize.planned(ready.graph, ready.network, ready.plan, entries, behind)
 
     with run.stage("allocate"):
         budgets = budgets_of(ready.plan, ready.settings, sizes)

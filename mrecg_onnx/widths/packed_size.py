@@ -48,7 +48,9 @@ class PackedSize:
     layers: Mapping[str, Mapping[int, int]]
 
     @classmethod
-    def planned(cls, graph: ir.Model, network: Network, plan: Plan, metadata: Mapping[str, str]) -> PackedSize:
+    def planned(
+        cls, graph: ir.Model, network: Network, plan: Plan, metadata: Mapping[str, str], behind: int = 0
+    ) -> PackedSize:
         """Sizes for a model that is not quantized yet.
 
         The file is made, and packed, with codes and scales of no meaning: codes that only INT8 holds, as everything else in a
@@ -59,6 +61,7 @@ class PackedSize:
             network: the same in torch.
             plan: its quantizers.
             metadata: what the file's will be.
+            behind: bytes of what is put behind the graph.
         """
         one, nought = torch.ones(()), torch.zeros(())
         activations = {a.name: Grid(one, nought, a.bits) for a in plan.activations}
@@ -72,7 +75,7 @@ class PackedSize:
         exported = export(graph, Simulation(network, plan, activations, weights), metadata)
         packed = contained(exported.model, "packed").model
         found = {layer.name: {bits: _bytes(layer, bits) for bits in STORED} for layer in plan.quantized_layers}
-        return cls(packed.ByteSize() + longest_entry() - sum(sizes[8] for sizes in found.values()), found)
+        return cls(behind + packed.ByteSize() + longest_entry() - sum(sizes[8] for sizes in found.values()), found)
 
     def total(self, widths: Mapping[str, int]) -> int:
         """Bytes of the file with ``widths`` by layer."""

@@ -63,6 +63,44 @@ def detector() -> onnx.ModelProto:
     return model
 
 
+_TAIL = """
+<ir_version: 9, opset_import: ["" : 17]>
+tail (float[N, 16, 4] boxes, float[N, 16, 2] scores) => (float[K, 4] found_boxes, float[K] found_scores, int64[K] found_labels)
+{
+    by_class = Transpose <perm = [0, 2, 1]> (scores)
+    most = Constant <value = int64[1] {20}> ()
+    overlap = Constant <value = float[1] {0.5}> ()
+    least = Constant <value = float[1] {0.3}> ()
+    chosen = NonMaxSuppression (boxes, by_class, most, overlap, least)
+    zero = Constant <value = int64[1] {0}> ()
+    first = Constant <value = int64[1] {1}> ()
+    second = Constant <value = int64[1] {2}> ()
+    third = Constant <value = int64[1] {3}> ()
+    which = Slice (chosen, second, third, first)
+    which_box = Squeeze (which, first)
+    label = Slice (chosen, first, second, first)
+    found_labels = Squeeze (label, first)
+    flat_boxes = Squeeze (boxes, zero)
+    found_boxes = Gather <axis = 0> (flat_boxes, which_box)
+    flat_scores = Squeeze (by_class, zero)
+    pairs = Concat <axis = 1> (label, which)
+    found_scores = GatherND (flat_scores, pairs)
+}
+"""
+
+
+def finished_detector(batch: int | str = 1) -> onnx.ModelProto:
+    """The detector with NonMaxSuppression behind it, as programs run it: image by image, as many boxes as there are."""
+    model, tail = detector(), onnx.parser.parse_model(_TAIL)
+    model.graph.node.extend(tail.graph.node)
+    del model.graph.output[:]
+    model.graph.output.extend(tail.graph.output)
+    if isinstance(batch, int):
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
 def write_scenes(folder: Path, count: int, *, side: int = 64) -> tuple[Path, Path, Path]:
     """Images of ``side`` pixels with red and blue cells: their folder, COCO's boxes (ids 3 and 8), and masks (1 and 2)."""
     random = np.random.default_rng(count)
