@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import json
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
 from typing import Any, TypeVar
 
-from mrecg_onnx.calibrating import ZeroqSettings
+from mrecg_onnx.calibrating import IMAGES, ZeroqSettings
 from mrecg_onnx.converters.choices import OneOf
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.text import did_you_mean
-from mrecg_onnx.data import PreprocessField
+from mrecg_onnx.data import IMAGENET_MEAN, IMAGENET_STD, RANGE_IMAGES, SAMPLES, UNIT_SCALE, PreprocessField
 from mrecg_onnx.finishing import FinishSettings
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.planning import BudgetSettings, PlanSettings
@@ -21,7 +22,7 @@ from mrecg_onnx.quantizers import RangeSettings
 from mrecg_onnx.rewriting import RewritingSettings
 from mrecg_onnx.targets import load_target
 
-__all__ = ["PRESETS", "Settings"]
+__all__ = ["PRESETS", "WITHOUT_OPTION", "Settings", "changed"]
 
 #: ``preset``: fields by how much time there is; what they reach and cost is in benchmarks/results/presets.md.
 PRESETS: dict[str, Mapping[str, Any]] = {
@@ -40,6 +41,12 @@ STORED_ORDER = (
     "lapq_images", "range_samples", "held_out", "window", "zeroq_iters", "stop", "finish", "symmetric_weights",
     "timeout",
 )  # fmt: skip
+
+#: Fields that no option of the command line writes: parts of the method, and the images for ranges, which follow ``samples``.
+WITHOUT_OPTION = frozenset({
+    "probe_fraction", "lr_rounding", "lr_scale", "knee", "learn_bias", "learn_weight_scales", "rounding_weight", "range_samples",
+    "held_out",
+})  # fmt: skip
 
 
 _Class = TypeVar("_Class", bound=type)
@@ -132,3 +139,45 @@ def _attributes() -> str:
 
 
 Settings.__doc__ = f"{inspect.cleandoc(Settings.__doc__ or '')}\n\nAttributes:\n{_attributes()}"
+
+
+def changed(settings: Mapping[str, Any], *, made: bool = False) -> dict[str, Any]:
+    """Those of ``settings`` that are not what their defaults come to, by field, as JSON gives them back.
+
+    A run fills in what was left to it, and a file holds what was used: the number of images, device, threads, kernels, and how
+    images became inputs. What may be the machine's or the model's own word is nobody's choice.
+
+    Args:
+        settings: as :meth:`Settings.to_json` or a file's metadata have them.
+        made: calibration images were made, of which there are fewer by default.
+    """
+    default: dict[str, Any] = json.loads(json.dumps(Settings().to_json()))
+    plain: dict[str, Any] = json.loads(json.dumps({name: settings[name] for name in settings if name in default}))
+    left = {name for name, value in plain.items() if value == default[name]} | _filled(plain, made=made)
+    return {name: value for name, value in plain.items() if name not in left}
+
+
+def _filled(plain: Mapping[str, Any], *, made: bool) -> set[str]:
+    """Fields that have what a run fills in."""
+    samples, ranges, usual = plain.get("samples"), plain.get("range_samples"), IMAGES if made else SAMPLES
+    found = {"device"}
+    if samples == usual and ranges != samples:  # who says how many says it for ranges, too
+        found.add("samples")
+    if ranges == (RANGE_IMAGES if "samples" in found else samples):
+        found.add("range_samples")
+    if plain.get("compile") != "auto":  # as it was used, and so are the threads
+        found.add("threads")
+    if plain.get("compile") == "off" or plain.get("device") == "cuda":
+        found.add("compile")
+    if _is_usual(plain.get("preprocess")):
+        found.add("preprocess")
+    return found
+
+
+def _is_usual(preprocess: Any) -> bool:
+    """Whether a model of three channels and its images come to this without a word."""
+    if not isinstance(preprocess, dict):
+        return False
+    usual = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD), "scale": UNIT_SCALE, "color": "rgb"}
+    usual |= {"resize": None, "interpolation": "bilinear"}
+    return all(preprocess.get(name, "") == value for name, value in usual.items())

@@ -8,8 +8,8 @@ from .kept_grids import recalled_activation_grids, recalled_nearest_weights
 from .nearest_rounding import nearest_weights
 from .pixel_ties import off_ties
 from .sensitivity import Sensitivity, measure_sensitivity
-from .settings import ZeroqSettings
-from .zeroq import IMAGES, make_images
+from .settings import IMAGES, ZeroqSettings
+from .zeroq import make_images
 
 __all__ = [
     "IMAGES",

@@ -8,7 +8,10 @@ from typing import Annotated
 from mrecg_onnx.converters.choices import AtLeast
 from mrecg_onnx.data import DataSettings, PreprocessField
 
-__all__ = ["ZeroqSettings"]
+__all__ = ["IMAGES", "ZeroqSettings"]
+
+#: Images that are made where the user does not say how many.
+IMAGES = 256
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mrecg_onnx.calibrating.settings import IMAGES
 from mrecg_onnx.converters import normalize, to_torch
 from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.converters.files import require_regular, writing_whole
@@ -40,12 +41,10 @@ if TYPE_CHECKING:
 
     from mrecg_onnx.calibrating.settings import ZeroqSettings
 
-__all__ = ["IMAGES", "SyntheticDataset", "make_images"]
+__all__ = ["SyntheticDataset", "make_images"]
 
 logger = logging.getLogger(__name__)
 
-#: Images made where the user does not say how many.
-IMAGES = 256
 #: Adam's rate in standard deviations of a pixel, its floor, and iterations without gain before it falls to a tenth.
 RATE, LEAST_RATE, PATIENCE = 0.5, 1e-4, 50
 #: Added to variances under a root: its slope at 0 is infinite.

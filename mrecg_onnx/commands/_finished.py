@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mrecg_onnx.commands._sections import FIELDS
 from mrecg_onnx.commands._tables import grid, rows, width
 from mrecg_onnx.converters.text import bounded
 from mrecg_onnx.machine import byte_size
-from mrecg_onnx.settings import Settings
+from mrecg_onnx.settings import changed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from rich.console import RenderableType
 
     from mrecg_onnx.inspecting import FinishedFile
 
-__all__ = ["finished_tables", "own_settings"]
+__all__ = ["finished_tables"]
 
 # Characters shown of what a file says as text: a SHA-256 has 64.
 _LONGEST = 80
@@ -27,16 +26,11 @@ _LONGEST = 80
 _ELSEWHERE = frozenset({"preprocess", "wbits", "abits", "method", "target", "container"})
 
 
-def own_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a file's settings that are not the defaults, by field."""
-    default = json.loads(json.dumps(Settings().to_json()))
-    return {name: value for name, value in settings.items() if name in default and value != default[name]}
-
-
 def finished_tables(found: FinishedFile) -> Iterator[RenderableType]:
     """What it is, its layers, its activations and the units it was learned in."""
     integer = [layer for layer in found.layers if not layer.in_float]
-    others = {name: value for name, value in own_settings(found.settings).items() if name not in _ELSEWHERE}
+    own = changed(found.settings, made=found.origin is not None)
+    others = {name: value for name, value in own.items() if name not in _ELSEWHERE}
     yield grid(
         {
             "file": f"{found.name}, {byte_size(found.size_bytes)}, opset {found.opset}",

@@ -54,12 +54,15 @@ def report_command(
     """  # noqa: D301 - click wants the character, not backslash and b
     with guarded(debug=debug, writes=[out]):
         with loading():
+            from mrecg_onnx.converters import load_model
             from mrecg_onnx.inspecting import inspect_result
             from mrecg_onnx.reporting import report, require_packages
+            from mrecg_onnx.runtimes import specs_of
 
         require_packages()
         check_writes({"--output": out}, [quantized, *([against] if against is not None else [])])
         found = inspect_result(quantized)
+        specs = specs_of(load_model(quantized), str(quantized))
         given = preprocess_from(options, lambda: stored_or_beside(against, quantized))
         report(
             quantized,
@@ -70,6 +73,6 @@ def report_command(
             preprocess=given,
             limit=options["limit"],
             metric=metric_from(options),
-            command=stored_command(found.settings, found.target, found.container, quantize_command),
+            command=stored_command(found, quantize_command, model=str(against or "MODEL.onnx"), specs=specs),
         )
         say(f"page           {out}", err=False)

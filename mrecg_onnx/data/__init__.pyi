@@ -5,9 +5,18 @@ from .frozen import Frozen, freeze
 from .inputs import InputSpec
 from .labels import NO_LABELS, check_classes
 from .opening import ZEROQ, holds_images, open_calibration, open_validation
-from .preprocess import COLORS, IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, LAYOUTS, NO_RESIZE, Preprocess
-from .profiles import PreprocessField, beside, for_images, profile, require_numbers
-from .settings import DataSettings
+from .preprocess import (
+    COLORS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    INTERPOLATIONS,
+    LAYOUTS,
+    NO_RESIZE,
+    UNIT_SCALE,
+    Preprocess,
+)
+from .profiles import PROFILES, PreprocessField, beside, for_images, profile, require_numbers
+from .settings import RANGE_IMAGES, SAMPLES, DataSettings
 from .sources import Data, Given, Labels, Samples, Source, given
 
 __all__ = [
@@ -20,6 +29,10 @@ __all__ = [
     "LAYOUTS",
     "NO_LABELS",
     "NO_RESIZE",
+    "PROFILES",
+    "RANGE_IMAGES",
+    "SAMPLES",
+    "UNIT_SCALE",
     "ZEROQ",
     "Data",
     "DataSettings",

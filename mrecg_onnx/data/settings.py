@@ -8,7 +8,7 @@ from typing import Annotated
 from mrecg_onnx.converters.choices import AtLeast, Between, SettingsGroup
 from mrecg_onnx.data.profiles import PreprocessField
 
-__all__ = ["DataSettings"]
+__all__ = ["RANGE_IMAGES", "SAMPLES", "DataSettings"]
 
 #: Calibration images used at most where the user does not say.
 SAMPLES = 1024

@@ -9,7 +9,7 @@ from mrecg_onnx.comparing import table
 from mrecg_onnx.machine import points
 from mrecg_onnx.reporting.content import Cell, Column, Fact, Page, Section, Table, shown
 from mrecg_onnx.reporting.figures import draw_dots
-from mrecg_onnx.reporting.pages import defaults, heat_map, page_environment, plain
+from mrecg_onnx.reporting.pages import heat_map, page_environment
 from mrecg_onnx.reporting.sections import duration, interval, percent, settings_section, size
 from mrecg_onnx.runtimes import describe, size_bytes
 
@@ -69,7 +69,7 @@ def comparison_page(result: Comparison, *, command: str = "") -> Page:
     lead = f"{'Values' if metric is not None or not dashed else 'Dots with 95 % intervals'}{dashed}. All on the same images."
     sections = (
         Section("cells", "Methods and widths", lead, [figure, _cells(result)]),
-        settings_section(plain(result.to_json()["settings"]), defaults()),
+        settings_section(result.to_json()["settings"]),
     )
     failed = tuple(f"{cell.name} failed: {cell.error}" for cell in result.failed)
     title = f"{shown(result.model.stem, 60)}: methods compared"
@@ -149,7 +149,7 @@ def ranking_page(found: Ranking, model: str | Path, *, command: str = "") -> Pag
         )
         lead = "More bits for the most sensitive, one at a time, rounded to nearest."
         sections.append(Section("suggestions", "What more bits bring back", lead, [Table(columns, tried)]))
-    sections.append(settings_section(plain(settings.to_json()), defaults()))
+    sections.append(settings_section(settings.to_json()))
     skipped = (f"{len(found.skipped)} images could not be read",) if found.skipped else ()
     where = describe(model)
     title = shown(where.replace("\\", "/").rsplit("/", 1)[-1], 80)

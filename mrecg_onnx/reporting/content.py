@@ -116,9 +116,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Names with values; those that are marked are not the defaults."""
+    """Names with values, under a heading where there is one; those that are marked are not the defaults."""
 
     rows: tuple[tuple[str, str, bool], ...]
+    title: str = ""
     kind: str = "pairs"
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mrecg_onnx.comparing import environment
 from mrecg_onnx.machine import milliseconds, points
@@ -26,7 +25,6 @@ from mrecg_onnx.reporting.sections import (
     units_section,
 )
 from mrecg_onnx.runtimes import size_bytes
-from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,24 +36,12 @@ if TYPE_CHECKING:
     from mrecg_onnx.validating import LayerErrors, ValidationResult, WrittenLayer
 
 __all__ = [
-    "defaults",
     "finished_page",
     "heat_map",
     "page_environment",
-    "plain",
     "quantization_page",
     "validation_page",
 ]
-
-
-def defaults() -> dict[str, Any]:
-    """Of all settings, as JSON gives them back."""
-    return dict(json.loads(json.dumps(Settings().to_json())))
-
-
-def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON gives them back."""
-    return dict(json.loads(json.dumps(dict(settings))))
 
 
 def _answers_fact(found: Measured) -> Fact:
@@ -113,7 +99,7 @@ def quantization_page(
         *([histogram_section(measured), answers_section(measured)] if measured is not None else []),
         units_section(plan, learned is not None),
         *_sensitivities(result),
-        settings_section(plain(settings.to_json()), defaults()),
+        settings_section(settings.to_json(), made=result.origin is not None),
     ]
     widths = "mixed" if settings.mixed else f"W{settings.wbits}A{settings.abits}"
     lead = (
@@ -387,7 +373,7 @@ def finished_page(
         layers_section(found.layers, measured.layers if measured is not None else errors, None, number),
         *([histogram_section(measured), answers_section(measured)] if measured is not None else []),
         file_units_section(found.units, {layer.name: layer for layer in found.layers}),
-        settings_section(found.settings, defaults()),
+        settings_section(found.settings, made=found.origin is not None),
     ]
     return Page(
         shown(Path(found.name).name, 80),

@@ -20,6 +20,7 @@ from mrecg_onnx.reporting.content import (
     shown,
 )
 from mrecg_onnx.reporting.figures import draw_curve, draw_graph, draw_histogram, draw_profile
+from mrecg_onnx.settings import WITHOUT_OPTION, changed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -345,11 +346,19 @@ def answers_section(found: Measured) -> Section:
     return Section("images", "Where they differ", lead, [Pictures(answers.pictures)] if answers.pictures else [])
 
 
-def settings_section(settings: Mapping[str, Any], default: Mapping[str, Any]) -> Section:
-    """All settings, those that are not the defaults marked and first."""
-    rows = [(name, _text(value), name in default and value != default[name]) for name, value in settings.items()]
-    rows.sort(key=lambda row: not row[2])
-    return Section("settings", "Settings", "What differs from the defaults comes first.", [Pairs(tuple(rows))])
+def settings_section(settings: Mapping[str, Any], *, made: bool = False) -> Section:
+    """All settings, those that are not what the defaults come to marked and first; parts of the method stand apart.
+
+    Args:
+        settings: by field.
+        made: calibration images were made.
+    """
+    own = changed(settings, made=made)
+    rows = sorted(((name, _text(value), name in own) for name, value in settings.items()), key=lambda row: not row[2])
+    chosen = Pairs(tuple(row for row in rows if row[0] not in WITHOUT_OPTION))
+    parts = Pairs(tuple(row for row in rows if row[0] in WITHOUT_OPTION), "No option: parts of the method")
+    lead = "What differs from the defaults comes first."
+    return Section("settings", "Settings", lead, [part for part in (chosen, parts) if part.rows])
 
 
 def _text(value: Any) -> str:

@@ -58,6 +58,7 @@ def page_text(page: Page) -> str:
     room = Environment(autoescape=True, undefined=StrictUndefined, finalize=_plain, trim_blocks=True)
     room.filters["trusted"] = Markup
     room.filters["breakable"] = _breakable
+    room.filters["lines"] = _lines
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     drawn = room.from_string(template)
     while True:
@@ -98,6 +99,13 @@ def _breakable(text: str) -> Markup:
 
     parts = re.split(r"(?<=[/._])(?=[^/._])", printable(text))
     return Markup("<wbr>").join(escape(part) for part in parts)
+
+
+def _lines(text: str) -> Markup:
+    """A text of several lines."""
+    from markupsafe import Markup, escape  # noqa: PLC0415
+
+    return Markup("\n").join(escape(printable(line)) for line in text.split("\n"))
 
 
 def _plain(value: object) -> object:
