@@ -62,7 +62,7 @@ def normalize(model: onnx.ModelProto, *, keep_batchnorm: bool = False, free: boo
 
     Constants are initializers; functions are inlined; Identity and Dropout are gone; shape arithmetic is folded where
     it is constant; Transposes that undo each other are gone; BatchNormalization is in the Conv in front or behind, or a
-    depthwise Conv of its own; a mean over the spatial axes is GlobalAveragePool; clamps of two nodes are one Clip; an
+    depthwise Conv of its own; a mean over the spatial axes is GlobalAveragePool; clamps in a row are one; an
     AveragePool has the pads that count in
     front; MatMul + Add is Gemm, or with more than two axes a
     MatMul whose third input is the bias, which is no ONNX and which the exporter takes apart again. In- and outputs with

@@ -27,7 +27,7 @@ def fuse_clamps(model: ir.Model) -> ir.Model:
        between the two.
 
     The one takes over the name of the last node and of its output. Two of them in front of a quantizer are more than a matter of
-    taste: ONNX Runtime below 1.31 drops both, and does not open the file then ("two nodes with same node name").
+    taste: ONNX Runtime below 1.31 drops both, and does not open the file then (``findings/ort_two_clamps_same_node_name.sh``).
     """
     for node in list(model.graph):
         outer = _clamp(node)
