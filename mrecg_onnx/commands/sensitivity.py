@@ -32,7 +32,7 @@ from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.machine import points
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from rich.console import RenderableType
@@ -91,7 +91,7 @@ def sensitivity_command(
     """Rank the layers of MODEL by what their quantization costs.
 
     Weights and activations are quantized one at a time, to every width from 2 to 8 bits (rounding is learned for a few
-    iterations where the method learns). For the worst ones more bits are tried, and what that brings back is shown.
+    iterations where the method learns). For the worst ones more bits, or float, are tried, and what that brings back is shown.
 
     \b
     mrecg-onnx sensitivity model.onnx --calib images/
@@ -119,16 +119,16 @@ def sensitivity_command(
             write_json(found.to_json(), json_file)
         if report_file is not None:
             report_ranking(found, report_file, command=given_command(ctx))
-        show(*_tables(found, names))
+        show(*_tables(found, names, top))
 
 
-def _tables(found: Ranking, names: Names) -> Iterator[RenderableType]:
+def _tables(found: Ranking, names: Names, top: int) -> Iterator[RenderableType]:
     settings = found.settings
     yield grid(
         {
             "quantized": f"W{settings.wbits}A{settings.abits}, rounded to nearest: {_worth(found, found.quality)}",
             "float": _worth(found, found.float_quality) if found.labelled or found.metric is not None else "",
-            "images": f"{found.images}, {'labelled' if found.labelled else 'no labels: agreement with the float network'}",
+            "images": _images(found),
             "skipped": found.skipped,
             "preprocessing": settings.preprocess.describe() if settings.preprocess.source is not None else "",
         }
@@ -136,12 +136,48 @@ def _tables(found: Ranking, names: Names) -> Iterator[RenderableType]:
     yield _ranked(found, names)
     if found.suggestions:
         yield _suggestions(found)
+    yield grid({"together": _together(found), "suggestions": _none(found, top)})
+
+
+def _images(found: Ranking) -> str:
+    """How many of how many, and what they are worth something by."""
+    known = found.available is not None and found.available > found.images
+    count = f"{found.images} of {found.available}" if known else str(found.images)
+    if found.metric is not None:
+        return f"{count}, {'with' if found.targets else 'without'} targets for {found.metric.name}"
+    if found.quality.top1 is not None:
+        return f"{count}, labelled"
+    labels = "labelled" if found.labelled else "no labels"
+    if found.quality.agreement is not None:
+        return f"{count}, {labels}: agreement with the float network"
+    return f"{count}, {labels}, no class scores: error of the outputs against the float network"
+
+
+def _together(found: Ranking) -> str:
+    """Why suggestions that help alone are not offered all at once."""
+    if found.together is None or found.helps:
+        return ""
+    gain = _gain(found, found.together)
+    return (
+        f"those that help alone bring back nothing ({gain}): what each brings may be the noise of {found.images} images"
+    )
+
+
+def _none(found: Ranking, top: int) -> str:
+    """Why there are none."""
+    if found.suggestions or top == 0:
+        return ""
+    return "none: no option gives what is quantized more bits, or leaves it in float"
 
 
 def _ranked(found: Ranking, names: Names) -> RenderableType:
-    widths = list(found.ranked[0].losses) if found.ranked else []
+    widths = sorted({width for entry in found.ranked for width in entry.losses})
+
+    def losses(by_width: Mapping[int, float]) -> list[str]:
+        return [f"{by_width[w]:.2g}" if w in by_width else "" for w in widths]
+
     content = [
-        [str(i + 1), names(entry.name), entry.kind, str(entry.bits), *(f"{entry.losses[w]:.2g}" for w in widths)]
+        [str(i + 1), names(entry.name), entry.kind, str(entry.bits), *losses(entry.losses)]
         for i, entry in enumerate(found.ranked[: None if asked(VERBOSE) else SHOWN])
     ]
     if len(content) < len(found.ranked):
@@ -154,9 +190,9 @@ def _suggestions(found: Ranking) -> RenderableType:
     content = [
         [f"{s.option} '{s.value}'", _worth(found, s.quality), _gain(found, s.quality)] for s in found.suggestions
     ]
-    if found.together is not None:
+    if found.together is not None and found.helps:
         content.append(["all that help", _worth(found, found.together), _gain(found, found.together)])
-    title = "what more bits bring back, one at a time, rounded to nearest"
+    title = "what more bits, or float, bring back, one at a time, rounded to nearest"
     return rows(title, ["option of quantize", "then", "brings back"], content, left=(0, 1))
 
 

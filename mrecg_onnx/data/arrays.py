@@ -51,8 +51,9 @@ class ArrayDataset(Dataset):
                     )
             rows.append(next(iter(arrays.values())).shape[0])
         self._ends = np.cumsum(rows)
-        self._chosen = pick(int(self._ends[-1]), samples, seed)
-        self._most = len(self._chosen) * HOLDING >= int(self._ends[-1])
+        self.total = int(self._ends[-1])
+        self._chosen = pick(self.total, samples, seed)
+        self._most = len(self._chosen) * HOLDING >= self.total
 
     def __len__(self) -> int:
         return len(self._chosen)

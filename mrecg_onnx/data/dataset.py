@@ -48,9 +48,11 @@ class Dataset(ABC):
         labels_source: where they come from, for messages.
         preprocess: what is done to images, resolved for the model; None for arrays.
         targets: what outputs are held against as it was given, one a sample, where it came with the samples in Python.
+        total: how many samples there were to choose from; None where only reading them to the end would tell.
         origin: how the data were made, as plain JSON data, where no camera took them; None for files.
     """
 
+    total: int | None = None
     origin: dict[str, Any] | None = None
 
     def __init__(

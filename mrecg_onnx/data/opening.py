@@ -223,6 +223,7 @@ def _images(
     again = None if how.labelled else KeptPixels()
     kept = None if labels is None or isinstance(labels, Targets) else labels[chosen]
     images = ImageDataset(inputs[0], [files[i] for i in chosen], kept, preprocess, again)
+    images.total = len(files)
     if isinstance(labels, Targets):
         images.targets = labels.picked(chosen, images.resolved)
     return images
@@ -308,7 +309,10 @@ def _open_whole(source: Whole, inputs: Sequence[InputSpec], how: _Opening) -> Da
     if targets is None and how.with_labels:
         own = source.targets if source.targets is not None else target_in(source.arrays, inputs)
         targets = targets_of(own, total, str(source), batch=True, whole=True)
-    return MemoryDataset(inputs, arrays, chosen, None if targets is None else [targets[i] for i in chosen], str(source))
+    kept = None if targets is None else [targets[i] for i in chosen]
+    dataset = MemoryDataset(inputs, arrays, chosen, kept, str(source))
+    dataset.total = total
+    return dataset
 
 
 def _open_indexed(source: Indexed, sampler: Sampler, how: _Opening) -> Dataset:
@@ -316,6 +320,7 @@ def _open_indexed(source: Indexed, sampler: Sampler, how: _Opening) -> Dataset:
     chosen = pick(source.count, how.samples, how.seed)
     targets = how.handed(source.count, source)
     dataset = IndexedDataset(source, sampler, chosen, labelled=how.with_labels and targets is None)
+    dataset.total = source.count
     if targets is not None:
         dataset.label([targets[i] for i in chosen])
     return dataset

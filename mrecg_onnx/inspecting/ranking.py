@@ -1,4 +1,4 @@
-"""Which layers and tensors a model's accuracy hangs on, the loss of each at every width, and what more bits would bring back.
+"""Which layers and tensors a model's accuracy hangs on, the loss of each at every width, and what more bits or float bring back.
 
 Losses are those of the bit allocation (:mod:`mrecg_onnx.widths.costs`): one quantizer alone, all else float. What a
 suggestion brings back is measured on the whole network quantized as the settings say, rounded to nearest: with the
@@ -8,23 +8,22 @@ suggestion and without it.
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from mrecg_onnx.calibrating import nearest_weights
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.results import Pictured
 from mrecg_onnx.data import Data, Labels, Source, check_classes, given, open_validation
+from mrecg_onnx.inspecting.suggesting import possible, suggested, variant
 from mrecg_onnx.machine import Run, full_precision
 from mrecg_onnx.measures import Heads, Metric, Scorer, metric_of, output_error, prediction_output, two_axes
 from mrecg_onnx.network import Simulation, forward_batches
-from mrecg_onnx.planning import BitRule, Plan, make_plan, told_cut
-from mrecg_onnx.preparation import Prepared, calibrate, prepare, search_grids
+from mrecg_onnx.planning import Plan, told_cut
+from mrecg_onnx.preparation import Prepared, calibrate, prepare
 from mrecg_onnx.progress import Clock, told
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.widths import IMAGES, WIDTHS, cost_images, measure_costs
@@ -41,22 +40,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Quality", "Ranked", "Ranking", "Suggestion", "sensitivity"]
 
-#: A layer whose loss at 8 bits is more than this share of what it is now has to stay in float to come back.
-FLOAT_FROM = 0.5
 #: Layers and tensors, and suggestions, that ``print`` shows.
 SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Weights of a layer, or a tensor that layers read.
+    """Weights of a layer, or a tensor that has a quantizer.
 
     Attributes:
         name: node name of the layer, or the tensor.
         kind: "weights" or "activations".
         bits: width under the settings.
-        layers: the layer, or those that read the tensor.
-        losses: task loss (:mod:`mrecg_onnx.measures.task`) by width with this one alone quantized.
+        layers: the layer, or those that read the tensor; none of one that other ops read alone, or that makes an output.
+        losses: task loss (:mod:`mrecg_onnx.measures.task`) by width with this one alone quantized; for a tensor that no layer
+            reads only at the width it has: no option gives it another one.
     """
 
     name: str
@@ -90,12 +88,17 @@ class Quality:
     lower_is_better: bool = False
 
     @property
-    def order(self) -> tuple[float, float]:
-        """Grows as the network gets better: what a user has first, the error where that is equal."""
+    def worth(self) -> float:
+        """Grows as the network gets better, by what a user is shown: the metric, top-1, agreement or the outputs' error."""
         if self.score is not None:
-            return (-self.score if self.lower_is_better else self.score), -self.error
+            return -self.score if self.lower_is_better else self.score
         first = self.top1 if self.top1 is not None else self.agreement
-        return (first if first is not None else 0.0, -self.error)
+        return first if first is not None else -self.error
+
+    @property
+    def order(self) -> tuple[float, float]:
+        """Likewise, and by the error where that is equal."""
+        return self.worth, -self.error
 
 
 @dataclass(frozen=True)
@@ -117,14 +120,16 @@ class Ranking(Pictured):
     Attributes:
         settings: what the network was quantized for.
         images: how many the qualities were measured on.
-        labelled: they have labels.
+        labelled: they have labels, which are classes.
         float_quality: the float network.
         quality: quantized as the settings say.
         ranked: the most sensitive first.
         suggestions: for the first of them, each alone; what brings back most comes first.
-        together: all suggestions at once that bring something back; None where there are none.
+        together: all suggestions at once that bring something back alone; None where there are none.
         skipped: images that could not be read, with the reason.
         metric: what suggestions are measured by; None for top-1, or agreement.
+        targets: the images have what a metric holds outputs against; False without a metric.
+        available: images that there were to choose from; None where nobody knows.
         source: the float model, as it was given; not in :meth:`to_json`.
     """
 
@@ -138,7 +143,14 @@ class Ranking(Pictured):
     together: Quality | None
     skipped: tuple[str, ...] = ()
     metric: Metric | None = None
+    targets: bool = False
+    available: int | None = None
     source: onnx.ModelProto | str | Path | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def helps(self) -> bool:
+        """Suggestions that help alone help together, too; where they do not, what they bring may be the noise of few images."""
+        return self.together is not None and self.together.worth > self.quality.worth
 
     def __str__(self) -> str:
         """What the network is worth, the most sensitive layers and tensors, and what helps most."""
@@ -184,7 +196,7 @@ def sensitivity(
     metric: AnyMetric = None,
     progress: Report | None = None,
 ) -> Ranking:
-    """Rank layers and tensors of a float model by what their quantization costs, and try more bits for the first ones.
+    """Rank layers and tensors of a float model by what their quantization costs, and try more bits, or float, for the first ones.
 
     Args:
         model: the float model; not changed.
@@ -222,23 +234,32 @@ def sensitivity(
             cost_images(ready.dataset),
             settings,
             layers=dict.fromkeys(weights, WIDTHS),
-            tensors={n: sorted({*WIDTHS, bits[n]}) for n in tensors},
+            tensors={n: sorted({*WIDTHS, bits[n]}) if readers else [bits[n]] for n, readers in tensors.items()},
             dataset=ready.ranging,
         )
     found = [Ranked(n, "weights", plan.layer(n).wbits, (n,), costs.weights[n]) for n in weights]
     found += [Ranked(n, "activations", bits[n], readers, costs.tensors[n]) for n, readers in tensors.items()]
     found.sort(key=lambda r: r.loss, reverse=True)
     with clock.stage("suggestions"):
-        judge = _Judge(ready, *_images(ready, measured_on, labels, limit, classes=wanted_metric is None), wanted_metric)
+        judge = _Judge(ready, _images(ready, measured_on, labels, limit, classes=wanted_metric is None), wanted_metric)
         simulation = calibrate(ready.network, plan, ready.data, settings, ready.ranging)
-        wanted = [_suggested(r) for r in found if r.bits < max(WIDTHS)][:top]
+        wanted: dict[tuple[str, str], None] = {}  # weights of a layer and what it alone reads may have the same
+        for entry in (r for r in found if r.bits <= max(WIDTHS)):
+            if len(wanted) < top:
+                wanted.update(
+                    dict.fromkeys(suggested(ready, entry.name, entry.kind, entry.layers, entry.losses, entry.bits))
+                )
         suggestions = []
-        for option, value in told(wanted, "suggestions"):
-            alone = judge.quality(_variant(ready, simulation, [(option, value)]))
+        for option, value in told(list(wanted), "suggestions"):
+            alone = judge.quality(variant(ready, simulation, [(option, value)]))
             suggestions.append(Suggestion(option, value, alone))
         quality = judge.quality(simulation)
         suggestions.sort(key=lambda s: s.quality.order, reverse=True)
-        helpful = [(s.option, s.value) for s in suggestions if s.quality.order > quality.order]
+        helpful: list[tuple[str, str]] = []
+        for one in (s for s in suggestions if s.quality.order > quality.order):
+            # All of them might leave no layer to quantize.
+            if possible(ready, [*helpful, (one.option, one.value)]) is not None:
+                helpful.append((one.option, one.value))
         return Ranking(
             settings=settings,
             images=judge.count,
@@ -247,57 +268,48 @@ def sensitivity(
             quality=quality,
             ranked=tuple(found),
             suggestions=tuple(suggestions),
-            together=judge.quality(_variant(ready, simulation, helpful)) if helpful else None,
+            together=judge.quality(variant(ready, simulation, helpful)) if helpful else None,
             skipped=tuple(f"{path} ({reason})" for path, reason in ready.dataset.skipped),
             metric=wanted_metric,
+            targets=wanted_metric is not None and judge.targets is not None,
+            available=judge.available,
             source=model,
         )
 
 
 def _candidates(plan: Plan) -> tuple[list[str], dict[str, tuple[str, ...]]]:
-    """Layers with quantized weights, and the quantizers that they read with their readers."""
-    tensors = {}
-    for quantizer in plan.activations:
-        readers = plan.readers(quantizer)
-        if readers:
-            tensors[quantizer.name] = tuple(x.name for x in readers)
+    """Layers with quantized weights, and all quantizers of activations with the layers that read them."""
+    tensors = {quantizer.name: tuple(x.name for x in plan.readers(quantizer)) for quantizer in plan.activations}
     return [x.name for x in plan.quantized_layers], tensors
 
 
-def _suggested(entry: Ranked) -> tuple[str, str]:
-    """The option that gives ``entry`` more bits, or leaves it in float where 8 would not help."""
-    names = [re.escape(n) for n in entry.layers]
-    pattern = f"^{names[0]}$" if len(names) == 1 else f"^({'|'.join(names)})$"
-    if entry.losses[8] > FLOAT_FROM * entry.loss:
-        return "--exclude", pattern
-    return "--bits", f"{pattern}={'W' if entry.kind == 'weights' else 'A'}8"
+@dataclass(frozen=True)
+class _Images:
+    """What networks are measured on.
+
+    Attributes:
+        data: inputs by name, [N, ...].
+        labels: classes, where there are any.
+        source: where those are from.
+        handed: they came from Python.
+        targets: what a metric is given.
+        available: images that there were to choose from.
+    """
+
+    data: dict[str, Tensor]
+    labels: npt.NDArray[np.int64] | None = None
+    source: str = ""
+    handed: bool = False
+    targets: list[Any] | None = None
+    available: int | None = None
 
 
-def _variant(ready: Prepared, simulation: Simulation, options: Sequence[tuple[str, str]]) -> Simulation:
-    """``simulation`` under further options; what they do not touch keeps its grids and codes."""
-    settings = dataclasses.replace(
-        ready.settings,
-        bits=(*ready.settings.bits, *(BitRule.parse(v) for o, v in options if o == "--bits")),
-        exclude=(*ready.settings.exclude, *(v for o, v in options if o == "--exclude")),
-    )
-    plan = make_plan(ready.graph, settings)
-    known = {a.name: a for a in ready.plan.activations}
-    changed = [a.name for a in plan.activations if a.name not in known or known[a.name].bits != a.bits]
-    grids = search_grids(ready.network, plan, ready.data, settings, changed, ready.ranging) if changed else {}
-    names = {a.name for a in plan.activations}
-    activations = {n: grid for n, grid in (simulation.activations | grids).items() if n in names}
-    layers = plan.quantized_layers
-    again = [x for x in layers if x.wbits != ready.plan.layer(x.name).wbits]
-    weights = {x.name: simulation.weights[x.name] for x in layers} | nearest_weights(ready.network, again)
-    return Simulation(ready.network, plan, activations, weights)
-
-
-def _images(
-    ready: Prepared, data: Source | None, labels: Labels | None, limit: int, *, classes: bool
-) -> tuple[dict[str, Tensor], npt.NDArray[np.int64] | None, str, bool, list[Any] | None]:
-    """Inputs to measure on, labels where there are any, where those are from, whether from Python, and what a metric is given."""
+def _images(ready: Prepared, data: Source | None, labels: Labels | None, limit: int, *, classes: bool) -> _Images:
+    """At most ``limit`` of ``data``, or of the calibration images."""
     if data is None:
-        return {n: torch.from_numpy(x) for n, x in ready.dataset.load(limit).items()}, None, "", False, None
+        own = ready.dataset
+        loaded = {n: torch.from_numpy(x) for n, x in own.load(limit).items()}
+        return _Images(loaded, available=len(own) if own.total is None else own.total)
     inputs, preprocess = list(ready.dataset.inputs), ready.settings.preprocess
     dataset = open_validation(data, inputs, preprocess, labels, limit, classes=classes)
     parts: list[Mapping[str, npt.NDArray[Any]]] = []
@@ -312,33 +324,25 @@ def _images(
     found = {n: torch.from_numpy(np.concatenate([p[n] for p in parts])) for n in parts[0]}
     known = dataset.labels[np.concatenate(rows)] if dataset.labels is not None else None
     wanted = None if any(t is None for t in targets) else [one for t in targets for one in t or ()]
-    return found, known, dataset.labels_source, dataset.labels_handed, wanted
+    return _Images(found, known, dataset.labels_source, dataset.labels_handed, wanted, dataset.total)
 
 
 class _Judge:
     """Measures networks on the same images."""
 
-    def __init__(
-        self,
-        ready: Prepared,
-        data: dict[str, Tensor],
-        labels: npt.NDArray[np.int64] | None,
-        source: str,
-        handed: bool,
-        targets: list[Any] | None,
-        metric: Metric | None,
-    ) -> None:
-        self.network, self.data, self.labels, self.targets, self.metric = ready.network, data, labels, targets, metric
-        self.count = len(next(iter(data.values())))
+    def __init__(self, ready: Prepared, images: _Images, metric: Metric | None) -> None:
+        self.network, self.metric = ready.network, metric
+        self.data, self.labels, self.targets = images.data, images.labels, images.targets
+        self.count, self.available = len(next(iter(images.data.values()))), images.available
         self.reference = self._run(None)
         arrays = {n: x.cpu().numpy() for n, x in self.reference.items()}
-        self.scores = prediction_output(arrays, Heads.of_network(self.network, data))
+        self.scores = prediction_output(arrays, Heads.of_network(self.network, self.data))
+        labels = self.labels
         if labels is not None and self.scores is None:
             self.scores = next((n for n, x in arrays.items() if two_axes(x) is not None), None)
         if labels is not None and self.scores is not None:
-            check_classes(
-                labels, arrays[self.scores].shape[1], self.scores, source, lambda i: f"image {i}", handed=handed
-            )
+            classes = arrays[self.scores].shape[1]
+            check_classes(labels, classes, self.scores, images.source, lambda i: f"image {i}", handed=images.handed)
 
     def _run(self, simulation: Simulation | None) -> dict[str, Tensor]:
         parts: list[dict[str, Tensor]] = []

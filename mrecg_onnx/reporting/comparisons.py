@@ -119,7 +119,11 @@ def ranking_page(found: Ranking, model: str | Path, *, command: str = "") -> Pag
             else []
         ),
         *(
-            [_quality(found, "With all that help", found.together, "suggestions below")]
+            [
+                _quality(found, "With all that help", found.together, "suggestions below")
+                if found.helps
+                else _quality(found, "Suggestions together", found.together, "bring nothing: noise of few images")
+            ]
             if found.together is not None
             else []
         ),
@@ -142,13 +146,13 @@ def ranking_page(found: Ranking, model: str | Path, *, command: str = "") -> Pag
         tried = tuple(
             (
                 Cell(f"{s.option} '{shown(s.value, 60)}'", title=shown(s.value, 240)),
-                Cell(_worth(found, s.quality), order=s.quality.order[0] or -s.quality.error),
-                Cell(_gain(found, s.quality), order=(s.quality.order[0] - found.quality.order[0])),
+                Cell(_worth(found, s.quality), order=s.quality.worth),
+                Cell(_gain(found, s.quality), order=s.quality.worth - found.quality.worth),
             )
             for s in found.suggestions
         )
-        lead = "More bits for the most sensitive, one at a time, rounded to nearest."
-        sections.append(Section("suggestions", "What more bits bring back", lead, [Table(columns, tried)]))
+        lead = "More bits, or float, for the most sensitive, one at a time, rounded to nearest."
+        sections.append(Section("suggestions", "What more bits or float bring back", lead, [Table(columns, tried)]))
     sections.append(settings_section(settings.to_json()))
     skipped = (f"{len(found.skipped)} images could not be read",) if found.skipped else ()
     where = describe(model)

@@ -1,24 +1,72 @@
-"""Ranking of layers and tensors, and what more bits bring back."""
+"""Ranking of layers and tensors, and what more bits, or float, bring back."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
+from io import StringIO
 
 import numpy as np
+import onnx
 import pytest
 from helpers.learned import small
 from helpers.stages import feeds
+from onnx import numpy_helper
+from rich.console import Console
 
+from mrecg_onnx.commands.sensitivity import _tables
 from mrecg_onnx.converters import normalize
 from mrecg_onnx.converters.errors import DataError, SettingsError
-from mrecg_onnx.inspecting.ranking import sensitivity
+from mrecg_onnx.inspecting.ranking import Ranking, sensitivity
+from mrecg_onnx.inspecting.suggesting import suggested
+from mrecg_onnx.machine import Run
+from mrecg_onnx.measures import Metric
 from mrecg_onnx.planning import BitRule, make_plan
+from mrecg_onnx.preparation import prepare
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.runtimes import open_session
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.validating import validate
 from mrecg_onnx.widths.costs import WIDTHS
+
+#: A convolution, and a head whose channels have ranges of their own.
+HEAD = """
+<ir_version: 9, opset_import: ["" : 17]>
+head (float[N, 3, 32, 32] images) => (float[N, 64, 4] boxes)
+{
+    features = Conv <kernel_shape = [4, 4], strides = [4, 4]> (images, w1)
+    sharp = Relu (features)
+    raw = Conv (sharp, w2, b2)
+    flat = Reshape (raw, shape)
+    moved = Transpose <perm = [0, 2, 1]> (flat)
+    boxes = Mul (moved, ranges)
+}
+"""
+
+
+def head() -> onnx.ModelProto:
+    random = np.random.default_rng(0)
+    ranges = np.array([100, 1, 1, 0.1], np.float32)
+    weights = {
+        "w1": random.normal(0, 0.2, (8, 3, 4, 4)),
+        "w2": random.normal(0, 0.2, (4, 8, 1, 1)) * ranges[:, None, None, None],
+        "b2": ranges,
+        "ranges": 1 / ranges,
+    }
+    model = onnx.parser.parse_model(HEAD)
+    for node in model.graph.node:
+        node.name = {"features": "stem", "raw": "head"}.get(node.output[0], node.output[0])
+    constants = {n: np.asarray(w, np.float32) for n, w in weights.items()} | {"shape": np.array([0, 4, 64])}
+    model.graph.initializer.extend(numpy_helper.from_array(w, n) for n, w in constants.items())
+    return model
+
+
+def shown(found: Ranking, top: int = 3) -> str:
+    """What the command says of it."""
+    console = Console(width=200, file=StringIO())
+    console.print(*_tables(found, str, top))
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
 
 SETTINGS = Settings(method="nearest", wbits=2, abits=4, equalize="off")
 
@@ -35,14 +83,19 @@ def found(calib):
     return sensitivity(small(), calib, SETTINGS, top=3)
 
 
-def test_every_layer_and_every_tensor_that_layers_read_is_ranked(found):
+def test_every_layer_and_every_quantized_tensor_is_ranked(found):
     layers = [r for r in found.ranked if r.kind == "weights"]
     tensors = [r for r in found.ranked if r.kind == "activations"]
     assert [r.layers for r in layers] == [(r.name,) for r in layers]
     assert {r.name for r in layers} == {x.name for x in make_plan(normalize(small()), SETTINGS).layers}
     assert {name for r in tensors for name in r.layers} == {r.name for r in layers}
     assert [r.loss for r in found.ranked] == sorted((r.loss for r in found.ranked), reverse=True)
-    assert all(tuple(r.losses) == WIDTHS and r.losses[8] < r.losses[2] for r in found.ranked)
+    read = [r for r in found.ranked if r.layers]
+    assert all(tuple(r.losses) == WIDTHS and r.losses[8] < r.losses[2] for r in read)
+    # What a sum or an average alone reads has the width that it has.
+    others = {r.name: tuple(r.losses) for r in found.ranked if not r.layers}
+    assert others == {"stem_relu_out": (8,), "a2_out": (8,), "b1_relu_out": (8,)}
+    assert {r.name for r in tensors} >= {a.name for a in make_plan(normalize(small()), SETTINGS).activations}
     assert {r.bits for r in layers} == {2, 8}  # the first and the last layer keep 8
 
 
@@ -56,6 +109,64 @@ def test_suggestions_are_options_of_quantize_and_bring_back_what_they_say(found,
     # The file itself, on the same images: agreement with the float network is what was promised.
     measured = validate(small(), result.model, calib, repeats=0)
     assert measured.agreement == pytest.approx(best.quality.agreement, abs=0.03)
+
+
+def test_of_eight_bits_what_stays_in_float_is_tried_and_the_output_of_a_head_is_first(tmp_path):
+    """A head whose offsets and logits share one scale of 8 bits: no layer reads what it makes."""
+    np.savez(tmp_path / "calib.npz", images=np.random.default_rng(0).random((24, 3, 32, 32), np.float32))
+    eight = Settings(method="nearest", wbits=8, abits=8, equalize="off")
+    found = sensitivity(head(), tmp_path / "calib.npz", eight, top=4)
+    worst = found.ranked[0]
+    assert (worst.name, worst.kind, worst.layers, tuple(worst.losses)) == ("raw", "activations", (), (8,))
+    assert {s.option for s in found.suggestions} == {"--exclude"}
+    assert len({s.value for s in found.suggestions}) == len(found.suggestions)
+    best = found.suggestions[0]
+    assert best.value == "^head$"
+    assert best.quality.error < 0.2 * found.quality.error
+    assert found.helps
+
+
+def test_what_a_sum_alone_reads_is_left_in_float_with_the_sum(calib):
+    ready = prepare(small(), calib, replace(SETTINGS, wbits=8, abits=8), Run())
+    ((option, value),) = suggested(ready, "a2_out", "activations", (), {8: 1e-4}, 8)
+    assert option == "--exclude"
+    left = make_plan(ready.graph, replace(ready.settings, exclude=(value,)))
+    assert "a2_out" not in {a.name for a in left.activations}
+    assert {x.name for x in left.layers if x.excluded} <= {"a2"}
+
+
+def test_suggestions_that_do_not_help_together_are_not_offered_so(found, tmp_path):
+    worse = replace(found, together=replace(found.quality, agreement=found.quality.agreement - 0.01))
+    better = replace(found, together=replace(found.quality, agreement=found.quality.agreement + 0.01))
+    assert better.helps
+    assert not worse.helps
+    assert not replace(worse, together=found.quality).helps  # nor those that bring nothing
+    assert not replace(found, together=None).helps
+    said = shown(worse)
+    assert "all that help" not in said
+    assert (
+        "together  those that help alone bring back nothing (-1.00 points): what each brings may be the noise of 48"
+        in said
+    )
+    assert "all that help" in shown(better)
+    worse.report(tmp_path / "page.html")
+    assert "Suggestions together" in (tmp_path / "page.html").read_text()
+
+
+def test_what_the_images_are_is_said(found, calib):
+    assert "images     48, no labels: agreement with the float network" in shown(found)
+    few = sensitivity(small(), calib, SETTINGS, top=0, limit=16)
+    assert (few.images, few.available) == (16, 48)
+    assert "images     16 of 48, no labels" in shown(few, top=0)
+    assert "suggestions" not in shown(few, top=0)
+    assert "suggestions  none: no option" in shown(few)
+    counted = replace(
+        few, metric=Metric(lambda o, t: 0.5, "mine"), quality=replace(few.quality, score=0.5), targets=True
+    )
+    assert "images     16 of 48, with targets for mine" in shown(counted)
+    assert "without targets for mine" in shown(replace(counted, targets=False))
+    assert "16 of 48, labelled\n" in shown(replace(few, labelled=True, quality=replace(few.quality, top1=0.5)))
+    assert "no class scores: error of the outputs" in shown(replace(few, quality=replace(few.quality, agreement=None)))
 
 
 def test_float_network_is_its_own_measure(found):
