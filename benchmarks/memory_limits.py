@@ -169,7 +169,7 @@ def measure(row: Row, data: Path, asked: str, checkout: Path) -> dict[str, Any]:
 
 def judged(row: Row, asked: str, found: dict[str, Any]) -> dict[str, Any]:
     """A row of the table."""
-    least = re.search(r"least that works is (\d+ MB)|alone take (\d+ MB)", found["says"])
+    least = re.search(r"least that works is ([\d.]+ [MG]B)|alone take ([\d.]+ [MG]B)", found["says"])
     said = (least[1] or least[2]).replace(" ", "") if least else None
     limit = bytes_of(asked) if asked else None
     refused = found["code"] == 2 and said is not None

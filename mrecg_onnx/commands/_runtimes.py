@@ -43,14 +43,14 @@ def summary(found: RuntimesReport, data: Path | None, form: tuple[str, str] | No
     if tried:
         yield _short_table(found, tried)
     run = [one for one in tried if one.runs]
-    told = [one for one in run if one.agrees is not None]
-    agree = sum(map(bool, (one.agrees for one in told)))
+    told = [one for one in run if found.agrees(one) is not None]
+    agree = sum(map(bool, map(found.agrees, told)))
     yield grid(
         {
             "opened": [f"{len(run)} of {len(tried)} installed", *(_failed(one) for one in tried if not one.runs)],
             "agree": [
                 f"{agree} of {len(told)}" if told else "not known",
-                *(f"{one.label} does not: {one.likeness}" for one in told if not one.agrees),
+                *(f"{one.label} does not: {one.likeness}" for one in told if not found.agrees(one)),
             ]
             if run
             else "",
@@ -95,7 +95,7 @@ def _to_do(found: RuntimesReport, form: tuple[str, str] | None) -> Iterator[str]
     """What helps those that do not run the file, or compute something else; one line for all that it helps."""
     helps: dict[str, list[str]] = {}
     for one in found.installed:
-        if not one.runs or one.agrees is False or one.fixed_batch is not None:
+        if not one.runs or found.agrees(one) is False or one.fixed_batch is not None:
             helps.setdefault(_help(one, found, form), []).append(one.label)
     for what, labels in helps.items():
         yield f"{', '.join(labels)}: {what}"
@@ -108,7 +108,7 @@ def _help(one: Attempt, found: RuntimesReport, form: tuple[str, str] | None) -> 
     wanted = RUNTIMES[one.name].form
     if one.reason.startswith("stopped") and not one.runs:
         return "a longer --timeout or more --memory; else docs/deployment.md 3"
-    if form is None and one.runs and one.agrees is not False:
+    if form is None and one.runs and found.agrees(one) is not False:
         return f"takes no free batch: fix {one.fixed_batch} in the model"
     target, container = form or ("", "")
     options = []
@@ -118,10 +118,12 @@ def _help(one: Attempt, found: RuntimesReport, form: tuple[str, str] | None) -> 
                 " (files for ort are converted to most targets)" if form else ""
             )
         options += ["--target", wanted]
-    elif container not in {"int8", ""} and (not one.runs or one.agrees is False):
+    elif container not in {"int8", ""} and (not one.runs or found.agrees(one) is False):
         options += ["--container", "int8"]
     if one.fixed_batch is not None:
         options += ["--batch", str(one.fixed_batch)]
+    if not options and form and wanted == target and one.runs:
+        return "this is the form for it; --abits 8 leaves less to rounding (docs/deployment.md 3)"
     if not options or not form:
         return "no form is known that it runs right (docs/deployment.md 3)"
     return shlex.join(["mrecg-onnx", "convert", found.file, *options])

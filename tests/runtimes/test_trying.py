@@ -542,11 +542,14 @@ def _of(name: str, **more: Any) -> Attempt:
     return Attempt(row.name, row.title, install=row.install, **{**usual, **more})
 
 
+def _found(*attempts: Attempt, noise: bool = False) -> RuntimesReport:
+    reference = "ONNX Runtime 1.31.1, graph as written"
+    return RuntimesReport("resnet20_mrecg_w4a4.onnx", "resnet20.onnx", noise, 64, reference, 1, 1, attempts)
+
+
 def _said(*attempts: Attempt, form: tuple[str, str] | None = ("ort", "int8")) -> str:
     """The summary, at 80 columns."""
-    found = RuntimesReport(
-        "resnet20_mrecg_w4a4.onnx", "resnet20.onnx", True, 64, "ONNX Runtime 1.31.1, graph as written", 1, 1, attempts
-    )
+    found = _found(*attempts)
     console = Console(width=80, file=io.StringIO(), force_terminal=False)
     with console.capture() as capture:
         console.print(*summary(found, None, form))
@@ -608,7 +611,8 @@ def test_where_all_is_well_nothing_is_to_do() -> None:
 @pytest.mark.parametrize(
     ("form", "attempt", "says"),
     [
-        (("portable", "int8"), _of("tvm", agreement=0.5), "no form is known that it runs right"),
+        (("portable", "int8"), _of("tvm", agreement=0.5), "this is the form for it; --abits 8"),
+        (("ort", "int8"), _of("mnn", agreement=0.5), "no form is known that it runs right"),
         (("openvino", "int8"), _of("opencv", agreement=0.5), "quantize with --target portable (files for ort are conv"),
         (("ort", "packed"), _of("onnxruntime", **FAILED, loads=False, reason="INT2"), "convert resnet20_mrecg_w4a4.onnx --co"),
         (("ort", "int8"), _of("qonnx", agreement=0.5), "quantize with --target qonnx"),
@@ -624,19 +628,25 @@ def test_what_helps_is_said_by_what_the_file_is(form: tuple[str, str] | None, at
 
 
 def test_a_runtime_agrees_by_the_figures_that_there_are() -> None:
-    assert _of("tvm", agreement=0.969).agrees is False
-    assert _of("tvm", agreement=0.97, sqnr_by_output={"logits": 3.0}).agrees is True
-    no_scores = {"agreement": None, "sqnr_by_output": {"map": 30.0, "mask": 14.0}}
-    assert _of("tvm", **no_scores).agrees is False
-    assert _of("tvm", agreement=None, sqnr_by_output={}, equal_by_output={"classes": 0.5}).agrees is False
-    assert _of("tvm", agreement=None, sqnr_by_output={}).agrees is None
+    def agrees(noise: bool = False, **more: Any) -> bool | None:
+        return _found(noise=noise).agrees(_of("tvm", **more))
+
+    assert agrees(agreement=0.94) is False
+    assert agrees(agreement=0.95, sqnr_by_output={"logits": 3.0}) is True
+    assert agrees(agreement=0.6, sqnr_by_output={"logits": 18.0}, noise=True) is True  # nothing in noise is of a class
+    assert agrees(agreement=1.0, sqnr_by_output={"logits": 9.5}, noise=True) is False
+    assert agrees(agreement=None, sqnr_by_output={"map": 30.0, "mask": 14.0}) is False
+    assert agrees(agreement=None, sqnr_by_output={}, equal_by_output={"classes": 0.5}) is False
+    assert agrees(agreement=None, sqnr_by_output={}) is None
     assert _of("tvm", agreement=None, sqnr_by_output={}).likeness == ""
 
 
 def test_a_report_is_a_few_lines(model: Path) -> None:
     found = try_runtimes(model, data(model), only=["onnxruntime", "mnn"], runs=0)
     assert str(found).startswith(f"{model}: 1 of 1 runtimes run it, 1 of 1 agree with ONNX Runtime ")
-    wrong = replace(found, attempts=(_of("tvm", agreement=0.5), _of("mnn", **FAILED, loads=False, reason="no")))
+    wrong = replace(
+        found, noise=False, attempts=(_of("tvm", agreement=0.5), _of("mnn", **FAILED, loads=False, reason="no"))
+    )
     assert str(wrong).splitlines()[1:] == ["MNN 1.23.4: no", "TVM 1.23.4: 50.0% of 64 predictions, 31.2 dB"]
 
 
