@@ -25,7 +25,6 @@ from mrecg_onnx.comparing.running import measure_latency, run_cell
 from mrecg_onnx.comparing.tables import csv_text, markdown
 from mrecg_onnx.converters.errors import ExportError, SettingsError
 from mrecg_onnx.converters.files import write_all_whole
-from mrecg_onnx.converters.load import model_path
 from mrecg_onnx.machine import locked, world_size
 from mrecg_onnx.measures import AnyMetric, mcnemar_p, metric_of
 from mrecg_onnx.methods import METHODS
@@ -35,6 +34,8 @@ from mrecg_onnx.validating import Accuracy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    import onnx
 
     from mrecg_onnx.comparing.progress import ComparisonProgress
     from mrecg_onnx.data import Data, Labels
@@ -46,7 +47,7 @@ NAME = "comparison"
 
 
 def compare(
-    model: str | Path,
+    model: onnx.ModelProto | str | Path,
     calib: Data,
     data: Data,
     output: str | Path,
@@ -67,7 +68,7 @@ def compare(
     """Quantize ``model`` by every method at every width and put the results side by side.
 
     Args:
-        model: the float model's file.
+        model: the float model. One in memory is written to ``cells/data`` in the folder, and files of cells begin with "model".
         calib: calibration data as for :func:`mrecg_onnx.quantize`. Cells run in processes of their own: what is handed over in
             Python and is no list of files is written to ``cells/data`` in the folder, and so it is with ``data``.
         data: validation data as for :func:`mrecg_onnx.validate`; without labels agreement and noise are compared.
@@ -105,7 +106,7 @@ def compare(
     if world_size() > 1:
         raise SettingsError("compare runs each cell in a process of its own: start it without torchrun")
     inputs = Inputs.make(
-        model_path(model),
+        model,
         calib,
         data,
         Path(output),

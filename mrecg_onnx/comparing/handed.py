@@ -9,8 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import onnx
+
+from mrecg_onnx.converters import load_model, save_model
 from mrecg_onnx.converters.errors import DataError, ExportError
 from mrecg_onnx.converters.files import move_whole, temporary_folder
+from mrecg_onnx.converters.load import model_path
+from mrecg_onnx.converters.save import digest
 from mrecg_onnx.data import Frozen, Given, freeze, given
 
 if TYPE_CHECKING:
@@ -23,7 +28,9 @@ __all__ = ["Files", "Handed", "told"]
 
 #: What a cell's process opens: a path, or files with their labels.
 Files: TypeAlias = "str | Path | list[Any]"
-CALIBRATION, VALIDATION = "calibration", "validation"
+CALIBRATION, VALIDATION, MODEL = "calibration", "validation", "model"
+#: A model that was handed over, in the folder that is written for it: the files of cells are called by it.
+MODEL_FILE = "model.onnx"
 
 
 def told(files: Files) -> str:
@@ -57,6 +64,21 @@ class Handed:
             taken, specs, settings.preprocess, self._temporary(), CALIBRATION, samples=samples, seed=settings.seed
         )
         return self._keep(CALIBRATION, made)
+
+    def model(self, source: onnx.ModelProto | str | Path) -> Path:
+        """The model as a file.
+
+        Raises:
+            ModelError: it is none, or damaged.
+        """
+        if not isinstance(source, onnx.ModelProto):
+            return model_path(source)
+        loaded = load_model(source)
+        folder = self._temporary() / MODEL
+        folder.mkdir()
+        save_model(loaded, folder / MODEL_FILE)
+        self._keep(MODEL, Frozen(folder, None, digest(loaded)))
+        return folder / MODEL_FILE
 
     def validation(
         self, source: Data, specs: Sequence[InputSpec], settings: Settings, labels: Labels | None, limit: int | None

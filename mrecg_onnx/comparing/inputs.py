@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrecg_onnx import __version__
 from mrecg_onnx.comparing.cells import Job
-from mrecg_onnx.comparing.handed import CALIBRATION, VALIDATION, Files, Handed
+from mrecg_onnx.comparing.handed import CALIBRATION, MODEL, MODEL_FILE, VALIDATION, Files, Handed
 from mrecg_onnx.comparing.result import OWN, Widths
 from mrecg_onnx.converters.errors import DataError, ExportError, SettingsError
 from mrecg_onnx.converters.files import require_regular, write_whole
@@ -24,6 +24,8 @@ from mrecg_onnx.validating import chosen_outputs, require_metric, source_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import onnx
 
     from mrecg_onnx.data import Data, InputSpec, Labels
 
@@ -58,7 +60,7 @@ class Inputs:
     @classmethod
     def make(
         cls,
-        model: Path,
+        model: onnx.ModelProto | str | Path,
         calib: Data,
         data: Data,
         folder: Path,
@@ -70,6 +72,8 @@ class Inputs:
         metric: Metric | None,
     ) -> Inputs:
         """Open model and data once, before any work."""
+        handed = Handed()
+        model = handed.model(model)
         session = open_session(model)
         specs = input_specs(session)
         chosen = chosen_outputs(session, outputs, str(model))
@@ -78,14 +82,13 @@ class Inputs:
         settings = dataclasses.replace(settings, preprocess=for_images(settings.preprocess, model, calib, data))
         if holds_images(data) and not holds_images(calib):
             require_numbers(settings.preprocess, specs, f"{data} holds images, and {calib} arrays")
-        handed = Handed()
         calib = handed.calibration(calib, specs, settings)
         data, labels = handed.validation(data, specs, settings, labels, limit)
         checked = open_validation(data, specs, settings.preprocess, labels, limit, classes=metric is None)
         content = {name: value for name, value in settings.to_json().items() if name not in _FREE}
         quantized_by = {
             "version": __version__,
-            "model": source_sha256(model),
+            "model": handed.digests.get(MODEL) or source_sha256(model),
             "calib": handed.digests.get(CALIBRATION) or _calibration_key(calib, specs, settings),
             **{name: value for name, value in content.items() if name not in OWN},
         }
@@ -104,12 +107,15 @@ class Inputs:
         return cls(model, calib, data, folder, settings, labels, limit, chosen, **by, metric=metric, handed=handed)
 
     def settle(self) -> None:
-        """Bring data that were handed over into the folder, which is ours by now.
+        """Bring what was handed over into the folder, which is ours by now.
 
         Raises:
             ExportError: it cannot be written.
         """
         place = self.cells / "data"
+        made = self.handed.move(MODEL, place)
+        if made is not None:
+            self.model = Path(str(made[0])) / MODEL_FILE
         self.calib, _ = self.handed.move(CALIBRATION, place) or (self.calib, None)
         self.data, self.labels = self.handed.move(VALIDATION, place) or (self.data, self.labels)
 

@@ -172,9 +172,12 @@ class Comparison(Pictured):
 
     def __str__(self) -> str:
         """A line for the float model and one for each cell, and warnings."""
+        fp32 = [f"top-1 {self.fp32_top1}"] if self.fp32_top1 else []
+        if self.metric is not None and self.fp32_score is not None:
+            fp32.append(f"{self.metric.name} {self.metric.text(self.fp32_score)}")
         lines = [
             f"{self.model.name}: {len(self.cells)} cells on {self.images} images, in {self.folder}",
-            f"FP32: {f'top-1 {self.fp32_top1}, ' if self.fp32_top1 else ''}{byte_size(self.fp32_size_bytes)}",
+            f"FP32: {', '.join([*fp32, byte_size(self.fp32_size_bytes)])}",
         ]
         for cell in self.cells:
             said = [f"failed: {cell.error}"] if cell.error is not None else []

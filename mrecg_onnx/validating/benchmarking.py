@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import onnx
 import onnxruntime
 import psutil
 
+from mrecg_onnx.converters import load_model, save_model
 from mrecg_onnx.converters.errors import ModelError, SettingsError
+from mrecg_onnx.converters.files import temporary_folder
 from mrecg_onnx.converters.load import model_path
 from mrecg_onnx.converters.results import Result
 from mrecg_onnx.data import InputSpec
@@ -107,7 +110,7 @@ class Benchmark(Result):
 
 
 def benchmark(
-    files: str | Path | Sequence[str | Path],
+    files: onnx.ModelProto | str | Path | Sequence[onnx.ModelProto | str | Path],
     *,
     batch: int | Sequence[int] | None = None,
     threads: int | Sequence[int | None] | None = None,
@@ -118,7 +121,8 @@ def benchmark(
     """Measure models on ONNX Runtime, taking turns so that a busy machine slows all of them alike.
 
     Args:
-        files: a path, or several of models with the same inputs; the first is what the others are compared with.
+        files: a model, or several with the same inputs: paths, or models in memory, which are called ``model 1`` and so on by
+            their places; the first is what the others are compared with.
         batch: items a run, one number or several; the batch that one of the files fixes, else 1, by default.
         threads: threads inside an operator, one number or several; None for ONNX Runtime's own choice.
         provider: rows of :data:`mrecg_onnx.runtimes.PROVIDERS`, one name or several.
@@ -132,11 +136,38 @@ def benchmark(
         ModelError: a file cannot be opened or run, or has inputs of other names or sizes than the first.
         SettingsError: a number below 1, an unknown provider, one that is not there, or one that left all the work to another.
     """
-    paths = [model_path(file) for file in _several(files)]
+    with temporary_folder() as folder:
+        given: tuple[Any, ...] = _several(files)  # type: ignore[type-var]
+        paths = [_file(file, folder / f"{n}.onnx") for n, file in enumerate(given, 1)]
+        called = {
+            path: f"model {n}" if isinstance(file, onnx.ModelProto) else str(path)
+            for n, (path, file) in enumerate(zip(paths, given, strict=True), 1)
+        }
+        return _measured(paths, called, batch, threads, provider, runs, progress)
+
+
+def _file(model: onnx.ModelProto | str | Path, place: Path) -> Path:
+    """The path of a model; one in memory is written to ``place``: it is opened in fresh processes."""
+    if not isinstance(model, onnx.ModelProto):
+        return model_path(model)
+    save_model(load_model(model), place)
+    return place
+
+
+def _measured(
+    paths: Sequence[Path],
+    called: Mapping[Path, str],
+    batch: int | Sequence[int] | None,
+    threads: int | Sequence[int | None] | None,
+    provider: str | Sequence[str],
+    runs: int,
+    progress: Report | None,
+) -> Benchmark:
+    """Measure files, each of which messages and the result call so."""
     batches = None if batch is None else _several(batch)
     counts, providers = _several(threads), _several(provider)
     _check(paths, (1,) if batches is None else batches, counts, providers, runs)
-    specs = _common_inputs(paths)
+    specs = _common_inputs(paths, called)
     if batches is None:
         batches = (next((spec.shape[0] for spec in specs if spec.shape and spec.shape[0] is not None), 1),)
     steps = len(paths) * LOADS + len(providers) * (len(paths) + len(counts) * len(batches))
@@ -154,11 +185,11 @@ def benchmark(
     for name in providers:
         for path in paths:
             found = kernels(path, first, counts[0], name)
-            check_provider(found, name, str(path))
+            check_provider(found, name, called[path])
             ran[path][name] = tuple(found)
             step()
         for count in counts:
-            sessions = {str(path): open_session(path, threads=count, device=name) for path in paths}
+            sessions = {called[path]: open_session(path, threads=count, device=name) for path in paths}
             for size in batches:
                 taken = latency(sessions, noise(specs, size), runs, min(WARMUP, runs))
                 timings += _timings(taken, name, count, size)
@@ -170,7 +201,7 @@ def benchmark(
             step()
     reports = [
         FileReport(
-            str(path),
+            called[path],
             size_bytes(path),
             statistics.median(one["load_s"] for one in opened[path]),
             int(statistics.median(one["memory_bytes"] for one in opened[path])),
@@ -206,7 +237,7 @@ def _check(
             raise SettingsError(f"provider '{provider}' is unknown: choose of {', '.join(PROVIDERS)}")
 
 
-def _common_inputs(paths: Sequence[Path]) -> list[InputSpec]:
+def _common_inputs(paths: Sequence[Path], called: Mapping[Path, str]) -> list[InputSpec]:
     """What all files are fed; a batch that one of them fixes is fixed.
 
     Raises:
@@ -218,15 +249,17 @@ def _common_inputs(paths: Sequence[Path]) -> list[InputSpec]:
         specs = input_specs(session)
         for spec in specs:
             if any(size is None for size in spec.shape[1:]):
-                raise ModelError(f"{path}: input '{spec.name}' has free sizes {_sizes(spec)}: fix all but the batch")
+                raise ModelError(
+                    f"{called[path]}: input '{spec.name}' has free sizes {_sizes(spec)}: fix all but the batch"
+                )
         if not kept:
             kept = specs
             continue
         mine, first = ([(s.name, s.shape[1:], s.dtype) for s in group] for group in (specs, kept))
         if mine != first:
+            mine_text, first_text = (", ".join(f"{s.name} {_sizes(s)}" for s in group) for group in (specs, kept))
             raise ModelError(
-                f"{path}: its inputs ({', '.join(f'{s.name} {_sizes(s)}' for s in specs)}) are not those of {paths[0]} "
-                f"({', '.join(f'{s.name} {_sizes(s)}' for s in kept)})"
+                f"{called[path]}: its inputs ({mine_text}) are not those of {called[paths[0]]} ({first_text})"
             )
         if fixed_batch(session) is not None:
             kept = specs

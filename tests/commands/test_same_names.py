@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from pathlib import Path
 
 import click
+import numpy as np
 import pytest
+import torch
 
 import mrecg_onnx
 from mrecg_onnx.commands import main
+from mrecg_onnx.converters.errors import ModelError
 
 #: Functions of another name, and why.
 FUNCTIONS = {"runtimes": "try_runtimes"}  # mrecg_onnx.runtimes is the room
@@ -87,3 +91,23 @@ def test_progress_says_where_it_is_in_a_line() -> None:
     assert str(done) == "validate 32/64 images"
     unit = mrecg_onnx.Progress("reconstruct", "layer1", done=1, total=3, iteration=50, iters=300, loss=0.5)
     assert str(unit) == "reconstruct 1/3 layer1, iteration 50/300, loss 0.5"
+
+
+@pytest.mark.parametrize("name", ["benchmark", "compare", "convert", "inspect", "quantize", "sensitivity", "validate"])
+def test_a_model_is_a_path_or_one_in_memory(name: str) -> None:
+    """And a network of torch's is told how it becomes one, before anything else is looked at."""
+    function = getattr(mrecg_onnx, name)
+    first, *others = inspect.signature(function).parameters.values()
+    assert any(word in str(first.annotation) for word in ("onnx.ModelProto", "Model'", "Model")), first
+    needed = [p for p in others if p.default is p.empty]
+    given = {
+        "methods": ["nearest"],
+        "bits": ["W8A8"],
+        "data": np.zeros((2, 3)),
+        "calib": np.zeros((2, 3)),
+        "output": "out",
+    }
+    arguments = {p.name: given.get(p.name, torch.nn.Linear(1, 1)) for p in needed}
+    with pytest.raises(ModelError, match=r"not Linear: export it first: torch\.onnx\.export"):
+        function(torch.nn.Linear(1, 1), **arguments)
+    assert not Path("out").exists()

@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 from helpers.architectures import conv_relu, residual
-from helpers.command_line import fails, works
+from helpers.command_line import classifier, fails, works
 from helpers.providers import all_on_cpu
 from helpers.stages import simulated
 from PIL import Image
@@ -62,6 +62,15 @@ def test_a_single_path_is_a_file_and_a_network_of_torch_is_told_what_to_do(here:
     assert [file.name for file in benchmark("fp32.onnx", runs=1).files] == ["fp32.onnx"]
     with pytest.raises(ModelError, match="export it first"):
         benchmark(torch.nn.ReLU())  # type: ignore[arg-type]
+
+
+def test_models_in_memory_are_called_by_their_places(here: Path) -> None:
+    found = benchmark([residual(), "w4a4.onnx"], runs=3)
+    assert [file.name for file in found.files] == ["model 1", "w4a4.onnx"] == [t.file for t in found.timings]
+    assert found.files[0].size_bytes == pytest.approx(Path("fp32.onnx").stat().st_size, rel=0.05)
+    with pytest.raises(ModelError, match=r"model 2: its inputs .* are not those of model 1"):
+        benchmark([residual(), classifier()])
+    assert sorted(path.name for path in here.iterdir()) == ["fp32.onnx", "w4a4.onnx"]
 
 
 def test_the_command_does_not_take_the_cpu_for_another_provider(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

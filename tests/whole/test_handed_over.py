@@ -331,3 +331,21 @@ def test_a_comparison_goes_on_with_the_same_samples(here: Here, tmp_path: Path) 
     assert len(list((folder / "cells" / "data").iterdir())) == 3
     with pytest.raises(SettingsError, match=r"belong to another comparison \(different: calib\)"):
         compared(here, here.x[::-1].copy(), (here.x, here.y), folder)
+
+
+def test_a_model_in_memory_is_compared_as_its_file_is(here: Here, tmp_path: Path) -> None:
+    """It is written once, and the same call goes on where it was."""
+    methods = {"methods": ["nearest"], "bits": ["W8A8"], "repeats": 0, "settings": NEAREST}
+    model = onnx.load(here.model)
+    folder = tmp_path / "out"
+    found = compare(model, here.images, here.images, folder, **methods)
+    assert found.failed == ()
+    (written,) = (folder / "cells" / "data").rglob("model.onnx")
+    assert found.model == written
+    made = (folder / "model_nearest_w8a8.onnx").stat().st_mtime_ns
+    again = compare(model, here.images, here.images, folder, **methods)
+    assert (folder / "model_nearest_w8a8.onnx").stat().st_mtime_ns == made
+    assert again.cells[0].top1 == found.cells[0].top1
+    model.graph.initializer[0].raw_data = bytes(len(model.graph.initializer[0].raw_data))
+    with pytest.raises(SettingsError, match="belong to another comparison"):
+        compare(model, here.images, here.images, folder, **methods)
