@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mrecg_onnx.converters.errors import ExportError, first_line
+from mrecg_onnx.converters.errors import ExportError, ModelError, first_line
 from mrecg_onnx.converters.owners import Owner
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ __all__ = [
     "irregular",
     "move_whole",
     "read_small",
+    "require_model",
     "require_regular",
     "sweep",
     "temporary_folder",
@@ -76,6 +77,27 @@ def irregular(path: str | os.PathLike[str]) -> str | None:
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
         return None
     return _KINDS.get(stat.S_IFMT(mode), "no regular file")
+
+
+def require_model(path: str | os.PathLike[str]) -> None:
+    """Refuse a path where no file of a model is, before anything that takes long: nothing is opened.
+
+    Raises:
+        ModelError: nothing is there, or a folder, or what is no regular file.
+    """
+    path = Path(path)
+    kind = irregular(path)
+    if kind is not None:
+        raise ModelError(f"{path}: is {kind}, no file; give the path of the .onnx file")
+    try:
+        folder = stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError as error:
+        what = "is a link to a file that is not there" if path.is_symlink() else "no such file"
+        raise ModelError(f"{path}: {what}; check the path of the model") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if folder:
+        raise ModelError(f"{path}: is a folder; give the path of the .onnx file in it")
 
 
 def require_regular(path: str | os.PathLike[str]) -> None:

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.external import external_tensors, load_external, require_external
-from mrecg_onnx.converters.files import irregular
+from mrecg_onnx.converters.files import require_model
 from mrecg_onnx.converters.names import unique_nodes
 from mrecg_onnx.converters.passes.functions import align_functions, are_aligned, require_bounded
 from mrecg_onnx.converters.protos import editable, graphs, tensors
@@ -164,16 +164,9 @@ def standard_opset(model: onnx.ModelProto | onnx.FunctionProto) -> int | None:
 
 
 def _read(path: Path) -> bytes:
-    kind = irregular(path)
-    if kind is not None:
-        raise ModelError(f"{path}: is {kind}, no file; give the path of the .onnx file")
+    require_model(path)
     try:
         return path.read_bytes()
-    except FileNotFoundError as error:
-        what = "is a link to a file that is not there" if path.is_symlink() else "no such file"
-        raise ModelError(f"{path}: {what}; check the path of the model") from error
-    except IsADirectoryError as error:
-        raise ModelError(f"{path}: is a folder; give the path of the .onnx file in it") from error
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
 

@@ -59,6 +59,7 @@ class Progress:
         iters: iterations a unit.
         loss: last training loss, None where there is none yet.
         result: outcome of a unit that has just been finished.
+        earlier: whether an earlier run finished it, whose checkpoint had it.
     """
 
     stage: str
@@ -70,6 +71,7 @@ class Progress:
     loss: float | None = None
     result: UnitResult | None = None
     of: str = ""
+    earlier: bool = False
 
     def __str__(self) -> str:
         """One line, so that ``progress=print`` says where a run is."""
@@ -81,6 +83,8 @@ class Progress:
             said += f", loss {self.loss:.4g}"
         if self.result is not None:
             said += f": loss {self.result.loss_nearest:.4g} -> {self.result.final_loss:.4g} ({self.result.kept})"
+        if self.earlier:
+            said += ", kept from an earlier run"
         return said
 
 

@@ -53,6 +53,8 @@ def so_far() -> tuple[float, float]:
 
 def foreseen(found: Estimate, model: Path, writes: Sequence[Path], names: Names) -> Iterator[RenderableType]:
     """The plan, time and memory; the units below."""
+    from mrecg_onnx.runtimes import size_bytes
+
     settings, plan = found.settings, found.plan
     layers = [layer.name for layer in plan.layers]
     matched = names.matched("--exclude", settings.exclude, layers, only_layers=False)
@@ -61,7 +63,7 @@ def foreseen(found: Estimate, model: Path, writes: Sequence[Path], names: Names)
     floats = [layer.name for layer in plan.layers if layer.excluded]
     yield grid(
         {
-            "model": f"{model}, {byte_size(model.stat().st_size)}",
+            "model": f"{model}, {byte_size(size_bytes(model))}",
             "would write": [f"{path}{' (is there: only with --force)' if path.is_file() else ''}" for path in writes],
             "target": f"{settings.target}, container {settings.container}",
             "bits": bits_line(plan, settings),

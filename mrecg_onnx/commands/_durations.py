@@ -41,30 +41,35 @@ class TimeLeft:
 
     A stage's time is extrapolated from the share of it that is done. The probing run visits the same layers with fewer
     iterations: scaled up, it tells what the reconstruction will take, and what its own pace says counts the more the
-    further it is.
+    further it is. Units that an earlier run finished took no time, and say nothing of it.
     """
 
     def __init__(self, iters: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.iters, self.clock = iters, clock
         self.begin: dict[str, float] = {}
+        self.given: dict[str, float] = {}
         self.from_probe: float | None = None
 
     def update(self, progress: Progress) -> float | None:
         """Seconds left; None where there is nothing to go by yet."""
         if progress.stage not in LEARNING:
             return None
-        elapsed = self.clock() - self.begin.setdefault(progress.stage, self.clock())
         share = share_done(progress)
+        if progress.earlier:
+            self.begin[progress.stage], self.given[progress.stage] = self.clock(), share
+        elapsed = self.clock() - self.begin.setdefault(progress.stage, self.clock())
+        given = self.given.get(progress.stage, 0.0)
+        whole = elapsed / (share - given) if share > given else None
         if progress.stage == "probe":
-            if share == 0:
+            if whole is None:
                 return None
-            whole = elapsed / share
             self.from_probe = whole * self.iters / max(1, progress.iters)
-            return whole - elapsed + self.from_probe
+            return whole * (1 - share) + self.from_probe
         if self.from_probe is None:
-            return elapsed / share * (1 - share) if share else None
-        # Weighted mean of the two estimates: share * (elapsed / share) + (1 - share) * from_probe.
-        return (1 - share) * (elapsed + (1 - share) * self.from_probe)
+            return whole * (1 - share) if whole is not None else None
+        # Weighted mean of the two estimates, by the share of what this run has to do.
+        trust = (share - given) / (1 - given) if given < 1 else 1.0
+        return (1 - share) * (trust * (whole or 0.0) + (1 - trust) * self.from_probe)
 
 
 class Pace:

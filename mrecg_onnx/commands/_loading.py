@@ -6,23 +6,35 @@ import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import click
 
 from mrecg_onnx.commands._console import is_quiet, say
+from mrecg_onnx.converters.files import require_model
+from mrecg_onnx.data import find_files
 
 __all__ = ["loading"]
 
 #: What takes the time; where it is there, nobody waits.
 _HEAVY = "torch"
 _WORDS = "starting ..."
+#: Parameters of commands that name files of models, and data.
+_MODELS, _DATA = ("model", "fp32", "quantized", "file", "files", "against"), ("calib", "data")
 
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Say that the command starts; on a terminal the line goes away when it has.
+    """Say that the command starts, where there is what it reads; on a terminal the line goes away when it has.
 
     The collector of garbage waits while modules are imported, and passes by what they made from then on: nothing of it is
     garbage, and looking through it again and again takes a quarter of the import (.6 of 2.8 s).
+
+    Raises:
+        ModelError: a model that the command was given is not there.
+        DataError: its data are not.
     """
+    _look()
     waits = not gc.isenabled()
     gc.disable()
     try:
@@ -32,6 +44,19 @@ def loading() -> Iterator[None]:
         gc.freeze()
         if not waits:
             gc.enable()
+
+
+def _look() -> None:
+    """A path that was mistyped is told at once and not seconds later."""
+    context = click.get_current_context(silent=True)
+    given = {} if context is None else context.params
+    for name in _MODELS:
+        for path in given[name] if isinstance(given.get(name), tuple) else [given.get(name)]:
+            if path is not None:
+                require_model(path)
+    for name in _DATA:
+        if isinstance(given.get(name), Path) and not given[name].exists():
+            find_files(given[name])
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,16 @@ class Names:
         return "".join(
             f"{part} ({self._modules[part]})" if part in self._modules else part for part in _BETWEEN.split(name)
         )
+
+    def precision(self) -> str:
+        """What its weights are: "FP32", or "FP16" where most of their bytes are of half precision."""
+        import onnx
+
+        counted: dict[int, int] = {}
+        for tensor in self._read().graph.initializer:
+            counted[tensor.data_type] = counted.get(tensor.data_type, 0) + math.prod(tensor.dims)
+        half, single = (counted.get(kind, 0) for kind in (onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT))
+        return "FP16" if half > single else "FP32"
 
     def some(self, names: Sequence[str]) -> str:
         """The first of ``names``, and how many more there are."""

@@ -89,9 +89,14 @@ def progress(iters: int, names: Callable[[str], str] = str) -> Iterator[Callable
                 return
             line = (
                 f"{now.stage} {now.done}/{now.total} {now.unit}: loss {result.loss_nearest:.4g} -> "
-                f"{result.final_loss:.4g} ({result.kept}), {result.iters} iterations in {duration(result.seconds)}"
+                f"{result.final_loss:.4g} ({result.kept}), "
+                + (
+                    "kept from an earlier run"
+                    if now.earlier
+                    else f"{result.iters} iterations in {duration(result.seconds)}"
+                )
             )
-            view.note(line + (f", about {duration(remaining)} left" if remaining is not None else ""))
+            view.note(line + (f", about {duration(remaining)} left" if remaining else ""))
 
         yield report
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from mrecg_onnx.data import Preprocess
     from mrecg_onnx.planning import Plan
     from mrecg_onnx.quantization import QuantizationResult
     from mrecg_onnx.settings import Settings
@@ -39,24 +40,34 @@ def used_images(result: QuantizationResult) -> bool:
 
 
 def summary(
-    result: QuantizationResult, model: Path, names: Names, *, images_ignored: bool, page: Path | None = None
+    result: QuantizationResult,
+    model: Path,
+    names: Names,
+    *,
+    stated: Preprocess | None,
+    data: bool,
+    page: Path | None = None,
 ) -> Table:
-    """Size, expected loss, what runs in integers, time, and warnings: at most a screen of 24 lines."""
+    """Size, expected loss, what runs in integers, time, and warnings: at most a screen of 24 lines.
+
+    ``stated`` is what the user said of preprocessing, ``data`` whether there are images beside those of the calibration.
+    """
     found = result.verification
     warnings = list(result.warnings)
-    if images_ignored:
+    if stated is not None and not data and not used_images(result):
         warnings.append("options about images have no effect: the calibration data are arrays, fed as they are")
     if result.skipped:
         warnings.append(f"{len(result.skipped)} calibration images cannot be read and were left out")
     more = [f"and {len(warnings) - WARNED} more: --verbose shows them"] if len(warnings) > WARNED else []
     return grid(
         {
-            "output": _file(result, model),
+            "output": _file(result, model, names),
             "bits": bits_line(result.plan, result.settings),
             "matched": _matched(result, names),
             "cut": result.cut,
             "budget": _budgets(result),
             "loss": _loss(result),
+            "pixels": _pixels(result, stated),
             "integers": f"{found.integer_layers} of {found.layers} layers run on integer kernels",
             "time": duration(sum(result.seconds.values())),
             "page": str(page) if page is not None else "",
@@ -127,12 +138,24 @@ def details(result: QuantizationResult, names: Names) -> Table:
     )
 
 
-def _file(result: QuantizationResult, model: Path) -> str:
+def _pixels(result: QuantizationResult, stated: Preprocess | None) -> str:
+    """What was taken for granted about pixels: the most frequent reason for a bad file."""
+    used = result.settings.preprocess
+    if not used_images(result) or used is None:
+        return ""
+    if used.source is not None:
+        return f"became numbers as {used.source} says"
+    if (stated is not None and stated.mean is not None) or not used.is_imagenets:
+        return ""
+    return "ImageNet's mean and deviation are assumed; trained with others: --mean, --std or --preprocess"
+
+
+def _file(result: QuantizationResult, model: Path, names: Names) -> str:
     from mrecg_onnx.runtimes import size_bytes
 
     assert result.output is not None
     before, after = size_bytes(model), size_bytes(result.output)
-    sizes = f"{byte_size(after)} against {byte_size(before)} in FP32"
+    sizes = f"{byte_size(after)} against {byte_size(before)} in {names.precision()}"
     return f"{result.output}, {sizes}, {ratio(before, after, 'smaller', 'larger')}"
 
 

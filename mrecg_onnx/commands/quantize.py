@@ -42,6 +42,7 @@ from mrecg_onnx.machine import is_first
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mrecg_onnx.quantization import QuantizationResult
     from mrecg_onnx.settings import Settings
 
 __all__ = ["quantize_command"]
@@ -156,13 +157,24 @@ def quantize_command(
                 metric=metric,
                 command=given_command(ctx),
             )
-        images_ignored = data is None and preprocess_from(options) is not None and not used_images(result)
-        show(summary(result, model, names, images_ignored=images_ignored, page=report_file))
+        stated = preprocess_from(options)
+        show(summary(result, model, names, stated=stated, data=data is not None, page=report_file))
         if asked(VERBOSE):
             show(details(result, names))
-        check = [*ctx.find_root().command_path.split(), "validate", str(model), str(out), "--data", "LABELLED_IMAGES/"]
+        check = [*ctx.find_root().command_path.split(), "validate", str(model), str(out)]
         say(err=False)
-        say(f"Next: {shlex.join(check)}", err=False)
+        say(f"Next: {shlex.join([*check, *_validated_on(ctx, result)])}", err=False)
+
+
+def _validated_on(ctx: click.Context, result: QuantizationResult) -> list[str]:
+    """Options of ``validate`` for data like those of this run: the same, or what stands for them."""
+    given = {name: ctx.params.get(name) for name in ("data", "labels", "metric")}
+    if given["data"] is None:
+        given["data"] = "LABELLED_IMAGES/" if used_images(result) or result.origin is not None else "ARRAYS.npz"
+        if result.verification.agreement_float is None:  # no classes: what it is worth says a metric
+            given["metric"] = given["metric"] or "MODULE:FUNCTION"
+    words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    return [*words, "--lower-is-better"] if ctx.params.get("lower_is_better") else words
 
 
 def _foresee(

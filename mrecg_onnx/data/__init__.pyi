@@ -1,6 +1,6 @@
 from .boxes import without_order
 from .dataset import Dataset, check_lost
-from .folders import ARRAY_SUFFIXES, IMAGE_SUFFIXES
+from .folders import ARRAY_SUFFIXES, IMAGE_SUFFIXES, find_files
 from .frozen import Frozen, freeze
 from .inputs import InputSpec
 from .labels import NO_LABELS, check_classes
@@ -48,6 +48,7 @@ __all__ = [
     "beside",
     "check_classes",
     "check_lost",
+    "find_files",
     "for_images",
     "freeze",
     "given",

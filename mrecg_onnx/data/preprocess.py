@@ -280,6 +280,12 @@ class Preprocess:
             values: NDArray[Any] = ((pixels * self.scale - mean) / std).astype(dtype)
         return values
 
+    @property
+    def is_imagenets(self) -> bool:
+        """Whether the mean and the deviation of three channels are ImageNet's, in the order of rgb or of bgr."""
+        said = ((self.mean, IMAGENET_MEAN), (self.std, IMAGENET_STD))
+        return all(values is not None and values in (like, like[::-1]) for values, like in said)
+
     def describe(self) -> str:
         """One line for people, in the order things happen."""
         if self._leaves_pixels:

@@ -238,7 +238,7 @@ def reconstruct(prefix: Prefix, lessons: _Lessons, phase: Phase, iters: int) -> 
             if report is not None:
                 report(Progress(stage, unit.name, i, len(prefix.units), iteration, steps, loss))
 
-        def learned(unit: UnitPlan = unit, i: int = i, steps: int = steps) -> tuple[UnitResult, dict[str, Store]]:
+        def learned(unit: UnitPlan = unit, i: int = i, steps: int = steps) -> tuple[UnitResult, dict[str, Store], bool]:
             targets = prefix.targets(unit)
             kept = workers.once(lambda: _kept(lessons.checkpoint, stage, i, unit, prefix))
             if kept is not None:
@@ -276,16 +276,17 @@ def reconstruct(prefix: Prefix, lessons: _Lessons, phase: Phase, iters: int) -> 
                 if lessons.checkpoint is not None and workers.first:
                     lessons.checkpoint.save(stage, i, prefix.simulation.state(unit), result)
             prefix.simulation.fit_biases()
-            return result, targets
+            return result, targets, kept is not None
 
         least = settings.batch_size // workers.size
-        result, targets = relieved(prefix, unit, least, workers, learned)
+        result, targets, earlier = relieved(prefix, unit, least, workers, learned)
         relieved(prefix, unit, least, workers, partial(prefix.advance, unit, targets))
         del targets
         give_back()
         results.append(result)
         if report is not None:
-            report(Progress(stage, unit.name, i + 1, len(prefix.units), steps, steps, result.loss, result))
+            done = i + 1, len(prefix.units), steps, steps, result.loss
+            report(Progress(stage, unit.name, *done, result, earlier=earlier))
     return results
 
 

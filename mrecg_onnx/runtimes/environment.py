@@ -30,13 +30,13 @@ TESTED_TORCH = "2.13"
 NEEDED = {"torch": "torch", "onnx": "onnx", "onnx2torch": "mrecg_onnx.converters.registry", "numpy": "numpy"}
 #: What the product can do without, and what is missed then.
 WANTED = {"torchvision": "two operators of detectors (NonMaxSuppression, RoiAlign) stay with ONNX Runtime"}
-#: Extras of the product: a module that tells whether one is there, and what it gives.
+#: Extras of the product: modules that tell whether one is there, and what it gives.
 EXTRAS = {
-    "plot": ("matplotlib", "plots of compare and benchmark"),
-    "report": ("jinja2", "pages of --report"),
-    "detection": ("pycocotools", "the metrics mAP and mAP50"),
-    "openvino": ("openvino", "files for --target openvino run on OpenVINO itself"),
-    "litert": ("ai_edge_litert", "convert --to tflite"),
+    "plot": (("matplotlib",), "plots of compare and benchmark"),
+    "report": (("jinja2", "matplotlib"), "pages of --report"),
+    "detection": (("pycocotools",), "the metrics mAP and mAP50"),
+    "openvino": (("openvino",), "files for --target openvino run on OpenVINO itself"),
+    "litert": (("ai_edge_litert",), "convert --to tflite"),
 }
 #: Instruction sets that integer kernels gain from, by the flag that Linux has for them.
 INSTRUCTIONS = {
@@ -236,7 +236,9 @@ def _cuda() -> Finding:
 
 
 def _extra(name: str) -> Finding:
-    module, gives = EXTRAS[name]
-    if find_spec(module) is not None:
+    modules, gives = EXTRAS[name]
+    lacks = [module for module in modules if find_spec(module) is None]
+    if not lacks:
         return Finding(f"extra {name}", f"is there: {gives}")
-    return Finding(f"extra {name}", f"is not there: {gives}", "ok", f"pip install '{PRODUCT}[{name}]'")
+    without = f" ({', '.join(lacks)})" if len(lacks) < len(modules) else ""
+    return Finding(f"extra {name}", f"is not there{without}: {gives}", "ok", f"pip install '{PRODUCT}[{name}]'")

@@ -134,6 +134,9 @@ def test_the_tested_torch_is_the_one_below_the_cap() -> None:
 
 
 def test_missing_extras_say_what_they_would_give(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "EXTRAS", {"plot": ("no_such_module", "plots")})
-    found = doctor().findings[-1]
+    monkeypatch.setattr(
+        environment, "EXTRAS", {"plot": (("no_such_module",), "plots"), "page": (("sys", "no_such_module"), "pages")}
+    )
+    *_, found, page = doctor().findings
+    assert page.value == "is not there (no_such_module): pages"
     assert (found.value, found.state, found.do) == ("is not there: plots", "ok", "pip install 'mrecg-onnx[plot]'")

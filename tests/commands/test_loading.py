@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import sys
+from pathlib import Path
 
 import pytest
+from helpers.command_line import fails
 
 from mrecg_onnx.commands._loading import loading
 
@@ -37,3 +40,23 @@ def test_one_that_waited_before_waits_on():
     with loading():
         pass
     assert not gc.isenabled()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["quantize", "none.onnx", "--calib", "."], "none.onnx: no such file; check the path of the model"),
+        (["quantize", "model.onnx", "--calib", "none"], "no such file or folder: none; give a folder of images"),
+        (["validate", "model.onnx", "none.onnx", "--data", "."], "none.onnx: no such file"),
+        (["benchmark", "model.onnx", "none.onnx"], "none.onnx: no such file"),
+        (["inspect", "."], ".: is a folder; give the path of the .onnx file in it"),
+        (["runtimes", "model.onnx", "--data", "none"], "no such file or folder: none"),
+    ],
+)
+def test_a_path_where_nothing_is_is_told_before_torch_is_loaded(
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.onnx").touch()
+    monkeypatch.setitem(sys.modules, "torch", None)  # who imports it fails
+    assert says in fails(*arguments)

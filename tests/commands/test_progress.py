@@ -42,6 +42,34 @@ def test_time_left_follows_the_probing_run_and_then_its_own_pace() -> None:
     assert alone.update(Progress("reconstruct", "u", 0, 4, 500, 1000)) == pytest.approx(70)
 
 
+def test_units_of_an_earlier_run_say_nothing_of_the_time_left() -> None:
+    now = [0.0]
+    result = UnitResult("u", (), 1000, 1.0, 0.5, "learned", 0.0, 9.0)
+
+    def ended(stage: str, done: int, total: int, *, earlier: bool = False) -> Progress:
+        return Progress(stage, "u", done, total, 100, 100, result=result, earlier=earlier)
+
+    left = TimeLeft(1000, clock=lambda: now[0])
+    assert left.update(Progress("reconstruct")) is None
+    now[0] = 0.2
+    assert left.update(ended("reconstruct", 1, 4, earlier=True)) is None
+    now[0] = 0.4
+    assert left.update(ended("reconstruct", 2, 4, earlier=True)) is None
+    now[0] = 10.4
+    assert left.update(Progress("reconstruct", "u", 2, 4, 500, 1000)) == pytest.approx(30)
+    now[0] = 20.4
+    assert left.update(ended("reconstruct", 3, 4)) == pytest.approx(20)
+    # The probing run of a job that goes on, whole and in part.
+    now[0] = 0.0
+    whole, part = (TimeLeft(1000, clock=lambda: now[0]) for _ in range(2))
+    assert whole.update(ended("probe", 10, 10, earlier=True)) is None
+    assert whole.update(Progress("reconstruct")) is None
+    assert part.update(ended("probe", 5, 10, earlier=True)) is None
+    now[0] = 5.0
+    assert part.update(ended("probe", 10, 10)) == pytest.approx(100)
+    assert part.update(Progress("reconstruct")) == pytest.approx(100)
+
+
 @pytest.mark.parametrize(("computed", "said"), [(4.0, "for 10% of the last 40.0 s"), (39.0, None), (70.0, None)])
 def test_a_run_that_others_hold_up_is_told_once(computed: float, said: str | None) -> None:
     now, used = [0.0], [0.0]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
@@ -180,3 +181,38 @@ def test_a_shell_completes_commands_options_and_words() -> None:
     assert offered("mrecg-onnx quantize --met") == ["plain,--method", "plain,--metric"]
     assert offered("mrecg-onnx validate --metric m") == ["plain,mAP", "plain,mAP50", "plain,mIoU"]
     assert "plain,brecq" in offered("mrecg-onnx quantize --method b")
+
+
+def test_pixels_that_nobody_described_are_said_to_be_assumed(here: Path) -> None:
+    assumed = "pixels    ImageNet's mean and deviation are assumed"
+    assert assumed in plainly(*NEAREST, columns="120").stdout
+    for stated in (("--mean", "0.5", "--std", "0.25"), ("--preprocess", "imagenet")):
+        assert "are assumed" not in plainly(*NEAREST, "--force", *stated).stdout
+    assert assumed in plainly(*NEAREST, "--force", "--crop", "16x16", columns="120").stdout
+
+
+def test_the_next_command_names_the_data_that_were_given_or_what_stands_for_them(here: Path) -> None:
+    def following(*more: str) -> str:
+        return plainly(*NEAREST, "--force", "-o", "q.onnx", *more).stdout.splitlines()[-1]
+
+    # Logits of a network that was never trained stand out nowhere: nothing says that they are classes.
+    start, end = "Next: mrecg-onnx validate model.onnx q.onnx --data ", " --metric MODULE:FUNCTION"
+    assert following() == start + "LABELLED_IMAGES/" + end
+    np.savez(here / "arrays.npz", np.zeros((8, 3, 16, 16), np.float32))
+    assert following("--calib", "arrays.npz") == start + "ARRAYS.npz" + end
+    (here / "labels.csv").write_text(
+        "".join(f"{p.relative_to(here / 'images')},1\n" for p in (here / "images").rglob("*.png"))
+    )
+    given = ("--data", "images", "--labels", "labels.csv")
+    assert following(*given, "--max-drop", "99") == start + "images --labels labels.csv"
+
+
+def test_half_precision_is_called_so(here: Path) -> None:
+    model = onnx.load(here / "model.onnx")
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.CopyFrom(
+                onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype(np.float16), tensor.name)
+            )
+    onnx.save(model, here / "half.onnx")
+    assert (Names(here / "model.onnx").precision(), Names(here / "half.onnx").precision()) == ("FP32", "FP16")

@@ -131,6 +131,8 @@ def test_stopped_run_goes_on_where_it_was(here, tmp_path, trained, done):
     ]
     finished = [p.result for p in told if p.result is not None]
     assert finished == list(again.units)  # those that were read are reported, too
+    assert [p.earlier for p in told if p.result is not None] == [True] * done + [False] * (UNITS - done)
+    assert "kept from an earlier run" in str(next(p for p in told if p.result is not None))
 
 
 def test_finished_run_only_writes(here, trained):
