@@ -169,7 +169,7 @@ def compare_command(
                 raise interrupted(_kept(report.finished, folder), error) from error
         if report_file is not None:
             report_comparison(result, report_file, command=given_command(ctx))
-        _summary(result)
+        _summary(result, report_file)
         if result.failed:
             what = ", ".join(cell.name for cell in result.failed)
             raise Failure(f"{len(result.failed)} of {len(result.cells)} cells failed: {what}")
@@ -194,7 +194,7 @@ def _kept(finished: int, folder: Path) -> str:
     return f"{cells_done} finished and kept in {folder}; the same command goes on there"
 
 
-def _summary(result: Comparison) -> None:
+def _summary(result: Comparison, page: Path | None) -> None:
     from mrecg_onnx.comparing import table
 
     headings, content = table(result)
@@ -204,5 +204,6 @@ def _summary(result: Comparison) -> None:
         "images": f"{result.images}" if result.images else "",
         "preprocessing": result.settings.preprocess.describe() if result.settings.preprocess.source is not None else "",
         "written": [str(path) for path in result.written],
+        "page": str(page or ""),
     }
     show(rows(f"{result.model.name}", headings, content, left=(0, 1)), grid(pairs))

@@ -119,10 +119,10 @@ def sensitivity_command(
             write_json(found.to_json(), json_file)
         if report_file is not None:
             report_ranking(found, report_file, command=given_command(ctx))
-        show(*_tables(found, names, top))
+        show(*_tables(found, names, top, report_file))
 
 
-def _tables(found: Ranking, names: Names, top: int) -> Iterator[RenderableType]:
+def _tables(found: Ranking, names: Names, top: int, page: Path | None) -> Iterator[RenderableType]:
     settings = found.settings
     yield grid(
         {
@@ -131,6 +131,7 @@ def _tables(found: Ranking, names: Names, top: int) -> Iterator[RenderableType]:
             "images": _images(found),
             "skipped": found.skipped,
             "preprocessing": settings.preprocess.describe() if settings.preprocess.source is not None else "",
+            "page": str(page or ""),
         }
     )
     yield _ranked(found, names)

@@ -129,7 +129,7 @@ def validate_command(
             write_json(result.to_json(), json_file)
         if report_file is not None:
             report_validation(result, report_file, command=given_command(ctx))
-        show(_side_by_side(result), _comparison(result), *_layers(result))
+        show(_side_by_side(result), _comparison(result, report_file), *_layers(result))
 
 
 def stored_or_beside(fp32: Path | None, quantized: Path) -> Preprocess:
@@ -190,7 +190,7 @@ def _by_metric(result: ValidationResult) -> list[list[str]]:
     return [[name, metric.text(before), metric.text(after), metric.change(before, after)]]
 
 
-def _comparison(result: ValidationResult) -> RenderableType:
+def _comparison(result: ValidationResult, page: Path | None) -> RenderableType:
     worst = sorted(result.sqnr_by_output.items(), key=lambda entry: entry[1])
     sqnr = [f"{name}: {value:.1f} dB" for name, value in worst]
     equal = sorted(result.equal_by_output.items(), key=lambda entry: entry[1])
@@ -207,6 +207,7 @@ def _comparison(result: ValidationResult) -> RenderableType:
             "kernels": ", ".join(f"{op} {count}" for op, count in result.op_counts.items()),
             "preprocessing": result.preprocess.describe() if result.preprocess else "none, arrays as they are",
             "warnings": result.warnings,
+            "page": str(page or ""),
         }
     )
 

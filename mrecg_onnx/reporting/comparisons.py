@@ -130,7 +130,7 @@ def ranking_page(found: Ranking, model: str | Path, *, command: str = "") -> Pag
     ]
     if found.ranked:
         worst = found.ranked[0]
-        facts.append(Fact("Most sensitive", worst.kind, f"{shown(worst.name, 60)}, {worst.bits} bits"))
+        facts.append(Fact("Most sensitive", shown(worst.name, 40), f"its {worst.kind}, {worst.bits} bits"))
     rows = [(entry.name, entry.kind, entry.bits, entry.losses) for entry in found.ranked]
     sections = [
         Section(

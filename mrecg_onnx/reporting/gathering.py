@@ -22,7 +22,7 @@ from mrecg_onnx.data import (
 )
 from mrecg_onnx.inspecting import Ranking, inspect_result
 from mrecg_onnx.reporting.comparisons import comparison_page, ranking_page
-from mrecg_onnx.reporting.measuring import ANSWER_IMAGES, Measured, measure
+from mrecg_onnx.reporting.measuring import ANSWER_IMAGES, Compared, Measured, measure
 from mrecg_onnx.reporting.pages import finished_page, quantization_page, validation_page
 from mrecg_onnx.reporting.writing import require_packages, write_page
 from mrecg_onnx.results import QuantizationResult
@@ -119,9 +119,24 @@ def _validated(
         kept = open_validation(
             source, specs, said or known or Preprocess(), labels, limit, keep=True, classes=metric is None
         )
-        return validate(fp32, file, kept, metric=metric), measure(fp32, file, kept)
+        found = validate(fp32, file, kept, metric=metric)
+        return found, measure(fp32, file, kept, compared=_compared(found, same_data=True))
     found = validate(fp32, file, source, labels=labels, preprocess=said, limit=limit, metric=metric)
-    return found, measure(fp32, file, _opened(fp32, source, labels, found, limit))
+    return found, _measured(fp32, file, source, labels, found, limit)
+
+
+def _compared(found: ValidationResult, *, same_data: bool) -> Compared:
+    return Compared(found.images, found.differing, found.scores, same_data, found.layers)
+
+
+def _measured(
+    fp32: Model, file: Model, data: Source, labels: Labels | None, found: ValidationResult, limit: int | None = None
+) -> Measured:
+    """What a page shows beside what ``found`` says, on the same data."""
+    opened = _opened(fp32, data, labels, found, limit)
+    # Of what was handed over only some samples are opened again.
+    same = not isinstance(data, Given) or len(opened) >= found.images + len(found.skipped)
+    return measure(fp32, file, opened, compared=_compared(found, same_data=same))
 
 
 def _opened(
@@ -157,7 +172,7 @@ def report_validation(
     source = given(before if data is None else data)
     if isinstance(source, Given) and not source.again and data is None:
         raise DataError(f"{source} went by once: give the data again, report(path, data=...)")
-    measured = measure(fp32, quantized, _opened(fp32, source, labels, result, limit))
+    measured = _measured(fp32, quantized, source, labels, result, limit)
     write_page(validation_page(result, measured, _layers(quantized), command=command), page)
 
 

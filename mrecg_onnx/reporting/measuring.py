@@ -9,10 +9,11 @@ import base64
 import io
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 from PIL import Image
 
 from mrecg_onnx.converters import load_model
@@ -41,11 +42,11 @@ if TYPE_CHECKING:
     from mrecg_onnx.runtimes import Model
     from mrecg_onnx.validating import LayerError
 
-__all__ = ["ANSWER_IMAGES", "Answers", "Histogram", "Measured", "measure"]
+__all__ = ["ANSWER_IMAGES", "Answers", "Compared", "Histogram", "Measured", "measure"]
 
 Array = npt.NDArray[Any]
-#: Images whose layers are compared, and those whose answers are; seconds for either, and for values of tensors.
-LAYER_IMAGES, ANSWER_IMAGES, LAYER_SECONDS, ANSWER_SECONDS, VALUE_SECONDS = 48, 256, 20.0, 15.0, 6.0
+#: Images whose answers are compared, or looked at where it is known which differ; seconds for that, and for values of tensors.
+ANSWER_IMAGES, ANSWER_SECONDS, VALUE_SECONDS = 256, 15.0, 6.0
 #: Tensors of each kind whose values are shown, images that they are of, bins, and values of a batch that are counted.
 WORST, VALUE_IMAGES, BINS, MOST_VALUES = 4, 16, 72, 2_000_000
 #: Images on which two files differ that are shown, guesses of each, and pixels of the longer side.
@@ -77,16 +78,38 @@ class Answers:
     """What both files answer on the same images.
 
     Attributes:
-        images: how many.
+        images: how many were compared.
+        of: how many the data have.
+        looked: on how many of them both were run for the pictures.
+        differing: images compared on which they differ.
         agreement: share of equal answers with its interval; None without class scores.
-        output: the output that holds them, "" without.
         pictures: images on which they differ, those of which the float model is surest first.
     """
 
     images: int
-    agreement: Accuracy | None
-    output: str
-    pictures: tuple[Picture, ...]
+    of: int
+    looked: int = 0
+    differing: int = 0
+    agreement: Accuracy | None = None
+    pictures: tuple[Picture, ...] = ()
+
+
+class Compared(NamedTuple):
+    """What a validation found on all images.
+
+    Attributes:
+        images: how many they were.
+        differing: places of those on which the answers differ; None without class scores.
+        output: the output that holds class scores, None without.
+        same_data: the places are those of the data that are measured on.
+        layers: every layer, where that was asked for.
+    """
+
+    images: int
+    differing: npt.NDArray[np.int64] | None
+    output: str | None
+    same_data: bool
+    layers: LayerErrors | None = None
 
 
 @dataclass(frozen=True)
@@ -99,16 +122,28 @@ class Measured:
     seconds: float
 
 
-def measure(fp32: Model, quantized: Model, data: Dataset, *, threads: int | None = None) -> Measured:
+def measure(
+    fp32: Model, quantized: Model, data: Dataset, *, threads: int | None = None, compared: Compared | None = None
+) -> Measured:
     """Measure a file against its float model on images of ``data``.
+
+    Args:
+        fp32: the float model.
+        quantized: the file.
+        data: images.
+        threads: of ONNX Runtime.
+        compared: what is known of all images.
 
     Raises:
         MrecgError: a model or the data cannot be read or run.
     """
     began = time.monotonic()
-    layers = measure_layers(fp32, quantized, data, images=LAYER_IMAGES, seconds=LAYER_SECONDS, threads=threads)
+    layers = compared.layers if compared is not None else None
+    if layers is None:
+        layers = measure_layers(fp32, quantized, data, threads=threads)
     histograms = (*_weights(fp32, layers), *_activations(quantized, layers, data, threads))
-    return Measured(layers, histograms, _answers(fp32, quantized, data, threads), time.monotonic() - began)
+    answers = _answers(fp32, quantized, data, threads, compared)
+    return Measured(layers, histograms, answers, time.monotonic() - began)
 
 
 # --- values of tensors ------------------------------------------------------------------------------------------------------
@@ -220,13 +255,46 @@ def _histogram(
 # --- images on which they differ --------------------------------------------------------------------------------------------
 
 
-def _answers(fp32: Model, quantized: Model, data: Dataset, threads: int | None) -> Answers:
-    """Both files at ONNX Runtime's default level on up to :data:`ANSWER_IMAGES` images."""
+def _answers(fp32: Model, quantized: Model, data: Dataset, threads: int | None, compared: Compared | None) -> Answers:
+    """Where both files differ at ONNX Runtime's default level: looked for on up to :data:`ANSWER_IMAGES` images.
+
+    Those are some of the images that are known to differ, and of all of them where nothing is known.
+    """
     if outputs_without_rows(read_graph(fp32)):  # no class scores, and nothing that several images could be run for
-        return Answers(0, None, "", ())
+        return Answers(0, len(data))
+    if compared is not None and compared.differing is None:
+        return Answers(compared.images, len(data))
+    places = compared.differing if compared is not None and compared.same_data else None
+    asked = np.arange(len(data)) if places is None else places
+    held = _run_both(fp32, quantized, data, asked, threads) if len(asked) else []
+    output = compared.output if compared is not None else _scores_output(fp32, held)
+    if output is None or (not held and compared is None):
+        return Answers(len(held), len(data))
+    pictures: list[Picture] = []
+    same = np.ones(0, bool)
+    if held:
+        sides = [one for _, one, _ in held], [other for _, _, other in held]
+        scores = [np.stack([made[output].reshape(-1) for made in side]).astype(np.float64) for side in sides]
+        same = scores[0].argmax(1) == scores[1].argmax(1)
+        shares = [_shares(values) for values in scores]
+        others = sorted(np.flatnonzero(~same), key=lambda i: -shares[0][i].max())[:SHOWN_IMAGES]
+        pictures = [p for i in others if (p := _picture(data, held[i][0], shares[0][i], shares[1][i])) is not None]
+    if compared is None or compared.differing is None:
+        return Answers(len(held), len(data), len(held), int((~same).sum()), Accuracy.of(same), tuple(pictures))
+    count, differ = compared.images, len(compared.differing)
+    agreement = Accuracy.of(np.arange(count) >= differ)
+    return Answers(count, max(count, len(data)), len(held), differ, agreement, tuple(pictures))
+
+
+Held = tuple[int, "dict[str, Array]", "dict[str, Array]"]
+
+
+def _run_both(fp32: Model, quantized: Model, data: Dataset, places: Array, threads: int | None) -> list[Held]:
+    """Outputs of both files, by image, of up to :data:`ANSWER_IMAGES` among ``places``, spread evenly over them."""
     sessions = [open_session(model, threads=threads) for model in (fp32, _openable_form(quantized))]
-    chosen = np.unique(np.linspace(0, len(data) - 1, min(len(data), ANSWER_IMAGES)).round().astype(int))
-    until, held = time.monotonic() + ANSWER_SECONDS, list[tuple[int, dict[str, Array], dict[str, Array]]]()
+    spread = np.unique(np.linspace(0, len(places) - 1, min(len(places), ANSWER_IMAGES)).round().astype(int))
+    chosen = places[spread]
+    until, held = time.monotonic() + ANSWER_SECONDS, list[Held]()
     for start in range(0, len(chosen), ROWS):
         indices = chosen[start : start + ROWS]
         try:
@@ -239,24 +307,20 @@ def _answers(fp32: Model, quantized: Model, data: Dataset, threads: int | None) 
             held.append((int(index), one, other))
         if time.monotonic() > until:
             break
+    return held
+
+
+def _scores_output(fp32: Model, held: Sequence[Held]) -> str | None:
+    """The output that holds class scores; None where none does."""
     if not held:
-        return Answers(0, None, "", ())
-    names = held[0][1]
-    floats = [value.name for value in sessions[0].get_outputs() if "float" in value.type or "double" in value.type]
+        return None
+    graph, names = read_graph(fp32), held[0][1]
+    kinds = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
+    floats = [value.name for value in graph.graph.output if value.type.tensor_type.elem_type in kinds]
     whole = {name: np.stack([one[1][name].reshape(-1) for one in held]) for name in names}
-    whole |= {
-        name: np.zeros((1, 1, 1), np.float32) for name in floats if name not in names
-    }  # they count, too, in what is asked
-    output = prediction_output(whole, Heads.of_model(read_graph(fp32)))
-    if output is None:
-        return Answers(len(held), None, "", ())
-    sides = [one for _, one, _ in held], [other for _, _, other in held]
-    scores = [np.stack([made[output].reshape(-1) for made in side]).astype(np.float64) for side in sides]
-    same = scores[0].argmax(1) == scores[1].argmax(1)
-    shares = [_shares(values) for values in scores]
-    others = sorted(np.flatnonzero(~same), key=lambda i: -shares[0][i].max())[:SHOWN_IMAGES]
-    pictures = [p for i in others if (p := _picture(data, held[i][0], shares[0][i], shares[1][i])) is not None]
-    return Answers(len(held), Accuracy.of(same), output, tuple(pictures))
+    # The others count, too, in what is asked.
+    whole |= {name: np.zeros((1, 1, 1), np.float32) for name in floats if name not in names}
+    return prediction_output(whole, Heads.of_model(graph))
 
 
 def _openable_form(quantized: Model) -> Any:

@@ -163,9 +163,12 @@ def _metric_facts(result: ValidationResult) -> list[Fact]:
     metric, before, after = result.metric, result.fp32.score, result.quantized.score
     if metric is None or before is None or after is None:
         return []
-    less = ", less is better" if metric.lower_is_better else ""
+    name, less = shown(metric.name, 40), ", less is better" if metric.lower_is_better else ""
+    # As top-1: a point, and of what is no share a hundredth of what the float model has.
+    lost = metric.loss(before, after) >= (0.01 if metric.percent else 0.01 * abs(before)) > 0
     return [
-        Fact(shown(metric.name, 40), metric.text(after), f"FP32 {metric.text(before)}{less}; {result.images} images")
+        Fact(name, metric.text(after), f"FP32 {metric.text(before)}{less}"),
+        Fact(f"{name} change", metric.change(before, after), f"{result.images} images{less}", "bad" if lost else ""),
     ]
 
 
@@ -283,9 +286,17 @@ def _latency(result: ValidationResult) -> list[Fact]:
     if result.speedup_is_noise and result.speedup_interval is not None:
         low, high = result.speedup_interval
         return [Fact("Against FP32's time", "the same", f"within noise ({low:.2f} to {high:.2f} times); {times}")]
-    faster = result.speedup >= 1
-    value = f"{result.speedup:.2f} times" if faster else f"{1 / result.speedup:.2f} times"
-    return [Fact("Faster than FP32" if faster else "Slower than FP32", value, times, "good" if faster else "")]
+    value, word = _times(result.speedup), "Faster" if result.speedup >= 1 else "Slower"
+    return [Fact(f"{word} than FP32", value, times, "good" if result.speedup >= 1 else "")]
+
+
+def _times(ratio: float) -> str:
+    return f"{max(ratio, 1 / ratio):.2f} times"
+
+
+def _change(ratio: float, more: str, less: str) -> str:
+    """``1.71 times faster``: ``ratio`` of before to after, as the headline has it."""
+    return "the same" if 1 / 1.005 < ratio < 1.005 else f"{_times(ratio)} {more if ratio >= 1 else less}"
 
 
 def _side_by_side(result: ValidationResult) -> Table:
@@ -312,7 +323,7 @@ def _side_by_side(result: ValidationResult) -> Table:
             "Size",
             size(result.fp32.size_bytes),
             size(result.quantized.size_bytes),
-            f"{result.quantized.size_bytes / result.fp32.size_bytes:.2f} times",
+            _change(result.fp32.size_bytes / result.quantized.size_bytes, "smaller", "larger"),
         )
     )
     if result.speedup is not None and result.fp32.latency_s is not None and result.quantized.latency_s is not None:
@@ -321,7 +332,7 @@ def _side_by_side(result: ValidationResult) -> Table:
                 f"Latency, batch {result.latency_batch}",
                 f"{milliseconds(result.fp32.latency_s)} ms",
                 f"{milliseconds(result.quantized.latency_s)} ms",
-                f"{1 / result.speedup:.2f} times",
+                "the same within noise" if result.speedup_is_noise else _change(result.speedup, "faster", "slower"),
             )
         )
     return Table(columns, tuple(rows))

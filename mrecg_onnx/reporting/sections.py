@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from mrecg_onnx.planning import Plan
     from mrecg_onnx.progress import UnitResult
-    from mrecg_onnx.reporting.measuring import Measured
+    from mrecg_onnx.reporting.measuring import Answers, Measured
     from mrecg_onnx.validating import Accuracy, LayerError, LayerErrors, WrittenLayer
 
 __all__ = [
@@ -336,14 +336,26 @@ def answers_section(found: Measured) -> Section:
     if answers.agreement is None:
         lead = "No output holds class scores without doubt, so there are no predictions to compare."
         return Section("images", "Where they differ", lead if answers.images else "", [])
-    different = round((1 - answers.agreement.value) * answers.images)
+    of = f" (spread evenly over {answers.of})" if answers.of > answers.images else ""
     lead = (
-        f"Of {answers.images} images the two files answer differently on {different}"
-        f"{'' if different else ': there is nothing to show'}."
+        f"Of {answers.images} images{of} the two files answer differently on {answers.differing}"
+        f"{'' if answers.differing else ': there is nothing to show'}."
     )
     if answers.pictures:
+        count = len(answers.pictures)
+        if count < answers.differing:
+            lead += f" {count} of them are shown{_looked(answers)}."
         lead += " Three likeliest classes of FP32 and of the quantized file, the images first of which FP32 is surest."
+    elif answers.differing:
+        lead += f" None is shown{_looked(answers) or ': what the network was fed is no picture'}."
     return Section("images", "Where they differ", lead, [Pictures(answers.pictures)] if answers.pictures else [])
+
+
+def _looked(answers: Answers) -> str:
+    """On which images it was looked for those that are shown, where these were not all that differ."""
+    if answers.looked >= min(answers.images, answers.differing):
+        return ""
+    return f", of {answers.looked} images that were looked at"
 
 
 def settings_section(settings: Mapping[str, Any], *, made: bool = False) -> Section:

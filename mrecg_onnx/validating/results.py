@@ -111,6 +111,8 @@ class ValidationResult(Pictured):
         metric: the metric that was asked for; None without one.
         asked: models and data as they were given; not in :meth:`to_json`.
         speedup_interval: between what :attr:`speedup` lies with 95 %, by paired runs; None where no latency was asked for.
+        differing: places in the data of the images on which the largest of :attr:`scores` differs, shape ``[images]``, ascending;
+            None where no output holds class scores. Not in :meth:`to_json`.
     """
 
     images: int
@@ -133,6 +135,7 @@ class ValidationResult(Pictured):
     metric: Metric | None = None
     asked: Asked | None = field(default=None, repr=False, compare=False)
     speedup_interval: tuple[float, float] | None = None
+    differing: npt.NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         """What a user decides by: accuracy with its interval, agreement, size and time of both, and warnings."""

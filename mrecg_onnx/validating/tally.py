@@ -37,12 +37,20 @@ class Tally:
     found: dict[str, Scores] = field(default_factory=dict)
     labelled: str | None = None
     _same: dict[str, list[npt.NDArray[np.bool_]]] = field(default_factory=dict)
+    # Places in the whole data set of those that are not.
+    _differing: dict[str, list[npt.NDArray[np.int64]]] = field(default_factory=dict)
     _right: dict[int, list[npt.NDArray[np.bool_]]] = field(default_factory=lambda: {1: [], _GUESSES: []})
     _rows: list[Mapping[str, Array]] = field(default_factory=list)
     _row_count: int = 0
 
-    def add(self, indices: npt.NDArray[np.int64], fp32: dict[str, Array], quantized: dict[str, Array]) -> None:
-        """Take in the outputs of one batch."""
+    def add(
+        self,
+        indices: npt.NDArray[np.int64],
+        fp32: dict[str, Array],
+        quantized: dict[str, Array],
+        places: npt.NDArray[np.int64] | None = None,
+    ) -> None:
+        """Take in the outputs of one batch; ``places`` are those in the whole data set where this is a share of it."""
         logits: dict[str, tuple[Array, Array]] = {}
         for name in self.outputs:
             r, q = fp32[name], quantized[name]
@@ -57,7 +65,9 @@ class Tally:
                 continue
             logits[name] = ours, theirs
             self.found.setdefault(name, Scores(ours.shape[1])).add(ours)
-            self._same.setdefault(name, []).append(ours.argmax(1) == theirs.argmax(1))
+            same = ours.argmax(1) == theirs.argmax(1)
+            self._same.setdefault(name, []).append(same)
+            self._differing.setdefault(name, []).append((indices if places is None else places)[~same])
         self.images += len(indices)
         if self.dataset.labels is None or not logits:
             return
@@ -110,16 +120,19 @@ class Tally:
 
     def join(self, workers: Workers) -> None:
         """Put together what all processes counted, each on its share of the images."""
-        parts = workers.gather((self.images, self.sums, self.found, self._same, self._right, self.labelled))
+        parts = workers.gather(
+            (self.images, self.sums, self.found, self._same, self._right, self.labelled, self._differing)
+        )
         if len(parts) == 1:
             return
         self.images = sum(part[0] for part in parts)
-        self.sums, self.found, self._same = {}, {}, {}
-        for _, sums, found, same, _, _ in parts:
+        self.sums, self.found, self._same, self._differing = {}, {}, {}, {}
+        for _, sums, found, same, _, _, differing in parts:
             add_sums(self.sums, sums)
             for name, scores in found.items():
                 self.found[name] = self.found[name].merge(scores) if name in self.found else scores
                 self._same.setdefault(name, []).extend(same[name])
+                self._differing.setdefault(name, []).extend(differing[name])
         self._right = {k: [right for part in parts for right in part[4][k]] for k in self._right}
         self.labelled = next((part[5] for part in parts if part[5] is not None), None)
 
@@ -152,6 +165,10 @@ class Tally:
     def agreement(self) -> float | None:
         """Share of images with the largest of :attr:`scores` at the same place; None without scores."""
         return float(np.concatenate(self._same[self.scores]).mean()) if self.scores is not None else None
+
+    def differing(self) -> npt.NDArray[np.int64] | None:
+        """Places in the data of the images on which :attr:`scores` have it elsewhere, ascending; None without scores."""
+        return np.sort(np.concatenate(self._differing[self.scores])) if self.scores is not None else None
 
     def warnings(self, top1: Accuracy | None, *, unasked: bool) -> tuple[str, ...]:
         """What a reader of the numbers has to know.

@@ -212,7 +212,7 @@ def _validate(
     for feeds, indices in dataset.batches(rowless.batch(batch_size)):
         watch.add(feeds)
         made = [rowless.run(session, feeds, name) for session, name in zip(sessions.values(), names, strict=True)]
-        tally.add(indices, *made)
+        tally.add(indices, *made, indices * workers.size + workers.rank)  # of a share every so many are this process's
         scored.add(indices, *map(rowless.scored, made))
         tally.keep_rows(feeds, rows if timed else 0)
         logger.info("validated %d of %d images", tally.images, len(dataset))
@@ -274,6 +274,7 @@ def _validate(
         top1_right=tally.right(1) if tally.has_accuracy else None,
         layers=compared,
         metric=metric,
+        differing=tally.differing(),
         speedup_interval=ratio_interval(taken["fp32"], taken["quantized"]) if taken else None,
     )
 

@@ -7,7 +7,7 @@ import sys
 
 import onnx
 import pytest
-from helpers.command_line import FAST, fails, works
+from helpers.command_line import FAST, fails, works, write_images
 
 import mrecg_onnx
 
@@ -49,11 +49,73 @@ def test_labelled_images_give_accuracies(here):
 
 def test_validate_writes_a_page(here):
     works(*QUANTIZE, "--method", "nearest", "-o", "q.onnx")
-    works("validate", "model.onnx", "q.onnx", "--data", "images", "--repeats", 3, "--report", "page.html")
+    command = ("validate", "model.onnx", "q.onnx", "--data", "images", "--repeats", 3, "--report", "page.html")
+    assert re.search(r"^page +page.html$", works(*command).stdout, re.MULTILINE)
     page = (here / "page.html").read_text()
     assert sections(page) == ["accuracy", "outputs", "layers", "tensors", "images", "kernels", "again"]
     assert "McNemar" in page
     assert "mrecg-onnx validate model.onnx q.onnx --data images --repeats 3 --report page.html" in page
+
+
+def test_layers_on_the_screen_are_those_of_the_page(here):
+    write_images(here / "many", 70)
+    works(*QUANTIZE, "--method", "nearest", "-o", "q.onnx")
+    command = (
+        "validate",
+        "model.onnx",
+        "q.onnx",
+        "--data",
+        "many",
+        "--repeats",
+        0,
+        "--layers",
+        "--report",
+        "page.html",
+    )
+    told, page = works(*command).stdout, (here / "page.html").read_text()
+    assert "layers as written against FP32 on 64 images" in told
+    assert "on 64 images: 6 dB" in page
+    section = page[page.index('<section id="layers">') : page.index('<section id="tensors">')]
+    rows = re.findall("<tr>(.*?)</tr>", section, re.DOTALL)[1:]
+    cells = [re.findall("<td[^>]*>(.*?)</td>", row) for row in rows]
+    on_page = {row[1]: (row[6], row[7], row[8]) for row in cells}
+    screen = told[told.index("what it makes") :].splitlines()[2:]
+    for words in (line.split() for line in screen if line.strip()):
+        assert on_page[words[0]] == (words[7], words[6], words[4])
+    assert len(on_page) == 8
+
+
+@pytest.mark.parametrize("looked", [256, 3])
+def test_images_that_differ_are_looked_for_among_all(here, monkeypatch, looked):
+    monkeypatch.setattr("mrecg_onnx.reporting.measuring.ANSWER_IMAGES", looked)
+    works(*QUANTIZE, "--method", "nearest", "--wbits", 2, "--abits", 2, "-o", "q.onnx")
+    found = mrecg_onnx.validate("model.onnx", "q.onnx", "images", repeats=0)
+    different = round((1 - found.agreement) * 24)
+    assert len(found.differing) == different > 3
+    found.report("page.html")
+    page = (here / "page.html").read_text()
+    assert f"Of 24 images the two files answer differently on {different}." in page
+    shown = min(different, looked, 12)
+    assert page.count('<article class="picture">') == shown
+    assert (f"{shown} of them are shown, of {looked} images that were looked at." in page) == (looked < different)
+    for picture in re.findall('<article class="picture">(.*?)</article>', page, re.DOTALL):
+        first = re.findall(r"</dt>\s*<dd[^>]*><span>(\d+)</span>", picture)
+        assert first[0] != first[1]
+
+
+def test_a_metric_has_its_change_and_is_red_where_a_point_is_lost(here):
+    (here / "mine.py").write_text(
+        "import numpy as np\ndef level(outputs, targets):\n    return float(np.abs(outputs).mean())\n"
+    )
+    works(*QUANTIZE, "--method", "nearest", "--wbits", 2, "--abits", 2, "-o", "q.onnx")
+    command = ("validate", "model.onnx", "q.onnx", "--data", "images", "--repeats", 0, "--metric", "mine:level")
+    works(*command, "--report", "page.html")
+    page = (here / "page.html").read_text()
+    (tone, value) = re.findall(r'class="fact([^"]*)"><p class="label">level change</p><p class="value">(.*?)<', page)[0]
+    assert tone == (" bad" if float(value) < 0 else "")
+    works(*command, "--lower-is-better", "--report", "page.html")
+    other = re.findall(r'class="fact([^"]*)"><p class="label">level change</p>', (here / "page.html").read_text())[0]
+    assert {tone, other} == {"", " bad"}
 
 
 def test_report_tells_of_a_file_alone_and_measured(here):
@@ -85,8 +147,10 @@ def test_sensitivity_writes_a_page(here):
         "--top",
         2,
     )
-    works(*command, "--threads", 1, "--report", "page.html")
+    told = works(*command, "--threads", 1, "--report", "page.html").stdout
+    assert re.search(r"^page +page.html$", told, re.MULTILINE)
     page = (here / "page.html").read_text()
+    assert re.search(r'Most sensitive</p><p class="value">(stem|conv\d|fc|\w+)</p>', page)
     assert sections(page) == ["ranking", "suggestions", "settings", "again"]
     assert page.count('style="--heat:') > 50
 
@@ -104,7 +168,8 @@ def test_compare_writes_a_page(here):
         "--methods",
         "nearest",
     )
-    works(*command, "--bits", "W8A8,W4A4", "--repeats", 0, "-o", "out", *FAST, "--report", "page.html")
+    told = works(*command, "--bits", "W8A8,W4A4", "--repeats", 0, "-o", "out", *FAST, "--report", "page.html").stdout
+    assert re.search(r"^page +page.html$", told, re.MULTILINE)
     page = (here / "page.html").read_text()
     assert sections(page) == ["cells", "settings", "again"]
     assert "W8A8" in page
