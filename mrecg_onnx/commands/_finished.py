@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mrecg_onnx.commands._sections import FIELDS
 from mrecg_onnx.commands._tables import grid, rows, width
+from mrecg_onnx.converters.module_names import NodeNames
 from mrecg_onnx.converters.text import bounded
 from mrecg_onnx.machine import byte_size
 from mrecg_onnx.settings import changed
@@ -28,6 +29,7 @@ _ELSEWHERE = frozenset({"preprocess", "wbits", "abits", "method", "target", "con
 
 def finished_tables(found: FinishedFile) -> Iterator[RenderableType]:
     """What it is, its layers, its activations and the units it was learned in."""
+    names = NodeNames(found.modules)
     integer = [layer for layer in found.layers if not layer.in_float]
     own = changed(found.settings, made=found.origin is not None)
     others = {name: value for name, value in own.items() if name not in _ELSEWHERE}
@@ -45,7 +47,7 @@ def finished_tables(found: FinishedFile) -> Iterator[RenderableType]:
             "method": str(found.settings.get("method", "")),
             "settings": [f"{name} {value}" for name, value in others.items() if name in FIELDS | {"bits", "exclude"}],
             "cut": found.cut,
-            "protected": ", ".join(found.protected),
+            "protected": ", ".join(map(names, found.protected)),
             "images": f"made by {found.origin.get('data', '?')}" if found.origin is not None else "",
             "preprocessing": found.preprocess.describe() if found.preprocess else "none, calibrated on arrays",
             "layers": f"{len(integer)} of {len(found.layers)} can run on integer kernels, by the graph",
@@ -53,7 +55,7 @@ def finished_tables(found: FinishedFile) -> Iterator[RenderableType]:
     )
     content = [
         [
-            layer.name,
+            names(layer.name),
             layer.op,
             "x".join(str(size) for size in layer.shape),
             f"{layer.params:,}",
@@ -65,9 +67,9 @@ def finished_tables(found: FinishedFile) -> Iterator[RenderableType]:
     ]
     header = ["layer", "op", "weight", "parameters", "W", "A", "runs in"]
     yield rows(f"{len(found.layers)} weighted layers", header, content, left=(0, 1, 6))
-    tensors = [[name, str(bits)] for name, bits in found.activations.items()]
+    tensors = [[names(name), str(bits)] for name, bits in found.activations.items()]
     yield rows(f"{len(found.activations)} activation quantizers", ["tensor", "bits"], tensors)
-    joined = [[str(i + 1), ", ".join(unit)] for i, unit in enumerate(found.units)]
+    joined = [[str(i + 1), ", ".join(map(names, unit))] for i, unit in enumerate(found.units)]
     yield rows(f"{len(found.units)} reconstruction units", ["", "layers"], joined, left=(1,))
 
 

@@ -1,4 +1,4 @@
-"""Names of nodes as a user knows them: those that an exporter made up, with the module that torch wrote beside them."""
+"""Names of a model's nodes on the screen, and which of them a pattern means."""
 
 from __future__ import annotations
 
@@ -6,57 +6,39 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from mrecg_onnx.converters.modules import module_of
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     import onnx
 
-__all__ = ["Names", "module_names"]
+    from mrecg_onnx.converters.module_names import NodeNames
 
-#: What joins the names of units.
-_BETWEEN = re.compile(r"( \+ | \.{2,3} |, )")
+__all__ = ["SHOWN", "Names"]
+
 #: Names of a list that are shown.
 SHOWN = 8
 
 
-def module_names(model: onnx.ModelProto) -> dict[str, str]:
-    """Modules by the names of nodes, and of what they make, that do not say them."""
-    found: dict[str, str] = {}
-    for node in model.graph.node:
-        module = module_of(node.input, {entry.key: entry.value for entry in node.metadata_props})
-        for name in (node.name, *node.output):
-            if (
-                module and name and module not in name and not name.startswith("/")
-            ):  # paths of modules, by older exporters
-                found[name] = module
-    return found
-
-
 class Names:
-    """Shows the names of one model; the file is read when the first name is asked for."""
+    """Shows the names of one model with their modules; the file is read when the first name is asked for."""
 
     def __init__(self, model: Path) -> None:
         self._model = model
-        self._graph: onnx.ModelProto | None = None
-        self._modules: dict[str, str] = {}
+        self._read: tuple[onnx.ModelProto, NodeNames] | None = None
 
-    def _read(self) -> onnx.ModelProto:
-        if self._graph is None:
+    def _known(self) -> tuple[onnx.ModelProto, NodeNames]:
+        if self._read is None:
+            from mrecg_onnx.converters.module_names import NodeNames, module_names
             from mrecg_onnx.runtimes import read_graph
 
-            self._graph = read_graph(self._model)
-            self._modules = module_names(self._graph)
-        return self._graph
+            graph = read_graph(self._model)
+            self._read = graph, NodeNames(module_names(graph))
+        return self._read
 
     def __call__(self, name: str) -> str:
         """``node_conv2d_1 (layer1.0.conv1)``; a name that says its module, or has none, as it is. Joined names one by one."""
-        self._read()
-        return "".join(
-            f"{part} ({self._modules[part]})" if part in self._modules else part for part in _BETWEEN.split(name)
-        )
+        return self._known()[1](name)
 
     def precision(self) -> str:
         """What its weights are: "FP32", or "FP16" where most of their bytes are of half precision."""
@@ -75,12 +57,10 @@ class Names:
 
     def matched(self, option: str, patterns: Iterable[str], layers: Sequence[str], *, only_layers: bool) -> list[str]:
         """A line for each pattern of ``option``: how many nodes it matched, and which."""
-        graph = self._read()
+        graph = self._known()[0]
         nodes = list(layers) if only_layers else list(dict.fromkeys([*layers, *(n.name for n in graph.graph.node)]))
         lines = []
         for pattern in patterns:
-            # As mrecg_onnx.planning does it: modules where no name matches.
             hits = [name for name in nodes if re.search(pattern, name)]
-            hits = hits or [name for name in nodes if re.search(pattern, self._modules.get(name, ""))]
             lines.append(f"{option} '{pattern}' matched {len(hits)}: {self.some(hits)}")
         return lines

@@ -11,6 +11,7 @@ from mrecg_onnx.commands._console import show
 from mrecg_onnx.commands._errors import guarded
 from mrecg_onnx.commands._files import check_writes, write_json
 from mrecg_onnx.commands._loading import loading
+from mrecg_onnx.commands._names import Names
 from mrecg_onnx.commands._options import (
     PATH,
     image_options,
@@ -129,7 +130,7 @@ def validate_command(
             write_json(result.to_json(), json_file)
         if report_file is not None:
             report_validation(result, report_file, command=given_command(ctx))
-        show(_side_by_side(result), _comparison(result, report_file), *_layers(result))
+        show(_side_by_side(result), _comparison(result, report_file), *_layers(result, Names(fp32)))
 
 
 def stored_or_beside(fp32: Path | None, quantized: Path) -> Preprocess:
@@ -212,14 +213,14 @@ def _comparison(result: ValidationResult, page: Path | None) -> RenderableType:
     )
 
 
-def _layers(result: ValidationResult) -> list[RenderableType]:
+def _layers(result: ValidationResult, names: Names) -> list[RenderableType]:
     """Every layer, the one whose output is furthest from FP32's first."""
     found = result.layers
     if found is None:
         return []
     content = [
         [
-            entry.layer.name,
+            names(entry.layer.name),
             entry.layer.op,
             width(entry.layer.wbits),
             width(entry.layer.abits),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -22,6 +22,7 @@ from mrecg_onnx.converters.metadata_keys import (
     UNITS_KEY,
     VERSION_KEY,
 )
+from mrecg_onnx.converters.module_names import module_names
 from mrecg_onnx.converters.results import Result
 from mrecg_onnx.planning import told_cut
 from mrecg_onnx.runtimes import describe, read_graph, size_bytes
@@ -60,6 +61,7 @@ class FinishedFile(Result):
         activations: width of every quantized activation.
         units: layers that were learned together, in order.
         protected: activations raised to 8 bits.
+        modules: of torch, by the names of nodes and tensors that do not say them.
         cut: where its model was cut, and why; "" where it was not.
     """
 
@@ -79,6 +81,7 @@ class FinishedFile(Result):
     units: tuple[tuple[str, ...], ...]
     protected: tuple[str, ...]
     cut: str = ""
+    modules: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def widths(self) -> str:
@@ -137,6 +140,7 @@ def inspect_result(model: onnx.ModelProto | str | Path) -> FinishedFile:
         activations={name: bits for name, bits in stored_bits(metadata).items() if name not in weights},
         units=tuple(_names(unit, where) for unit in _entry(metadata, UNITS_KEY, list, where)),
         protected=_names(_entry(metadata, PROTECTED_KEY, list, where), where),
+        modules=module_names(read, {layer.name: layer.weight for layer in layers}),
         cut=told_cut(metadata),
     )
 

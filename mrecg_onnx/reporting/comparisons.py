@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from mrecg_onnx.comparing import Cell as Compared
     from mrecg_onnx.comparing import Comparison
+    from mrecg_onnx.converters.module_names import NodeNames
     from mrecg_onnx.inspecting import Quality, Ranking
 
 __all__ = ["comparison_page", "ranking_page"]
@@ -108,7 +109,7 @@ def _leading(text: str) -> float:
     return float(found[0]) if found else float("inf")
 
 
-def ranking_page(found: Ranking, model: str | Path, *, command: str = "") -> Page:
+def ranking_page(found: Ranking, model: str | Path, *, names: NodeNames, command: str = "") -> Page:
     """What ``sensitivity`` found."""
     settings = found.settings
     facts = [
@@ -130,8 +131,8 @@ def ranking_page(found: Ranking, model: str | Path, *, command: str = "") -> Pag
     ]
     if found.ranked:
         worst = found.ranked[0]
-        facts.append(Fact("Most sensitive", shown(worst.name, 40), f"its {worst.kind}, {worst.bits} bits"))
-    rows = [(entry.name, entry.kind, entry.bits, entry.losses) for entry in found.ranked]
+        facts.append(Fact("Most sensitive", shown(names(worst.name), 48), f"its {worst.kind}, {worst.bits} bits"))
+    rows = [(names(entry.name), entry.kind, entry.bits, entry.losses) for entry in found.ranked]
     sections = [
         Section(
             "ranking",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mrecg_onnx.comparing import Comparison
 from mrecg_onnx.converters import check_writable, load_model
 from mrecg_onnx.converters.errors import DataError, SettingsError
+from mrecg_onnx.converters.module_names import NodeNames, module_names
 from mrecg_onnx.data import (
     ZEROQ,
     Data,
@@ -26,7 +27,7 @@ from mrecg_onnx.reporting.measuring import ANSWER_IMAGES, Compared, Measured, me
 from mrecg_onnx.reporting.pages import finished_page, quantization_page, validation_page
 from mrecg_onnx.reporting.writing import require_packages, write_page
 from mrecg_onnx.results import QuantizationResult
-from mrecg_onnx.runtimes import describe, specs_of
+from mrecg_onnx.runtimes import describe, read_graph, specs_of
 from mrecg_onnx.validating import ValidationResult, int8_form, layers_of, validate
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ __all__ = ["report", "report_comparison", "report_quantization", "report_ranking
 
 _MADE = "the calibration images were made and are not kept: layers and answers are measured where --data gives others"
 _GONE = "the calibration data went by once and are not kept: layers and answers are measured where data= gives others"
+
+
+def _names(fp32: Model) -> NodeNames:
+    return NodeNames(module_names(read_graph(fp32)))
 
 
 def _layers(file: Model) -> list[WrittenLayer]:
@@ -93,9 +98,16 @@ def report_quantization(
     else:
         specs = specs_of(load_model(fp32), describe(fp32))
         dataset = open_calibration(calib, specs, settings.preprocess, samples=settings.samples, seed=settings.seed)
-        measured = measure(fp32, file, dataset, threads=settings.threads)
+        measured = measure(fp32, file, dataset, names=_names(fp32), threads=settings.threads)
     made = quantization_page(
-        result, fp32, measured, layers=_layers(file), validation=validation, said=said, command=command
+        result,
+        fp32,
+        measured,
+        names=_names(fp32),
+        layers=_layers(file),
+        validation=validation,
+        said=said,
+        command=command,
     )
     write_page(made, page)
 
@@ -120,7 +132,7 @@ def _validated(
             source, specs, said or known or Preprocess(), labels, limit, keep=True, classes=metric is None
         )
         found = validate(fp32, file, kept, metric=metric)
-        return found, measure(fp32, file, kept, compared=_compared(found, same_data=True))
+        return found, measure(fp32, file, kept, names=_names(fp32), compared=_compared(found, same_data=True))
     found = validate(fp32, file, source, labels=labels, preprocess=said, limit=limit, metric=metric)
     return found, _measured(fp32, file, source, labels, found, limit)
 
@@ -136,7 +148,7 @@ def _measured(
     opened = _opened(fp32, data, labels, found, limit)
     # Of what was handed over only some samples are opened again.
     same = not isinstance(data, Given) or len(opened) >= found.images + len(found.skipped)
-    return measure(fp32, file, opened, compared=_compared(found, same_data=same))
+    return measure(fp32, file, opened, names=_names(fp32), compared=_compared(found, same_data=same))
 
 
 def _opened(
@@ -173,7 +185,7 @@ def report_validation(
     if isinstance(source, Given) and not source.again and data is None:
         raise DataError(f"{source} went by once: give the data again, report(path, data=...)")
     measured = _measured(fp32, quantized, source, labels, result, limit)
-    write_page(validation_page(result, measured, _layers(quantized), command=command), page)
+    write_page(validation_page(result, measured, _layers(quantized), names=_names(fp32), command=command), page)
 
 
 def report_comparison(result: Comparison, page: str | Path, *, command: str = "") -> None:
@@ -197,7 +209,7 @@ def report_ranking(found: Ranking, page: str | Path, *, command: str = "") -> No
     require_packages()
     if found.source is None:
         raise SettingsError("this result does not know its model: sensitivity makes those that do")
-    write_page(ranking_page(found, found.source, command=command), page)
+    write_page(ranking_page(found, found.source, names=_names(found.source), command=command), page)
 
 
 def report(
@@ -271,7 +283,9 @@ def report(
         validation, measured = _validated(against, Path(result), data, labels, known, limit, metric)
     else:
         said = ("nothing was measured: --against and --data with the float model and images show errors and answers",)
-    write_page(finished_page(found, measured, validation, said=said, command=command), output)
+    # A node that was made anew has lost what torch wrote: the float model has it.
+    names = NodeNames({**found.modules, **(_names(against).modules if against is not None else {})})
+    write_page(finished_page(found, measured, validation, names=names, said=said, command=command), output)
 
 
 def _only(given: dict[str, Any], call: str, *taken: str) -> None:

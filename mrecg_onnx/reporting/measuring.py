@@ -38,6 +38,7 @@ from mrecg_onnx.validating import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mrecg_onnx.converters.module_names import NodeNames
     from mrecg_onnx.data import Dataset, Preprocess
     from mrecg_onnx.runtimes import Model
     from mrecg_onnx.validating import LayerError
@@ -123,7 +124,13 @@ class Measured:
 
 
 def measure(
-    fp32: Model, quantized: Model, data: Dataset, *, threads: int | None = None, compared: Compared | None = None
+    fp32: Model,
+    quantized: Model,
+    data: Dataset,
+    *,
+    names: NodeNames,
+    threads: int | None = None,
+    compared: Compared | None = None,
 ) -> Measured:
     """Measure a file against its float model on images of ``data``.
 
@@ -131,6 +138,7 @@ def measure(
         fp32: the float model.
         quantized: the file.
         data: images.
+        names: shows names of nodes.
         threads: of ONNX Runtime.
         compared: what is known of all images.
 
@@ -141,7 +149,7 @@ def measure(
     layers = compared.layers if compared is not None else None
     if layers is None:
         layers = measure_layers(fp32, quantized, data, threads=threads)
-    histograms = (*_weights(fp32, layers), *_activations(quantized, layers, data, threads))
+    histograms = (*_weights(fp32, layers, names), *_activations(quantized, layers, data, threads, names))
     answers = _answers(fp32, quantized, data, threads, compared)
     return Measured(layers, histograms, answers, time.monotonic() - began)
 
@@ -149,7 +157,7 @@ def measure(
 # --- values of tensors ------------------------------------------------------------------------------------------------------
 
 
-def _weights(fp32: Model, layers: LayerErrors) -> list[Histogram]:
+def _weights(fp32: Model, layers: LayerErrors, names: NodeNames) -> list[Histogram]:
     """Float weights in steps of their channels' own grids, of the layers whose weights lose most."""
     worst = _lowest([e for e in layers.layers if e.layer.held is not None], lambda e: e.weights_db)
     if not worst:
@@ -172,12 +180,14 @@ def _weights(fp32: Model, layers: LayerErrors) -> list[Histogram]:
         cut = float(((steps < low - 0.5) & full).mean()), float(((steps > high + 0.5) & full).mean())
         caption = f"{layer.wbits} bits, {layer.params:,} weights, SQNR {entry.weights_db:.1f} dB{_cut(*cut)}"
         grid = tuple(np.unique(codes).tolist())
-        title = f"Weights of {shown(layer.name, 44)}"
+        title = f"Weights of {shown(names(layer.name), 52)}"
         found.append(_histogram(title, caption, steps.reshape(-1), grid, cut, "steps of each channel's scale"))
     return found
 
 
-def _activations(quantized: Model, layers: LayerErrors, data: Dataset, threads: int | None) -> list[Histogram]:
+def _activations(
+    quantized: Model, layers: LayerErrors, data: Dataset, threads: int | None, names: NodeNames
+) -> list[Histogram]:
     """What quantizers are given, of those that lose most by themselves."""
     by_tensor: dict[str, LayerError] = {}
     for entry in layers.layers:
@@ -187,19 +197,18 @@ def _activations(quantized: Model, layers: LayerErrors, data: Dataset, threads: 
     if not worst:
         return []
     quantizers = {entry.layer.fed.of: entry.layer.fed for entry in worst if entry.layer.fed is not None}
-    names = list(quantizers)
     file = int8_form(load_model(quantized), describe(quantized, "the quantized model"))
-    with openable(with_outputs(file, names)) as source:
+    with openable(with_outputs(file, list(quantizers))) as source:
         session = open_session(source, level="off", threads=threads)
     rows, until = batch_of(session) or ROWS, time.monotonic() + VALUE_SECONDS
-    values: dict[str, list[Array]] = {name: [] for name in names}
-    cuts: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    values: dict[str, list[Array]] = {name: [] for name in quantizers}
+    cuts: dict[str, list[tuple[float, float]]] = {name: [] for name in quantizers}
     for feeds in data.spread(rows, VALUE_IMAGES):
         count = len(next(iter(feeds.values())))
         made = run_outputs(session, {name: pad_batch(x, rows) if batch_of(session) else x for name, x in feeds.items()})
-        for name in names:
-            given = quantizers[name].given(made[name][:count])
-            cuts[name].append(quantizers[name].cut(given))
+        for name, quantizer in quantizers.items():
+            given = quantizer.given(made[name][:count])
+            cuts[name].append(quantizer.cut(given))
             flat = given.astype(np.float32).reshape(-1)
             values[name].append(flat[:: max(1, len(flat) * VALUE_IMAGES // (rows * MOST_VALUES))])
         if time.monotonic() > until:
@@ -218,7 +227,7 @@ def _activations(quantized: Model, layers: LayerErrors, data: Dataset, threads: 
         zeros = f", {100 * nothing:.0f} % are 0 (not drawn)" if nothing > 0.02 else ""
         caption = f"{layer.abits} bits, SQNR of rounding {entry.rounds_db:.1f} dB{_cut(*cut)}{zeros}"
         grid = tuple(low + step * i for i in range(codes.high - codes.low + 1))
-        title = f"Input of {shown(layer.name, 44)}"
+        title = f"Input of {shown(names(layer.name), 52)}"
         found.append(_histogram(title, caption, given[given != 0] if zeros else given, grid, cut, ""))
     return found
 

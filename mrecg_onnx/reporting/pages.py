@@ -29,6 +29,7 @@ from mrecg_onnx.runtimes import size_bytes
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mrecg_onnx.converters.module_names import NodeNames
     from mrecg_onnx.inspecting import FinishedFile
     from mrecg_onnx.reporting.measuring import Measured
     from mrecg_onnx.results import QuantizationResult
@@ -61,6 +62,7 @@ def quantization_page(
     fp32: Model,
     measured: Measured | None,
     *,
+    names: NodeNames,
     layers: list[WrittenLayer],
     validation: ValidationResult | None = None,
     said: tuple[str, ...] = (),
@@ -72,6 +74,7 @@ def quantization_page(
         result: what it returned.
         fp32: the float model.
         measured: what was measured for the page; None where there was nothing to measure on.
+        names: shows names of nodes.
         layers: of the file.
         validation: on labelled images, where there are such.
         said: what a reader has to know of the measurement.
@@ -92,13 +95,13 @@ def quantization_page(
     ]
     number = {layer: i for i, group in enumerate(plan.merged_units(), 1) for layer in group.layers}
     errors = measured.layers if measured is not None else None
-    learned = learning_section(plan, result.units, result.probe)
+    learned = learning_section(plan, result.units, result.probe, names=names)
     sections = [
         *([learned] if learned is not None else []),
-        layers_section(layers, errors, checks.float_layers, number),
+        layers_section(layers, errors, checks.float_layers, number, names=names),
         *([histogram_section(measured), answers_section(measured)] if measured is not None else []),
-        units_section(plan, learned is not None),
-        *_sensitivities(result),
+        units_section(plan, learned is not None, names=names),
+        *_sensitivities(result, names),
         settings_section(settings.to_json(), made=result.origin is not None),
     ]
     widths = "mixed" if settings.mixed else f"W{settings.wbits}A{settings.abits}"
@@ -172,7 +175,7 @@ def _metric_facts(result: ValidationResult) -> list[Fact]:
     ]
 
 
-def _sensitivities(result: QuantizationResult) -> list[Section]:
+def _sensitivities(result: QuantizationResult, names: NodeNames) -> list[Section]:
     """Costs by width as a heat map, and errors of single quantizers, where the run measured them."""
     found = []
     if result.allocation is not None:
@@ -186,7 +189,7 @@ def _sensitivities(result: QuantizationResult) -> list[Section]:
                 "sensitivity",
                 "Sensitivity",
                 "Loss with one layer or tensor alone quantized, by width; the width that was chosen is in brackets.",
-                [heat_map([(name, kind, chosen.get(name), row) for name, kind, row in rows])],
+                [heat_map([(names(name), kind, chosen.get(name), row) for name, kind, row in rows])],
             )
         )
     elif result.sensitivities:
@@ -194,7 +197,7 @@ def _sensitivities(result: QuantizationResult) -> list[Section]:
         columns = (Column("Tensor"), Column("Bits", "number"), Column("Relative error", "number"), Column("Protected"))
         table = tuple(
             (
-                Cell(shown(s.name, 56), title=shown(s.name, 240)),
+                Cell(shown(names(s.name), 56), title=shown(names(s.name), 240)),
                 Cell(str(s.bits), order=s.bits),
                 Cell(f"{s.error:.4f}", order=s.error, heat=s.error / top),
                 Cell("8 bits" if s.name in result.protected else ""),
@@ -232,7 +235,12 @@ def heat_map(rows: Sequence[tuple[str, str, int | None, Mapping[int, float]]]) -
 
 
 def validation_page(
-    result: ValidationResult, measured: Measured | None, layers: list[WrittenLayer], *, command: str = ""
+    result: ValidationResult,
+    measured: Measured | None,
+    layers: list[WrittenLayer],
+    *,
+    names: NodeNames,
+    command: str = "",
 ) -> Page:
     """What ``validate`` found."""
     facts = [*_accuracy_facts(result), size_fact(result.fp32.size_bytes, result.quantized.size_bytes)]
@@ -260,7 +268,11 @@ def validation_page(
         ),
         Section("outputs", "Outputs", "Against the float model's, over all images.", [Table(columns, rows)]),
         *(
-            [layers_section(layers, measured.layers), histogram_section(measured), answers_section(measured)]
+            [
+                layers_section(layers, measured.layers, names=names),
+                histogram_section(measured),
+                answers_section(measured),
+            ]
             if measured
             else []
         ),
@@ -343,6 +355,7 @@ def finished_page(
     measured: Measured | None = None,
     validation: ValidationResult | None = None,
     *,
+    names: NodeNames,
     errors: LayerErrors | None = None,
     said: tuple[str, ...] = (),
     command: str = "",
@@ -377,13 +390,13 @@ def finished_page(
         ("needs", "; ".join(row.note() for row in found.needs) or "nothing beyond ONNX Runtime 1.22", False),
         ("float model, SHA-256", found.source_sha256 or "not a file", False),
         ("images become inputs", found.preprocess.describe() if found.preprocess else "calibrated on arrays", False),
-        ("raised to 8 bits", shown(", ".join(found.protected), 160) or "none", False),
+        ("raised to 8 bits", shown(", ".join(map(names, found.protected)), 160) or "none", False),
     )
     sections = [
         Section("about", "The file", "", [Pairs(about)]),
-        layers_section(found.layers, measured.layers if measured is not None else errors, None, number),
+        layers_section(found.layers, measured.layers if measured is not None else errors, None, number, names=names),
         *([histogram_section(measured), answers_section(measured)] if measured is not None else []),
-        file_units_section(found.units, {layer.name: layer for layer in found.layers}),
+        file_units_section(found.units, {layer.name: layer for layer in found.layers}, names=names),
         settings_section(found.settings, made=found.origin is not None),
     ]
     return Page(

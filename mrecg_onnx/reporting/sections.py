@@ -25,6 +25,7 @@ from mrecg_onnx.settings import WITHOUT_OPTION, changed
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mrecg_onnx.converters.module_names import NodeNames
     from mrecg_onnx.planning import Plan
     from mrecg_onnx.progress import UnitResult
     from mrecg_onnx.reporting.measuring import Answers, Measured
@@ -114,6 +115,8 @@ def layers_section(
     errors: LayerErrors | None,
     reasons: Mapping[str, str] | None = None,
     units: Mapping[str, int] | None = None,
+    *,
+    names: NodeNames,
 ) -> Section:
     """The table of layers, with their errors where they were measured.
 
@@ -122,6 +125,7 @@ def layers_section(
         errors: what was measured.
         reasons: why layers are in float, as the run found it; None takes the graph's word.
         units: number of each layer's unit, from 1.
+        names: shows names of nodes.
     """
     known = {entry.layer.name: entry for entry in errors.layers} if errors is not None else {}
     columns = [
@@ -151,7 +155,7 @@ def layers_section(
         reason = reasons.get(layer.name, "") if reasons is not None else layer.in_float
         cells = [
             Cell(str(number), order=number, tone="faint"),
-            Cell(shown(layer.name, 48), title=shown(layer.name, 240)),
+            Cell(shown(names(layer.name), 48), title=shown(names(layer.name), 240)),
             Cell(layer.op),
             Cell(f"{layer.params:,}", order=layer.params),
             _bits(layer.wbits),
@@ -177,7 +181,7 @@ def layers_section(
     parts: list[Any] = [table]
     lead = "Every layer with weights, in the order of the graph. A click on a heading sorts."
     if errors is not None and known:
-        profile = [(e.layer.name, e.makes_db, e.weights_db) for e in errors.layers]
+        profile = [(names(e.layer.name), e.makes_db, e.weights_db) for e in errors.layers]
         parts.insert(0, draw_profile(profile, ("output as written", "weights")))
         lead = (
             "Signal against error (SQNR, dB) of every layer as written on ONNX Runtime, against the float model, on "
@@ -202,13 +206,15 @@ def _worst(entry: LayerError | None) -> float:
 # --- what was learned -------------------------------------------------------------------------------------------------------
 
 
-def learning_section(plan: Plan, units: Sequence[UnitResult], probe: Sequence[UnitResult]) -> Section | None:
+def learning_section(
+    plan: Plan, units: Sequence[UnitResult], probe: Sequence[UnitResult], *, names: NodeNames
+) -> Section | None:
     """The losses of units before and after, joined units in brackets; None where nothing was learned."""
     learned = [unit for unit in units if unit.layers]
     if not learned:
         return None
     places = {layer: i for i, unit in enumerate(plan.units) for layer in unit.layers}
-    names = [unit.name for unit in plan.units]
+    called = [names(unit.name) for unit in plan.units]
     after = []
     for unit in learned:
         found = [places[layer] for layer in unit.layers if layer in places]
@@ -221,10 +227,10 @@ def learning_section(plan: Plan, units: Sequence[UnitResult], probe: Sequence[Un
         before, label = [unit.loss_nearest for unit in learned] if single else [], "rounded to nearest"
     layerwise = len(learned) > len(plan.units)  # layer by layer: a unit for each
     if layerwise:
-        names, before = [unit.name for unit in learned], [unit.loss_nearest for unit in learned]
+        called, before = [names(unit.name) for unit in learned], [unit.loss_nearest for unit in learned]
         after = [(i, i, unit.final_loss) for i, unit in enumerate(learned)]
     joined = sum(first != last for first, last, _ in after)
-    figure = draw_curve(before if len(before) == len(names) else [], after, (label, "learned"), names)
+    figure = draw_curve(before if len(before) == len(called) else [], after, (label, "learned"), called)
     nearest = [unit for unit in learned if unit.kept == "nearest"]
     lead = "Reconstruction loss from unit to unit."
     if joined:
@@ -234,10 +240,10 @@ def learning_section(plan: Plan, units: Sequence[UnitResult], probe: Sequence[Un
         )
     if nearest:
         lead += f" {len(nearest)} kept rounding to nearest, which was better on held-out images."
-    return Section("losses", "Loss of the units", lead, [figure, _unit_table(learned)])
+    return Section("losses", "Loss of the units", lead, [figure, _unit_table(learned, names)])
 
 
-def _unit_table(learned: Sequence[UnitResult]) -> Table:
+def _unit_table(learned: Sequence[UnitResult], names: NodeNames) -> Table:
     columns = (
         Column("#", "number", minor=True),
         Column("Unit"),
@@ -255,7 +261,7 @@ def _unit_table(learned: Sequence[UnitResult]) -> Table:
         rows.append(
             (
                 Cell(str(number), order=number, tone="faint"),
-                Cell(shown(unit.name, 76), title=shown(unit.name, 240)),
+                Cell(shown(names(unit.name), 76), title=shown(names(unit.name), 240)),
                 Cell(str(len(unit.layers)), order=len(unit.layers)),
                 Cell(f"{unit.loss_nearest:.3g}", order=unit.loss_nearest),
                 Cell(f"{unit.loss:.3g}", order=unit.loss),
@@ -268,7 +274,7 @@ def _unit_table(learned: Sequence[UnitResult]) -> Table:
     return Table(columns, tuple(rows[:MOST_ROWS]))
 
 
-def units_section(plan: Plan, learned: bool) -> Section:
+def units_section(plan: Plan, learned: bool, *, names: NodeNames) -> Section:
     """The graph of units: in order, joined ones as one, with what each reads from further ahead."""
     merged, widths = plan.merged_units(), {layer.name: layer for layer in plan.layers}
     maker = {tensor: i for i, unit in enumerate(merged) for tensor in unit.outputs}
@@ -292,8 +298,8 @@ def units_section(plan: Plan, learned: bool) -> Section:
             if layers
             else "no weights"
         )
-        title = ", ".join(shown(name, 60) for name in unit.layers[:8])
-        boxes.append(UnitBox(number, shown(unit.name, 76), detail, len(group) > 1, ", ".join(reads[:6]), title))
+        title = ", ".join(shown(names(name), 60) for name in unit.layers[:8])
+        boxes.append(UnitBox(number, shown(names(unit.name), 76), detail, len(group) > 1, ", ".join(reads[:6]), title))
     lead = "The network as it was cut for learning; units with a double edge were joined and learned as one."
     if not learned:
         lead = "The network as it would be cut for learning: this method learns nothing."
@@ -304,15 +310,17 @@ def units_section(plan: Plan, learned: bool) -> Section:
     return Section("units", "Graph of units", lead, [*graph, Units(tuple(boxes[:MOST_UNITS]))])
 
 
-def file_units_section(units: Sequence[tuple[str, ...]], layers: Mapping[str, WrittenLayer]) -> Section:
+def file_units_section(
+    units: Sequence[tuple[str, ...]], layers: Mapping[str, WrittenLayer], *, names: NodeNames
+) -> Section:
     """The same of what a file's metadata say."""
     boxes = []
-    for number, names in enumerate(units[:MOST_UNITS], 1):
-        here = [layers[name] for name in names if name in layers]
+    for number, held in enumerate(units[:MOST_UNITS], 1):
+        here = [layers[name] for name in held if name in layers]
         bits = sorted({f"W{x.wbits}A{x.abits}" if x.held is not None else "float" for x in here})
-        name = "" if not names else shown(names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}", 52)
-        detail = f"{len(names)} layer{'' if len(names) == 1 else 's'}, {', '.join(bits[:3])}" if names else "no weights"
-        boxes.append(UnitBox(str(number), name, detail, title=", ".join(shown(n, 60) for n in names[:8])))
+        name = "" if not held else shown(names(held[0] if len(held) == 1 else f"{held[0]} .. {held[-1]}"), 76)
+        detail = f"{len(held)} layer{'' if len(held) == 1 else 's'}, {', '.join(bits[:3])}" if held else "no weights"
+        boxes.append(UnitBox(str(number), name, detail, title=", ".join(shown(names(n), 60) for n in held[:8])))
     return Section(
         "units", "Units", "Layers that were learned together, in order.", [Units(tuple(boxes))] if boxes else []
     )

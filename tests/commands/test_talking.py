@@ -17,7 +17,8 @@ from helpers.targets import SAMPLES, on_sample
 
 from mrecg_onnx import __version__
 from mrecg_onnx.commands import main
-from mrecg_onnx.commands._names import Names, module_names
+from mrecg_onnx.commands._names import Names
+from mrecg_onnx.converters.module_names import module_names
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -155,6 +156,44 @@ def test_modules_are_shown_beside_made_up_names(tmp_path: Path, monkeypatch: pyt
     names = Names(tmp_path / "new.onnx")
     assert names("node_conv2d_0 + node_conv2d_2") == "node_conv2d_0 (layer0.0.conv) + node_conv2d_2 (layer2.0.conv)"
     assert names("nobody") == "nobody"
+
+
+def test_modules_are_shown_of_a_result_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    onnx.save(exported(), "new.onnx")
+    images, data = ("--calib", SAMPLES / "calib"), ("--data", SAMPLES / "val", "--limit", 16)
+    works("quantize", "new.onnx", *images, "--iters", 2, "--threads", 1, "-o", "q.onnx", "--report", "page.html")
+    shown = "node_conv2d_1 (layer1.0.conv)"
+    told = works("inspect", "q.onnx").stdout
+    layers, tensors, units = (
+        told.partition(word)[2] for word in ("weighted layers", "activation quantizers", " units")
+    )
+    assert all(shown in part for part in (layers, units))
+    assert "layer1.0.conv)" in tensors
+    assert (
+        shown in works("validate", "new.onnx", "q.onnx", *data, "--repeats", 0, "--layers", "--report", "v.html").stdout
+    )
+    works("report", "q.onnx", "-o", "alone.html")
+    works("report", "q.onnx", "--against", "new.onnx", *data, "-o", "measured.html")
+    works("sensitivity", "new.onnx", *images, "--method", "nearest", "--top", 1, "--report", "ranking.html")
+    for name, times in {"page": 5, "v": 3, "alone": 2, "measured": 3, "ranking": 2}.items():
+        page = (tmp_path / f"{name}.html").read_text().replace("<wbr>", "")
+        assert page.count(shown) >= times, name
+        assert 'title="node_conv2d_1"' not in page  # nowhere without its module
+    # What another tool made anew has lost the notes: the float model has them.
+    bare = onnx.load("q.onnx")
+    for node in bare.graph.node:
+        del node.metadata_props[:]
+    onnx.save(bare, "bare.onnx")
+    works("report", "bare.onnx", "--against", "new.onnx", *data, "-o", "bare.html")
+    assert shown in (tmp_path / "bare.html").read_text().replace("<wbr>", "")
+
+
+def test_the_weight_of_a_result_names_the_module_where_the_float_models_does() -> None:
+    node = onnx.helper.make_node("Conv", ["x", "codes"], ["y"], "node_Conv_1")
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], []))
+    assert module_names(model) == {}
+    assert module_names(model, {"node_Conv_1": "layer1.conv.weight"})["node_Conv_1"] == "layer1.conv"
 
 
 def test_the_weight_says_more_of_a_convolution_than_the_scopes_of_what_went_into_it() -> None:

@@ -1,0 +1,68 @@
+"""Names of nodes as a user knows them: those that an exporter made up, with the module that torch wrote beside them.
+
+torch's exporter calls nodes ``node_conv2d_1`` and writes the modules around each into its metadata, outermost first, the operator
+last. A Conv into which a BatchNormalization went carries the scopes of that: the name of its weight goes before.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import onnx
+
+__all__ = ["NodeNames", "module_names"]
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+#: Text of metadata that is looked at: what is longer names no module of a network that anybody wrote.
+LONGEST = 4096
+_QUOTED = re.compile(r"'([^']*)'")
+#: What joins the names of units.
+_BETWEEN = re.compile(r"( \+ | \.{2,3} |, )")
+_WEIGHT = ".weight"
+
+
+def module_names(model: onnx.ModelProto, weights: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Modules by the names of nodes, and of what they make, that do not say them.
+
+    Args:
+        model: a float model, or a file that was made of one.
+        weights: by node, how the float model calls the weight of a file whose nodes read codes.
+    """
+    found: dict[str, str] = {}
+    for node in model.graph.node:
+        weight = (weights or {}).get(node.name) or next(iter(node.input[1:2]), "")
+        module = weight.removesuffix(_WEIGHT) if weight.endswith(_WEIGHT) else _of_scopes(node)
+        for name in (node.name, *node.output):
+            if (
+                module and name and module not in name and not name.startswith("/")
+            ):  # paths of modules, by older exporters
+                found[name] = module
+    return found
+
+
+def _of_scopes(node: onnx.NodeProto) -> str:
+    for entry in node.metadata_props:
+        if entry.key == SCOPES and len(entry.value) <= LONGEST:
+            modules = _QUOTED.findall(entry.value)[:-1]
+            return str(modules[-1]) if modules else ""
+    return ""
+
+
+class NodeNames:
+    """Shows names with their modules.
+
+    Args:
+        modules: by name, as :func:`module_names` gives them.
+    """
+
+    def __init__(self, modules: Mapping[str, str] | None = None) -> None:
+        self.modules = modules or {}
+
+    def __call__(self, name: str) -> str:
+        """``node_conv2d_1 (layer1.0.conv1)``; a name that says its module, or has none, as it is. Joined names one by one."""
+        modules = self.modules
+        return "".join(f"{part} ({modules[part]})" if part in modules else part for part in _BETWEEN.split(name))
