@@ -25,20 +25,23 @@ class Names:
 
     def __init__(self, model: Path) -> None:
         self._model = model
-        self._read: tuple[onnx.ModelProto, NodeNames] | None = None
+        self._graph: onnx.ModelProto | None = None
+        self._names: NodeNames | None = None
 
-    def _known(self) -> tuple[onnx.ModelProto, NodeNames]:
-        if self._read is None:
-            from mrecg_onnx.converters.module_names import NodeNames, module_names
+    def _read(self) -> onnx.ModelProto:
+        if self._graph is None:
             from mrecg_onnx.runtimes import read_graph
 
-            graph = read_graph(self._model)
-            self._read = graph, NodeNames(module_names(graph))
-        return self._read
+            self._graph = read_graph(self._model)
+        return self._graph
 
     def __call__(self, name: str) -> str:
         """``node_conv2d_1 (layer1.0.conv1)``; a name that says its module, or has none, as it is. Joined names one by one."""
-        return self._known()[1](name)
+        if self._names is None:
+            from mrecg_onnx.converters.module_names import NodeNames, module_names
+
+            self._names = NodeNames(module_names(self._read()))
+        return self._names(name)
 
     def precision(self) -> str:
         """What its weights are: "FP32", or "FP16" where most of their bytes are of half precision."""
@@ -57,7 +60,7 @@ class Names:
 
     def matched(self, option: str, patterns: Iterable[str], layers: Sequence[str], *, only_layers: bool) -> list[str]:
         """A line for each pattern of ``option``: how many nodes it matched, and which."""
-        graph = self._known()[0]
+        graph = self._read()
         nodes = list(layers) if only_layers else list(dict.fromkeys([*layers, *(n.name for n in graph.graph.node)]))
         lines = []
         for pattern in patterns:
