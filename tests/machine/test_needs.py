@@ -112,7 +112,7 @@ def test_a_run_refuses_before_it_reads_an_image(tmp_path: Path) -> None:
 
 def test_sizes_come_from_the_graph(tmp_path: Path) -> None:
     model = blocks(3)
-    _, graph, plan = load_planned(model, Settings(method="brecq"))
+    _, graph, plan, _ = load_planned(model, Settings(method="brecq"))
     shape = [d.dim_value or None for d in model.graph.input[0].type.tensor_type.shape.dim]
     found = footprint(graph, plan, [shape])
     assert found.inputs == 4 * int(np.prod(shape[1:]))  # type: ignore[arg-type]
@@ -125,7 +125,7 @@ def test_sizes_come_from_the_graph(tmp_path: Path) -> None:
 
 
 def test_tensors_that_the_graph_does_not_size_are_counted_by_what_they_were_seen_to_be() -> None:
-    _, graph, plan = load_planned(blocks(3), Settings(method="brecq"))
+    _, graph, plan, _ = load_planned(blocks(3), Settings(method="brecq"))
     known = footprint(graph, plan, [(None, 3, 16, 16)])
     shapes = {v.name: tuple(v.shape)[1:] for node in graph.graph for v in node.outputs if v.shape is not None}
     for node in graph.graph:
