@@ -31,7 +31,7 @@ def main() -> None:
     """Learned low-bit quantization of ONNX models: FP32 in, 2 to 8 bits out, for ONNX Runtime's integer kernels.
 
     \b
-    mrecg-onnx quantize model.onnx --calib images/ --wbits 4 --abits 4
+    mrecg-onnx quantize model.onnx --calib images/ --wbits 4 --abits 8
     mrecg-onnx validate model.onnx model_mrecg_w4a4.onnx --data labelled_images/
     mrecg-onnx compare model.onnx --calib images/ --data labelled_images/ --methods nearest,mrecg --bits W4A4,W2A4 -o out/
     mrecg-onnx inspect model.onnx

@@ -171,7 +171,7 @@ def bits_line(plan: Plan, settings: Settings) -> str:
         f"weights of {len(plan.quantized_layers)} layers "
         f"({counts([layer.wbits for layer in plan.quantized_layers])}), {len(plan.activations)} activations"
         + (f" ({counts([a.bits for a in plan.activations])})" if plan.activations else "")
-        + (f", {excluded} layers in float" if excluded else "")
+        + (f", {excluded} layer{'s' if excluded > 1 else ''} in float" if excluded else "")
     )
 
 

@@ -96,7 +96,7 @@ def quantize_command(
     MODEL is an FP32 ONNX file; the result is a QDQ model in ONNX's standard domain, checked on ONNX Runtime.
 
     \b
-    mrecg-onnx quantize model.onnx --calib images/ --wbits 4 --abits 4
+    mrecg-onnx quantize model.onnx --calib images/ --wbits 4 --abits 8
     mrecg-onnx quantize model.onnx --calib images/ --wbits 2 --abits 4 --bits 'head=W8A8' -o small.onnx
     mrecg-onnx quantize model.onnx --calib images/ --size-budget 1.8MB
     mrecg-onnx quantize model.onnx --calib images/ --report page.html

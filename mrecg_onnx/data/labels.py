@@ -159,7 +159,10 @@ def _row_labels(array: RowReader, rows: int, *, classes: bool) -> NDArray[Any]:
         return array.read(np.arange(rows))
     if len(shape) not in (1, 2) or shape[1:] not in ((), (1,)) or array.dtype.kind not in "iu":
         text = f"{array.dtype} ({', '.join(str(size) for size in shape)})"
-        raise DataError(f"{where} are {text}: one whole number a row is expected, the class counted from 0")
+        raise DataError(
+            f"{where} are {text}: one whole number a row is expected, the class counted from 0; other targets need "
+            "--metric, and --labels none leaves them out"
+        )
     if shape[0] != rows:
         raise DataError(f"{where} are {shape[0]} for {rows} rows: one a row is expected")
     values = array.read(np.arange(rows)).reshape(rows)

@@ -69,7 +69,7 @@ class Needs:
         if not asked or max(self.most, largest) <= free:
             return
         least = held + self.always + max(self.most, largest)
-        why = f"{byte_size(held)} are held already, {byte_size(least - held)} come on top"
+        why = f"{byte_size(held)} are held already, {byte_size(least - held)} come on top, rounded up"
         if largest > self.most:
             why = f"{name} takes {byte_size(largest)} while it is read"
         raise SettingsError(

@@ -29,7 +29,7 @@ def test_it_says_the_plan_and_writes_nothing(here: Path) -> None:
         "ort, container int8",
         "--exclude 'conv4' matched 1: conv4",
         "--bits 'conv1' matched 1: conv1",
-        "1 layers in float",
+        "1 layer in float",
         "W8A8",
         "float\n",
         "of processor time",
