@@ -60,6 +60,7 @@ class Progress:
         loss: last training loss, None where there is none yet.
         result: outcome of a unit that has just been finished.
         earlier: whether an earlier run finished it, whose checkpoint had it.
+        said: a line about something else that has just been finished, such as a trial of ``max_drop``.
     """
 
     stage: str
@@ -72,9 +73,12 @@ class Progress:
     result: UnitResult | None = None
     of: str = ""
     earlier: bool = False
+    said: str = ""
 
     def __str__(self) -> str:
         """One line, so that ``progress=print`` says where a run is."""
+        if self.said:
+            return self.said
         count = f" {self.done}/{self.total}" if self.total else ""
         said = f"{self.stage}{count}{f' {self.of}' if count and self.of else ''}{f' {self.unit}' if self.unit else ''}"
         if self.iters:
@@ -120,11 +124,17 @@ class Clock:
     def __init__(self, report: Report | None = None) -> None:
         self.report = report
         self.seconds: dict[str, float] = {}
+        self._at = ""
+
+    def say(self, line: str) -> None:
+        """Say a line that stays, about what has just been finished in the stage at work."""
+        if self.report is not None:
+            self.report(Progress(self._at, said=line))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Count the time of the block under ``name``."""
-        report = self.report
+        report, self._at = self.report, name
         if report is not None:
             report(Progress(name))
 

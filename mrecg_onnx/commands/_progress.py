@@ -79,6 +79,9 @@ def progress(iters: int, names: Callable[[str], str] = str) -> Iterator[Callable
     with _shown() as view:
 
         def report(now: Progress) -> None:
+            if now.said:
+                view.say(now.said)
+                return
             slow = pace.update(now)
             if slow is not None:
                 view.say(slow)

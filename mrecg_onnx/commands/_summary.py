@@ -103,6 +103,8 @@ def _loss(result: QuantizationResult) -> list[str]:
     same = f"{share:.2%} of {found.images} calibration images get FP32's prediction, " if share is not None else ""
     noise = f"outputs {worst:.1f} dB above the noise" if figures else "outputs are no floats"
     lines = [f"{word} on calibration images: {same}{noise}"]
+    if share is None:
+        lines.append("that says nothing of accuracy: `mrecg-onnx validate` with labels or --metric does")
     if word == "large":
         lines.append("try --abits 8, a higher --wbits or --iters; `mrecg-onnx sensitivity` names the layers at fault")
     return lines
@@ -182,11 +184,7 @@ def _budgets(result: QuantizationResult) -> list[str]:
         return []
     size = contained(result.model, "packed").model.ByteSize()
     lines = [f"{s['option']}: {s['used']} (at most {s['limit']})" for s in result.allocation.spent]
-    lines += [
-        f"tried {t.average:g} bits on average: {t.drop:{'.2f' if t.metric is None else '.3g'}} "
-        f"{t.metric or ('points of top-1' if t.labelled else '% of predictions')} lost"
-        for t in result.trials
-    ]
+    lines += [f"tried {t.average:g} bits on average: {t.lost(result.settings.max_drop)} lost" for t in result.trials]
     return [*lines, f"packed, the file takes {byte_size(size)}"]
 
 

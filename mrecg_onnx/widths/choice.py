@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -15,20 +14,20 @@ from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.data import Data, Given, Labels, Source, given, holds_images, open_validation
 from mrecg_onnx.machine import Run
 from mrecg_onnx.measures import AnyMetric, Metric, metric_of
+from mrecg_onnx.methods import METHODS
 from mrecg_onnx.planning import BitRule, make_plan
 from mrecg_onnx.preparation import Prepared
 from mrecg_onnx.provenance import metadata
 from mrecg_onnx.runtimes import describe
 from mrecg_onnx.settings import Settings
+from mrecg_onnx.targets import load_target
 from mrecg_onnx.validating import require_metric, validate
 from mrecg_onnx.widths.allocation import Allocation, Budget, allocate, average_budget, budgets_of, with_rules
 from mrecg_onnx.widths.costs import Costs, cost_images, measure_costs
-from mrecg_onnx.widths.drop_search import AVERAGES, Trial, measured_drop, search, tell_doubts
+from mrecg_onnx.widths.drop_search import AVERAGES, Trial, measured_drop, most_trials, search, tell_doubts
 from mrecg_onnx.widths.packed_size import PackedSize
 
 __all__ = ["Chosen", "Judge", "JudgedBy", "choose_widths"]
-
-logger = logging.getLogger(__name__)
 
 #: What a drop may be measured by.
 JudgedBy: TypeAlias = "AnyMetric"
@@ -146,6 +145,19 @@ def _widened(ready: Prepared, allocation: Allocation) -> Prepared:
     return dataclasses.replace(ready, settings=settings, plan=make_plan(ready.graph, settings))
 
 
+def _advice(settings: Settings) -> str:
+    """What can help where no widths keep the largest drop: nothing that has no effect, or is at its end already."""
+    method, widest = METHODS[settings.method], load_target(settings.target).abits[1]
+    remedies = ["allow more", "leave layers in float that `mrecg-onnx sensitivity` names (--exclude)"]
+    if settings.abits < widest:
+        remedies.append("raise --abits")
+    if method.granularity == "none":
+        remedies.append("take a method that learns (--method brecq)")
+    elif method.solver == "gradient":
+        remedies.append("raise --iters")
+    return f"{', '.join(remedies[:-1])}, or {remedies[-1]}"
+
+
 def _within_drop(run: Run, ready: Prepared, judge: Judge, make: Make[M]) -> Chosen[M]:
     """The file of least average width that keeps ``max_drop``; every trial is a whole run but for what comes before it."""
     settings = ready.settings
@@ -171,6 +183,7 @@ def _within_drop(run: Run, ready: Prepared, judge: Judge, make: Make[M]) -> Chos
     def trial(average: float) -> Trial:
         allocation = allocate(budgets(average), costs)
         made[average] = make(run.part(f"average_{average:g}"), _widened(ready, allocation), allocation)
+        assert settings.max_drop is not None
         with run.stage("validate"):
             found = validate(
                 ready.source,
@@ -181,13 +194,17 @@ def _within_drop(run: Run, ready: Prepared, judge: Judge, make: Make[M]) -> Chos
                 repeats=0,
                 metric=judge.metric,
             )
+            drop, labelled = measured_drop(found, settings.max_drop)
+            unit = judge.metric.unit if judge.metric is not None else None
+            made_of = Trial(average, drop, labelled, found.images, unit)
+            run.clock.say(
+                f"trial {len(made)}/{most_trials(len(possible))}: weights of {average:g} bits on average, "
+                f"drop {made_of.lost(settings.max_drop)} of at most {settings.max_drop:g}"
+            )
         if len(made) == 1:
             tell_doubts(found)
-        assert settings.max_drop is not None
-        drop, labelled = measured_drop(found, settings.max_drop)
-        logger.info("%.1f bits on average lose %.2f (%d images)", average, drop, found.images)
-        return Trial(average, drop, labelled, found.images, judge.metric.unit if judge.metric is not None else None)
+        return made_of
 
-    trials = search(settings.max_drop, trial, possible)
+    trials = search(settings.max_drop, trial, possible, _advice(settings))
     best = min(t.average for t in trials if t.drop <= settings.max_drop)
     return Chosen(made[best], tuple(trials))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.validating import ValidationResult
 
-__all__ = ["AVERAGES", "Trial", "measured_drop", "search", "tell_doubts"]
+__all__ = ["AVERAGES", "Trial", "measured_drop", "most_trials", "search", "tell_doubts"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,14 @@ class Trial:
     labelled: bool
     images: int
     metric: str | None = None
+
+    def lost(self, bound: float | None = None) -> str:
+        """The drop for people: three digits, and as many as tell it from a ``bound`` that it exceeds."""
+        digits = 3
+        while bound is not None and digits < 17 and self.drop > bound >= float(f"{self.drop:.{digits}g}"):
+            digits += 1
+        unit = self.metric or ("points of top-1" if self.labelled else "% of the predictions")
+        return f"{self.drop:.{digits}g} {unit}"
 
 
 def measured_drop(found: ValidationResult, bound: float) -> tuple[float, bool]:
@@ -71,13 +79,24 @@ def tell_doubts(found: ValidationResult) -> None:
         logger.warning("--data: %s", warning)
 
 
-def search(bound: float, trial: Callable[[float], Trial], averages: Sequence[float] = AVERAGES) -> list[Trial]:
+def most_trials(count: int, *, tried: bool = False) -> int:
+    """How many trials :func:`search` makes at most among ``count`` averages, of which the last one was ``tried`` or not."""
+    if count <= 1:
+        return 0 if tried else count
+    lower = (count - 1) // 2 + 1
+    return 1 + max(most_trials(lower, tried=True), most_trials(count - lower, tried=tried))
+
+
+def search(
+    bound: float, trial: Callable[[float], Trial], averages: Sequence[float] = AVERAGES, advice: str = "allow more"
+) -> list[Trial]:
     """Find the least of ``averages`` whose drop is within ``bound``.
 
     Args:
         bound: largest drop allowed, as :func:`measured_drop` counts it.
         trial: makes and measures a file at an average.
         averages: rising.
+        advice: what to do where no average keeps the bound.
 
     Returns:
         All trials in the order they were made; the one wanted is the least average among those within the bound.
@@ -98,9 +117,8 @@ def search(bound: float, trial: Callable[[float], Trial], averages: Sequence[flo
         made.append(trial(averages[high]))
     if all(t.drop > bound for t in made):
         best = min(made, key=lambda t: t.drop)
-        what = best.metric or ("points of top-1" if best.labelled else "% of the predictions")
         raise SettingsError(
-            f"--max-drop {bound:g}: the smallest drop reached is {best.drop:.2f} {what}, with weights of {best.average:g} bits "
-            "on average: allow more, or raise --abits or --iters"
+            f"--max-drop {bound:g}: the smallest drop reached is {best.lost(bound)}, with weights of {best.average:g} bits "
+            f"on average: {advice}"
         )
     return made

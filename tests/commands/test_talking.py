@@ -13,6 +13,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from helpers.command_line import fails, run, works
+from helpers.detectors import segmenter
 from helpers.targets import SAMPLES, on_sample
 
 from mrecg_onnx import __version__
@@ -255,3 +256,11 @@ def test_half_precision_is_called_so(here: Path) -> None:
             )
     onnx.save(model, here / "half.onnx")
     assert (Names(here / "model.onnx").precision(), Names(here / "half.onnx").precision()) == ("FP32", "FP16")
+
+
+def test_where_no_class_scores_are_known_accuracy_is_measured_elsewhere(here: Path) -> None:
+    said = "says nothing of accuracy: `mrecg-onnx validate` with labels or --metric does"
+    onnx.save(segmenter(), here / "maps.onnx")
+    maps = ("quantize", "maps.onnx", *NEAREST[2:], "--preprocess", "unit", "--resize", "32x32", "--crop", "32x32")
+    assert said in plainly(*maps, "--wbits", "8", "--abits", "8").stdout
+    assert said not in plainly(*on_sample("-o", "q.onnx")).stdout
