@@ -104,6 +104,8 @@ def _files(found: Benchmark) -> RenderableType:
 
 
 def _timings(found: Benchmark) -> RenderableType:
+    from mrecg_onnx.runtimes import speedup_text
+
     content = [
         [
             one.provider,
@@ -113,7 +115,7 @@ def _timings(found: Benchmark) -> RenderableType:
             f"{milliseconds(one.median_s)} ms",
             f"{milliseconds(one.low_s)} to {milliseconds(one.high_s)}",
             f"{one.throughput:.0f}",
-            f"{one.speedup:.2f}x",
+            speedup_text(one.speedup, one.speedup_interval),
         ]
         for one in found.timings
     ]

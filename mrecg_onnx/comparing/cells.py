@@ -331,7 +331,14 @@ def validated(job: Job, metric: Metric | None) -> dict[str, Any]:
 
 def _latency(job: Job, _: _Channel) -> dict[str, Any]:
     from mrecg_onnx.data import open_validation  # noqa: PLC0415
-    from mrecg_onnx.runtimes import fixed_batch, input_specs, latency, medians, open_session  # noqa: PLC0415
+    from mrecg_onnx.runtimes import (  # noqa: PLC0415
+        fixed_batch,
+        input_specs,
+        latency,
+        medians,
+        open_session,
+        ratio_interval,
+    )
 
     assert job.latency is not None
     sessions = {
@@ -342,8 +349,9 @@ def _latency(job: Job, _: _Channel) -> dict[str, Any]:
     data = open_validation(job.data, input_specs(cell), job.settings.preprocess, job.labels, job.limit, classes=False)
     some = data.load(rows)
     feeds = {name: array[np.arange(rows) % len(array)] for name, array in some.items()}
-    found = medians(latency(sessions, feeds, job.latency["repeats"]))
-    return {"latency_s": found["cell"], "fp32_latency_s": found["fp32"], "batch": rows}
+    taken = latency(sessions, feeds, job.latency["repeats"])
+    found, interval = medians(taken), list(ratio_interval(taken["fp32"], taken["cell"]))
+    return {"latency_s": found["cell"], "fp32_latency_s": found["fp32"], "speedup_interval": interval, "batch": rows}
 
 
 _STAGES: dict[str, Callable[[Job, _Channel], dict[str, Any]]] = {

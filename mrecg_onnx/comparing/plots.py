@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.files import followed, writing_whole
 from mrecg_onnx.machine import milliseconds
+from mrecg_onnx.runtimes import speedup_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,7 +109,7 @@ def timings_figure(found: Benchmark) -> Figure:
                 1e3 * one.median_s,
                 1e3 * one.low_s,
                 1e3 * one.high_s,
-                f"{milliseconds(one.median_s)}  ({one.speedup:.2f}x)",
+                f"{milliseconds(one.median_s)}  ({speedup_text(one.speedup, one.speedup_interval)})",
             )
             for one in (here[name] for name in names)
         ]

@@ -83,6 +83,7 @@ class Cell:
         equal_by_output: share of equal values of every other output.
         latency_s: median seconds of a run; None where none was asked for.
         speedup: the float model's latency, measured in turn with it, over the cell's.
+        speedup_interval: between what that lies with 95 %, by paired runs.
         warnings: what the check of the file found, a sentence each.
         right: which images it gets right, in the data's order; None without labels.
     """
@@ -109,6 +110,7 @@ class Cell:
     equal_by_output: dict[str, float] = field(default_factory=dict)
     latency_s: float | None = None
     speedup: float | None = None
+    speedup_interval: tuple[float, float] | None = None
     warnings: tuple[str, ...] = ()
     right: npt.NDArray[np.bool_] | None = field(default=None, repr=False, compare=False)
 
@@ -125,6 +127,7 @@ class Cell:
             "file": self.file and self.file.name,
             "warnings": list(self.warnings),
             "top1": self.top1 and self.top1.to_json(),
+            "speedup_interval": self.speedup_interval and list(self.speedup_interval),
         }
 
 

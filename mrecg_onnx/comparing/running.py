@@ -148,7 +148,7 @@ def measure_latency(
             record = Record(inputs.record(cell.method, cell.widths))
             by = inputs.latency | {"sha256": _sha256(cell.file), "data": inputs.validated_by["data"]}
             found = record.get("latency", by)
-            if found is None:
+            if found is None or "speedup_interval" not in found:  # versions that did not tell what is noise
                 job = dataclasses.replace(inputs.job(cell.method, cell.widths), latency=inputs.latency)
                 with CellProcess("latency", job) as process:
                     found = process.result()
@@ -158,7 +158,8 @@ def measure_latency(
             timed.append(cell)
             continue
         seconds, fp32 = found["latency_s"], found["fp32_latency_s"]
-        timed.append(dataclasses.replace(cell, latency_s=seconds, speedup=fp32 / seconds))
+        low, high = found["speedup_interval"]
+        timed.append(dataclasses.replace(cell, latency_s=seconds, speedup=fp32 / seconds, speedup_interval=(low, high)))
     return timed
 
 

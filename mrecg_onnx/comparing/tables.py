@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.text import printable
 from mrecg_onnx.machine import byte_size, milliseconds, points
+from mrecg_onnx.runtimes import speedup_text
 
 if TYPE_CHECKING:
     from mrecg_onnx.comparing.result import Cell, Comparison
@@ -71,7 +72,7 @@ def _texts(cell: Cell, metric: Metric | None, fp32_score: float | None) -> dict[
         "peak": "" if cell.peak_bytes is None else byte_size(cell.peak_bytes),
         "size": byte_size(cell.size_bytes),
         "latency": "" if cell.latency_s is None else f"{milliseconds(cell.latency_s)} ms",
-        "speedup": text(cell.speedup, "{:.2f}x"),
+        "speedup": "" if cell.speedup is None else speedup_text(cell.speedup, cell.speedup_interval),
     }  # fmt: skip
 
 
@@ -106,7 +107,8 @@ def _how(found: Comparison) -> str:
         f"{settings.iters} iterations a "
         f"unit, batch {settings.batch_size}, {images or 'no'} calibration images, seed {settings.seed}; all settings "
         f"in the JSON file beside. Peak memory is that of the process that quantized. Latency: median at batch "
-        f"{found.latency_batch}, each file in turn with FP32."
+        f"{found.latency_batch}, each file in turn with FP32; the same within noise where paired runs do not say which is "
+        "faster (95 %)."
     )
 
 
@@ -123,11 +125,13 @@ def csv_text(found: Comparison) -> str:
     for cell in found.cells:
         row = cell.to_json()
         top1 = row.pop("top1") or {}
+        low, high = row.pop("speedup_interval") or (None, None)
         del row["sqnr_by_output"], row["equal_by_output"]  # the JSON beside has them
         rows.append(
             {"method": row.pop("method"), "widths": row.pop("widths")}
             | {"top1": top1.get("value"), "top1_low": top1.get("low"), "top1_high": top1.get("high")}
             | row
+            | {"speedup_low": low, "speedup_high": high}
         )
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()

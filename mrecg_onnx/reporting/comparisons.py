@@ -104,7 +104,9 @@ def _cells(result: Comparison) -> Table:
 
 
 def _leading(text: str) -> float:
-    """The number that a text begins with."""
+    """The number that a text begins with; what is as fast as FP32 has a factor of 1."""
+    if text.startswith("same"):
+        return 1.0
     found = re.match(r"[+-]?[\d.]+(e[+-]?\d+)?", text)
     return float(found[0]) if found else float("inf")
 

@@ -7,7 +7,7 @@ from .models import Model, describe, read_graph, require_room, size_bytes, specs
 from .running import pad_batch, run_outputs, run_padded
 from .sessions import PROVIDERS, Level, fixed_batch, input_specs, open_session
 from .target_runtimes import Opened, open_with
-from .timing import latency, medians, ratio_interval
+from .timing import is_noise, latency, medians, ratio_interval, speedup_text
 from .trying import try_runtimes
 from .versions import slower_here
 
@@ -29,6 +29,7 @@ __all__ = [
     "fused_op_counts",
     "input_specs",
     "installed",
+    "is_noise",
     "kernels",
     "latency",
     "load",
@@ -45,5 +46,6 @@ __all__ = [
     "size_bytes",
     "slower_here",
     "specs_of",
+    "speedup_text",
     "try_runtimes",
 ]

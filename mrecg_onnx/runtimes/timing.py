@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnxruntime as ort
 
-__all__ = ["latency", "medians", "ratio_interval"]
+__all__ = ["is_noise", "latency", "medians", "ratio_interval", "speedup_text"]
 
 
 def latency(
@@ -76,6 +76,16 @@ def ratio_interval(before: Sequence[float], after: Sequence[float]) -> tuple[flo
         left_out += 1
     place = max(0, left_out - 1)
     return ratios[place], ratios[count - 1 - place]
+
+
+def is_noise(interval: Sequence[float] | None) -> bool:
+    """Tell whether runs with this :func:`ratio_interval` do not say which is faster; False where it is not known."""
+    return interval is not None and interval[0] <= 1 <= interval[1]
+
+
+def speedup_text(speedup: float, interval: Sequence[float] | None) -> str:
+    """``1.71x`` for tables; runs that do not say which is faster have no factor."""
+    return "same within noise" if is_noise(interval) else f"{speedup:.2f}x"
 
 
 def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:

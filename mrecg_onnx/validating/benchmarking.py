@@ -33,6 +33,7 @@ from mrecg_onnx.runtimes import (
     load,
     noise,
     open_session,
+    ratio_interval,
     size_bytes,
     slower_here,
 )
@@ -82,6 +83,7 @@ class Timing:
         high_s: 90th percentile.
         throughput: items a second at the median.
         speedup: against the first file in the same place, by medians.
+        speedup_interval: between what it lies with 95 %, by paired runs; None for the first file.
     """
 
     file: str
@@ -94,6 +96,7 @@ class Timing:
     high_s: float
     throughput: float
     speedup: float
+    speedup_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -272,13 +275,25 @@ def _sizes(spec: InputSpec) -> str:
 
 def _timings(taken: dict[str, list[float]], provider: str, threads: int | None, batch: int) -> list[Timing]:
     middle = {name: statistics.median(seconds) for name, seconds in taken.items()}
-    base = next(iter(middle.values()))
+    first, base = next(iter(taken.values())), next(iter(middle.values()))
     found = []
     for name, seconds in taken.items():
         low, high = (float(np.percentile(seconds, share)) for share in (10, 90))
         median = middle[name]
         found.append(
-            Timing(name, provider, threads, batch, len(seconds), median, low, high, batch / median, base / median)
+            Timing(
+                name,
+                provider,
+                threads,
+                batch,
+                len(seconds),
+                median,
+                low,
+                high,
+                batch / median,
+                base / median,
+                None if seconds is first else ratio_interval(first, seconds),
+            )
         )
     return found
 

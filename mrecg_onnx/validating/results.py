@@ -13,7 +13,7 @@ from mrecg_onnx.converters.results import Pictured
 from mrecg_onnx.data import Data, Labels, Preprocess
 from mrecg_onnx.machine import byte_size, milliseconds, points
 from mrecg_onnx.measures import Metric, wilson_interval
-from mrecg_onnx.runtimes import Model
+from mrecg_onnx.runtimes import Model, is_noise
 from mrecg_onnx.validating.layer_errors import LayerErrors
 
 __all__ = ["Accuracy", "Asked", "ModelReport", "ValidationResult"]
@@ -180,7 +180,7 @@ class ValidationResult(Pictured):
     @property
     def speedup_is_noise(self) -> bool:
         """Tell whether paired runs do not say which model is faster."""
-        return self.speedup_interval is not None and self.speedup_interval[0] <= 1 <= self.speedup_interval[1]
+        return is_noise(self.speedup_interval)
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict that ``json.dumps(allow_nan=False)`` takes: ``inf`` dB (equal outputs) becomes None."""

@@ -159,6 +159,9 @@ def test_every_cell_is_measured(here: Here) -> None:
         assert cell.seconds > 0
         assert cell.latency_s > 0
         assert cell.speedup > 0
+        low, high = cell.speedup_interval
+        assert 0 < low <= high
+        assert cell.to_json()["speedup_interval"] == [low, high]
         # More than an interpreter with torch, less than this machine.
         assert 1e8 < cell.peak_bytes < psutil.virtual_memory().total
     nearest, qdrop = here.result.cells

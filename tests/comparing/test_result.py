@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mrecg_onnx.comparing import Cell, Comparison, Widths
-from mrecg_onnx.comparing.tables import table
+from mrecg_onnx.comparing.tables import csv_text, table
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.measures import Metric
 from mrecg_onnx.settings import Settings
@@ -69,6 +69,25 @@ def test_a_metric_has_its_columns_and_its_place_in_every_line(
 def test_without_a_metric_there_are_no_columns_for_one() -> None:
     head, _ = table(compared(Cell("mrecg", Widths(4, 4), size_bytes=4_560, score=0.5)))
     assert not [name for name in head if "change" in name or "metric" in name]
+
+
+def test_a_time_that_may_be_either_has_no_factor() -> None:
+    intervals = {(0.9, 1.1): "same within noise", (1.02, 1.4): "1.05x", (0.4, 0.99): "1.05x", None: "1.05x"}
+    cells = [
+        Cell("mrecg", Widths(4, 4), size_bytes=4_560, latency_s=0.01, speedup=1.05, speedup_interval=interval)
+        for interval in intervals
+    ]
+    found = compared(*cells, fp32_latency_s=0.0105)
+    assert column(found, "against FP32") == ["", *intervals.values()]
+    assert [cell["speedup_interval"] for cell in found.to_json()["cells"]] == [
+        [0.9, 1.1],
+        [1.02, 1.4],
+        [0.4, 0.99],
+        None,
+    ]
+    lines = csv_text(found).splitlines()
+    assert lines[0].endswith(",speedup_low,speedup_high")
+    assert lines[1].endswith(",0.9,1.1")
 
 
 def test_widths() -> None:

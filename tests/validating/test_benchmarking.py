@@ -16,6 +16,7 @@ from helpers.stages import simulated
 from PIL import Image
 
 from mrecg_onnx.converters.errors import ModelError
+from mrecg_onnx.runtimes import speedup_text
 from mrecg_onnx.validating.benchmarking import benchmark
 from mrecg_onnx.writing.qdq import export
 
@@ -47,6 +48,10 @@ def test_every_file_is_measured_in_every_place(here: Path) -> None:
         assert one.runs == 4
         base = next(o for o in found.timings if (o.threads, o.batch) == (one.threads, one.batch))
         assert one.speedup == pytest.approx(base.median_s / one.median_s)
+        assert (one.speedup_interval is None) == (one is base)
+        if one is not base:
+            low, high = one.speedup_interval
+            assert 0 < low <= high
     for file in found.files:
         assert file.size_bytes == Path(file.name).stat().st_size
         assert file.load_s > 0
@@ -120,3 +125,16 @@ def test_the_command_refuses_in_one_line(here: Path, monkeypatch: pytest.MonkeyP
     fails(
         "benchmark", "fp32.onnx", "--provider", "qnn", code=2, says=("'qnn'", "has no QNNExecutionProvider", "install")
     )
+
+
+def test_a_time_that_may_be_either_has_no_factor(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def taken(sessions: dict, *_: object) -> dict[str, list[float]]:
+        shapes = ([2.0, 2.0, 2.0, 2.0, 2.0, 2.0], [1.0, 1.1, 1.0, 1.1, 1.0, 1.1], [1.8, 2.4, 1.9, 2.3, 1.8, 2.2])
+        return dict(zip(sessions, shapes, strict=True))
+
+    monkeypatch.setattr("mrecg_onnx.validating.benchmarking.latency", taken)
+    (here / "again.onnx").write_bytes((here / "w4a4.onnx").read_bytes())
+    found = benchmark(["fp32.onnx", "w4a4.onnx", "again.onnx"], runs=6)
+    shown = [speedup_text(one.speedup, one.speedup_interval) for one in found.timings]
+    assert shown == ["1.00x", "1.90x", "same within noise"]
+    assert found.to_json()["timings"][2]["speedup_interval"] == pytest.approx((2.0 / 2.4, 2.0 / 1.8))
