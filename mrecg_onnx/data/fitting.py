@@ -15,12 +15,31 @@ if TYPE_CHECKING:
 
     from mrecg_onnx.data.inputs import InputSpec
 
-__all__ = ["as_array", "cast", "family", "fits", "has_array", "misfit", "rows_of"]
+__all__ = ["as_array", "cast", "family", "fits", "has_array", "misfit", "on_cpu", "rows_of"]
 
 
 def has_array(value: object) -> bool:
     """Whether it is an array, a tensor, or another object that NumPy makes an array of."""
     return hasattr(value, "__array__")
+
+
+def on_cpu(value: Any, what: str) -> Any:
+    """A tensor of torch without its gradient, on the CPU; anything else as it is.
+
+    Raises:
+        DataError: it holds no numbers, or they cannot be fetched.
+    """
+    torch = sys.modules.get("torch")  # whoever has a tensor has imported it
+    if torch is None or not isinstance(value, torch.Tensor):
+        return value
+    if value.device.type == "meta":
+        raise DataError(f"{what} is a tensor on the device meta, which holds no numbers: give one with values")
+    try:
+        return value.detach().cpu()
+    except (MemoryError, DataError):
+        raise
+    except Exception as error:  # each device raises its own
+        raise DataError(f"{what} is a tensor on {value.device} that cannot be fetched: {first_line(error)}") from error
 
 
 def as_array(value: object, what: str) -> NDArray[Any]:
@@ -33,13 +52,12 @@ def as_array(value: object, what: str) -> NDArray[Any]:
     Raises:
         DataError: NumPy makes no array of it, or one of Python objects.
     """
-    torch = sys.modules.get("torch")  # whoever has a tensor has imported it
+    torch, plain = sys.modules.get("torch"), on_cpu(value, what)
     try:
-        if torch is not None and isinstance(value, torch.Tensor):
-            plain = value.detach()
+        if torch is not None and isinstance(plain, torch.Tensor):
             plain = plain.to_dense() if plain.layout != torch.strided else plain
             # NumPy has no bfloat16; float32 holds each of its values.
-            value = (plain.float() if plain.dtype == torch.bfloat16 else plain).cpu().resolve_conj().resolve_neg()
+            value = (plain.float() if plain.dtype == torch.bfloat16 else plain).resolve_conj().resolve_neg()
         array = np.asarray(value)
     except MemoryError:
         raise

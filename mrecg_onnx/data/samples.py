@@ -18,7 +18,7 @@ from PIL import Image
 from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.converters.text import first_of, quoted
 from mrecg_onnx.data.decoding import Room
-from mrecg_onnx.data.fitting import as_array, cast, has_array, rows_of
+from mrecg_onnx.data.fitting import as_array, cast, has_array, on_cpu, rows_of
 from mrecg_onnx.data.inputs import shape_text
 from mrecg_onnx.data.labels import LABEL_NAMES
 from mrecg_onnx.data.pixels import UnreadableError, open_image, pixels_of, planes, read_pixels
@@ -224,7 +224,7 @@ def targets_of(target: Any, count: int, what: str, *, batch: bool, whole: bool =
     if has_array(target):
         target = as_array(target, f"the target of {what}")
     if not batch:
-        return [target]
+        return [_on_cpu(target, f"the target of {what}")]
     if isinstance(target, Mapping):
         columns = {name: targets_of(values, count, what, batch=True, whole=whole) for name, values in target.items()}
         return [{name: values[i] for name, values in columns.items() if values is not None} for i in range(count)]
@@ -244,6 +244,15 @@ def targets_of(target: Any, count: int, what: str, *, batch: bool, whole: bool =
         there = f"{len(target)} targets" if several else "one target"
         raise DataError(f"{what} and those after it are a batch of {count} with {there}: give one for each")
     return list(target)
+
+
+def _on_cpu(target: Any, what: str) -> Any:
+    """A target of one's own kind with its tensors on the CPU."""
+    if isinstance(target, Mapping):
+        return {name: _on_cpu(value, what) for name, value in target.items()}
+    if type(target) in (list, tuple):
+        return type(target)(_on_cpu(value, what) for value in target)
+    return on_cpu(target, what)
 
 
 def class_indices(targets: Sequence[Any], first: int = 0) -> NDArray[np.int64] | None:
