@@ -9,6 +9,7 @@ __all__ = [
     "CONTAINER_KEY",
     "CUT_KEY",
     "INPUT_RANGES_KEY",
+    "JUDGED_KEY",
     "PREPROCESS_KEY",
     "PROTECTED_KEY",
     "REQUIRES_KEY",
@@ -47,3 +48,6 @@ INPUT_RANGES_KEY = "mrecg_onnx.input_ranges"
 CALIBRATION_KEY = "mrecg_onnx.calibration"
 #: Where the model was cut for what has no row an image: the first ``node`` behind, and the tensors ``at`` which it was cut.
 CUT_KEY = "mrecg_onnx.cut"
+#: What the widths were searched by (``max_drop``): the ``name`` of the metric, ``percent`` and ``lower_is_better`` as
+#: :class:`mrecg_onnx.Metric` has them, what the ``fp32`` model and the ``quantized`` one are worth, and on how many ``images``.
+JUDGED_KEY = "mrecg_onnx.judged"

@@ -47,6 +47,7 @@ def finished_tables(found: FinishedFile) -> Iterator[RenderableType]:
             "method": str(found.settings.get("method", "")),
             "settings": [f"{name} {value}" for name, value in others.items() if name in FIELDS | {"bits", "exclude"}],
             "cut": found.cut,
+            "measured": found.worth,
             "protected": ", ".join(map(names, found.protected)),
             "images": f"made by {found.origin.get('data', '?')}" if found.origin is not None else "",
             "preprocessing": found.preprocess.describe() if found.preprocess else "none, calibrated on arrays",

@@ -15,6 +15,7 @@ from mrecg_onnx.converters.load import standard_opset
 from mrecg_onnx.converters.metadata_keys import (
     CALIBRATION_KEY,
     CONTAINER_KEY,
+    JUDGED_KEY,
     PREPROCESS_KEY,
     PROTECTED_KEY,
     SETTINGS_KEY,
@@ -24,6 +25,7 @@ from mrecg_onnx.converters.metadata_keys import (
 )
 from mrecg_onnx.converters.module_names import module_names
 from mrecg_onnx.converters.results import Result
+from mrecg_onnx.converters.text import bounded
 from mrecg_onnx.planning import told_cut
 from mrecg_onnx.runtimes import describe, read_graph, size_bytes
 from mrecg_onnx.targets import requirements, stored_note, stored_requirements
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
     from mrecg_onnx.validating import WrittenLayer
 
 __all__ = ["FinishedFile", "inspect_result", "is_result"]
+
+#: Largest number of an entry that is shown: anybody may have written it.
+_MOST = 1e30
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class FinishedFile(Result):
         protected: activations raised to 8 bits.
         modules: of torch, by the names of nodes and tensors that do not say them.
         cut: where its model was cut, and why; "" where it was not.
+        judged: with ``max_drop`` what the widths were searched by: ``name`` of the metric, ``percent``, ``lower_is_better``,
+            what the ``fp32`` model and the ``quantized`` one were worth, and on how many ``images``.
     """
 
     name: str
@@ -82,6 +89,21 @@ class FinishedFile(Result):
     protected: tuple[str, ...]
     cut: str = ""
     modules: Mapping[str, str] = field(default_factory=dict)
+    judged: Mapping[str, Any] | None = None
+
+    @property
+    def worth(self) -> str:
+        """What it was worth where its widths were searched by that, for people; "" where they were not."""
+        found = self.judged or {}
+        values = [found.get(name) for name in ("fp32", "quantized")]
+        if not all(isinstance(x, int | float) and not isinstance(x, bool) and abs(x) <= _MOST for x in values):
+            return ""
+        before, after = (f"{x:.2%}" if found.get("percent") is True else f"{x:.4g}" for x in values)
+        count = found.get("images")
+        images = f" on {count} images" if isinstance(count, int) and 0 <= count <= _MOST else ""
+        less = " (less is better)" if found.get("lower_is_better") is True else ""
+        name = bounded(str(found.get("name", "?")), 60)
+        return f"{name}{less} {after}, FP32 {before}{images}, by which the widths were searched"
 
     @property
     def widths(self) -> str:
@@ -142,6 +164,7 @@ def inspect_result(model: onnx.ModelProto | str | Path) -> FinishedFile:
         protected=_names(_entry(metadata, PROTECTED_KEY, list, where), where),
         modules=module_names(read, {layer.name: layer.weight for layer in layers}),
         cut=told_cut(metadata),
+        judged=_entry(metadata, JUDGED_KEY, dict, where) or None,
     )
 
 

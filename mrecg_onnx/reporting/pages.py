@@ -391,6 +391,8 @@ def finished_page(
         ("float model, SHA-256", found.source_sha256 or "not a file", False),
         ("images become inputs", found.preprocess.describe() if found.preprocess else "calibrated on arrays", False),
         ("raised to 8 bits", shown(", ".join(map(names, found.protected)), 160) or "none", False),
+        *([("measured", shown(found.worth, 200), False)] if found.worth else []),
+        *([("cut", shown(found.cut, 240), False)] if found.cut else []),
     )
     sections = [
         Section("about", "The file", "", [Pairs(about)]),

@@ -24,7 +24,7 @@ from mrecg_onnx.targets import load_target
 from mrecg_onnx.validating import require_metric, validate
 from mrecg_onnx.widths.allocation import Allocation, Budget, allocate, average_budget, budgets_of, with_rules
 from mrecg_onnx.widths.costs import Costs, cost_images, measure_costs
-from mrecg_onnx.widths.drop_search import AVERAGES, Trial, measured_drop, most_trials, search, tell_doubts
+from mrecg_onnx.widths.drop_search import AVERAGES, Trial, measured_drop, most_trials, note_judged, search, tell_doubts
 from mrecg_onnx.widths.packed_size import PackedSize
 
 __all__ = ["Chosen", "Judge", "JudgedBy", "choose_widths"]
@@ -201,6 +201,7 @@ def _within_drop(run: Run, ready: Prepared, judge: Judge, make: Make[M]) -> Chos
                 f"trial {len(made)}/{most_trials(len(possible))}: weights of {average:g} bits on average, "
                 f"drop {made_of.lost(settings.max_drop)} of at most {settings.max_drop:g}"
             )
+        note_judged(made[average].model, found)
         if len(made) == 1:
             tell_doubts(found)
         return made_of

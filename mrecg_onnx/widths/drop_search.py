@@ -6,14 +6,18 @@ lost. The loss falls with the average: bisection on a ladder of half bits finds 
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import onnx
+
 from mrecg_onnx.converters.errors import DataError, SettingsError
+from mrecg_onnx.converters.metadata_keys import JUDGED_KEY
 from mrecg_onnx.validating import ValidationResult
 
-__all__ = ["AVERAGES", "Trial", "measured_drop", "most_trials", "search", "tell_doubts"]
+__all__ = ["AVERAGES", "Trial", "measured_drop", "most_trials", "note_judged", "search", "tell_doubts"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +75,21 @@ def measured_drop(found: ValidationResult, bound: float) -> tuple[float, bool]:
     if found.agreement is None:
         raise DataError("--max-drop needs labels, or a model that gives class scores [N, classes]: use --avg-wbits")
     return 100.0 * (1.0 - found.agreement), False
+
+
+def note_judged(model: onnx.ModelProto, found: ValidationResult) -> None:
+    """Let a file say what it was judged by, and what it and its float model are worth by that; in place."""
+    share = {"lower_is_better": False, "percent": True}
+    if found.metric is not None:
+        entry = found.metric.to_json() | {"fp32": found.fp32.score, "quantized": found.quantized.score}
+    elif found.fp32.top1 is not None and found.quantized.top1 is not None:
+        entry = {"name": "top-1", **share, "fp32": found.fp32.top1.value, "quantized": found.quantized.top1.value}
+    else:
+        entry = {"name": "agreement", **share, "fp32": 1.0, "quantized": found.agreement}
+    for number in reversed([i for i, one in enumerate(model.metadata_props) if one.key == JUDGED_KEY]):
+        del model.metadata_props[number]
+    value = json.dumps(entry | {"images": found.images}, separators=(",", ":"))
+    model.metadata_props.add(key=JUDGED_KEY, value=value)
 
 
 def tell_doubts(found: ValidationResult) -> None:

@@ -18,8 +18,9 @@ from helpers.stages import feeds
 from onnx import numpy_helper
 
 from mrecg_onnx.comparing import compare
+from mrecg_onnx.conversion import convert
 from mrecg_onnx.converters.errors import DataError, MetricError, SettingsError
-from mrecg_onnx.inspecting import sensitivity
+from mrecg_onnx.inspecting import inspect_result, sensitivity
 from mrecg_onnx.measures import Metric
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.runtimes import open_session
@@ -252,6 +253,47 @@ def test_the_largest_drop_is_counted_by_the_metric(here: Path) -> None:
     points = quantize("model.onnx", "calib.npz", Settings(**NEAREST, max_drop=30), data="data.npz", metric="top-1")
     assert [t.average for t in points.trials] == [t.average for t in result.trials]
     assert points.trials[0].drop == pytest.approx(100 * result.trials[0].drop)
+
+
+def test_a_file_says_what_its_widths_were_searched_by(here: Path) -> None:
+    settings = Settings(**NEAREST, max_drop=0.3)
+    result = quantize("model.onnx", "calib.npz", settings, data="data.npz", metric=accuracy, output="q.onnx")
+    found = inspect_result("q.onnx")
+    score = validate("model.onnx", "q.onnx", "data.npz", metric=accuracy, repeats=0).quantized.score
+    assert found.judged == {
+        "name": "accuracy", "lower_is_better": False, "percent": False, "fp32": 1.0, "quantized": score, "images": 40,
+    }  # fmt: skip
+    said = f"accuracy {score:.4g}, FP32 1 on 40 images, by which the widths were searched"
+    assert said == found.worth
+    assert said in " ".join(works("inspect", "q.onnx").output.split())
+    convert("q.onnx", "packed", output="packed.onnx")
+    assert inspect_result("packed.onnx").judged == found.judged
+    works("report", "q.onnx", "-o", "page.html")
+    assert said in Path("page.html").read_text(encoding="utf-8")
+    assert result.model == onnx.load("q.onnx")
+    points = {**NEAREST, "max_drop": 30}
+    quantize("model.onnx", "calib.npz", Settings(**points), data="data.npz", output="points.onnx")
+    assert inspect_result("points.onnx").worth.startswith("top-1 ")
+    quantize("model.onnx", "calib.npz", Settings(**points), data="data.npz", labels="none", output="same.onnx")
+    assert inspect_result("same.onnx").worth.startswith("agreement ")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        '{"fp32": 1e999, "quantized": 1}',
+        '{"fp32": "a", "quantized": 1}',
+        f'{{"fp32": {"9" * 400}, "quantized": 1}}',
+        "{}",
+    ],
+)
+def test_what_says_no_sense_of_it_is_not_shown(here: Path, entry: str) -> None:
+    quantize("model.onnx", "calib.npz", Settings(**NEAREST), output="q.onnx")
+    model = onnx.load("q.onnx")
+    model.metadata_props.add(key="mrecg_onnx.judged", value=entry)
+    onnx.save(model, "odd.onnx")
+    assert inspect_result("odd.onnx").worth == ""
+    works("inspect", "odd.onnx")
 
 
 def test_a_comparison_has_a_column_of_it(here: Path) -> None:
