@@ -694,7 +694,7 @@ def test_a_failure_of_the_callers_own_code_is_one_line_and_keeps_its_cause() -> 
 
 
 def test_tensors_that_make_no_array_are_refused() -> None:
-    with pytest.raises(DataError, match="the Tensor is a Tensor that makes no array"):
+    with pytest.raises(DataError, match="the Tensor is a tensor on the device meta, which holds no numbers"):
         opened(torch.empty((2, 3, 4, 4), device="meta"))
     sparse = torch.from_numpy(X).to_sparse()
     np.testing.assert_array_equal(opened(sparse).load()["x"], X)
