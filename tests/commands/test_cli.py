@@ -236,7 +236,7 @@ def test_options_reach_the_settings(here: Path) -> None:
     assert widths["conv3"] == (6, False)
     assert widths["project"][1]
     assert [1, 2] in report["plan"]["merges"]
-    assert "1 layers in float" in result.stdout
+    assert "1 layer in float" in result.stdout
     assert "bgr nchw; shorter side to 20, centre crop to 16x16; scale 0.0078125" in result.stdout
 
 
