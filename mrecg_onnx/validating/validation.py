@@ -211,9 +211,11 @@ def _validate(
         require_room(specs, rows)
     for feeds, indices in dataset.batches(rowless.batch(batch_size)):
         watch.add(feeds)
-        made = [rowless.run(session, feeds, name) for session, name in zip(sessions.values(), names, strict=True)]
-        tally.add(indices, *made, indices * workers.size + workers.rank)  # of a share every so many are this process's
-        scored.add(indices, *map(rowless.scored, made))
+        before, after = (
+            rowless.run(session, feeds, name) for session, name in zip(sessions.values(), names, strict=True)
+        )
+        tally.add(indices, before, after, indices * workers.size + workers.rank)  # of a share every so many are ours
+        scored.add(indices, rowless.scored(before), rowless.scored(after))
         tally.keep_rows(feeds, rows if timed else 0)
         logger.info("validated %d of %d images", tally.images, len(dataset))
         if progress is not None:
