@@ -36,11 +36,13 @@ class Clamp:
 
     Attributes:
         of: the tensor that it reads.
+        made: the tensor that it makes.
         low: its lower bound, None without one.
         high: its upper bound, () or [1, C, 1, ...]; None without one.
     """
 
     of: str
+    made: str
     low: float | None
     high: npt.NDArray[Any] | None
 
@@ -58,6 +60,7 @@ class Codes:
         high: largest.
         of: the tensor that is quantized; "" for a weight.
         ceiling: largest code of each channel of an activation, [1, C, 1, ...]; None where there is one for all.
+        clamps: what makes that tensor is a clamp itself.
         clamp: what became bounds of the codes, as :meth:`behind` knows it of the float model.
     """
 
@@ -69,6 +72,7 @@ class Codes:
     high: int
     of: str = ""
     ceiling: npt.NDArray[Any] | None = None
+    clamps: bool = False
     clamp: Clamp | None = None
 
     def along(self, part: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -85,16 +89,16 @@ class Codes:
     def behind(self, clamp: Clamp | None) -> Codes:
         """These codes with the float model's clamp in front of them, where its bounds became theirs.
 
-        They did where the quantizer is given what the clamp reads, and where a Clip whose channels were rescaled left a largest
-        code for each channel.
+        They did where the quantizer is given what the clamp reads, also under the name of what the clamp makes (files of ONNX
+        Runtime's tool), and where a Clip whose channels were rescaled left a largest code for each channel.
         """
         if clamp is None:
             return self
-        if clamp.of == self.of:
+        if clamp.of == self.of or (clamp.made == self.of and not self.clamps):
             return replace(self, clamp=clamp)
         if clamp.high is None or self.ceiling is None:
             return self
-        return replace(self, clamp=Clamp(self.of, None, self._most()))
+        return replace(self, clamp=replace(clamp, low=None, high=self._most()))
 
     def given(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """What a quantizer is given, behind a clamp that became bounds of its codes: that takes nothing off.
@@ -298,9 +302,9 @@ def _clamp(value: ir.Value | None) -> Clamp | None:
     of = (source.name if source is not None else "") or ""
     if ceilings is not None:
         shape = (1, -1, *[1] * (len(source.shape) - 2))  # type: ignore[union-attr, arg-type]
-        return Clamp(of, None, np.asarray(ceilings).reshape(shape))
+        return Clamp(of, node.outputs[0].name or "", None, np.asarray(ceilings).reshape(shape))
     low, high = bounds  # type: ignore[misc]
-    return Clamp(of, low, None if high is None else np.asarray(high))
+    return Clamp(of, node.outputs[0].name or "", low, None if high is None else np.asarray(high))
 
 
 def _made_codes(node: ir.Node) -> ir.Node | None:
@@ -334,7 +338,9 @@ def _fed(value: ir.Value | None) -> Codes | None:
     ):  # values that lie on the grid already are moved and written again
         return _fed(ahead.outputs[0])
     of = (given.name if given is not None else "") or ""
-    return Codes(np.zeros(()), scale, zero.astype(np.int64), None, low, high, of, ceiling)
+    source = given.producer() if given is not None else None
+    clamps = source is not None and source.op_type in _BOUNDS
+    return Codes(np.zeros(()), scale, zero.astype(np.int64), None, low, high, of, ceiling, clamps)
 
 
 def _source(value: ir.Value | None) -> str:

@@ -11,6 +11,7 @@ from helpers.command_line import FAST, classifier, works, write_images
 from onnx import numpy_helper
 
 from mrecg_onnx import convert, validate
+from mrecg_onnx.converters.module_names import NodeNames
 from mrecg_onnx.data import Preprocess, open_validation
 from mrecg_onnx.reporting.measuring import measure
 from mrecg_onnx.runtimes import input_specs, open_session
@@ -172,10 +173,20 @@ def test_a_clamp_that_became_bounds_of_codes_takes_nothing_off(kind: str, tmp_pa
     expected = 10 * np.log10(values.var() / np.square(values - held).mean())
     assert found["next"].rounds_db == pytest.approx(expected, abs=1)
 
-    drawn = measure(tmp_path / "model.onnx", tmp_path / "file.onnx", data).histograms
+    drawn = measure(tmp_path / "model.onnx", tmp_path / "file.onnx", data, names=NodeNames({})).histograms
     (picture,) = [h for h in drawn if h.title == "Input of next"]
     assert "nothing cut off" in picture.caption
     assert values.min() - scale <= picture.edges[0] < picture.edges[-1] <= values.max() + scale
+
+    other = onnx.load(tmp_path / "file.onnx")  # as ONNX Runtime's tool leaves a clamp out: the name is what it made
+    del other.metadata_props[:]
+    for node in other.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["clamp_out" if name == codes.of else name for name in names]
+    if kind != "by channel":  # what a Relu makes is a clamp's
+        onnx.save(other, tmp_path / "other.onnx")
+        found = {e.layer.name: e for e in measure_layers(tmp_path / "model.onnx", tmp_path / "other.onnx", data).layers}
+        assert found["next"].rounds_db == pytest.approx(expected, abs=1)
 
     short = onnx.load(tmp_path / "file.onnx")
     for tensor in short.graph.initializer:
@@ -192,6 +203,6 @@ def test_a_largest_code_for_each_channel_counts() -> None:
     codes = Codes(np.zeros(()), np.float32(1), np.int64(0), None, 0, 7, "before", ceiling)
     assert codes.rounded(values).reshape(-1).tolist() == [1, 2, 5, 6]
     assert codes.cut(values) == (0, 0.5)
-    own = Clamp("unscaled", 0.0, np.float64(6))  # channels were rescaled, and so were their bounds
+    own = Clamp("unscaled", "clamped", 0.0, np.float64(6))  # channels were rescaled, and so were their bounds
     assert codes.behind(own).given(values).reshape(-1).tolist() == [1, 2, 5, 6]
     assert codes.behind(None).given(values).reshape(-1).tolist() == [1, 3, 5, 9]  # widths of channels cut values off
