@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["comparison_page", "ranking_page"]
 
 #: Columns of a comparison that are left out on a phone.
-_MINOR = frozenset(
-    {"95 % interval", "p, FP32", "agreement", "SQNR", "peak memory", "latency", "against FP32", "time", "note"}
-)
+_MINOR = frozenset({"95 % interval", "agreement", "SQNR", "peak memory", "latency", "against FP32", "time", "note"})
 
 
 def comparison_page(result: Comparison, *, command: str = "") -> Page:
@@ -90,7 +88,11 @@ def comparison_page(result: Comparison, *, command: str = "") -> Page:
 def _cells(result: Comparison) -> Table:
     headings, content = table(result)
     columns = tuple(
-        Column(heading, "text" if heading in {"method", "bits", "note"} else "number", minor=heading in _MINOR)
+        Column(
+            heading,
+            "text" if heading in {"method", "bits", "note"} else "number",
+            minor=heading in _MINOR or heading.startswith("p, "),
+        )
         for heading in headings
     )
     rows = tuple(

@@ -33,6 +33,8 @@ __all__ = [
 DASH = "\N{EN DASH}"
 #: Characters of a name that are shown, and those that are kept for whoever points at it.
 SHOWN, KEPT = 64, 240
+#: Columns from which on they are narrow.
+WIDE = 10
 
 
 def shown(text: str, most: int = SHOWN) -> str:
@@ -94,13 +96,26 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under columns; ``filtered`` has a field to filter them, ``note`` stands below."""
+    """Rows of cells under columns; ``filtered`` has a field to filter them, ``note`` stands below.
+
+    The column that says what a row is stays where it is when the others are scrolled sideways.
+    """
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     filtered: bool = False
     note: str = ""
     kind: str = "table"
+
+    @property
+    def key(self) -> int:
+        """The column that says what a row is: the first text that a phone shows, too; -1 without one."""
+        return next((i for i, c in enumerate(self.columns) if c.kind == "text" and not c.minor), -1)
+
+    @property
+    def wide(self) -> bool:
+        """Its columns have to be narrow to stand beside each other."""
+        return len(self.columns) >= WIDE
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ def page_text(page: Page) -> str:
     room.filters["trusted"] = Markup
     room.filters["breakable"] = _breakable
     room.filters["lines"] = _lines
+    room.filters["figures"] = _figures
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     drawn = room.from_string(template)
     while True:
@@ -99,6 +100,16 @@ def _breakable(text: str) -> Markup:
 
     parts = re.split(r"(?<=[/._])(?=[^/._])", printable(text))
     return Markup("<wbr>").join(escape(part) for part in parts)
+
+
+def _figures(text: str) -> Markup:
+    """A figure on one line with its unit; an interval may be on two."""
+    from markupsafe import Markup, escape  # noqa: PLC0415
+
+    close, joined = escape(printable(text)), Markup("&nbsp;")
+    if " to " in text:
+        return Markup(f" to{joined}").join(close.split(" to "))  # noqa: S704 - this package's own
+    return joined.join(close.split(" ", 1)) if text[:1] in {*"+-0123456789"} else close
 
 
 def _lines(text: str) -> Markup:

@@ -143,3 +143,49 @@ def test_no_script_but_its_own_runs(browser, page, tmp_path):
     output, console = browser("--dump-dom", (tmp_path / "other.html").as_uri())
     assert "<title>taken" not in output
     assert "Content Security Policy" in console
+
+
+#: Looks at every table: whether its columns have room, whether it says so where they have none, and what stays in sight.
+TABLES = """
+const found = [];
+for (const edge of document.querySelectorAll(".edge")) {
+  const box = edge.firstElementChild, key = edge.querySelector("tbody .key");
+  const more = box.scrollWidth - box.clientWidth;
+  const marked = () => ["left", "right"].filter((side) => edge.classList.contains(side));
+  const at = () => key.getBoundingClientRect().left - box.getBoundingClientRect().left;
+  found.push({ more, marked: marked(), at: at(), style: getComputedStyle(edge, "::after").opacity });
+  box.scrollLeft = 150;
+  box.dispatchEvent(new Event("scroll"));
+  Object.assign(found.at(-1), { then: marked(), stays: at() });
+}
+document.body.textContent = "FOUND" + JSON.stringify(found) + "END";
+"""
+
+
+def test_a_comparison_fits_and_what_does_not_fit_says_so(browser, tmp_path):
+    from mrecg_onnx.reporting.content import Cell, Column, Page, Section, Table
+    from mrecg_onnx.reporting.writing import write_page
+
+    row = {
+        "method": "flexround", "bits": "W4A4", "top-1": "97.00%", "95 % interval": "93.61% to 98.62%",
+        "top-1 change": "+11.00 points", "p, FP32": "0.625", "p, adaround": "0.688", "agreement": "100.00%", "SQNR": "18.8 dB",
+        "time": "1105.3 s", "peak memory": "408 MB", "size": "65.5 kB", "latency": "0.0816 ms",
+        "against FP32": "same within noise",
+    }  # fmt: skip
+    words = {"method", "bits"}
+    columns = tuple(Column(name, "text" if name in words else "number") for name in row)
+    fits = Table(columns, (tuple(Cell(text) for text in row.values()),) * 3)
+    many = tuple(Column(f"column {i}", "number" if i else "text") for i in range(40))
+    long = Table(many, (tuple(Cell("123.45 dB") for _ in many),) * 3)
+    section = Section("cells", "Cells", "", [fits, long])
+    write_page(Page("a page", "compare", "", (), (), (section,), "", ()), tmp_path / "tables.html")
+    stepped_page = stepped(tmp_path / "tables.html", tmp_path, TABLES)
+    output, console = browser("--window-size=1280,900", "--dump-dom", stepped_page.as_uri())
+    assert console == ""
+    first, second = found_in(output)
+    assert first["more"] <= 0
+    assert first["marked"] == first["then"] == []
+    assert second["more"] > 500
+    assert second["marked"] == ["right"]
+    assert second["then"] == ["left", "right"]
+    assert second["stays"] == second["at"] < 2

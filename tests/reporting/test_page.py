@@ -129,6 +129,16 @@ def test_names_stay_readable():
     assert html.escape("a<b") in page_of("a<b")
 
 
+def test_a_command_of_several_lines_stays_one_and_figures_stay_with_their_units():
+    page = Page("t", "k", "", (), (), (), "# a <b> comment\nmrecg-onnx 'x\x1b'", ())
+    assert "<pre><code># a &lt;b&gt; comment\nmrecg-onnx &#39;x\\x1b&#39;</code></pre>" in writing.page_text(page)
+    cells = tuple(map(Cell, ("18.8 dB", "93.61% to 98.62%", "same within noise", "<i> to <b>")))
+    table = Table(tuple(Column("c", "number") for _ in cells), (cells,))
+    text = writing.page_text(Page("t", "k", "", (), (), (Section("s", "S", "", [table]),), "", ()))
+    for shown_text in ("18.8&nbsp;dB", "93.61% to&nbsp;98.62%", ">same within noise<", "&lt;i&gt; to&nbsp;&lt;b&gt;"):
+        assert shown_text in text
+
+
 def test_a_page_needs_nothing_beside_it():
     page = page_of("name")
     for tag, attributes in Elements(page).found:

@@ -17,6 +17,18 @@
     const cell = row.cells[index];
     return cell.dataset.order === undefined ? cell.textContent : Number(cell.dataset.order === "inf" ? Infinity : cell.dataset.order === "-inf" ? -Infinity : cell.dataset.order);
   };
+  for (const edge of document.querySelectorAll(".edge")) {
+    const box = edge.firstElementChild;
+    const mark = () => {
+      edge.classList.toggle("left", box.scrollLeft > 1);
+      edge.classList.toggle("right", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+      edge.classList.toggle("below", box.scrollTop + box.clientHeight < box.scrollHeight - 1);
+    };
+    box.addEventListener("scroll", mark, { passive: true });
+    new ResizeObserver(mark).observe(box);
+    new ResizeObserver(mark).observe(box.firstElementChild);
+    mark();
+  }
   for (const block of document.querySelectorAll(".tabular")) {
     const body = block.querySelector("tbody"), rows = [...body.rows], heads = [...block.querySelectorAll("th")];
     heads.forEach((head, index) => head.querySelector("button").addEventListener("click", () => {
