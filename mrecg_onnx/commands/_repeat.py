@@ -13,8 +13,9 @@ from click.core import ParameterSource
 from mrecg_onnx.commands._files import CONFIG
 from mrecg_onnx.commands._sections import FIELDS
 from mrecg_onnx.converters.errors import DataError, SettingsError
-from mrecg_onnx.converters.text import printable
-from mrecg_onnx.data import PROFILES, UNIT_SCALE, Preprocess
+from mrecg_onnx.converters.text import bounded, printable
+from mrecg_onnx.data import NO_LABELS, PROFILES, UNIT_SCALE, Preprocess
+from mrecg_onnx.measures import READY
 from mrecg_onnx.settings import WITHOUT_OPTION, changed
 from mrecg_onnx.targets import TARGET_NAMES
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from mrecg_onnx.inspecting import FinishedFile
 
 __all__ = ["given_command", "stored_command"]
+
+#: What a drop is counted in where no metric is named: with labels, and without.
+TOP1, AGREEMENT = "top-1", "agreement"
 
 
 def given_command(ctx: click.Context) -> str:
@@ -75,8 +79,7 @@ def stored_command(found: FinishedFile, command: click.Command, *, model: str, s
         units = json.dumps({"units": [list(unit) for unit in found.units if unit]})
         said.append(f"SCHEME.json holds {units}")
     if found.settings.get("max_drop") is not None:
-        words += ["--data", "LABELLED_IMAGES/"]
-        said.append("LABELLED_IMAGES/: the drop was measured on images (or by a --metric) that the file does not name")
+        words += _judge(found, said)
     if own.get("size_budget") is not None:
         own["size_budget"] = f"{own['size_budget']}B"
     for parameter in command.params:
@@ -91,6 +94,22 @@ def stored_command(found: FinishedFile, command: click.Command, *, model: str, s
         fields = ", ".join(f"{name}={_python(value)}" for name, value in rest.items())
         said.append(f"no option, set in Python: Settings({fields})")
     return "\n".join([*(f"# {printable(line)}" for line in said), shlex.join(words)])
+
+
+def _judge(found: FinishedFile, said: list[str]) -> list[str]:
+    """What --max-drop was measured by; the file says that, and not on which images."""
+    judged = found.judged or {}
+    name = str(judged.get("name", TOP1))
+    if name == AGREEMENT:
+        said.append("VALIDATION/: the images on which the drop was measured: answers that are FP32's")
+        return ["--data", "VALIDATION/", "--labels", NO_LABELS]
+    said.append("VALIDATION/: the labelled images on which the drop was measured")
+    words = ["--data", "VALIDATION/"]
+    if name in READY:
+        return words if name == TOP1 else [*words, "--metric", name]
+    said.append(f"MODULE:FUNCTION: a metric of one's own, called {bounded(name, 80)}, which the file does not hold")
+    less = ["--lower-is-better"] if judged.get("lower_is_better") is True else []
+    return [*words, "--metric", "MODULE:FUNCTION", *less]
 
 
 def _form(found: FinishedFile, said: list[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import shlex
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from helpers.command_line import works
 
@@ -47,6 +48,8 @@ RUNS = {
     "size": {"method": "nearest", "size_budget": 21_000, "bits": (BitRule("conv3", 4, None),)},
     "average": {"method": "nearest", "avg_wbits": 3.5},
     "drop": {"method": "nearest", "max_drop": 90.0},
+    "drop by answers": {"method": "nearest", "max_drop": 95.0},
+    "drop by metric": {"method": "nearest", "max_drop": 50.0},
     "all images": {"method": "nearest", "samples": 1024},
     "nothing": {"method": "nearest"},
     "made images": {"method": "nearest", "zeroq_iters": 2},
@@ -106,6 +109,15 @@ def write_normalized(path: str) -> None:
     torch.onnx.export(layers, (torch.zeros(2, 3, 16, 16),), path, dynamo=False, dynamic_axes={"x": {0: "n"}}, **kept)
 
 
+def write_softmax(path: str) -> None:
+    """The model with shares as its output, which are answers without labels, too."""
+    model = onnx.load(path)
+    (output,) = model.graph.output
+    model.graph.node.append(onnx.helper.make_node("Softmax", [output.name], ["shares"], "shares"))
+    output.name = "shares"
+    onnx.save(model, path)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_the_command_makes_the_same_bytes(room: Path, name: str):
     chosen = {"threads": 1, **({} if name in {"all images", "nothing"} else {"samples": 16}), **RUNS[name]}
@@ -114,7 +126,10 @@ def test_the_command_makes_the_same_bytes(room: Path, name: str):
     model, calib = ("norm.onnx", "zeroq") if "made" in name else ("model.onnx", "images")
     if model != "model.onnx":
         write_normalized(model)
+    if name.endswith("answers"):
+        write_softmax(model)
     judged = {"data": "images"} if "max_drop" in chosen else {}
+    judged |= {"answers": {"labels": "none"}, "metric": {"metric": "top-5"}}.get(name.partition(" by ")[2], {})
     mrecg_onnx.quantize(model, calib, Settings(**chosen), output="first.onnx", **judged)
     works("report", "first.onnx", "-o", "page.html")
     said, words = command_of(room / "page.html")
@@ -123,7 +138,7 @@ def test_the_command_makes_the_same_bytes(room: Path, name: str):
         Path("SCHEME.json").write_text(held.removeprefix("# SCHEME.json holds "))
     if "own.toml" in chosen.values():
         assert "target of one's own, called own" in said[0]
-    there = {"MODEL.onnx": model, "IMAGES/": calib, "LABELLED_IMAGES/": "images", "TARGET.toml": "own.toml"}
+    there = {"MODEL.onnx": model, "IMAGES/": calib, "VALIDATION/": "images", "TARGET.toml": "own.toml"}
     words = [there.get(word, word) for word in words]
     apart = [line for line in said if line.startswith("# no option, set in Python: ")]
     assert bool(apart) == bool(RUNS[name].keys() & WITHOUT_OPTION)
@@ -157,6 +172,19 @@ def test_arrays_are_fed_as_they_are(room: Path, stated: dict):
     works("report", "first.onnx", "-o", "page.html")
     _, words = command_of(room / "page.html")
     there = {"MODEL.onnx": "model.onnx", "IMAGES/": "images.npy"}
+    works(*[there.get(word, word) for word in words], "-o", "second.onnx")
+    assert Path("first.onnx").read_bytes() == Path("second.onnx").read_bytes()
+
+
+def test_a_metric_of_ones_own_is_said_in_words(room: Path):
+    (room / "mine.py").write_text("def level(outputs, targets):\n    return float(abs(outputs).mean())\n")
+    command = ("quantize", "model.onnx", "--calib", "images", "--method", "nearest", "--threads", 1, "--data", "images")
+    own = ("--max-drop", "50", "--metric", "mine:level", "--lower-is-better")
+    works(*command, *own, "-o", "first.onnx")
+    works("report", "first.onnx", "-o", "page.html")
+    said, words = command_of(room / "page.html")
+    assert any("MODULE:FUNCTION: a metric of one's own, called level" in line for line in said)
+    there = {"MODEL.onnx": "model.onnx", "IMAGES/": "images", "VALIDATION/": "images", "MODULE:FUNCTION": "mine:level"}
     works(*[there.get(word, word) for word in words], "-o", "second.onnx")
     assert Path("first.onnx").read_bytes() == Path("second.onnx").read_bytes()
 
