@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import onnx
 
-__all__ = ["NodeNames", "module_names"]
+__all__ = ["NARROW", "NodeNames", "module_names"]
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 #: Text of metadata that is looked at: what is longer names no module of a network that anybody wrote.
@@ -23,6 +23,8 @@ _QUOTED = re.compile(r"'([^']*)'")
 #: What joins the names of units.
 _BETWEEN = re.compile(r"( \+ | \.{2,3} |, )")
 _WEIGHT = ".weight"
+#: Ends the name of a copy that is quantized to fewer bits than the tensor itself.
+NARROW = "_narrow"
 
 
 def module_names(model: onnx.ModelProto, weights: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -64,5 +66,8 @@ class NodeNames:
 
     def __call__(self, name: str) -> str:
         """``node_conv2d_1 (layer1.0.conv1)``; a name that says its module, or has none, as it is. Joined names one by one."""
-        modules = self.modules
-        return "".join(f"{part} ({modules[part]})" if part in modules else part for part in _BETWEEN.split(name))
+        return "".join(map(self._shown, _BETWEEN.split(name)))
+
+    def _shown(self, name: str) -> str:
+        module = self.modules.get(name) or self.modules.get(name.removesuffix(NARROW))
+        return f"{name} ({module})" if module else name

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from mrecg_onnx.converters.module_names import NARROW
 from mrecg_onnx.converters.passes.values import naming, unique_name
 from mrecg_onnx.planning.activations import (
     INTEGER_OPS,
@@ -57,7 +58,7 @@ def _branch(model: ir.Model, settings: BitSettings) -> int:
         handed_out = value.is_graph_output() and _in_integers(value.producer())
         if not layers or not (handed_out or any(node in wide for node in readers(value) if node not in layers)):
             continue
-        wish = name = f"{value.name}_narrow"
+        wish = name = f"{value.name}{NARROW}"
         number = 0
         while name in nodes:
             number += 1

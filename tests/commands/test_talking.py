@@ -157,6 +157,7 @@ def test_modules_are_shown_beside_made_up_names(tmp_path: Path, monkeypatch: pyt
     names = Names(tmp_path / "new.onnx")
     assert names("node_conv2d_0 + node_conv2d_2") == "node_conv2d_0 (layer0.0.conv) + node_conv2d_2 (layer2.0.conv)"
     assert names("nobody") == "nobody"
+    assert names("node_conv2d_0_narrow") == "node_conv2d_0_narrow (layer0.0.conv)"  # a copy of fewer bits
 
 
 def test_modules_are_shown_of_a_result_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
