@@ -64,7 +64,7 @@ def head() -> onnx.ModelProto:
 def shown(found: Ranking, top: int = 3) -> str:
     """What the command says of it."""
     console = Console(width=200, file=StringIO())
-    console.print(*_tables(found, str, top))
+    console.print(*_tables(found, str, top, None))
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
