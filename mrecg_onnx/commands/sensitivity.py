@@ -122,7 +122,7 @@ def sensitivity_command(
         show(*_tables(found, names, top, report_file))
 
 
-def _tables(found: Ranking, names: Names, top: int, page: Path | None) -> Iterator[RenderableType]:
+def _tables(found: Ranking, names: Names, top: int, page: Path | None = None) -> Iterator[RenderableType]:
     settings = found.settings
     yield grid(
         {
