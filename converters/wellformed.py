@@ -53,6 +53,8 @@ _TEXTS_OF_TENSORS = tuple(
 
 # Attributes that name the type of elements.
 _OF_TYPES = frozenset({"to", "dtype", "output_dtype"})
+#: Types of elements that onnx and onnx_ir both know: each may be newer than the other.
+_KNOWN = frozenset(TensorProto.DataType.values()) & frozenset(int(kind) for kind in ir.DataType)
 # The field that holds the value of an attribute of each type.
 _ATTRIBUTE_FIELDS = {
     AttributeProto.FLOAT: "f",
@@ -217,7 +219,7 @@ def _require_types(kind: TypeProto, what: str) -> None:
             raise ModelError(f"{what} is a map of values without a type; {_AGAIN}")
         else:
             return
-    if element not in TensorProto.DataType.values():
+    if element not in _KNOWN:
         raise ModelError(f"{what} has elements of no type that is known ({element}); {_AGAIN}")
 
 
@@ -232,7 +234,7 @@ def bytes_of(tensor: TensorProto) -> int:
 
 def _require_tensor(tensor: TensorProto, what: str) -> None:
     """The data of a tensor fit its type and shape; those in a file of their own are looked at where that is."""
-    if tensor.data_type not in TensorProto.DataType.values() or tensor.data_type == TensorProto.UNDEFINED:
+    if tensor.data_type not in _KNOWN or tensor.data_type == TensorProto.UNDEFINED:
         raise ModelError(f"{what} is of no type that is known ({tensor.data_type}); {_AGAIN}")
     if any(size < 0 for size in tensor.dims):
         raise ModelError(f"{what} has the shape {_shape(tensor.dims)}: sizes are 0 or more; {_AGAIN}")
@@ -300,7 +302,7 @@ def _require_node(node: NodeProto, functions: dict[tuple[str, str], FunctionProt
         _require_attribute(node, attribute)
         names_type = node.domain in {"", "ai.onnx"} and attribute.name in _OF_TYPES and attribute.type == attribute.INT
         # 0 is none; of an attribute that refers to a function's it says nothing.
-        if names_type and attribute.i and attribute.i not in TensorProto.DataType.values():
+        if names_type and attribute.i and attribute.i not in _KNOWN:
             raise ModelError(
                 f"{label(node)}: attribute {quoted(attribute.name)} names no type that is known ({attribute.i}); {_AGAIN}"
             )

@@ -104,7 +104,7 @@ def test_needs_grow_with_the_network() -> None:
 
 def test_a_run_refuses_before_it_reads_an_image(tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(b"no array")
-    with pytest.raises(SettingsError, match=r"--memory 100 MB cannot be kept: .* \d+ MB"):
+    with pytest.raises(SettingsError, match=r"--memory 100 MB cannot be kept: .* [\d.]+ [MG]B"):
         quantize(blocks(3), tmp_path, Settings(memory=100 * MB))
 
 
