@@ -250,7 +250,10 @@ def verify_container(
             return dict(fused)
         # Of files whose last outputs have no row an image, what is in front of these.
         fronts = (cut_off(model)[0] for model in (runnable(before), plain))
-        expected, found = (onnx_runtime("off")(model, data) for model in fronts)
+        expected, found = (
+            onnx_runtime("off")(front, {v.name: data[v.name] for v in front.graph.input if v.name in data})
+            for front in fronts
+        )
     except ModelError as error:
         raise ExportError(f"ONNX Runtime refuses the converted model, --container int8 runs: {error}") from error
     for name, value in expected.items():

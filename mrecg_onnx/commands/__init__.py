@@ -32,14 +32,14 @@ def main() -> None:
 
     \b
     mrecg-onnx quantize model.onnx --calib images/ --wbits 4 --abits 8
-    mrecg-onnx validate model.onnx model_mrecg_w4a4.onnx --data labelled_images/
+    mrecg-onnx validate model.onnx model_mrecg_w4a8.onnx --data labelled_images/
     mrecg-onnx compare model.onnx --calib images/ --data labelled_images/ --methods nearest,mrecg --bits W4A4,W2A4 -o out/
     mrecg-onnx inspect model.onnx
     mrecg-onnx sensitivity model.onnx --calib images/
-    mrecg-onnx convert model_mrecg_w4a4.onnx --container packed
-    mrecg-onnx benchmark model.onnx model_mrecg_w4a4.onnx --batch 1,8
-    mrecg-onnx report model_mrecg_w4a4.onnx -o page.html
-    mrecg-onnx runtimes model_mrecg_w4a4.onnx --against model.onnx
+    mrecg-onnx convert model_mrecg_w4a8.onnx --container packed
+    mrecg-onnx benchmark model.onnx model_mrecg_w4a8.onnx --batch 1,8
+    mrecg-onnx report model_mrecg_w4a8.onnx -o page.html
+    mrecg-onnx runtimes model_mrecg_w4a8.onnx --against model.onnx
     mrecg-onnx doctor
     """  # noqa: D301 - click wants the character, not backslash and b
 

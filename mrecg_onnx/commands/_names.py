@@ -38,10 +38,15 @@ class Names:
     def __call__(self, name: str) -> str:
         """``node_conv2d_1 (layer1.0.conv1)``; a name that says its module, or has none, as it is. Joined names one by one."""
         if self._names is None:
-            from mrecg_onnx.converters.module_names import NodeNames, module_names
+            from mrecg_onnx.converters.module_names import NodeNames
 
-            self._names = NodeNames(module_names(self._read()))
+            self._names = NodeNames(self._modules())
         return self._names(name)
+
+    def _modules(self) -> dict[str, str]:
+        from mrecg_onnx.converters.module_names import module_names
+
+        return module_names(self._read())
 
     def precision(self) -> str:
         """What its weights are: "FP32", or "FP16" where most of their bytes are of half precision."""
@@ -59,11 +64,15 @@ class Names:
         return ", ".join([*map(self, names[:SHOWN]), *more])
 
     def matched(self, option: str, patterns: Iterable[str], layers: Sequence[str], *, only_layers: bool) -> list[str]:
-        """A line for each pattern of ``option``: how many nodes it matched, and which."""
-        graph = self._read()
+        """A line for each pattern of ``option``: how many nodes it matched, and which.
+
+        As the plan does it: where no name of a node matches, those whose module does.
+        """
+        graph, modules = self._read(), self._modules()
         nodes = list(layers) if only_layers else list(dict.fromkeys([*layers, *(n.name for n in graph.graph.node)]))
         lines = []
         for pattern in patterns:
             hits = [name for name in nodes if re.search(pattern, name)]
+            hits = hits or [name for name in nodes if name in modules and re.search(pattern, modules[name])]
             lines.append(f"{option} '{pattern}' matched {len(hits)}: {self.some(hits)}")
         return lines

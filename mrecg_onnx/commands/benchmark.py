@@ -57,7 +57,7 @@ def benchmark_command(
     """Measure FILES on ONNX Runtime, taking turns; the first is what the others are compared with.
 
     \b
-    mrecg-onnx benchmark model.onnx model_mrecg_w4a4.onnx --batch 1,8 --threads 1,2
+    mrecg-onnx benchmark model.onnx model_mrecg_w4a8.onnx --batch 1,8 --threads 1,2
     """  # noqa: D301 - click wants the character, not backslash and b
     writes = [file for file in (json_file, plot_file) if file is not None]
     with guarded(debug=debug, writes=writes):

@@ -70,9 +70,9 @@ def convert_command(
     Nothing is calibrated or trained again; the result computes the same, which is checked on ONNX Runtime.
 
     \b
-    mrecg-onnx convert model_mrecg_w4a4.onnx --container packed -o small.onnx
-    mrecg-onnx convert model_mrecg_w4a4.onnx --target openvino
-    mrecg-onnx convert model_mrecg_w4a4.onnx --target portable --batch 1
+    mrecg-onnx convert model_mrecg_w4a8.onnx --container packed -o small.onnx
+    mrecg-onnx convert model_mrecg_w4a8.onnx --target openvino
+    mrecg-onnx convert model_mrecg_w4a8.onnx --target portable --batch 1
     mrecg-onnx convert model_mrecg_w4a8.onnx --to tflite
     """  # noqa: D301 - click wants the character, not backslash and b
     from pathlib import Path

@@ -75,7 +75,7 @@ def inspect_command(
     \b
     mrecg-onnx inspect model.onnx
     mrecg-onnx inspect model.onnx --calib images/ --json plan.json
-    mrecg-onnx inspect model_mrecg_w4a4.onnx
+    mrecg-onnx inspect model_mrecg_w4a8.onnx
     """  # noqa: D301 - click wants the character, not backslash and b
     with guarded(debug=debug, writes=[json_file] if json_file else []):
         settings = settings_from(options)

@@ -49,8 +49,8 @@ def report_command(
     also accuracy, every layer's error, the worst tensors and images on which the two differ.
 
     \b
-    mrecg-onnx report model_mrecg_w4a4.onnx -o page.html
-    mrecg-onnx report model_mrecg_w4a4.onnx --against model.onnx --data labelled_images/ -o page.html
+    mrecg-onnx report model_mrecg_w4a8.onnx -o page.html
+    mrecg-onnx report model_mrecg_w4a8.onnx --against model.onnx --data labelled_images/ -o page.html
     """  # noqa: D301 - click wants the character, not backslash and b
     with guarded(debug=debug, writes=[out]):
         with loading():

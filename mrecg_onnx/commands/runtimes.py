@@ -104,8 +104,8 @@ def runtimes_command(
     run on integers, and its time against the float model. What crashes or hangs is a row that says so.
 
     \b
-    mrecg-onnx runtimes model_mrecg_w4a4.onnx --against model.onnx --data images/
-    mrecg-onnx runtimes model_mrecg_w4a4.onnx --only opencv --only tvm --python ~/tvm/bin/python
+    mrecg-onnx runtimes model_mrecg_w4a8.onnx --against model.onnx --data images/
+    mrecg-onnx runtimes model_mrecg_w4a8.onnx --only opencv --only tvm --python ~/tvm/bin/python
     """  # noqa: D301 - click wants the character, not backslash and b
     with guarded(debug=debug, writes=[json_file] if json_file else []):
         check_writes({"--json": json_file}, [file, *([against] if against else [])])

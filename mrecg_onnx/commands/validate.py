@@ -98,9 +98,9 @@ def validate_command(
     --preprocess goes before both, and other options about images replace single values.
 
     \b
-    mrecg-onnx validate model.onnx model_mrecg_w4a4.onnx --data labelled_images/
-    mrecg-onnx validate model.onnx model_mrecg_w4a4.onnx --data labelled_images/ --layers
-    mrecg-onnx validate model.onnx model_mrecg_w4a4.onnx --data inputs.npz --metric mymetrics:score
+    mrecg-onnx validate model.onnx model_mrecg_w4a8.onnx --data labelled_images/
+    mrecg-onnx validate model.onnx model_mrecg_w4a8.onnx --data labelled_images/ --layers
+    mrecg-onnx validate model.onnx model_mrecg_w4a8.onnx --data inputs.npz --metric mymetrics:score
     """  # noqa: D301 - click wants the character, not backslash and b
     with guarded(debug=debug, writes=[path for path in (json_file, report_file) if path]):
         with loading():

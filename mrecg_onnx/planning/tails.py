@@ -197,13 +197,15 @@ def _begin_at(back: ir.Model, cut: _Cut) -> None:
     """Leave of a whole graph what lies behind ``cut``."""
     graph = back.graph
     made = {value.name: value for node in graph for value in node.outputs}
+    graph.outputs[:] = [
+        made[name] for name in cut.outputs
+    ]  # first: what is cut off may be an output, too, of the front
     for name in cut.at:
         old = made[name]
         new = ir.Value(name=name, shape=old.shape, type=old.type)
         ir.convenience.replace_all_uses_with(old, new)
         old.name = None
         graph.inputs.append(new)
-    graph.outputs[:] = [made[name] for name in cut.outputs]
     name_all(remove_unused(back))
     graph.inputs[:] = [value for value in graph.inputs if value.uses()]
 

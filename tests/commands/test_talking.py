@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -222,6 +223,20 @@ def test_a_shell_completes_commands_options_and_words() -> None:
     assert offered("mrecg-onnx quantize --met") == ["plain,--method", "plain,--metric"]
     assert offered("mrecg-onnx validate --metric m") == ["plain,mAP", "plain,mAP50", "plain,mIoU"]
     assert "plain,brecq" in offered("mrecg-onnx quantize --method b")
+
+
+def test_patterns_that_matched_modules_say_which_nodes(here: Path) -> None:
+    model = onnx.load(here / "model.onnx")
+    names = {node.name for node in model.graph.node}
+    for number, node in enumerate(model.graph.node):
+        node.name = f"node_{number}"
+    onnx.save(model, here / "made_up.onnx")
+    assert "conv3" in names
+    said = plainly(
+        *NEAREST[:1], "made_up.onnx", *NEAREST[2:], "--exclude", "conv3", "--bits", "fc=W2", columns="120"
+    ).stdout
+    assert re.search(r"--exclude 'conv3' matched 1: node_\d+ \(conv3\)", said)
+    assert re.search(r"--bits 'fc' matched 1: node_\d+ \(fc\)", said)
 
 
 def test_pixels_that_nobody_described_are_said_to_be_assumed(here: Path) -> None:

@@ -83,6 +83,28 @@ def test_the_file_is_the_whole_detector_with_its_tail_untouched(here: Path) -> N
     assert all(np.array_equal(packed[name], found[name]) for name in found)
 
 
+def test_what_is_cut_off_may_be_an_output_too_and_the_tail_may_have_an_input_of_its_own(here: Path) -> None:
+    model = onnx.load("m.onnx")
+    (chosen,) = (node for node in model.graph.node if node.op_type == "NonMaxSuppression")
+    least = chosen.input[4]
+    kept = [node for node in model.graph.node if least not in node.output]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    model.graph.input.append(onnx.helper.make_tensor_value_info(least, onnx.TensorProto.FLOAT, [1]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("by_class", onnx.TensorProto.FLOAT, [1, 2, 16]))
+    onnx.save(model, "more.onnx")
+    works("quantize", "more.onnx", *QUANTIZE, "--method", "nearest", "-o", "q.onnx")
+    works("convert", "q.onnx", "--container", "packed", "-o", "p.onnx")
+    feeds = {"images": np.full((1, 3, 32, 32), 0.3, np.float32), least: np.array([0.3], np.float32)}
+    feeds["images"][0, 0, :8, :8] = 0.95
+    wanted, found, packed = (run_outputs(open_session(path), feeds) for path in ("more.onnx", "q.onnx", "p.onnx"))
+    assert list(found) == [value.name for value in model.graph.output]
+    assert np.abs(found["by_class"] - wanted["by_class"]).max() < 0.1
+    assert found["found_labels"].tolist() == wanted["found_labels"].tolist()
+    assert all(np.array_equal(packed[name], found[name]) for name in found)
+    assert "by_class" in works("inspect", "more.onnx").output
+
+
 def test_a_metric_counts_what_is_found_and_nothing_else_can(here: Path) -> None:
     works("quantize", "m.onnx", *NEAREST, "-o", "q.onnx")
     said = fails("validate", "m.onnx", "q.onnx", *DATA, code=2)
