@@ -81,7 +81,7 @@ class Targets(Sequence[Any], ABC):
 
 
 def by_name(files: Sequence[Path], root: Path, named: Iterable[tuple[Path, E]], missing: str, where: Path) -> list[E]:
-    """What belongs to each file, by its path below ``root``, else by its bare name where that is nobody else's.
+    """What belongs to each file: by its path below ``root``, by as much of its path as a name has, or by its bare name.
 
     Args:
         files: the images.
@@ -94,10 +94,10 @@ def by_name(files: Sequence[Path], root: Path, named: Iterable[tuple[Path, E]], 
         DataError: a file has none, or its bare name names several.
     """
     whole: dict[str, E] = {}
-    bare: dict[str, list[E]] = {}
+    bare: dict[str, list[tuple[Path, E]]] = {}
     for name, one in named:
         whole.setdefault(name.as_posix(), one)
-        bare.setdefault(name.name, []).append(one)
+        bare.setdefault(name.name, []).append((name, one))
     relative = [file.relative_to(root) for file in files]
     shared: dict[str, int] = {}
     for file in relative:
@@ -107,7 +107,13 @@ def by_name(files: Sequence[Path], root: Path, named: Iterable[tuple[Path, E]], 
         entry, others = whole.get(file.as_posix()), bare.get(file.name, [])
         if entry is None and not others:
             raise DataError(f"{where} has nothing for {file.as_posix()}: {missing}")
+        if entry is None:  # names with the folders above the one that was given, as for a part of the data
+            there = (Path.cwd() / root / file).parts
+            with_folders = [
+                one for name, one in others if len(name.parts) > 1 and there[-len(name.parts) :] == name.parts
+            ]
+            entry = with_folders[0] if len(with_folders) == 1 else None
         if entry is None and (len(others) > 1 or shared[file.name] > 1):
             raise DataError(f"{where}: several files are called {file.name}: name them with the folder they lie in")
-        found.append(others[0] if entry is None else entry)
+        found.append(others[0][1] if entry is None else entry)
     return found

@@ -159,6 +159,7 @@ def _images(found: dict[str, Any], path: Path, *, ordered: bool) -> list[_Image]
         DataError: an entry is not what it must be.
     """
     images: dict[Any, _Image] = {}
+    names: set[Path] = set()
     for where, entry in _entries(found, "images", path):
         key, name = entry.get("id"), entry.get("file_name")
         if not _is_id(key) and not isinstance(key, str):
@@ -167,7 +168,11 @@ def _images(found: dict[str, Any], path: Path, *, ordered: bool) -> list[_Image]
             raise DataError(f"{where} has the id {short(key)} of an image before it: each needs its own")
         if not isinstance(name, str) or not name:
             raise _wrong(where, "file_name", name, "the name of the file below the folder of images")
-        images[key] = _Image(Path(PurePosixPath(name.replace("\\", "/"))), _size(entry, where), [])
+        file = Path(PurePosixPath(name.replace("\\", "/")))
+        if file in names:
+            raise DataError(f"{where} names {short(name)}, as an image before it does: give each file one entry")
+        names.add(file)
+        images[key] = _Image(file, _size(entry, where), [])
     labels = _labels(found, path) if ordered else None
     for where, entry in _entries(found, "annotations", path):
         key, category = entry.get("image_id"), entry.get("category_id")

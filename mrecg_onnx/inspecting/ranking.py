@@ -222,8 +222,8 @@ def sensitivity(
     settings, plan = ready.settings, ready.plan
     if wanted_metric is not None and ready.tail is not None:
         raise SettingsError(
-            f"metric {wanted_metric.name} counts what the whole model gives, and it is measured here where it is cut, "
-            f"{told_cut(ready.graph.metadata_props)}: leave the metric out"
+            f"the model is measured where it is cut, {told_cut(ready.graph.metadata_props)}; metric "
+            f"{wanted_metric.name} counts what the whole gives: leave it out"
         )
     with clock.stage("sensitivity"):
         weights, tensors = _candidates(plan)

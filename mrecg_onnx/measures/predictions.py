@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from mrecg_onnx.measures.metrics import agreement, sqnr_db
 
-if TYPE_CHECKING:  # torch takes seconds to load
+if TYPE_CHECKING:  # torch takes seconds to load, onnx half of one
+    import onnx
+
     from mrecg_onnx.network import Network
 
 __all__ = ["Heads", "Scores", "likeness", "prediction_output", "scores_of", "two_axes"]

@@ -43,6 +43,10 @@ class MeanIoU:
         """
         wanted = [np.asarray(mask) for mask in targets]
         for mask in wanted:
+            if isinstance(mask[()], dict):
+                raise DataError(
+                    "metric mIoU: a target is a dict, as of boxes: whole numbers [H, W], the pixels' classes, are wanted"
+                )
             if mask.ndim != 2 or mask.dtype.kind not in "iub":
                 raise DataError(
                     f"metric mIoU: a target is {mask.dtype} {list(mask.shape)}: whole numbers [H, W], the pixels' classes, are "

@@ -117,6 +117,17 @@ def test_images_are_found_by_path_and_by_bare_name(tmp_path: Path) -> None:
         opened(tmp_path / "val", annotations(tmp_path / "a.json", {"a.png": []}))
 
 
+def test_a_part_of_the_data_is_found_among_names_with_the_folders_above_it(tmp_path: Path) -> None:
+    for name in ("a/0.png", "b/0.png"):
+        write(tmp_path / "val" / name, size=(40, 30))
+    path = annotations(
+        tmp_path / "a.json", {name: [[9, 9, 20, 10, i]] for i, name in enumerate(("a/0.png", "b/0.png"))}
+    )
+    assert target(opened(tmp_path / "val" / "b", path))["labels"].tolist() == [1]
+    path = annotations(tmp_path / "a.json", {f"val/{n}/0.png": [[9, 9, 20, 10, i]] for i, n in enumerate("ab")})
+    assert [target(opened(tmp_path / "val", path), i)["labels"].tolist() for i in range(2)] == [[0], [1]]
+
+
 def test_an_image_without_boxes_has_none(tmp_path: Path) -> None:
     write(tmp_path / "val" / "a.png", size=(40, 30))
     found = target(opened(tmp_path / "val", annotations(tmp_path / "a.json", {"a.png": []}, size=None)))
@@ -149,6 +160,7 @@ def test_targets_stay_with_their_images(tmp_path: Path) -> None:
         ({"images": [{"id": 1}]}, r"images\[0\]: file_name is None"),
         ({"images": [{"file_name": "a.png"}]}, r"images\[0\]: id is None"),
         ({"images": [{"id": 1, "file_name": "a.png"}] * 2}, r"images\[1\] has the id 1 of an image before it"),
+        ({"images": [{"id": i, "file_name": "a.png"} for i in (1, 2)]}, r"images\[1\] names 'a.png', as an image before it does"),
         ({"images": [{"id": 1, "file_name": "a.png", "width": -4, "height": 3}]}, r"images\[0\]: width is -4"),
     ],
 )  # fmt: skip

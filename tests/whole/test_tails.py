@@ -146,7 +146,7 @@ def test_compare_and_sensitivity(here: Path) -> None:
     assert read("grid/comparison.json")["cells"][0]["score"] > 0.9
     works("sensitivity", "m.onnx", *NEAREST)
     said = fails("sensitivity", "m.onnx", *NEAREST, *DATA, "--metric", "mine:found", code=2)
-    assert "metric found counts what the whole model gives" in said
+    assert "metric found counts what the whole gives" in said
     works("quantize", "m.onnx", *NEAREST, "-o", "q.onnx")
     works("benchmark", "m.onnx", "q.onnx")
 
