@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import onnx
 
-__all__ = ["NARROW", "NodeNames", "module_names"]
+__all__ = ["NARROW", "NodeNames", "module_names", "module_of"]
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 #: Text of metadata that is looked at: what is longer names no module of a network that anybody wrote.
@@ -37,7 +37,7 @@ def module_names(model: onnx.ModelProto, weights: Mapping[str, str] | None = Non
     found: dict[str, str] = {}
     for node in model.graph.node:
         weight = (weights or {}).get(node.name) or next(iter(node.input[1:2]), "")
-        module = weight.removesuffix(_WEIGHT) if weight.endswith(_WEIGHT) else _of_scopes(node)
+        module = module_of(weight, {entry.key: entry.value for entry in node.metadata_props})
         for name in (node.name, *node.output):
             if (
                 module and name and module not in name and not name.startswith("/")
@@ -46,12 +46,13 @@ def module_names(model: onnx.ModelProto, weights: Mapping[str, str] | None = Non
     return found
 
 
-def _of_scopes(node: onnx.NodeProto) -> str:
-    for entry in node.metadata_props:
-        if entry.key == SCOPES and len(entry.value) <= LONGEST:
-            modules = _QUOTED.findall(entry.value)[:-1]
-            return str(modules[-1]) if modules else ""
-    return ""
+def module_of(weight: str, metadata: Mapping[str, str]) -> str:
+    """The module that a node was made of, by the name of its second input and its metadata; "" if nothing says."""
+    if weight.endswith(_WEIGHT):
+        return weight.removesuffix(_WEIGHT)
+    scopes = metadata.get(SCOPES, "")
+    modules = _QUOTED.findall(scopes)[:-1] if len(scopes) <= LONGEST else []
+    return str(modules[-1]) if modules else ""
 
 
 class NodeNames:

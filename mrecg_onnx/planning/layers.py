@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import ModelError, SettingsError
-from mrecg_onnx.converters.modules import module_of
+from mrecg_onnx.converters.module_names import module_of
 from mrecg_onnx.planning.activations import (
     ahead_of_layers,
     behind_layers,
@@ -49,7 +49,8 @@ def _matching(patterns: Iterable[str], nodes: list[ir.Node], option: str) -> dic
 
 def _module(node: ir.Node) -> str:
     """The module of torch that a name made up by an exporter stands for."""
-    module = module_of([value.name or "" if value else "" for value in node.inputs], node.metadata_props)
+    second = node.inputs[1] if len(node.inputs) > 1 else None
+    module = module_of(second.name or "" if second is not None else "", node.metadata_props)
     return "" if module in (node.name or "") else module
 
 

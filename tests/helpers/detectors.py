@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import numpy_helper
 from PIL import Image
 
@@ -127,6 +130,23 @@ def write_scenes(folder: Path, count: int, *, side: int = 64) -> tuple[Path, Pat
     content = {"images": images, "annotations": drawn, "categories": categories}
     (folder / "instances.json").write_text(json.dumps(content))
     return folder / "scenes", folder / "instances.json", folder / "masks"
+
+
+def furnish(folder: Path, monkeypatch: pytest.MonkeyPatch, module: str, models: dict[str, onnx.ModelProto]) -> Path:
+    """The current folder is ``folder`` with these models, 24 scenes, and the module ``mine`` of metrics."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    Path("mine.py").write_text(module)
+    for name, model in models.items():
+        onnx.save(model, name)
+    write_scenes(folder, 24)
+    return folder
+
+
+def read(path: str) -> Any:
+    """A file of JSON."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 _SEGMENTER = """

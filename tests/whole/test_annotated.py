@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 
-import onnx
 import pytest
 from helpers.command_line import fails, works
-from helpers.detectors import detector, segmenter, write_scenes
+from helpers.detectors import detector, furnish, read, segmenter
 
 import mrecg_onnx
 from mrecg_onnx.converters.errors import DataError
@@ -33,18 +30,7 @@ def found(outputs, targets):
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A detector, a segmentation, and scenes with their boxes and masks, in the current folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
-    Path("mine.py").write_text(MODULE)
-    onnx.save(detector(), "d.onnx")
-    onnx.save(segmenter(), "s.onnx")
-    write_scenes(tmp_path, 24)
-    return tmp_path
-
-
-def read(path: str) -> dict:
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    return furnish(tmp_path, monkeypatch, MODULE, {"d.onnx": detector(), "s.onnx": segmenter()})
 
 
 def test_a_detector_is_measured_against_cocos_boxes(here: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from helpers.command_line import fails, works
-from helpers.detectors import finished_detector, write_scenes
+from helpers.detectors import finished_detector, furnish, read
 from onnx import numpy_helper
 
 import mrecg_onnx
@@ -36,17 +34,7 @@ def found(outputs, targets):
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
-    Path("mine.py").write_text(MODULE)
-    onnx.save(finished_detector(), "m.onnx")
-    write_scenes(tmp_path, 24)
-    return tmp_path
-
-
-def read(path: str) -> Any:
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    return furnish(tmp_path, monkeypatch, MODULE, {"m.onnx": finished_detector()})
 
 
 def told(node: onnx.NodeProto) -> tuple[Any, ...]:
