@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import onnx_ir as ir
+
 from mrecg_onnx.calibrating import Sensitivity, measure_sensitivity
 from mrecg_onnx.converters.load import standard_opset
 from mrecg_onnx.converters.results import Result
@@ -24,9 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import onnx
-    import onnx_ir as ir
 
-    from mrecg_onnx.planning import Plan
+    from mrecg_onnx.planning import Plan, Tail
     from mrecg_onnx.progress import Report
 
 __all__ = ["Inspection", "Measured", "SourceInfo", "TensorInfo", "inspect"]
@@ -157,8 +158,8 @@ def inspect(
     clock = Clock(progress)
     if calib is None:
         with clock.stage("load"):
-            original, graph, plan, _ = load_planned(model, settings)
-            source, cut = _source(model, original, graph), told_cut(graph.metadata_props)
+            original, graph, plan, tail = load_planned(model, settings)
+            source, cut = _source(model, original, graph, tail), told_cut(graph.metadata_props)
             return Inspection(source, settings, plan, fallbacks=fallbacks(graph), cut=cut)
     ready = prepare(model, calib, settings, Run(clock=clock))
     with clock.stage("calibrate"):
@@ -174,22 +175,29 @@ def inspect(
         sensitivities=tuple(found),
         origin=ready.dataset.origin,
     )
-    source = _source(model, ready.original, ready.graph)
+    source = _source(model, ready.original, ready.graph, ready.tail)
     cut = told_cut(ready.graph.metadata_props)
     return Inspection(source, ready.settings, ready.plan, measured, fallbacks(ready.graph), cut)
 
 
-def _source(model: onnx.ModelProto | str | Path, original: onnx.ModelProto, graph: ir.Model) -> SourceInfo:
-    constants = [value.const_value for value in graph.graph.initializers.values()]
+def _source(
+    model: onnx.ModelProto | str | Path, original: onnx.ModelProto, graph: ir.Model, tail: Tail | None
+) -> SourceInfo:
+    """Of the whole model: what is planned, and what is left behind it as it is."""
+    parts = [graph] if tail is None else [graph, ir.from_proto(tail.model)]
+    constants = [value.const_value for part in parts for value in part.graph.initializers.values()]
+    inputs, outputs = (graph.graph.inputs, graph.graph.outputs)
+    if tail is not None:
+        inputs, outputs = ([ir.from_proto(value) for value in values] for values in (tail.inputs, tail.outputs))
     return SourceInfo(
         name=describe(model),
         size_bytes=size_bytes(model),
         opset=standard_opset(original) or 0,
         producer=f"{original.producer_name} {original.producer_version}".strip(),
-        nodes=len(graph.graph),
+        nodes=sum(len(part.graph) for part in parts),
         parameters=sum(math.prod(c.shape.numpy()) for c in constants if c is not None and c.dtype.is_floating_point()),
-        inputs=_tensors(graph.graph.inputs),
-        outputs=_tensors(graph.graph.outputs),
+        inputs=_tensors(inputs),
+        outputs=_tensors(outputs),
     )
 
 

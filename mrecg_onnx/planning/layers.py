@@ -22,12 +22,15 @@ from mrecg_onnx.planning.activations import (
 )
 from mrecg_onnx.planning.plan import BYSTANDER_BITS, FLOAT_BITS, WIDE_BITS, LayerPlan
 from mrecg_onnx.planning.settings import BitSettings
+from mrecg_onnx.planning.tails import told_cut
 
 __all__ = ["excluded_nodes", "plan_layers"]
 
 
-def _matching(patterns: Iterable[str], nodes: list[ir.Node], option: str) -> dict[str, set[str]]:
+def _matching(patterns: Iterable[str], nodes: list[ir.Node], option: str, cut: str = "") -> dict[str, set[str]]:
     """Names of nodes that each pattern finds; where it finds none, those whose module of torch it finds.
+
+    ``cut`` says where a model ends that goes on: what lies behind has names, too, that no pattern reaches.
 
     Raises:
         SettingsError: a pattern finds nothing; the nearest names are suggested.
@@ -43,7 +46,8 @@ def _matching(patterns: Iterable[str], nodes: list[ir.Node], option: str) -> dic
             near = difflib.get_close_matches(pattern, words, n=3, cutoff=0.3) or list(known)[:3]
             shown = dict.fromkeys(words.get(word, word) for word in near)
             said = ", ".join(f"{name} ({known[name]})" if known[name] else name for name in shown)
-            raise SettingsError(f"{option} '{pattern}' matches no node; names look like {said}")
+            behind = f" (the model is cut {cut})" if cut else ""
+            raise SettingsError(f"{option} '{pattern}' matches no node; names look like {said}{behind}")
     return found
 
 
@@ -60,7 +64,7 @@ def excluded_nodes(model: ir.Model, patterns: Iterable[str]) -> set[str]:
     Raises:
         SettingsError: a pattern finds nothing.
     """
-    found = _matching(patterns, list(model.graph), "--exclude")
+    found = _matching(patterns, list(model.graph), "--exclude", told_cut(model.metadata_props))
     return set().union(*found.values())
 
 
@@ -92,7 +96,7 @@ def plan_layers(model: ir.Model, settings: BitSettings) -> tuple[LayerPlan, ...]
             "the model has no Conv, ConvTranspose, Gemm or MatMul with constant weights: nothing to quantize"
         )
     excluded = excluded_nodes(model, settings.exclude)
-    rules = _matching([r.pattern for r in settings.bits], weighted, "--bits")
+    rules = _matching([r.pattern for r in settings.bits], weighted, "--bits", told_cut(model.metadata_props))
     ahead, behind = ahead_of_layers(model), behind_layers(model)
     symmetric = settings.weights_symmetric
     layers = []

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from helpers.command_line import fails, works
-from helpers.detectors import finished_detector, furnish, read
+from helpers.detectors import detector, finished_detector, furnish, read
 from onnx import numpy_helper
 
 import mrecg_onnx
@@ -196,3 +196,12 @@ def test_layers_behind_the_cut_stay_in_float(here: Path) -> None:
     written = onnx.load("q.onnx")
     assert told(written.graph.node[-1]) == told(model.graph.node[-1])
     assert next(tensor for tensor in written.graph.initializer if tensor.name == "refining").data_type == 1
+    onnx.save(detector(), "front.onnx")
+    works("inspect", "m.onnx", "--json", "whole.json")
+    works("inspect", "front.onnx", "--json", "front.json")
+    whole, front = read("whole.json"), read("front.json")
+    assert [value["name"] for value in whole["source"]["outputs"]] == [value.name for value in model.graph.output]
+    assert whole["source"]["parameters"] - front["source"]["parameters"] >= weight.size
+    line = fails("quantize", "m.onnx", *NEAREST, "--exclude", "^refine$", "-o", "never.onnx", code=2)
+    assert "--exclude '^refine$' matches no node; names look like " in line
+    assert "(the model is cut at 'boxes', 'by_class': from NonMaxSuppression" in line
