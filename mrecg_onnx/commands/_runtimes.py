@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from typing import TYPE_CHECKING
@@ -101,11 +102,17 @@ def _to_do(found: RuntimesReport, form: tuple[str, str] | None) -> Iterator[str]
         yield f"{', '.join(labels)}: {what}"
 
 
+#: What runtimes say of libraries that are not there; the form of a file is not at fault then.
+_LACKS = re.compile(r"could not be loaded|cannot open shared object|please install", re.IGNORECASE)
+
+
 def _help(one: Attempt, found: RuntimesReport, form: tuple[str, str] | None) -> str:
     """What helps one of them."""
     from mrecg_onnx.runtimes import RUNTIMES
 
     wanted = RUNTIMES[one.name].form
+    if not one.loads and _LACKS.search(one.reason):
+        return "no other form of the file helps: libraries are missing beside it, as its message says"
     if one.reason.startswith("stopped") and not one.runs:
         return "a longer --timeout or more --memory; else docs/deployment.md 3"
     if form is None and one.runs and found.agrees(one) is not False:

@@ -619,6 +619,8 @@ def test_where_all_is_well_nothing_is_to_do() -> None:
         (None, _of("opencv", agreement=0.5), "quantize with --target portable"),
         (None, _of("iree", fixed_batch=4), "takes no free batch: fix 4 in the model"),
         (("portable", "int8"), _of("iree", fixed_batch=4), "convert resnet20_mrecg_w4a4.onnx --batch 4"),
+        (("ort", "int8"), _of("onnxruntime-cuda", **FAILED, loads=False, reason="CUDAExecutionProvider could not be loaded"),
+         "no other form of the file helps: libraries are missing"),
         (("ort", "int8"), _of("tvm", **FAILED, loads=True, reason="stopped after 300 s while running it"), "a longer --timeout"),
     ],
 )  # fmt: skip
