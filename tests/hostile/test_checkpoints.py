@@ -25,9 +25,9 @@ QUANTIZE = (
     "quantize", "model.onnx", "--calib", "images", "--method", "brecq", "--iters", "2", "--samples", "4", "--batch-size", "4",
     "--equalize", "off", "--range", "mse", "--threads", "1", "-o", "out.onnx", "--checkpoint", "kept",
 )  # fmt: skip
-#: The same on a model that is not there: a run that gets past the folder ends soon.
+#: The same on a file that is no model: a run that gets past the folder ends soon.
 NO_MODEL = tuple("none.onnx" if argument == "model.onnx" else argument for argument in QUANTIZE)
-PAST = ("none.onnx", "no such file")
+PAST = ("none.onnx", "is not an ONNX file")
 FOUND = "cannot be read"
 
 
@@ -106,10 +106,17 @@ def pickled_in_zip(path: Path) -> None:
         file.writestr("unit/byteorder", "little")
 
 
+def nothing(folder: Path) -> None:
+    """A model and images that are none, where they have to be."""
+    (folder / "none.onnx").touch()
+    (folder / "images").mkdir()
+
+
 def planted(make: Callable[[Path], Any], arguments: Arguments = NO_MODEL) -> Callable[[Path], Arguments]:
     """Something in the place of the folder, or in it."""
 
     def made(folder: Path) -> Arguments:
+        nothing(folder)
         make(folder)
         return arguments
 
@@ -118,6 +125,7 @@ def planted(make: Callable[[Path], Any], arguments: Arguments = NO_MODEL) -> Cal
 
 def in_folder(name: str, make: Callable[[Path], Any]) -> Callable[[Path], Arguments]:
     def made(folder: Path) -> Arguments:
+        nothing(folder)
         (folder / "kept").mkdir()
         make(folder / "kept" / name)
         return NO_MODEL
