@@ -118,7 +118,11 @@ def write_softmax(path: str) -> None:
     onnx.save(model, path)
 
 
-@pytest.mark.parametrize("name", RUNS)
+#: Plain pytest runs these, the slow tests all.
+QUICK = {"widths", "learning", "nothing"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in RUNS])
 def test_the_command_makes_the_same_bytes(room: Path, name: str):
     chosen = {"threads": 1, **({} if name in {"all images", "nothing"} else {"samples": 16}), **RUNS[name]}
     if "made" in name:

@@ -125,6 +125,7 @@ def test_same_seed_same_file(quantized, calibration, method):
     assert [u.loss for u in again.units] == [u.loss for u in first.units]
 
 
+@pytest.mark.slow
 def test_same_file_in_another_process(calibration, tmp_path):
     """Sets are in another order there: nothing may hang on it."""
     onnx.save(tiny(), tmp_path / "model.onnx")

@@ -157,6 +157,7 @@ def test_sensitivity_writes_a_page(here):
     assert page.count('style="--heat:') > 50
 
 
+@pytest.mark.slow
 def test_compare_writes_a_page(here):
     command = (
         "compare",

@@ -31,6 +31,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_every_file_is_measured_in_every_place(here: Path) -> None:
     steps: list[tuple[int, int]] = []
     found = benchmark(

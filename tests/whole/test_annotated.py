@@ -52,6 +52,7 @@ def test_a_detector_is_measured_against_cocos_boxes(here: Path) -> None:
     assert "--labels FILE.json:order" in said
 
 
+@pytest.mark.slow
 def test_masks_count_in_every_command(here: Path) -> None:
     masks = ("--data", "scenes", "--labels", "masks", "--metric", "mIoU")
     drop = ("--max-drop", "20", *masks)

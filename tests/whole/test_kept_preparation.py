@@ -103,7 +103,10 @@ CHANGES: list[tuple[dict[str, Any], set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "anew"), CHANGES, ids=lambda x: str(x) if isinstance(x, dict) else "")
+@pytest.mark.parametrize(
+    ("change", "anew"),
+    [pytest.param(*row, id=str(row[0]), marks=pytest.mark.slow if i % 3 else ()) for i, row in enumerate(CHANGES)],
+)
 def test_other_settings_start_from_what_holds(here, change, anew):
     settings = replace(NEAREST, **change)
     found = here.run(settings)

@@ -58,6 +58,7 @@ def test_results_are_written_as_json(made: Any, tmp_path: Path) -> None:
         found.save(tmp_path / "nowhere" / "out.json")
 
 
+@pytest.mark.slow
 def test_pages_of_all_of_them(made: Any, tmp_path: Path) -> None:
     pages()
     page = tmp_path / "page.html"

@@ -43,7 +43,7 @@ def accuracy(tmp_path: Path, **settings: object) -> mrecg_onnx.ValidationResult:
 
 # The margins are half of what benchmarks/results/sample.md measured.
 @pytest.mark.parametrize(
-    ("wbits", "iters", "gain"), [(4, 100, 0.03), pytest.param(2, 300, 0.35, marks=pytest.mark.slow)]
+    ("wbits", "iters", "gain"), [pytest.param(*row, marks=pytest.mark.slow) for row in ((4, 100, 0.03), (2, 300, 0.35))]
 )
 def test_learned_rounding_beats_nearest(tmp_path: Path, wbits: int, iters: int, gain: float) -> None:
     nearest = accuracy(tmp_path, wbits=wbits, method="nearest")

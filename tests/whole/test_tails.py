@@ -115,6 +115,7 @@ def test_a_metric_counts_what_is_found_and_nothing_else_can(here: Path) -> None:
     assert read("v.json")["fp32"]["score"] > 0.9
 
 
+@pytest.mark.slow
 def test_widths_by_drop_and_by_size(here: Path) -> None:
     drop = ("--max-drop", "0.2", "--data", "scenes", "--labels", "instances.json:order")
     said = fails("quantize", "m.onnx", *QUANTIZE, "--method", "nearest", "--abits", "8", *drop, "-o", "d.onnx", code=2)
@@ -127,6 +128,7 @@ def test_widths_by_drop_and_by_size(here: Path) -> None:
     assert Path("s.onnx").stat().st_size <= 13_000
 
 
+@pytest.mark.slow
 def test_compare_and_sensitivity(here: Path) -> None:
     compared = ("compare", "m.onnx", *QUANTIZE, *DATA, "--methods", "nearest", "--bits", "W8A8", "-o", "grid")
     assert "has as many rows as are found" in fails(*compared, code=2)

@@ -51,6 +51,7 @@ def spared():
     return found
 
 
+@pytest.mark.slow
 def test_no_test_drops_a_class(outcomes, committed):
     known = [name for name in outcomes.keys() - spared() if name in committed]
     fallen = [
