@@ -58,7 +58,8 @@ def header() -> dict[str, Any]:
         ask = [git, "rev-parse", "--short", "HEAD"]
         commit = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "command": " ".join(["python", *sys.argv]),
+        # Where an environment lies on this machine is nobody's concern: the end of its path says which it was.
+        "command": " ".join(["python", *("/".join(w.split("/")[-3:]) if w.startswith("/") else w for w in sys.argv)]),
         "date": dt.datetime.now(dt.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": commit,
         "python": platform.python_version(),
