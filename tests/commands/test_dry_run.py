@@ -74,7 +74,11 @@ def test_json_goes_to_standard_output_and_to_no_file(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["mrecg", "brecq", "brecq-paper", "nearest", "lapq", "bit-split", "adaround", "aciq"]
+    "method",
+    [
+        *("mrecg", "nearest", "lapq"),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("brecq", "brecq-paper", "bit-split", "adaround", "aciq")),
+    ],
 )
 def test_every_method_has_an_estimate(here: Path, method: str) -> None:
     settings = mrecg_onnx.Settings(method=method, iters=100, threads=1)

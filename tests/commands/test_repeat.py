@@ -180,6 +180,7 @@ def test_arrays_are_fed_as_they_are(room: Path, stated: dict):
     assert Path("first.onnx").read_bytes() == Path("second.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_metric_of_ones_own_is_said_in_words(room: Path):
     (room / "mine.py").write_text("def level(outputs, targets):\n    return float(abs(outputs).mean())\n")
     command = ("quantize", "model.onnx", "--calib", "images", "--method", "nearest", "--threads", 1, "--data", "images")

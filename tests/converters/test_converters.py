@@ -957,7 +957,7 @@ text = '''<ir_version: 8, opset_import: ["" : 17]> g (float[1, 3, 4] b, float[1,
 print(to_torch(onnx.parser.parse_model(text)).fallback_nodes)
 """
 
-    @pytest.mark.parametrize("error", ["ImportError", "RuntimeError"])
+    @pytest.mark.parametrize("error", ["ImportError", pytest.param("RuntimeError", marks=pytest.mark.slow)])
     def test_only_the_two_operators_that_need_it_fall_back_without(self, error):
         run = subprocess.run(
             [sys.executable, "-c", self.PROBE.format(error=error)], capture_output=True, text=True, check=True

@@ -286,7 +286,7 @@ CASES = [
         code=0,
     ),
     Case("needs, 100,000 rows", saying(VALIDATE, needing(*[{}] * 100_000)), code=0),
-    Case("needs, nested deep", saying(BENCHMARK, {REQUIRES: DEEP}), code=0, cpu_s=10),
+    Case("needs, nested deep", saying(BENCHMARK, {REQUIRES: DEEP}), code=0, cpu_s=10, slow=True),
     # widths
     *(
         Case(f"widths, {name}", saying(QONNX, {BITS: text}), says=("quant.onnx", BITS))

@@ -84,7 +84,9 @@ def test_methods_are_rows_of_choices(method, base, keep, granularity):
 # --- learning ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["adaround", "brecq", "qdrop", "mrecg"])
+@pytest.mark.parametrize(
+    "method", ["mrecg", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adaround", "brecq", "qdrop"))]
+)
 def test_learning_beats_rounding_to_nearest(quantized, method):
     nearest, learned = quantized("nearest"), quantized(method)
     assert nearest.units == ()

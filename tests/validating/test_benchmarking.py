@@ -101,6 +101,7 @@ def test_models_with_other_inputs_are_refused(here: Path) -> None:
         benchmark(["free.onnx"], runs=1)
 
 
+@pytest.mark.slow
 def test_the_command_shows_tables_and_writes_json_and_a_plot(here: Path) -> None:
     pytest.importorskip("matplotlib")
     result = works(

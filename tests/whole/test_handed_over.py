@@ -317,6 +317,7 @@ def test_a_comparison_writes_them_for_its_cells(
     assert all(Path(shown).exists() for shown in (found.calib, found.data)) or calib == "paths"
 
 
+@pytest.mark.slow
 def test_a_comparison_goes_on_with_the_same_samples(here: Here, tmp_path: Path) -> None:
     folder = tmp_path / "out"
 

@@ -296,6 +296,7 @@ def test_what_says_no_sense_of_it_is_not_shown(here: Path, entry: str) -> None:
     works("inspect", "odd.onnx")
 
 
+@pytest.mark.slow
 def test_a_comparison_has_a_column_of_it(here: Path) -> None:
     settings = Settings(samples=16, threads=1, equalize="off")
     given: dict[str, Any] = {"methods": ["nearest"], "bits": ["W4A4"], "settings": settings, "repeats": 0}

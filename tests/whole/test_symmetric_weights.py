@@ -44,7 +44,10 @@ def fit(result) -> None:
         assert not zeros[f"{layer.weight}_zero_point"].any()
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(name, marks=() if name in {"nearest", "brecq"} else pytest.mark.slow) for name in sorted(METHODS)],
+)
 def test_every_method_learns_codes_of_as_many_bits(made, method):
     wbits = max(3, METHODS[method].least_wbits)
     result = made(method, wbits=wbits, lapq_images=16, lapq_evaluations=20, channel_bits="off")

@@ -196,6 +196,7 @@ def clean(*arguments: object, code: int = 0) -> Result:
     return result
 
 
+@pytest.mark.slow
 def test_results_show_names_without_what_a_terminal_obeys(there: Path, capfd: pytest.CaptureFixture[str]) -> None:
     quick = ("--calib", "many", "--samples", "61", "--threads", "1")
     more = ("--method", "brecq", "--iters", "1", "--json", "r.json", "--debug", "--exclude", "conv3")
