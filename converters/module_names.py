@@ -10,11 +10,11 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import onnx
 
-__all__ = ["NARROW", "NodeNames", "module_names", "module_of"]
+__all__ = ["NARROW", "NodeNames", "module_names", "module_of", "names_meant"]
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 #: Text of metadata that is looked at: what is longer names no module of a network that anybody wrote.
@@ -53,6 +53,14 @@ def module_of(weight: str, metadata: Mapping[str, str]) -> str:
     scopes = metadata.get(SCOPES, "")
     modules = _QUOTED.findall(scopes)[:-1] if len(scopes) <= LONGEST else []
     return str(modules[-1]) if modules else ""
+
+
+def names_meant(pattern: str, names: Iterable[str], modules: Mapping[str, str]) -> list[str]:
+    """Those of ``names`` that a regular expression matches; where it matches none, those whose module, by name, it matches."""
+    names = list(names)
+    return [name for name in names if re.search(pattern, name)] or [
+        name for name in names if modules.get(name) and re.search(pattern, modules[name])
+    ]
 
 
 class NodeNames:

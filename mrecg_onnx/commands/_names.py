@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -64,15 +63,13 @@ class Names:
         return ", ".join([*map(self, names[:SHOWN]), *more])
 
     def matched(self, option: str, patterns: Iterable[str], layers: Sequence[str], *, only_layers: bool) -> list[str]:
-        """A line for each pattern of ``option``: how many nodes it matched, and which.
+        """A line for each pattern of ``option``: how many nodes it matched, and which."""
+        from mrecg_onnx.converters.module_names import names_meant
 
-        As the plan does it: where no name of a node matches, those whose module does.
-        """
         graph, modules = self._read(), self._modules()
         nodes = list(layers) if only_layers else list(dict.fromkeys([*layers, *(n.name for n in graph.graph.node)]))
         lines = []
         for pattern in patterns:
-            hits = [name for name in nodes if re.search(pattern, name)]
-            hits = hits or [name for name in nodes if name in modules and re.search(pattern, modules[name])]
+            hits = names_meant(pattern, nodes, modules)
             lines.append(f"{option} '{pattern}' matched {len(hits)}: {self.some(hits)}")
         return lines

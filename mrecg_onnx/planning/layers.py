@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 from collections.abc import Iterable
 
 import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import ModelError, SettingsError
-from mrecg_onnx.converters.module_names import module_of
+from mrecg_onnx.converters.module_names import module_of, names_meant
 from mrecg_onnx.planning.activations import (
     ahead_of_layers,
     behind_layers,
@@ -38,9 +37,7 @@ def _matching(patterns: Iterable[str], nodes: list[ir.Node], option: str, cut: s
     known = {node.name or "": _module(node) for node in nodes}
     found = {}
     for pattern in patterns:
-        found[pattern] = {name for name in known if re.search(pattern, name)} or {
-            name for name, module in known.items() if module and re.search(pattern, module)
-        }
+        found[pattern] = set(names_meant(pattern, known, known))
         if not found[pattern]:
             words = {word: name for name, module in known.items() for word in (name, module) if word}
             near = difflib.get_close_matches(pattern, words, n=3, cutoff=0.3) or list(known)[:3]
