@@ -158,7 +158,7 @@ def quantize(name: str, model: Path, calib: Path, settings: Any, *, images: int 
 
     import mrecg_onnx  # noqa: PLC0415
     from mrecg_onnx.data import open_calibration  # noqa: PLC0415
-    from mrecg_onnx.runtimes import input_specs, open_session  # noqa: PLC0415
+    from mrecg_onnx.running import input_specs, open_session  # noqa: PLC0415
 
     out = BUILD / f"{name}.onnx"
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import mrecg_onnx
 from mrecg_onnx.measures import sqnr_db
-from mrecg_onnx.runtimes import fused_op_counts, open_session, run_padded
+from mrecg_onnx.running import fused_op_counts, open_session, run_padded
 
 RESULTS = Path(__file__).parent / "results"
 SIDE, WARM_UP = 64, 5

@@ -28,8 +28,8 @@ import mrecg_onnx
 from mrecg_onnx.comparing.plots import draw_timings
 from mrecg_onnx.conversion import convert
 from mrecg_onnx.data import open_validation
-from mrecg_onnx.runtimes import input_specs, open_session, run_padded
-from mrecg_onnx.runtimes.openers import openvino_kernels
+from mrecg_onnx.running import input_specs, open_session, run_padded
+from mrecg_onnx.running.openers import openvino_kernels
 from mrecg_onnx.validating import stored_preprocess
 from mrecg_onnx.validating.benchmarking import Benchmark, benchmark
 

@@ -219,7 +219,7 @@ def compared(plain: Path, changed: Path) -> tuple[bool, str]:
     import onnx  # noqa: PLC0415
 
     from mrecg_onnx.data import open_validation  # noqa: PLC0415
-    from mrecg_onnx.runtimes import input_specs, open_session  # noqa: PLC0415
+    from mrecg_onnx.running import input_specs, open_session  # noqa: PLC0415
     from mrecg_onnx.validating import stored_preprocess  # noqa: PLC0415
 
     tensors = []

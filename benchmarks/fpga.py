@@ -60,7 +60,7 @@ def measure(key: str, point: dict[str, Any], args: Any) -> dict[str, Any]:
     import mrecg_onnx  # noqa: PLC0415
     from mrecg_onnx.conversion import convert  # noqa: PLC0415
     from mrecg_onnx.data import open_calibration  # noqa: PLC0415
-    from mrecg_onnx.runtimes import input_specs, open_session, run_padded  # noqa: PLC0415
+    from mrecg_onnx.running import input_specs, open_session, run_padded  # noqa: PLC0415
 
     settings = mrecg_onnx.Settings(
         method="brecq",

@@ -17,7 +17,7 @@ from _record import header
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from mrecg_onnx.runtimes import fused_op_counts, latency, medians, open_session
+from mrecg_onnx.running import fused_op_counts, latency, medians, open_session
 
 RESULTS = Path(__file__).parent / "results"
 BUILD = Path("build") / "benchmarks"

@@ -29,7 +29,7 @@ from mrecg_onnx.converters.files import write_whole
 from mrecg_onnx.data import open_validation
 from mrecg_onnx.litert import run_litert, to_litert, write_litert
 from mrecg_onnx.measures import agreement, sqnr_db
-from mrecg_onnx.runtimes import input_specs, open_session, run_padded
+from mrecg_onnx.running import input_specs, open_session, run_padded
 from mrecg_onnx.validating import stored_preprocess
 
 PORTABLE = 200

@@ -22,7 +22,7 @@ import torch
 from _record import header
 
 import mrecg_onnx
-from mrecg_onnx.runtimes import latency, medians, open_session
+from mrecg_onnx.running import latency, medians, open_session
 
 RESULTS = Path(__file__).parent / "results"
 SETS = {"resnet20_cifar10": "cifar10", "resnet56_cifar10": "cifar10", "mobilenetv2_imagenet": "imagenet"}

@@ -29,7 +29,7 @@ from mrecg_onnx.converters.files import write_whole
 from mrecg_onnx.converters.metadata_keys import VERSION_KEY
 from mrecg_onnx.data import open_validation
 from mrecg_onnx.measures import agreement
-from mrecg_onnx.runtimes import fused_op_counts, input_specs, open_session
+from mrecg_onnx.running import fused_op_counts, input_specs, open_session
 from mrecg_onnx.targets import load_target
 from mrecg_onnx.validating import stored_preprocess
 from mrecg_onnx.writing import contained, retarget

@@ -22,7 +22,7 @@ from torch import nn
 
 import mrecg_onnx
 from mrecg_onnx.measures import sqnr_db
-from mrecg_onnx.runtimes import fused_op_counts, open_session, run_padded
+from mrecg_onnx.running import fused_op_counts, open_session, run_padded
 
 RESULTS = Path(__file__).parent / "results"
 SIDE = 36

@@ -22,7 +22,7 @@ from _record import by, header
 
 from mrecg_onnx.conversion import convert
 from mrecg_onnx.data import open_validation
-from mrecg_onnx.runtimes import input_specs, open_session, try_runtimes
+from mrecg_onnx.running import input_specs, open_session, runtimes
 from mrecg_onnx.validating import stored_preprocess
 
 RESULTS = Path(__file__).parent / "results"
@@ -82,9 +82,7 @@ def main() -> None:
             plain = images(args.data, file, args.images)
             for said, factor in (("", 1.0), (", off the edges", 1.00001)):
                 feeds = {k: (x * np.float32(factor)).astype(np.float32) for k, x in plain.items()}
-                report = try_runtimes(
-                    aimed, feeds, only=RUNTIMES, python=args.python, samples=args.images, batch=1, runs=0
-                )
+                report = runtimes(aimed, feeds, only=RUNTIMES, python=args.python, samples=args.images, batch=1, runs=0)
                 for one in report.attempts:
                     if one.loads is None:
                         continue

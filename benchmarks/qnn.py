@@ -24,7 +24,7 @@ from _record import by
 
 from mrecg_onnx.converters.files import write_whole
 from mrecg_onnx.data import open_validation
-from mrecg_onnx.runtimes import input_specs, open_session, try_runtimes
+from mrecg_onnx.running import input_specs, open_session, runtimes
 from mrecg_onnx.targets import load_target
 from mrecg_onnx.validating import stored_preprocess
 from mrecg_onnx.writing import contained, fix_batch, retarget
@@ -62,7 +62,7 @@ def images_of(data: Path, model: str, file: Path) -> dict[str, np.ndarray]:
 def measured(python: Path, path: Path, data: dict[str, np.ndarray]) -> dict[str, Any]:
     """One row."""
     rows = len(next(iter(data.values())))
-    report = try_runtimes(path, data, only=["qnn-htp"], python=[python], samples=rows, runs=0, timeout=1500)
+    report = runtimes(path, data, only=["qnn-htp"], python=[python], samples=rows, runs=0, timeout=1500)
     (attempt,) = (one for one in report.attempts if one.environment)
     return {
         "version": attempt.version, "reason": attempt.reason, "items": attempt.items, "agreement": attempt.agreement,

@@ -30,7 +30,7 @@ from mrecg_onnx.converters import load_model, normalize, save_model
 from mrecg_onnx.converters.files import write_whole
 from mrecg_onnx.converters.passes.opset import raise_opset
 from mrecg_onnx.data import open_validation
-from mrecg_onnx.runtimes import Attempt, input_specs, open_session, try_runtimes
+from mrecg_onnx.running import Attempt, input_specs, open_session, runtimes
 from mrecg_onnx.validating import stored_preprocess
 from mrecg_onnx.validating.metadata import metadata_of
 from mrecg_onnx.writing import fix_batch
@@ -115,7 +115,7 @@ def measured(
     found = open_validation(
         data / "data" / SETS[model] / "val", input_specs(session), stored_preprocess(session, str(aimed)), limit=images
     )
-    report = try_runtimes(
+    report = runtimes(
         aimed,
         found.load(),
         against=floats,

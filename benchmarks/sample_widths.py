@@ -22,7 +22,7 @@ from _experiment import BUILD, RESULTS, Rows, machine, measure_missing, timed
 
 import mrecg_onnx
 from mrecg_onnx.data import open_validation
-from mrecg_onnx.runtimes import fused_op_counts, input_specs, open_session
+from mrecg_onnx.running import fused_op_counts, input_specs, open_session
 
 SAMPLE = Path(__file__).parent.parent / "samples"
 MODEL, CALIB, VAL = SAMPLE / "digits_resnet8.onnx", SAMPLE / "calib", SAMPLE / "val"

@@ -26,7 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import mrecg_onnx
 from mrecg_onnx.measures import sqnr_db
-from mrecg_onnx.runtimes import fused_op_counts, open_session, run_padded
+from mrecg_onnx.running import fused_op_counts, open_session, run_padded
 
 RESULTS = Path(__file__).parent / "results"
 #: Squeeze and expand widths of the fire modules; a MaxPool stands in front of those in POOLED.

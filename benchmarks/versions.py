@@ -24,7 +24,7 @@ from _record import by, header
 import mrecg_onnx
 from mrecg_onnx.conversion import convert
 from mrecg_onnx.data import open_validation
-from mrecg_onnx.runtimes import input_specs, open_session
+from mrecg_onnx.running import input_specs, open_session
 from mrecg_onnx.targets import requirements
 from mrecg_onnx.validating import stored_preprocess
 

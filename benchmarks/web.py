@@ -28,7 +28,7 @@ from _record import by
 from mrecg_onnx.converters.files import write_whole
 from mrecg_onnx.data import open_validation
 from mrecg_onnx.measures import agreement
-from mrecg_onnx.runtimes import input_specs, open_session
+from mrecg_onnx.running import input_specs, open_session
 from mrecg_onnx.validating import stored_preprocess
 from mrecg_onnx.writing import contained
 from mrecg_onnx.writing.readers import part_readers

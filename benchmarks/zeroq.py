@@ -18,7 +18,7 @@ import numpy as np
 from _record import header
 
 import mrecg_onnx
-from mrecg_onnx.runtimes import input_specs, open_session
+from mrecg_onnx.running import input_specs, open_session
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"

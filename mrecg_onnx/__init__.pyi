@@ -9,7 +9,7 @@ from .planning import BitRule
 from .progress import Progress
 from .quantization import QuantizationResult, quantize
 from .reporting import report
-from .runtimes import doctor, try_runtimes
+from .running import doctor, runtimes
 from .settings import Settings
 from .validating import Benchmark, ValidationResult, benchmark, validate
 
@@ -42,9 +42,9 @@ __all__ = [
     "mean_average_precision",
     "quantize",
     "report",
+    "runtimes",
     "sensitivity",
     "to_litert",
-    "try_runtimes",
     "validate",
 ]
 

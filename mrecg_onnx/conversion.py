@@ -15,7 +15,7 @@ from mrecg_onnx.converters import check_writable, load_model, save_model
 from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.litert import LiteRTFile, to_litert
 from mrecg_onnx.planning import outputs_without_rows
-from mrecg_onnx.runtimes import Opened, describe, fixed_batch, input_specs, noise, open_session, open_with
+from mrecg_onnx.running import Opened, describe, fixed_batch, input_specs, noise, open_session, open_with
 from mrecg_onnx.targets import TARGET_NAMES, Target, load_target
 from mrecg_onnx.writing import as_written, contained, container_of, fix_batch, remarks, retarget, runnable, target_of
 

@@ -21,7 +21,7 @@ from mrecg_onnx.machine import byte_size
 from mrecg_onnx.planning import Plan, told_cut
 from mrecg_onnx.progress import UnitResult
 from mrecg_onnx.rewriting import Absorbed, Equalized
-from mrecg_onnx.runtimes import size_bytes
+from mrecg_onnx.running import size_bytes
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.validating import ValidationResult, validate
 from mrecg_onnx.widths import Allocation, Trial

@@ -49,9 +49,9 @@ PUBLIC = [
     "mean_average_precision",
     "quantize",
     "report",
+    "runtimes",
     "sensitivity",
     "to_litert",
-    "try_runtimes",
     "validate",
 ]
 

@@ -17,7 +17,7 @@ from mrecg_onnx.converters.save import openable
 from mrecg_onnx.machine import give_back
 from mrecg_onnx.network import Simulation, forward_batches
 from mrecg_onnx.progress import tell
-from mrecg_onnx.runtimes import Level, installed, open_session, open_with, run_padded
+from mrecg_onnx.running import Level, installed, open_session, open_with, run_padded
 from mrecg_onnx.targets import Target
 
 __all__ = ["default_runtime", "onnx_runtime", "run_at_default", "run_file", "run_simulation"]

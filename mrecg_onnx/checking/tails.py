@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.errors import ExportError, ModelError
-from mrecg_onnx.runtimes import fixed_batch, open_session, pad_batch, run_outputs
+from mrecg_onnx.running import fixed_batch, open_session, pad_batch, run_outputs
 from mrecg_onnx.writing import Contained, runnable
 
 if TYPE_CHECKING:

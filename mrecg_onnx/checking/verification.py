@@ -39,7 +39,7 @@ from mrecg_onnx.data import Dataset
 from mrecg_onnx.measures import Heads
 from mrecg_onnx.network import Simulation, images_at_once
 from mrecg_onnx.planning import cut_off
-from mrecg_onnx.runtimes import fused_op_counts
+from mrecg_onnx.running import fused_op_counts
 from mrecg_onnx.targets import Target
 from mrecg_onnx.writing import Contained, Exported, contained, container_of, runnable
 

@@ -53,7 +53,7 @@ def so_far() -> tuple[float, float]:
 
 def foreseen(found: Estimate, model: Path, writes: Sequence[Path], names: Names) -> Iterator[RenderableType]:
     """The plan, time and memory; the units below."""
-    from mrecg_onnx.runtimes import size_bytes
+    from mrecg_onnx.running import size_bytes
 
     settings, plan = found.settings, found.plan
     layers = [layer.name for layer in plan.layers]

@@ -29,7 +29,7 @@ class Names:
 
     def _read(self) -> onnx.ModelProto:
         if self._graph is None:
-            from mrecg_onnx.runtimes import read_graph
+            from mrecg_onnx.running import read_graph
 
             self._graph = read_graph(self._model)
         return self._graph

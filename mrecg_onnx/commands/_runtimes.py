@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from mrecg_onnx.runtimes import Attempt, RuntimesReport
+    from mrecg_onnx.running import Attempt, RuntimesReport
 
 __all__ = ["details", "summary"]
 
@@ -108,7 +108,7 @@ _LACKS = re.compile(r"could not be loaded|cannot open shared object|please insta
 
 def _help(one: Attempt, found: RuntimesReport, form: tuple[str, str] | None) -> str:
     """What helps one of them."""
-    from mrecg_onnx.runtimes import RUNTIMES
+    from mrecg_onnx.running import RUNTIMES
 
     wanted = RUNTIMES[one.name].form
     if not one.loads and _LACKS.search(one.reason):

@@ -153,7 +153,7 @@ def _pixels(result: QuantizationResult, stated: Preprocess | None) -> str:
 
 
 def _file(result: QuantizationResult, model: Path, names: Names) -> str:
-    from mrecg_onnx.runtimes import size_bytes
+    from mrecg_onnx.running import size_bytes
 
     assert result.output is not None
     before, after = size_bytes(model), size_bytes(result.output)

@@ -104,7 +104,7 @@ def _files(found: Benchmark) -> RenderableType:
 
 
 def _timings(found: Benchmark) -> RenderableType:
-    from mrecg_onnx.runtimes import speedup_text
+    from mrecg_onnx.running import speedup_text
 
     content = [
         [
@@ -124,7 +124,7 @@ def _timings(found: Benchmark) -> RenderableType:
 
 
 def _kernels(files: Sequence[FileReport]) -> RenderableType:
-    from mrecg_onnx.runtimes import elsewhere
+    from mrecg_onnx.running import elsewhere
 
     pairs: dict[str, str | list[str]] = {}
     for file in files:

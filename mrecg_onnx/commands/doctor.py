@@ -17,7 +17,7 @@ from mrecg_onnx.commands._tables import grid
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mrecg_onnx.runtimes import Finding
+    from mrecg_onnx.running import Finding
 
 __all__ = ["doctor_command"]
 
@@ -37,7 +37,7 @@ def doctor_command(*, json_file: Path | None, debug: bool) -> None:
     with guarded(debug=debug, writes=[json_file] if json_file else []):
         check_writes({"--json": json_file}, [])
         with loading():
-            from mrecg_onnx.runtimes import doctor
+            from mrecg_onnx.running import doctor
 
             found = doctor()
         if json_file is not None:

@@ -57,7 +57,7 @@ def report_command(
             from mrecg_onnx.converters import load_model
             from mrecg_onnx.inspecting import inspect_result
             from mrecg_onnx.reporting import report, require_packages
-            from mrecg_onnx.runtimes import specs_of
+            from mrecg_onnx.running import specs_of
 
         require_packages()
         check_writes({"--output": out}, [quantized, *([against] if against is not None else [])])

@@ -112,11 +112,11 @@ def runtimes_command(
         memory = parse_byte_size("--memory", options["memory"]) if options["memory"] is not None else None
 
         with loading():
-            from mrecg_onnx.runtimes import try_runtimes
+            from mrecg_onnx.running import runtimes
 
         feeds = _inputs(file, against, data, options) if data is not None else None
         with counter("runtimes") as report:
-            found = try_runtimes(
+            found = runtimes(
                 file,
                 feeds,
                 against=against,
@@ -139,7 +139,7 @@ def runtimes_command(
 def _inputs(file: Path, against: Path | None, data: Path, options: Mapping[str, Any]) -> Mapping[str, Any]:
     """Images or arrays as the file's inputs."""
     from mrecg_onnx.data import open_validation
-    from mrecg_onnx.runtimes import read_graph, specs_of
+    from mrecg_onnx.running import read_graph, specs_of
 
     def stored() -> Preprocess:
         return _stored(file, against)
@@ -164,7 +164,7 @@ def _read_back(model: ModelProto) -> ModelProto | None:
 def _stored(file: Path, against: Path | None) -> Preprocess:
     """How images become inputs: what the file says of itself, or lies beside the float model."""
     from mrecg_onnx.data import Preprocess, beside
-    from mrecg_onnx.runtimes import read_graph
+    from mrecg_onnx.running import read_graph
     from mrecg_onnx.validating import preprocess_of
 
     metadata = {entry.key: entry.value for entry in read_graph(file).metadata_props}
@@ -174,7 +174,7 @@ def _stored(file: Path, against: Path | None) -> Preprocess:
 def _form(file: Path) -> tuple[str, str] | None:
     """Target and container of a result of quantize; None for a file of another tool."""
     from mrecg_onnx.converters.errors import ModelError
-    from mrecg_onnx.runtimes import read_graph
+    from mrecg_onnx.running import read_graph
     from mrecg_onnx.writing import container_of, target_of
 
     model = read_graph(file)

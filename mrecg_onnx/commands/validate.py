@@ -136,7 +136,7 @@ def validate_command(
 def stored_or_beside(fp32: Path | None, quantized: Path) -> Preprocess:
     """What options replace single values of: what is stored in QUANT, or lies beside FP32."""
     from mrecg_onnx.data import Preprocess, beside
-    from mrecg_onnx.runtimes import open_session
+    from mrecg_onnx.running import open_session
     from mrecg_onnx.validating import stored_preprocess
 
     return (

@@ -257,7 +257,7 @@ def _quantize(job: Job, channel: _Channel) -> dict[str, Any]:
     import torch  # noqa: PLC0415 - the parent does without
 
     from mrecg_onnx.quantization import quantize  # noqa: PLC0415
-    from mrecg_onnx.runtimes import size_bytes  # noqa: PLC0415
+    from mrecg_onnx.running import size_bytes  # noqa: PLC0415
     from mrecg_onnx.validating import source_sha256  # noqa: PLC0415
 
     start = time.perf_counter()
@@ -331,7 +331,7 @@ def validated(job: Job, metric: Metric | None) -> dict[str, Any]:
 
 def _latency(job: Job, _: _Channel) -> dict[str, Any]:
     from mrecg_onnx.data import open_validation  # noqa: PLC0415
-    from mrecg_onnx.runtimes import (  # noqa: PLC0415
+    from mrecg_onnx.running import (  # noqa: PLC0415
         fixed_batch,
         input_specs,
         latency,

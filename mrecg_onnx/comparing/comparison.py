@@ -28,7 +28,7 @@ from mrecg_onnx.converters.files import write_all_whole
 from mrecg_onnx.machine import locked, world_size
 from mrecg_onnx.measures import AnyMetric, mcnemar_p, metric_of
 from mrecg_onnx.methods import METHODS
-from mrecg_onnx.runtimes import size_bytes
+from mrecg_onnx.running import size_bytes
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.validating import Accuracy
 

@@ -18,7 +18,7 @@ from mrecg_onnx.converters.errors import DataError, ExportError, SettingsError
 from mrecg_onnx.converters.files import require_regular, write_whole
 from mrecg_onnx.data import ZEROQ, for_images, given, holds_images, open_calibration, open_validation, require_numbers
 from mrecg_onnx.measures import Metric, metric_key
-from mrecg_onnx.runtimes import input_specs, open_session
+from mrecg_onnx.running import input_specs, open_session
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.validating import chosen_outputs, require_metric, source_sha256
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.files import followed, writing_whole
 from mrecg_onnx.machine import milliseconds
-from mrecg_onnx.runtimes import speedup_text
+from mrecg_onnx.running import speedup_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.text import printable
 from mrecg_onnx.machine import byte_size, milliseconds, points
-from mrecg_onnx.runtimes import speedup_text
+from mrecg_onnx.running import speedup_text
 
 if TYPE_CHECKING:
     from mrecg_onnx.comparing.result import Cell, Comparison

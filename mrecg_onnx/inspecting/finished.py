@@ -27,7 +27,7 @@ from mrecg_onnx.converters.module_names import module_names
 from mrecg_onnx.converters.results import Result
 from mrecg_onnx.converters.text import bounded
 from mrecg_onnx.planning import told_cut
-from mrecg_onnx.runtimes import describe, read_graph, size_bytes
+from mrecg_onnx.running import describe, read_graph, size_bytes
 from mrecg_onnx.targets import requirements, stored_note, stored_requirements
 from mrecg_onnx.validating import int8_form, layers_of, preprocess_of, stored_bits
 from mrecg_onnx.writing import target_of

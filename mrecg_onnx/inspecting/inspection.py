@@ -18,7 +18,7 @@ from mrecg_onnx.planning import fallbacks, load_planned, told_cut
 from mrecg_onnx.preparation import calibrate, prepare
 from mrecg_onnx.progress import Clock
 from mrecg_onnx.rewriting import Equalized
-from mrecg_onnx.runtimes import describe, size_bytes
+from mrecg_onnx.running import describe, size_bytes
 from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from mrecg_onnx.litert.opening import open_litert
 from mrecg_onnx.litert.operators import OPERATORS
 from mrecg_onnx.litert.reading import codes_of, constant_of, refused, sizes_of
 from mrecg_onnx.litert.writer import Constant, Out, Writer
-from mrecg_onnx.runtimes import Opened, describe, fixed_batch, input_specs, noise, open_session
+from mrecg_onnx.running import Opened, describe, fixed_batch, input_specs, noise, open_session
 from mrecg_onnx.writing import as_written, contained, target_of
 
 __all__ = ["LiteRTFile", "to_litert", "write_litert"]

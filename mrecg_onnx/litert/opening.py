@@ -12,7 +12,7 @@ import onnx
 from mrecg_onnx.converters.errors import ExportError, first_line
 from mrecg_onnx.litert.flatbuffer import Array
 from mrecg_onnx.measures import Heads, likeness
-from mrecg_onnx.runtimes import Opened, open_session, run_padded
+from mrecg_onnx.running import Opened, open_session, run_padded
 
 __all__ = ["open_litert", "run_litert"]
 

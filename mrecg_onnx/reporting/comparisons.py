@@ -11,7 +11,7 @@ from mrecg_onnx.reporting.content import Cell, Column, Fact, Page, Section, Tabl
 from mrecg_onnx.reporting.figures import draw_dots
 from mrecg_onnx.reporting.pages import heat_map, page_environment
 from mrecg_onnx.reporting.sections import duration, interval, percent, settings_section, size
-from mrecg_onnx.runtimes import describe, size_bytes
+from mrecg_onnx.running import describe, size_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -27,12 +27,12 @@ from mrecg_onnx.reporting.measuring import ANSWER_IMAGES, Compared, Measured, me
 from mrecg_onnx.reporting.pages import finished_page, quantization_page, validation_page
 from mrecg_onnx.reporting.writing import require_packages, write_page
 from mrecg_onnx.results import QuantizationResult
-from mrecg_onnx.runtimes import describe, read_graph, specs_of
+from mrecg_onnx.running import describe, read_graph, specs_of
 from mrecg_onnx.validating import ValidationResult, int8_form, layers_of, validate
 
 if TYPE_CHECKING:
     from mrecg_onnx.measures import AnyMetric
-    from mrecg_onnx.runtimes import Model
+    from mrecg_onnx.running import Model
     from mrecg_onnx.validating import WrittenLayer
 
 __all__ = ["report", "report_comparison", "report_quantization", "report_ranking", "report_validation"]

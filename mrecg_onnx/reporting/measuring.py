@@ -22,8 +22,8 @@ from mrecg_onnx.converters.save import openable
 from mrecg_onnx.measures import Heads, prediction_output, two_axes
 from mrecg_onnx.planning import outputs_without_rows
 from mrecg_onnx.reporting.content import Picture, shown
-from mrecg_onnx.runtimes import describe, open_session, pad_batch, read_graph, run_outputs, run_padded
-from mrecg_onnx.runtimes import fixed_batch as batch_of
+from mrecg_onnx.running import describe, open_session, pad_batch, read_graph, run_outputs, run_padded
+from mrecg_onnx.running import fixed_batch as batch_of
 from mrecg_onnx.validating import (
     Accuracy,
     LayerErrors,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from mrecg_onnx.converters.module_names import NodeNames
     from mrecg_onnx.data import Dataset, Preprocess
-    from mrecg_onnx.runtimes import Model
+    from mrecg_onnx.running import Model
     from mrecg_onnx.validating import LayerError
 
 __all__ = ["ANSWER_IMAGES", "Answers", "Compared", "Histogram", "Measured", "measure"]

@@ -24,7 +24,7 @@ from mrecg_onnx.reporting.sections import (
     size_fact,
     units_section,
 )
-from mrecg_onnx.runtimes import size_bytes
+from mrecg_onnx.running import size_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mrecg_onnx.inspecting import FinishedFile
     from mrecg_onnx.reporting.measuring import Measured
     from mrecg_onnx.results import QuantizationResult
-    from mrecg_onnx.runtimes import Model
+    from mrecg_onnx.running import Model
     from mrecg_onnx.validating import LayerErrors, ValidationResult, WrittenLayer
 
 __all__ = [

@@ -22,7 +22,7 @@ from mrecg_onnx.converters.load import model_path
 from mrecg_onnx.converters.results import Result
 from mrecg_onnx.data import InputSpec
 from mrecg_onnx.progress import Progress, Report
-from mrecg_onnx.runtimes import (
+from mrecg_onnx.running import (
     PROVIDERS,
     Kernel,
     check_provider,
@@ -74,7 +74,7 @@ class Timing:
 
     Attributes:
         file: its path.
-        provider: a row of :data:`mrecg_onnx.runtimes.PROVIDERS`.
+        provider: a row of :data:`mrecg_onnx.running.PROVIDERS`.
         threads: threads inside an operator, None for ONNX Runtime's own choice.
         batch: items a run.
         runs: timed runs.
@@ -128,7 +128,7 @@ def benchmark(
             their places; the first is what the others are compared with.
         batch: items a run, one number or several; the batch that one of the files fixes, else 1, by default.
         threads: threads inside an operator, one number or several; None for ONNX Runtime's own choice.
-        provider: rows of :data:`mrecg_onnx.runtimes.PROVIDERS`, one name or several.
+        provider: rows of :data:`mrecg_onnx.running.PROVIDERS`, one name or several.
         runs: timed runs of each file in each place.
         progress: called as the work proceeds (:class:`mrecg_onnx.Progress`).
 

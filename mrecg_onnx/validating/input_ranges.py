@@ -18,13 +18,13 @@ from onnx import TensorProto, numpy_helper
 
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.metadata_keys import INPUT_RANGES_KEY
-from mrecg_onnx.runtimes import read_graph
+from mrecg_onnx.running import read_graph
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from mrecg_onnx.machine import Workers
-    from mrecg_onnx.runtimes import Model
+    from mrecg_onnx.running import Model
 
 __all__ = ["Range", "Watch", "calibrated_ranges", "ranges_entry"]
 

@@ -26,7 +26,7 @@ from mrecg_onnx.converters.metadata_keys import SETTINGS_KEY
 from mrecg_onnx.converters.passes.gemm import split_matmul_bias
 from mrecg_onnx.converters.save import openable
 from mrecg_onnx.measures import OutputSums, add_sums, decibels
-from mrecg_onnx.runtimes import describe, fixed_batch, open_session, pad_batch, read_graph, run_outputs
+from mrecg_onnx.running import describe, fixed_batch, open_session, pad_batch, read_graph, run_outputs
 from mrecg_onnx.validating.written_layers import WrittenLayer, int8_form, layers_of
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
     from mrecg_onnx.data import Dataset
-    from mrecg_onnx.runtimes import Model
+    from mrecg_onnx.running import Model
 
 __all__ = ["LayerError", "LayerErrors", "float_form", "measure_layers", "with_outputs"]
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import onnxruntime as ort
 
-    from mrecg_onnx.runtimes import Model
+    from mrecg_onnx.running import Model
 
 __all__ = [
     "metadata_of",

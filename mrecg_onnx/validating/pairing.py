@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
     from mrecg_onnx.data import InputSpec
-    from mrecg_onnx.runtimes import Model
+    from mrecg_onnx.running import Model
 
 __all__ = ["check_feeds", "check_interface", "check_source", "chosen_outputs"]
 

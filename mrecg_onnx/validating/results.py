@@ -13,7 +13,7 @@ from mrecg_onnx.converters.results import Pictured
 from mrecg_onnx.data import Data, Labels, Preprocess
 from mrecg_onnx.machine import byte_size, milliseconds, points
 from mrecg_onnx.measures import Metric, wilson_interval
-from mrecg_onnx.runtimes import Model, is_noise
+from mrecg_onnx.running import Model, is_noise
 from mrecg_onnx.validating.layer_errors import LayerErrors
 
 __all__ = ["Accuracy", "Asked", "ModelReport", "ValidationResult"]

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.converters.text import quoted
 from mrecg_onnx.planning import outputs_without_rows
-from mrecg_onnx.runtimes import fixed_batch, read_graph, run_outputs, run_padded
+from mrecg_onnx.running import fixed_batch, read_graph, run_outputs, run_padded
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
     from mrecg_onnx.measures import Metric
-    from mrecg_onnx.runtimes import Model
+    from mrecg_onnx.running import Model
 
 __all__ = ["Rowless", "require_metric"]
 

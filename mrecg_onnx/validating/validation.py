@@ -29,7 +29,7 @@ from mrecg_onnx.data import (
 from mrecg_onnx.machine import Workers, joined
 from mrecg_onnx.measures import Heads, Metric, mcnemar_p, metric_of
 from mrecg_onnx.progress import Progress, Report
-from mrecg_onnx.runtimes import (
+from mrecg_onnx.running import (
     check_provider,
     describe,
     elsewhere,
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
     from mrecg_onnx.measures import AnyMetric
-    from mrecg_onnx.runtimes import Model
+    from mrecg_onnx.running import Model
 
 __all__ = ["gain_warnings", "validate"]
 
@@ -112,7 +112,7 @@ def validate(
         latency_batch: Images a timed run, >= 1; a model's fixed batch goes before it.
         repeats: Timed runs of each model; 0 leaves latency out.
         threads: ONNX Runtime's threads inside an operator, its own choice by default.
-        device: a row of :data:`mrecg_onnx.runtimes.PROVIDERS`; what its provider leaves to the CPU is among the warnings.
+        device: a row of :data:`mrecg_onnx.running.PROVIDERS`; what its provider leaves to the CPU is among the warnings.
         layers: Compare every layer, too, on up to 64 of the images, both graphs run as written on the CPU
             (docs/method.md 23).
         metric: What outputs are worth, beside top-1 and top-5: a function ``(outputs, targets) -> number``, an object with

@@ -18,7 +18,7 @@ from mrecg_onnx.methods import METHODS
 from mrecg_onnx.planning import BitRule, make_plan
 from mrecg_onnx.preparation import Prepared
 from mrecg_onnx.provenance import metadata
-from mrecg_onnx.runtimes import describe
+from mrecg_onnx.running import describe
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets import load_target
 from mrecg_onnx.validating import require_metric, validate

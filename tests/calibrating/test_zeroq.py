@@ -28,7 +28,7 @@ from mrecg_onnx.network.steps import Network
 from mrecg_onnx.planning import graph_inputs
 from mrecg_onnx.progress import Progress
 from mrecg_onnx.quantization import QuantizationResult, quantize
-from mrecg_onnx.runtimes import open_session, run_padded
+from mrecg_onnx.running import open_session, run_padded
 from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:

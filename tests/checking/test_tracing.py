@@ -13,7 +13,7 @@ from mrecg_onnx.checking import executions
 from mrecg_onnx.checking.executions import onnx_runtime
 from mrecg_onnx.checking.tracing import bisect, follow, kept_float, probed
 from mrecg_onnx.measures import sqnr_db
-from mrecg_onnx.runtimes import fused_op_counts, open_session, run_padded
+from mrecg_onnx.running import fused_op_counts, open_session, run_padded
 from mrecg_onnx.writing.exported import Exported
 from mrecg_onnx.writing.qdq import export
 

@@ -17,7 +17,7 @@ from mrecg_onnx.checking.outputs import check_outputs
 from mrecg_onnx.checking.verification import verify
 from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.runtimes import open_session, run_padded
+from mrecg_onnx.running import open_session, run_padded
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets.target import load_target
 from mrecg_onnx.writing.containers import Contained

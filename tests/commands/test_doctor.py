@@ -9,8 +9,8 @@ import pytest
 from helpers.command_line import run, works
 from packaging.requirements import Requirement
 
-from mrecg_onnx.runtimes import environment
-from mrecg_onnx.runtimes.environment import TESTED_TORCH, doctor
+from mrecg_onnx.running import environment
+from mrecg_onnx.running.environment import TESTED_TORCH, doctor
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,8 +15,6 @@ import mrecg_onnx
 from mrecg_onnx.commands import main
 from mrecg_onnx.converters.errors import ModelError
 
-#: Functions of another name, and why.
-FUNCTIONS = {"runtimes": "try_runtimes"}  # mrecg_onnx.runtimes is the room
 #: Options whose argument has another name, and why.
 ARGUMENTS = {
     ("compare", "layer_bits"): "bits",  # a field of the settings there, whose name compare needs for its widths
@@ -39,13 +37,13 @@ def _name(option: click.Option) -> str:
 
 
 def _function(command: str) -> inspect.Signature:
-    return inspect.signature(getattr(mrecg_onnx, FUNCTIONS.get(command, command)))
+    return inspect.signature(getattr(mrecg_onnx, command))
 
 
 @pytest.mark.parametrize("command", sorted(main.commands))
 def test_each_command_is_a_function_of_its_name(command: str) -> None:
-    assert FUNCTIONS.get(command, command) in dir(mrecg_onnx)
-    assert callable(getattr(mrecg_onnx, FUNCTIONS.get(command, command)))
+    assert command in dir(mrecg_onnx)
+    assert callable(getattr(mrecg_onnx, command))
 
 
 @pytest.mark.parametrize("command", sorted(main.commands))
@@ -53,7 +51,7 @@ def test_each_option_is_an_argument_of_its_name(command: str) -> None:
     known = set(_function(command).parameters)
     if "settings" in known:
         known |= set(inspect.signature(mrecg_onnx.Settings).parameters)  # its fields, and preset
-    if known & {"settings", "preprocess"} or command == "runtimes":  # try_runtimes is given arrays
+    if known & {"settings", "preprocess"} or command == "runtimes":  # the function is given arrays
         known |= {field.name for field in dataclasses.fields(mrecg_onnx.Preprocess)} | {"preprocess"}
     if "metric" in known:
         known |= {field.name for field in dataclasses.fields(mrecg_onnx.Metric)}

@@ -21,7 +21,7 @@ from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.planning.activations import is_bridge
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.rewriting import apply_scale, find_streams
-from mrecg_onnx.runtimes import fused_op_counts, open_session
+from mrecg_onnx.running import fused_op_counts, open_session
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.writing.qdq import export
 

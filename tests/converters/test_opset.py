@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 
 from mrecg_onnx.converters.passes.opset import raise_opset
-from mrecg_onnx.runtimes import open_session
+from mrecg_onnx.running import open_session
 
 
 def test_a_model_is_raised_above_13_where_operators_changed() -> None:

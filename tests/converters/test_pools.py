@@ -24,7 +24,7 @@ from mrecg_onnx.converters.passes.pooling import miscounts
 from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.rewriting import find_streams
-from mrecg_onnx.runtimes import fused_op_counts, open_session
+from mrecg_onnx.running import fused_op_counts, open_session
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets.target import load_target
 from mrecg_onnx.writing.containers import CONTAINERS

@@ -24,7 +24,7 @@ CALLS = {
     "to_litert": mrecg_onnx.to_litert,
     "sensitivity": lambda model: mrecg_onnx.sensitivity(model, ROWS),
     "benchmark": lambda model: mrecg_onnx.benchmark([model]),
-    "try_runtimes": mrecg_onnx.try_runtimes,
+    "runtimes": mrecg_onnx.runtimes,
     "report": lambda model: mrecg_onnx.report(model, "page.html"),
 }
 

@@ -9,7 +9,7 @@ import onnx
 from helpers.architectures import PATTERNS
 from helpers.stages import feeds, simulated
 
-from mrecg_onnx.runtimes import open_session
+from mrecg_onnx.running import open_session
 from mrecg_onnx.writing.qdq import export
 
 __all__ = ["VERSION", "outputs", "quantized"]

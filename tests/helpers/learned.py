@@ -15,7 +15,7 @@ from mrecg_onnx.learning.prefix import Inputs, Prefix
 from mrecg_onnx.machine.cache import Pool, Store
 from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.quantization import QuantizationResult, quantize
-from mrecg_onnx.runtimes import open_session, run_padded
+from mrecg_onnx.running import open_session, run_padded
 from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mrecg_onnx.runtimes import kernel_counts, sessions
+from mrecg_onnx.running import kernel_counts, sessions
 
 if TYPE_CHECKING:
     import pytest

@@ -13,7 +13,7 @@ from helpers.stages import feeds, simulated, tensors
 import mrecg_onnx
 from mrecg_onnx.converters import normalize
 from mrecg_onnx.converters.passes.opset import raise_opset
-from mrecg_onnx.runtimes import open_session
+from mrecg_onnx.running import open_session
 from mrecg_onnx.targets.target import load_target
 from mrecg_onnx.writing.qdq import export
 

@@ -34,7 +34,7 @@ PR_SET_CHILD_SUBREAPER = 36
 #: How long what a command started may take to end after it, in seconds.
 GRACE_S = 3.0
 #: Imported where they are installed only, or no module at all.
-LEFT_OUT = ("mrecg_onnx.__main__", "mrecg_onnx.litert", "mrecg_onnx.comparing.plots", "mrecg_onnx.runtimes.worker")
+LEFT_OUT = ("mrecg_onnx.__main__", "mrecg_onnx.litert", "mrecg_onnx.comparing.plots", "mrecg_onnx.running.worker")
 
 
 def _peak() -> float:

@@ -24,7 +24,7 @@ from mrecg_onnx.measures import Metric
 from mrecg_onnx.planning import BitRule, make_plan
 from mrecg_onnx.preparation import prepare
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.runtimes import open_session
+from mrecg_onnx.running import open_session
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.validating import validate
 from mrecg_onnx.widths.costs import WIDTHS

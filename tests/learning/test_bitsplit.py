@@ -25,7 +25,7 @@ from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.planning import BitRule
 from mrecg_onnx.quantization import QuantizationResult, quantize
 from mrecg_onnx.quantizers import quantize_codes, search_range
-from mrecg_onnx.runtimes import open_session, run_padded
+from mrecg_onnx.running import open_session, run_padded
 from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:

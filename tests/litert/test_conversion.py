@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mrecg_onnx.converters import normalize
 from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
 from mrecg_onnx.litert import run_litert, to_litert
-from mrecg_onnx.runtimes import open_session
+from mrecg_onnx.running import open_session
 from mrecg_onnx.targets.target import load_target
 from mrecg_onnx.writing import contained, retarget
 from mrecg_onnx.writing.qdq import export

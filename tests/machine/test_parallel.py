@@ -32,7 +32,7 @@ from mrecg_onnx.machine import parallel
 from mrecg_onnx.machine.parallel import ALONE, Workers, is_first, joined, local_size
 from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.runtimes import open_session, run_padded
+from mrecg_onnx.running import open_session, run_padded
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.validating import validate
 

@@ -21,7 +21,7 @@ from mrecg_onnx.machine.cache import Pool, Store
 from mrecg_onnx.machine.parallel import ALONE
 from mrecg_onnx.measures import Heads, likeness, sqnr_db
 from mrecg_onnx.quantization import QuantizationResult, quantize
-from mrecg_onnx.runtimes import open_session, run_padded
+from mrecg_onnx.running import open_session, run_padded
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.validating import ValidationResult, validate
 from mrecg_onnx.widths.costs import measure_costs

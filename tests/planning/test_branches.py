@@ -14,7 +14,7 @@ from mrecg_onnx.converters import normalize
 from mrecg_onnx.planning import editable_graph, make_plan
 from mrecg_onnx.planning.branches import branch_narrow_reads
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.runtimes import fused_op_counts, open_session, run_padded
+from mrecg_onnx.running import fused_op_counts, open_session, run_padded
 from mrecg_onnx.settings import Settings
 
 

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mrecg_onnx.converters.errors import ExportError
 from mrecg_onnx.planning import cut_off, outputs_without_rows, told_cut
-from mrecg_onnx.runtimes import open_session, run_outputs
+from mrecg_onnx.running import open_session, run_outputs
 
 FEED = np.random.default_rng(0).random((1, 3, 32, 32)).astype(np.float32)
 FEED[0, 0, :8, :8] = FEED[0, 2, 8:16, 8:16] = 4

@@ -30,7 +30,7 @@ from mrecg_onnx.rewriting.channel_bits import (
     correct_scale,
     grid_of_widths,
 )
-from mrecg_onnx.runtimes import open_session
+from mrecg_onnx.running import open_session
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.writing.qdq import export
 

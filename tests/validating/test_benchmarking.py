@@ -16,7 +16,7 @@ from helpers.stages import simulated
 from PIL import Image
 
 from mrecg_onnx.converters.errors import ModelError
-from mrecg_onnx.runtimes import speedup_text
+from mrecg_onnx.running import speedup_text
 from mrecg_onnx.validating.benchmarking import benchmark
 from mrecg_onnx.writing.qdq import export
 

@@ -14,7 +14,7 @@ from mrecg_onnx import convert, validate
 from mrecg_onnx.converters.module_names import NodeNames
 from mrecg_onnx.data import Preprocess, open_validation
 from mrecg_onnx.reporting.measuring import measure
-from mrecg_onnx.runtimes import input_specs, open_session
+from mrecg_onnx.running import input_specs, open_session
 from mrecg_onnx.validating import int8_form, layers_of
 from mrecg_onnx.validating.layer_errors import LayerErrors, measure_layers, weight_factors, with_outputs
 from mrecg_onnx.validating.written_layers import Clamp, Codes

@@ -19,7 +19,7 @@ from mrecg_onnx.converters.metadata_keys import PREPROCESS_KEY, SOURCE_KEY, VERS
 from mrecg_onnx.data import InputSpec, Preprocess, open_validation
 from mrecg_onnx.data.preprocess import IMAGENET_MEAN
 from mrecg_onnx.measures import mcnemar_p, sqnr_db, wilson_interval
-from mrecg_onnx.runtimes import (
+from mrecg_onnx.running import (
     Kernel,
     input_specs,
     open_session,

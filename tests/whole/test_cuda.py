@@ -15,7 +15,7 @@ from helpers.stages import feeds
 from mrecg_onnx.machine import recording
 from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.runtimes import open_session, run_padded
+from mrecg_onnx.running import open_session, run_padded
 from mrecg_onnx.settings import Settings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")

@@ -23,7 +23,7 @@ from mrecg_onnx.converters.errors import DataError, MetricError, SettingsError
 from mrecg_onnx.inspecting import inspect_result, sensitivity
 from mrecg_onnx.measures import Metric
 from mrecg_onnx.quantization import quantize
-from mrecg_onnx.runtimes import open_session
+from mrecg_onnx.running import open_session
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.validating import validate
 

@@ -16,7 +16,7 @@ from helpers.node import node, node_modules
 import mrecg_onnx
 from mrecg_onnx.data import Preprocess
 from mrecg_onnx.data.images import ImageDataset
-from mrecg_onnx.runtimes import input_specs, open_session
+from mrecg_onnx.running import input_specs, open_session
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 PACKED = SAMPLES / "web" / "digits_w4a4_packed.onnx"

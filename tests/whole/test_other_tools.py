@@ -19,7 +19,7 @@ from helpers.contained import quantized
 from helpers.stages import feeds
 from helpers.versions import older_runtime, skip_where_too_old
 
-from mrecg_onnx.runtimes import fused_op_counts
+from mrecg_onnx.running import fused_op_counts
 from mrecg_onnx.writing import contained, container_of
 
 INTEGER = ("QLinearConv", "QGemm", "QLinearMatMul")

@@ -22,7 +22,7 @@ from mrecg_onnx.inspecting.inspection import inspect
 from mrecg_onnx.inspecting.ranking import sensitivity
 from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.quantization import QuantizationResult, quantize
-from mrecg_onnx.runtimes import open_session, run_padded
+from mrecg_onnx.running import open_session, run_padded
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets.target import load_target
 from mrecg_onnx.validating import validate

@@ -16,7 +16,7 @@ import mrecg_onnx
 from mrecg_onnx.data import Preprocess, open_calibration
 from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.methods import METHODS
-from mrecg_onnx.runtimes import input_specs, open_session, run_padded
+from mrecg_onnx.running import input_specs, open_session, run_padded
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 MODEL = SAMPLES / "digits.onnx"

@@ -13,7 +13,7 @@ from helpers.detectors import detector, finished_detector, furnish, read
 from onnx import numpy_helper
 
 import mrecg_onnx
-from mrecg_onnx.runtimes import open_session, run_outputs
+from mrecg_onnx.running import open_session, run_outputs
 
 QUANTIZE = ("--calib", "scenes", "--threads", "1", "--preprocess", "unit", "--resize", "32x32")
 NEAREST = (*QUANTIZE, "--method", "nearest", "--wbits", "8", "--abits", "8")

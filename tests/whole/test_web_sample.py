@@ -29,7 +29,7 @@ from PIL import Image
 import mrecg_onnx
 from mrecg_onnx.data import Preprocess
 from mrecg_onnx.data.images import ImageDataset
-from mrecg_onnx.runtimes import input_specs, open_session
+from mrecg_onnx.running import input_specs, open_session
 from mrecg_onnx.validating import source_sha256
 
 ROOT = Path(__file__).parents[2]

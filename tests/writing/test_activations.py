@@ -22,7 +22,7 @@ from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.planning import BitRule
 from mrecg_onnx.planning.plan import ActivationPlan
 from mrecg_onnx.quantizers import Grid, fake_quantize, quantize_codes
-from mrecg_onnx.runtimes import fused_op_counts
+from mrecg_onnx.running import fused_op_counts
 from mrecg_onnx.writing.activations import channel_bounds, code_bounds
 from mrecg_onnx.writing.qdq import export
 

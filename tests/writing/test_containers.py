@@ -19,7 +19,7 @@ from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, conv
 from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.converters.metadata_keys import CONTAINER_KEY
 from mrecg_onnx.planning import editable_graph
-from mrecg_onnx.runtimes import fused_op_counts
+from mrecg_onnx.running import fused_op_counts
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets.target import load_target
 from mrecg_onnx.writing.containers import CONTAINERS, contained, container_of

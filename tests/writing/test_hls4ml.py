@@ -15,7 +15,7 @@ from helpers.contained import VERSION
 from helpers.stages import feeds, simulated
 from helpers.targets import quantized
 
-from mrecg_onnx.runtimes import open_session
+from mrecg_onnx.running import open_session
 from mrecg_onnx.targets import load_target
 from mrecg_onnx.writing.containers import contained
 from mrecg_onnx.writing.qdq import export

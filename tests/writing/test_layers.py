@@ -20,7 +20,7 @@ from mrecg_onnx.checking.verification import verify
 from mrecg_onnx.measures import sqnr_db
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.quantizers import quantize_codes
-from mrecg_onnx.runtimes import fused_op_counts, open_session, run_padded
+from mrecg_onnx.running import fused_op_counts, open_session, run_padded
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets.target import load_target
 from mrecg_onnx.writing.qdq import export

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 
-from mrecg_onnx.runtimes import open_session
+from mrecg_onnx.running import open_session
 from mrecg_onnx.writing.containers import Contained, contained
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from mrecg_onnx.converters.errors import ExportError
-from mrecg_onnx.runtimes import open_session, open_with
+from mrecg_onnx.running import open_session, open_with
 from mrecg_onnx.targets import load_target
 from mrecg_onnx.writing.containers import contained, container_of, runnable
 from mrecg_onnx.writing.qdq import export

@@ -14,7 +14,7 @@ from helpers.stages import feeds
 from helpers.targets import outputs, quantized
 from helpers.written import run
 
-from mrecg_onnx.runtimes import fused_op_counts
+from mrecg_onnx.running import fused_op_counts
 from mrecg_onnx.targets.target import TARGET_NAMES, load_target
 from mrecg_onnx.writing.containers import contained
 from mrecg_onnx.writing.readers import part_readers

@@ -18,7 +18,7 @@ from mrecg_onnx.converters import normalize
 from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
 from mrecg_onnx.planning import BitRule
 from mrecg_onnx.planning.branches import branch_narrow_reads
-from mrecg_onnx.runtimes import open_with
+from mrecg_onnx.running import open_with
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets.target import TARGET_NAMES, load_target
 from mrecg_onnx.writing.containers import contained

@@ -10,7 +10,7 @@ from helpers.classifiers import classifier
 
 from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.data import InputSpec
-from mrecg_onnx.runtimes import (
+from mrecg_onnx.running import (
     input_specs,
     open_session,
     sessions,

@@ -17,7 +17,7 @@ SILENT = {"CI", "TF_BUILD", "GITHUB_ACTIONS", "ORT_DISABLE_TELEMETRY", "ORT_RUNN
 def test_importing_onnx_runtime_leaves_no_identifier_and_no_reports(tmp_path: Path) -> None:
     """1.29 and later make both at once, in the home folder and the one for temporary files."""
     environment = {name: value for name, value in os.environ.items() if name not in SILENT}
-    program = "import mrecg_onnx.runtimes, onnxruntime; onnxruntime.get_available_providers()"
+    program = "import mrecg_onnx.running, onnxruntime; onnxruntime.get_available_providers()"
     places = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     subprocess.run([sys.executable, "-c", program], env={**environment, **places}, check=True)
     assert list(tmp_path.rglob("*")) == []

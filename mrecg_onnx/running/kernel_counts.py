@@ -11,16 +11,16 @@ import onnx
 
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.files import temporary_folder
-from mrecg_onnx.runtimes.openers import profile_events
-from mrecg_onnx.runtimes.running import run
-from mrecg_onnx.runtimes.sessions import PROVIDERS, open_on_device, open_on_providers, session_options
+from mrecg_onnx.running.batches import run
+from mrecg_onnx.running.openers import profile_events
+from mrecg_onnx.running.sessions import PROVIDERS, open_on_device, open_on_providers, session_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     import numpy.typing as npt
 
-    from mrecg_onnx.runtimes.models import Model
+    from mrecg_onnx.running.models import Model
 
 __all__ = ["Kernel", "check_provider", "elsewhere", "fused_op_counts", "kernels"]
 
@@ -34,7 +34,7 @@ def fused_op_counts(model: Model) -> Counter[str]:
     The optimized graph is written to a temporary folder and read back; bodies of If, Loop and Scan are counted too.
 
     Args:
-        model: As in :func:`~mrecg_onnx.runtimes.open_session`.
+        model: As in :func:`~mrecg_onnx.running.open_session`.
 
     Returns:
         Operator types, of all domains together (``QLinearConv`` is standard, ``QLinearAdd`` is com.microsoft).
@@ -77,15 +77,15 @@ def kernels(
     """Run a model under ONNX Runtime's profiler and say which kernels ran, the costliest first.
 
     Args:
-        model: As in :func:`~mrecg_onnx.runtimes.open_session`.
+        model: As in :func:`~mrecg_onnx.running.open_session`.
         feeds: Inputs by name.
-        threads: As in :func:`~mrecg_onnx.runtimes.open_session`.
-        device: As in :func:`~mrecg_onnx.runtimes.open_session`.
+        threads: As in :func:`~mrecg_onnx.running.open_session`.
+        device: As in :func:`~mrecg_onnx.running.open_session`.
         runs: Profiled runs, >= 1, after one that is not counted.
 
     Raises:
         ModelError: ONNX Runtime refuses the model, or fails on the inputs.
-        SettingsError: As in :func:`~mrecg_onnx.runtimes.open_session`.
+        SettingsError: As in :func:`~mrecg_onnx.running.open_session`.
     """
     options = session_options("all", threads)
     with temporary_folder() as folder:

@@ -15,8 +15,8 @@ from typing import Any
 
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.files import temporary_folder
-from mrecg_onnx.runtimes.attempts import reason
-from mrecg_onnx.runtimes.catalogue import RUNTIMES, Runtime
+from mrecg_onnx.running.attempts import reason
+from mrecg_onnx.running.catalogue import RUNTIMES, Runtime
 
 __all__ = ["Place", "environment_of", "find_places", "program_file"]
 
@@ -66,7 +66,7 @@ def program_file(program: str, folder: Path) -> str:
     Copied, since beside it here lie modules whose names others may have, too.
     """
     for name in _FILES[program]:
-        (folder / name).write_bytes(resources.files("mrecg_onnx.runtimes").joinpath(name).read_bytes())
+        (folder / name).write_bytes(resources.files("mrecg_onnx.running").joinpath(name).read_bytes())
     return _FILES[program][0]
 
 

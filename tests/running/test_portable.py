@@ -15,7 +15,7 @@ from helpers.targets import quantized
 from helpers.written import run
 
 from mrecg_onnx.measures import sqnr_db
-from mrecg_onnx.runtimes import fused_op_counts
+from mrecg_onnx.running import fused_op_counts
 from mrecg_onnx.targets.target import load_target
 from mrecg_onnx.writing.fixed_batch import fix_batch
 from mrecg_onnx.writing.qdq import export

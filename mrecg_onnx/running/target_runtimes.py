@@ -15,13 +15,13 @@ from mrecg_onnx.converters.errors import ExportError
 from mrecg_onnx.converters.files import temporary_folder
 from mrecg_onnx.converters.save import save_model
 from mrecg_onnx.measures import Heads, likeness
-from mrecg_onnx.runtimes.attempts import reason
-from mrecg_onnx.runtimes.catalogue import RUNTIMES, Runtime, installed
-from mrecg_onnx.runtimes.fresh_process import noise
-from mrecg_onnx.runtimes.models import specs_of
-from mrecg_onnx.runtimes.openers import OPENERS, Session
-from mrecg_onnx.runtimes.running import pad_batch, run_padded
-from mrecg_onnx.runtimes.sessions import open_session
+from mrecg_onnx.running.attempts import reason
+from mrecg_onnx.running.batches import pad_batch, run_padded
+from mrecg_onnx.running.catalogue import RUNTIMES, Runtime, installed
+from mrecg_onnx.running.fresh_process import noise
+from mrecg_onnx.running.models import specs_of
+from mrecg_onnx.running.openers import OPENERS, Session
+from mrecg_onnx.running.sessions import open_session
 from mrecg_onnx.targets import Target
 
 __all__ = ["MIN_AGREEMENT", "Opened", "open_with"]

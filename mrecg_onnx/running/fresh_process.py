@@ -18,16 +18,16 @@ import psutil
 import mrecg_onnx
 from mrecg_onnx.converters.errors import ModelError, MrecgError
 from mrecg_onnx.data import InputSpec
-from mrecg_onnx.runtimes.models import require_room
-from mrecg_onnx.runtimes.parents import end_with
-from mrecg_onnx.runtimes.sessions import open_session
+from mrecg_onnx.running.models import require_room
+from mrecg_onnx.running.parents import end_with
+from mrecg_onnx.running.sessions import open_session
 
 __all__ = ["load", "noise"]
 
 #: Starts a child with the parent's own packages, also from a checkout that is not installed.
 _BOOT = (
     "import json, sys; job = json.loads(sys.argv[1]); sys.path[:] = job.pop('path'); import mrecg_onnx; "
-    "mrecg_onnx.__path__[:] = job.pop('package'); from mrecg_onnx.runtimes.fresh_process import child; child(job)"
+    "mrecg_onnx.__path__[:] = job.pop('package'); from mrecg_onnx.running.fresh_process import child; child(job)"
 )
 
 

@@ -10,7 +10,7 @@ from helpers.architectures import residual
 from helpers.stages import feeds, simulated
 from helpers.targets import quantized
 
-from mrecg_onnx.runtimes import try_runtimes
+from mrecg_onnx.running import runtimes
 from mrecg_onnx.targets.target import load_target
 from mrecg_onnx.writing import contained, retarget
 from mrecg_onnx.writing.qdq import export
@@ -21,7 +21,7 @@ def tried(model: onnx.ModelProto, folder: Path) -> tuple[float, dict[str, int], 
     pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed")
     path = folder / "model.onnx"
     onnx.save(model, path)
-    report = try_runtimes(path, feeds(model, 16), only=["qnn-htp"], samples=16, runs=0)
+    report = runtimes(path, feeds(model, 16), only=["qnn-htp"], samples=16, runs=0)
     (attempt,) = report.attempts
     assert attempt.fixed_batch == 1  # with a free one it takes none of the nodes
     return min(attempt.sqnr_by_output.values()), attempt.kernels, str(attempt.arithmetic)

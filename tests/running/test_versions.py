@@ -14,7 +14,7 @@ from helpers.versions import skip_where_too_old, too_old
 
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.metadata_keys import REQUIRES_KEY
-from mrecg_onnx.runtimes import fused_op_counts, input_specs, noise, open_session, slower_here
+from mrecg_onnx.running import fused_op_counts, input_specs, noise, open_session, slower_here
 from mrecg_onnx.targets.target import load_target
 from mrecg_onnx.writing.containers import contained
 from mrecg_onnx.writing.retargeting import retarget

@@ -26,16 +26,16 @@ from mrecg_onnx.data import NO_LABELS, Data, InputSpec, Preprocess, given, holds
 from mrecg_onnx.machine import MOST_THREADS
 from mrecg_onnx.measures import Heads, likeness
 from mrecg_onnx.progress import Progress, Report
-from mrecg_onnx.runtimes.attempts import Attempt, RuntimesReport, reason
-from mrecg_onnx.runtimes.catalogue import RUNTIMES, Runtime
-from mrecg_onnx.runtimes.fresh_process import noise
-from mrecg_onnx.runtimes.limited_process import Ended, run_limited
-from mrecg_onnx.runtimes.models import read_graph, require_room, specs_of
-from mrecg_onnx.runtimes.places import Place, environment_of, find_places, program_file
-from mrecg_onnx.runtimes.running import pad_batch, run_padded
-from mrecg_onnx.runtimes.sessions import open_session
+from mrecg_onnx.running.attempts import Attempt, RuntimesReport, reason
+from mrecg_onnx.running.batches import pad_batch, run_padded
+from mrecg_onnx.running.catalogue import RUNTIMES, Runtime
+from mrecg_onnx.running.fresh_process import noise
+from mrecg_onnx.running.limited_process import Ended, run_limited
+from mrecg_onnx.running.models import read_graph, require_room, specs_of
+from mrecg_onnx.running.places import Place, environment_of, find_places, program_file
+from mrecg_onnx.running.sessions import open_session
 
-__all__ = ["SAMPLES", "TIMEOUT_S", "try_runtimes"]
+__all__ = ["SAMPLES", "TIMEOUT_S", "runtimes"]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 #: Items that are compared at most.
@@ -68,7 +68,7 @@ class _Task:
     memory_bytes: int
 
 
-def try_runtimes(
+def runtimes(
     model: str | Path,
     data: Data | None = None,
     *,
@@ -93,7 +93,7 @@ def try_runtimes(
         against: path of the float model; it is timed in turn with ``model`` in each runtime.
         read_back: gives what ONNX Runtime runs in the place of a file whose nodes it does not have
             (:func:`mrecg_onnx.writing.runnable`), with which outputs are then compared, or None.
-        only: rows of :data:`mrecg_onnx.runtimes.catalogue.RUNTIMES`; all by default.
+        only: rows of :data:`mrecg_onnx.running.catalogue.RUNTIMES`; all by default.
         python: interpreters of other environments whose runtimes are tried, too; they need numpy and the runtime alone. Of one
             version in several the first is taken, this environment before others.
         samples: items that are compared at most; a slow runtime compares fewer.

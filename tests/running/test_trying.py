@@ -24,9 +24,9 @@ from rich.console import Console
 
 from mrecg_onnx.commands._runtimes import summary
 from mrecg_onnx.converters.errors import ModelError, SettingsError
-from mrecg_onnx.runtimes import RUNTIMES, Attempt, RuntimesReport, open_session, try_runtimes
-from mrecg_onnx.runtimes.attempts import MOST, reason
-from mrecg_onnx.runtimes.catalogue import Arithmetic
+from mrecg_onnx.running import RUNTIMES, Attempt, RuntimesReport, open_session, runtimes
+from mrecg_onnx.running.attempts import MOST, reason
+from mrecg_onnx.running.catalogue import Arithmetic
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the runtimes made up here are started by a shell script")
 
@@ -97,7 +97,7 @@ def tried(model: Path, load: str = "pass", run: str = "pass", **more: Any) -> At
     """What comes of the tract that does ``load`` and ``run``."""
     python = environment(model.parent / "made_up", load, run)
     more.setdefault("runs", 2)
-    found = try_runtimes(model, data(model), only=["tract"], python=[python], **more)
+    found = runtimes(model, data(model), only=["tract"], python=[python], **more)
     (one,) = (attempt for attempt in found.attempts if attempt.environment == str(python))
     return one
 
@@ -170,8 +170,8 @@ def test_a_worker_does_not_outlive_its_killed_parent(model: Path, between: str) 
         model.parent / "made_up", load=f"open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     )
     python.write_text(python.read_text().replace("exec", between))
-    call = f"try_runtimes({str(model)!r}, only=['tract'], python=[{str(python)!r}])"
-    code = f"from mrecg_onnx.runtimes import try_runtimes; {call}"
+    call = f"runtimes({str(model)!r}, only=['tract'], python=[{str(python)!r}])"
+    code = f"from mrecg_onnx.running import runtimes; {call}"
     with subprocess.Popen([sys.executable, "-c", code]) as parent:
         until = time.monotonic() + 60
         while not (mark.is_file() and mark.read_text()) and time.monotonic() < until:
@@ -225,14 +225,14 @@ def test_a_slow_runtime_compares_fewer_items(model: Path) -> None:
 
 def test_one_version_is_tried_once(model: Path) -> None:
     same = [environment(model.parent / name) for name in ("a", "b")]
-    found = try_runtimes(model, data(model), only=["onnxruntime"], python=same, runs=0)
+    found = runtimes(model, data(model), only=["onnxruntime"], python=same, runs=0)
     assert len(found.attempts) == 1
     assert found.attempts[0].environment == sys.executable
 
 
 def test_what_is_not_installed_is_listed_with_what_installs_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mrecg_onnx.runtimes.places.shutil.which", lambda name: None if name == "node" else name)
-    found = try_runtimes(model, data(model), only=["onnxruntime-web", "onnxruntime-node"])
+    monkeypatch.setattr("mrecg_onnx.running.places.shutil.which", lambda name: None if name == "node" else name)
+    found = runtimes(model, data(model), only=["onnxruntime-web", "onnxruntime-node"])
     assert [(one.name, one.loads, one.install) for one in found.attempts] == [
         ("onnxruntime-web", None, "npm install onnxruntime-web"),
         ("onnxruntime-node", None, "npm install onnxruntime-node"),
@@ -246,7 +246,7 @@ def test_providers_are_spelled_as_their_makers_do() -> None:
 
 
 def test_onnx_runtime_itself_is_integer_and_right(model: Path) -> None:
-    (one,) = try_runtimes(model, data(model), only=["onnxruntime"], runs=1).attempts
+    (one,) = runtimes(model, data(model), only=["onnxruntime"], runs=1).attempts
     assert (one.name, one.loads, one.runs) == ("onnxruntime", True, True)
     assert str(one.arithmetic) == "integer"
     assert one.kernels["QLinearConv"] == 6
@@ -254,7 +254,7 @@ def test_onnx_runtime_itself_is_integer_and_right(model: Path) -> None:
 
 
 def test_the_reference_of_onnx_runs_in_float(model: Path) -> None:
-    (one,) = try_runtimes(model, data(model), only=["onnx-reference"], runs=0).attempts
+    (one,) = runtimes(model, data(model), only=["onnx-reference"], runs=0).attempts
     assert str(one.arithmetic) == "float"
     assert one.sqnr_by_output["output"] > 60
 
@@ -270,7 +270,7 @@ def test_a_float_model_runs_in_each_runtime_that_is_installed(name: str, module:
     pytest.importorskip(module)
     path = tmp_path / "float.onnx"
     onnx.save(float_model(), path)
-    (one,) = try_runtimes(path, data(path), only=[name], runs=1).attempts
+    (one,) = runtimes(path, data(path), only=[name], runs=1).attempts
     if "Unsupported model IR version" in one.reason:
         pytest.skip("onnx is newer here than onnxruntime, with which qonnx runs single nodes")
     assert one.runs, one.reason
@@ -281,7 +281,7 @@ def test_a_float_model_runs_in_each_runtime_that_is_installed(name: str, module:
 
 @pytest.mark.parametrize("name", ["onnxruntime-web", "onnxruntime-node"])
 def test_node_runs_the_file_as_native_does(name: str, model: Path) -> None:
-    (one,) = try_runtimes(model, data(model), only=[name], runs=1).attempts
+    (one,) = runtimes(model, data(model), only=[name], runs=1).attempts
     if one.loads is None:
         pytest.skip("node or the package is not there: NODE_PATH or node_modules")
     assert one.runs, one.reason
@@ -334,7 +334,7 @@ def float_model() -> onnx.ModelProto:
 )
 def test_settings_that_do_not_fit_are_refused(model: Path, given: dict[str, Any], says: str) -> None:
     with pytest.raises(SettingsError, match=says.replace("[", r"\[").replace("]", r"\]")):
-        try_runtimes(model, **given)
+        runtimes(model, **given)
 
 
 def test_a_python_without_numpy_is_refused(model: Path, tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def test_a_python_without_numpy_is_refused(model: Path, tmp_path: Path) -> None:
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -I "$@"\n')
     python.chmod(0o755)
     with pytest.raises(SettingsError, match=r"cannot be used, it needs numpy: .*No module named 'numpy'"):
-        try_runtimes(model, python=[python])
+        runtimes(model, python=[python])
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ def test_a_python_that_answers_something_else_is_refused(model: Path, tmp_path: 
     python.write_text(f"#!/bin/sh\nprintf '{printed}\\n'\n")
     python.chmod(0o755)
     with pytest.raises(SettingsError, match=r"strange: cannot be used, it needs numpy: it says nothing"):
-        try_runtimes(model, python=[python])
+        runtimes(model, python=[python])
 
 
 def test_a_package_of_npm_that_cannot_be_read_is_a_row(
@@ -365,7 +365,7 @@ def test_a_package_of_npm_that_cannot_be_read_is_a_row(
     (tmp_path / "onnxruntime-node").mkdir()
     (tmp_path / "onnxruntime-node" / "package.json").write_text("[")
     monkeypatch.setenv("NODE_PATH", str(tmp_path))
-    (one,) = try_runtimes(model, data(model), only=["onnxruntime-node"], runs=0).attempts
+    (one,) = runtimes(model, data(model), only=["onnxruntime-node"], runs=0).attempts
     assert one.loads is False
     assert one.reason
 
@@ -376,13 +376,13 @@ def test_inputs_that_are_no_numbers_are_refused(model: Path, kind: int) -> None:
     proto.graph.input[0].type.tensor_type.elem_type = kind
     onnx.save(proto, model)
     with pytest.raises(ModelError, match=r"model.* has elements of (type \w+: it cannot be fed|no type that is known)"):
-        try_runtimes(model)
+        runtimes(model)
 
 
 @pytest.mark.parametrize("given", [{"samples": 10**12}, {"batch": 10**12}])
 def test_inputs_that_memory_does_not_hold_are_refused(model: Path, given: dict[str, int]) -> None:
     with pytest.raises(SettingsError, match=r"^10{12} items of .* PB of memory"):
-        try_runtimes(model, **given)  # type: ignore[arg-type]
+        runtimes(model, **given)  # type: ignore[arg-type]
 
 
 def test_an_output_without_sizes_is_no_failure(tmp_path: Path) -> None:
@@ -392,22 +392,22 @@ def test_an_output_without_sizes_is_no_failure(tmp_path: Path) -> None:
     onnx.save(
         onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8), tmp_path / "m"
     )
-    (one,) = try_runtimes(tmp_path / "m", only=["onnxruntime"], runs=0).attempts
+    (one,) = runtimes(tmp_path / "m", only=["onnxruntime"], runs=0).attempts
     assert (one.loads, one.runs, one.reason) == (True, True, "")
 
 
 def test_a_pipe_is_refused_without_opening_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.onnx")
     with pytest.raises(ModelError, match=r"pipe\.onnx: is a named pipe, no file"):
-        try_runtimes(tmp_path / "pipe.onnx")
+        runtimes(tmp_path / "pipe.onnx")
 
 
 def test_files_that_are_no_models_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(ModelError, match=r"text\.onnx: is not an ONNX file"):
-        try_runtimes(tmp_path / "text.onnx")
+        runtimes(tmp_path / "text.onnx")
     with pytest.raises(ModelError, match=r"nothing\.onnx: no such file"):
-        try_runtimes(tmp_path / "nothing.onnx")
+        runtimes(tmp_path / "nothing.onnx")
 
 
 @pytest.mark.parametrize("kind", ["array", "list", "generator", "file"])
@@ -415,17 +415,17 @@ def test_data_are_whatever_hands_out_arrays(model: Path, kind: str) -> None:
     (x,) = data(model).values()
     np.save(model.parent / "x.npy", x)
     source: Any = {"array": x, "list": list(x), "generator": iter(x), "file": model.parent / "x.npy"}[kind]
-    expected = try_runtimes(model, data(model), only=["onnxruntime"], runs=0).attempts[0].sqnr_by_output
-    assert try_runtimes(model, source, only=["onnxruntime"], runs=0).attempts[0].sqnr_by_output == expected
+    expected = runtimes(model, data(model), only=["onnxruntime"], runs=0).attempts[0].sqnr_by_output
+    assert runtimes(model, source, only=["onnxruntime"], runs=0).attempts[0].sqnr_by_output == expected
     with pytest.raises(SettingsError, match="the list holds images, and nothing says here how they become inputs"):
-        try_runtimes(model, ["a.png", "b.png"], only=["onnxruntime"])
+        runtimes(model, ["a.png", "b.png"], only=["onnxruntime"])
 
 
 def test_a_file_that_onnx_runtime_does_not_run_is_tried_all_the_same(model: Path) -> None:
     proto = onnx.load(model)
     proto.graph.node[-1].domain = "of.nobody"
     onnx.save(proto, model)
-    found = try_runtimes(model, data(model), only=["onnxruntime"], runs=0)
+    found = runtimes(model, data(model), only=["onnxruntime"], runs=0)
     assert found.reference.startswith("nothing: ")
     assert found.attempts[0].loads is False
     assert "of.nobody" in found.attempts[0].reason
@@ -479,7 +479,7 @@ def test_arithmetic_is_what_kernels_are_called_and_never_guessed(name: str, kern
 
 
 def test_the_worker_needs_nothing_of_this_package() -> None:
-    folder = Path(sys.modules["mrecg_onnx.runtimes.trying"].__file__ or "").parent
+    folder = Path(sys.modules["mrecg_onnx.running.trying"].__file__ or "").parent
     for name in ("worker.py", "openers.py"):
         assert "mrecg_onnx" not in (folder / name).read_text().replace(":mod:`mrecg_onnx", "")
 
@@ -644,7 +644,7 @@ def test_a_runtime_agrees_by_the_figures_that_there_are() -> None:
 
 
 def test_a_report_is_a_few_lines(model: Path) -> None:
-    found = try_runtimes(model, data(model), only=["onnxruntime", "mnn"], runs=0)
+    found = runtimes(model, data(model), only=["onnxruntime", "mnn"], runs=0)
     assert str(found).startswith(f"{model}: 1 of 1 runtimes run it, 1 of 1 agree with ONNX Runtime ")
     wrong = replace(
         found, noise=False, attempts=(_of("tvm", agreement=0.5), _of("mnn", **FAILED, loads=False, reason="no"))
@@ -681,7 +681,7 @@ def test_the_command_refuses_in_one_line(here: Path) -> None:
 
 def test_outputs_do_not_depend_on_the_batch(model: Path) -> None:
     """A batch that does not divide the items is filled up, and what fills it is not compared."""
-    (one,) = try_runtimes(model, data(model, 7), only=["onnxruntime"], batch=4, runs=0).attempts
+    (one,) = runtimes(model, data(model, 7), only=["onnxruntime"], batch=4, runs=0).attempts
     assert (one.items, one.runs) == (7, True)
     written = open_session(model, level="off").run(None, data(model, 7))[0]
     assert written.shape == (7, 10)

@@ -12,7 +12,7 @@ from helpers.stages import feeds, simulated
 from onnx import TensorProto, helper
 
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.runtimes import (
+from mrecg_onnx.running import (
     Kernel,
     check_provider,
     elsewhere,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mrecg_onnx.runtimes import latency, medians, ratio_interval
+from mrecg_onnx.running import latency, medians, ratio_interval
 
 
 class Recorder:

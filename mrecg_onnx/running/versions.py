@@ -8,7 +8,7 @@ import onnxruntime as ort
 
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.metadata_keys import CONTAINER_KEY
-from mrecg_onnx.runtimes.models import Model, describe, read_graph
+from mrecg_onnx.running.models import Model, describe, read_graph
 from mrecg_onnx.targets import Requirement, requirements, stored_requirements, unmet
 
 if TYPE_CHECKING:

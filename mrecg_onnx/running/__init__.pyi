@@ -1,14 +1,14 @@
 from .attempts import Attempt, RuntimesReport
+from .batches import pad_batch, run_outputs, run_padded
 from .catalogue import RUNTIMES, installed
 from .environment import Finding, doctor
 from .fresh_process import load, noise
 from .kernel_counts import Kernel, check_provider, elsewhere, fused_op_counts, kernels
 from .models import Model, describe, read_graph, require_room, size_bytes, specs_of
-from .running import pad_batch, run_outputs, run_padded
 from .sessions import PROVIDERS, Level, fixed_batch, input_specs, open_session
 from .target_runtimes import Opened, open_with
 from .timing import is_noise, latency, medians, ratio_interval, speedup_text
-from .trying import try_runtimes
+from .trying import runtimes
 from .versions import slower_here
 
 __all__ = [
@@ -43,9 +43,9 @@ __all__ = [
     "require_room",
     "run_outputs",
     "run_padded",
+    "runtimes",
     "size_bytes",
     "slower_here",
     "specs_of",
     "speedup_text",
-    "try_runtimes",
 ]

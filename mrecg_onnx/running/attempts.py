@@ -10,7 +10,7 @@ from typing import Any
 
 from mrecg_onnx.converters.results import Result
 from mrecg_onnx.converters.text import printable
-from mrecg_onnx.runtimes.catalogue import Arithmetic
+from mrecg_onnx.running.catalogue import Arithmetic
 
 __all__ = ["Attempt", "RuntimesReport", "reason"]
 
@@ -40,7 +40,7 @@ class Attempt:
     """One runtime in one environment.
 
     Attributes:
-        name: row of :data:`mrecg_onnx.runtimes.catalogue.RUNTIMES`.
+        name: row of :data:`mrecg_onnx.running.catalogue.RUNTIMES`.
         title: what it is called.
         version: its version, empty where it is not known.
         environment: path of the Python, or folder of npm packages, that it lives in; empty where it is not installed.
@@ -112,7 +112,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class RuntimesReport(Result):
-    """Outcome of :func:`mrecg_onnx.runtimes.try_runtimes`.
+    """Outcome of :func:`mrecg_onnx.runtimes`.
 
     Attributes:
         file: the model.

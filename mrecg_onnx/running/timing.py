@@ -7,7 +7,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
-from mrecg_onnx.runtimes.running import run
+from mrecg_onnx.running.batches import run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ def latency(
     Each timed run follows an untimed one of the same session: the change of session leaves cold caches and sleeping
     worker threads, which a deployed model does not meet. Measured on 2 cores (ms, FP32 MobileNetV2 and ResNet-20,
     medians of 100): each alone 2.5 and 0.47; taking turns 6.5 and 0.65 (the waiting session's threads spin); with
-    :func:`~mrecg_onnx.runtimes.open_session`'s stop of the spinning 2.6 and 4.0 (threads are woken late); with the untimed run
+    :func:`~mrecg_onnx.running.open_session`'s stop of the spinning 2.6 and 4.0 (threads are woken late); with the untimed run
     too 2.5 and 0.57.
 
     Args:

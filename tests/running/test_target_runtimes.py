@@ -12,7 +12,7 @@ from helpers.stages import feeds
 from helpers.targets import SAMPLES, on_sample, quantized
 
 from mrecg_onnx.data import open_validation
-from mrecg_onnx.runtimes import input_specs, open_session, open_with, run_padded
+from mrecg_onnx.running import input_specs, open_session, open_with, run_padded
 from mrecg_onnx.targets.target import load_target
 from mrecg_onnx.validating import stored_preprocess
 from mrecg_onnx.writing.retargeting import retarget
@@ -36,7 +36,7 @@ def test_a_runtime_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_runtime_that_is_not_installed_is_said_by_the_command(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mrecg_onnx.runtimes.catalogue.importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setattr("mrecg_onnx.running.catalogue.importlib.util.find_spec", lambda _name: None)
     said = works(*on_sample("--target", "openvino", "-o", "ov.onnx")).stdout
     assert "target openvino: not opened: OpenVINO is not installed (pip install openvino)" in " ".join(said.split())
 

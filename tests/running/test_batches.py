@@ -9,13 +9,13 @@ from helpers.classifiers import classifier, outputs
 
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.data import Preprocess, open_validation
-from mrecg_onnx.runtimes import (
+from mrecg_onnx.running import (
     fixed_batch,
     input_specs,
     open_session,
     run_padded,
 )
-from mrecg_onnx.runtimes.running import pad_batch
+from mrecg_onnx.running.batches import pad_batch
 
 RAW = Preprocess(mean=(0.0,), std=(1.0,), scale=1 / 128)
 

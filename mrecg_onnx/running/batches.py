@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from mrecg_onnx.converters.deadline import run_limited
 from mrecg_onnx.converters.errors import ModelError, first_line
-from mrecg_onnx.runtimes.sessions import ORT_ERRORS, fixed_batch
+from mrecg_onnx.running.sessions import ORT_ERRORS, fixed_batch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -20,8 +20,8 @@ from mrecg_onnx.converters.text import bounded
 from mrecg_onnx.converters.versions import restamped
 from mrecg_onnx.data import InputSpec
 from mrecg_onnx.machine import MOST_THREADS, local_rank
-from mrecg_onnx.runtimes.models import Model, describe, read_graph
-from mrecg_onnx.runtimes.versions import needed, refuse_wrong, wrong_here
+from mrecg_onnx.running.models import Model, describe, read_graph
+from mrecg_onnx.running.versions import needed, refuse_wrong, wrong_here
 
 __all__ = [
     "ORT_ERRORS",

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mrecg_onnx.runtimes.sessions import PROVIDERS
+from mrecg_onnx.running.sessions import PROVIDERS
 
 __all__ = ["ORT_PACKAGES", "RUNTIMES", "Arithmetic", "Runtime", "installed"]
 
@@ -42,7 +42,7 @@ class Runtime:
     Attributes:
         name: how it is asked for.
         title: what it is called.
-        opener: a row of :data:`mrecg_onnx.runtimes.openers.OPENERS`; of a runtime for node, its package.
+        opener: a row of :data:`mrecg_onnx.running.openers.OPENERS`; of a runtime for node, its package.
         modules: what has to be importable.
         distributions: packages that carry its version, the first that is there.
         install: what installs it.
