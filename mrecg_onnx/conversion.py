@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,17 @@ class Conversion:
     compared: bool
     opened: Opened
     notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary without the model itself."""
+        forms = zip(("before", "after"), (self.before, self.after), (self.size_before, self.size), strict=True)
+        return {
+            "output": str(self.output) if self.output else None,
+            **{when: {"target": form[0], "container": form[1], "size_bytes": size} for when, form, size in forms},
+            "compared": self.compared,
+            "opened": self.opened.to_json(),
+            "notes": list(self.notes),
+        }
 
 
 @overload

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORCE",
+    "OWN_PROCESS",
     "PRESET",
     "QUIET",
     "TAKEN",
     "VERBOSE",
     "OutputError",
+    "alone_on_stdout",
     "asked",
     "is_quiet",
     "open_streams",
@@ -49,6 +51,10 @@ NARROWEST = 20
 #: What a command's context keeps of how it was asked to talk: nothing but errors, with details, JSON alone on stdout; and
 #: whether it may write over results.
 QUIET, VERBOSE, TAKEN, FORCE = (f"mrecg_onnx.{name}" for name in ("quiet", "verbose", "stdout", "force"))
+#: Where it keeps the stream that JSON goes to.
+_JSON_STREAM = "mrecg_onnx.stream"
+#: The object of a command's context where the process is there for the command alone.
+OWN_PROCESS = "mrecg_onnx.own_process"
 #: Options that a preset stands for, and that were not given in its place.
 PRESET = "mrecg_onnx.preset"
 
@@ -94,17 +100,47 @@ def put(text: str, color: str | None = None) -> None:
         OutputError: it does not take it.
         BrokenPipeError: nobody reads it any more.
     """
-    with _printing():
-        click.secho(text, fg=color)
+    context = click.get_current_context(silent=True)
+    kept: TextIO | None = None if context is None else context.meta.get(_JSON_STREAM)
+    stream = kept or sys.stdout
+    with _printing(stream):
+        click.secho(text, file=stream, fg=color)
 
 
 @contextmanager
-def _printing() -> Iterator[None]:
+def alone_on_stdout(ctx: click.Context) -> Iterator[None]:
+    """Leave stdout to JSON, where the command was asked for that: what else is printed there goes to stderr.
+
+    Libraries print on the descriptor itself, some of it when the process ends (gloo under torchrun). In a process of the
+    command's own the descriptor leads to stderr from here to the end; that of a host is its own.
+    """
+    if not ctx.meta.get(TAKEN):
+        yield
+        return
+    ctx.meta[_JSON_STREAM] = _moved(sys.stdout) if ctx.find_root().obj is OWN_PROCESS else sys.stdout
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def _moved(stream: TextIO) -> TextIO:
+    """Another stream to where ``stream`` writes, whose descriptor is another name of stderr's from now on."""
+    try:
+        number, errors = stream.fileno(), sys.stderr.fileno()
+    except (OSError, ValueError):  # none of the system's
+        return stream
+    stream.flush()
+    moved = os.fdopen(os.dup(number), "w", encoding=stream.encoding, errors=stream.errors)
+    os.dup2(errors, number)
+    return moved
+
+
+@contextmanager
+def _printing(stream: TextIO) -> Iterator[None]:
     """Say that it was stdout that failed."""
     try:
         yield
     except OSError as error:
-        silence(sys.stdout)
+        silence(stream)
         if error.errno == errno.EPIPE:
             raise
         raise OutputError(f"standard output cannot be written: {error.strerror or error}") from error
@@ -150,7 +186,7 @@ def show(*tables: RenderableType) -> None:
     if is_quiet() or asked(TAKEN):
         return
     out = _console(sys.stdout)
-    with collecting_seldom(), _printing():
+    with collecting_seldom(), _printing(sys.stdout):
         if out.is_terminal:
             out.print(*tables)
             return

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mrecg_onnx.commands._console import OutputError, open_streams, say, silence, warn
+from mrecg_onnx.commands._console import OWN_PROCESS, OutputError, open_streams, say, silence, warn
 from mrecg_onnx.commands._signals import Stopped, stoppable
 from mrecg_onnx.converters.errors import DataError, MrecgError, first_line
 from mrecg_onnx.converters.text import LONGEST_LINE, bounded, printable, quoted
@@ -105,7 +105,7 @@ class Group(click.Group):
                 stream.reconfigure(errors="backslashreplace")
         with stoppable():
             try:
-                return super().main(*args, **kwargs)
+                return super().main(*args, obj=OWN_PROCESS, **kwargs)
             except OSError as error:  # help, which click prints
                 silence(sys.stdout)
                 Failure(f"standard output cannot be written: {error.strerror or error}").show()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -389,7 +390,13 @@ def _flag(key: str, *names: str, text: str) -> Callable[[F], F]:
     return option(RUN, *names, is_flag=True, expose_value=False, callback=remember, help=text)
 
 
+#: Other names of standard output.
+_ALSO_STDOUT = frozenset({"/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
+
+
 def _json(ctx: click.Context, _param: click.Parameter, value: Path | None) -> Path | None:
+    if value is not None and os.fspath(value) in _ALSO_STDOUT:
+        value = STDOUT  # behind > it would be another name of a file that takes the place of the one that is open
     ctx.meta[TAKEN] = value == STDOUT
     return value
 

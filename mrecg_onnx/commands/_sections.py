@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 import cloup
 
+from mrecg_onnx.commands._console import alone_on_stdout
 from mrecg_onnx.converters.text import did_you_mean
 from mrecg_onnx.settings import Settings
 
@@ -83,6 +84,11 @@ class Command(cloup.Command):
         if any("\0" in text for text in args):
             raise click.UsageError("an argument holds a zero byte, which nothing takes", ctx)
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Do the work; stdout is left to JSON where that was asked for."""
+        with alone_on_stdout(ctx):
+            return super().invoke(ctx)
 
 
 def option(section: cloup.OptionGroup | None, *names: str, **kwargs: Any) -> Callable[[F], F]:

@@ -10,7 +10,7 @@ import cloup
 
 from mrecg_onnx.commands._console import FORCE, asked, show, warn
 from mrecg_onnx.commands._errors import Failure, guarded, interrupted
-from mrecg_onnx.commands._files import check_writes
+from mrecg_onnx.commands._files import check_writes, write_json
 from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._options import (
     CALIBRATION,
@@ -101,7 +101,7 @@ __all__ = ["compare_command"]
 @image_options()
 @report_option
 @force_option
-@all_but(output_options, "json_file")
+@output_options
 @click.pass_context
 def compare_command(
     ctx: click.Context,
@@ -120,6 +120,7 @@ def compare_command(
     latency_batch: int,
     repeats: int,
     report_file: Path | None,
+    json_file: Path | None,
     debug: bool,
     **options: Any,
 ) -> None:
@@ -132,7 +133,7 @@ def compare_command(
     \b
     mrecg-onnx compare model.onnx --calib images/ --data labelled_images/ --methods nearest,qdrop,mrecg --bits W4A4,W2A4 -o out/
     """  # noqa: D301 - click wants the character, not backslash and b
-    with guarded(debug=debug):
+    with guarded(debug=debug, writes=[path for path in (json_file, report_file) if path]):
         settings, metric = settings_from(options), metric_from(options)
         names, bits = _names("--methods", methods), _names("--bits", widths)
 
@@ -143,7 +144,7 @@ def compare_command(
             from mrecg_onnx.reporting import report_comparison, require_packages
 
             require_packages()
-            check_writes({"--report": report_file}, [model], "the model itself")
+        check_writes({"--json": json_file, "--report": report_file}, [model], "the model itself")
 
         with cells(settings.iters) as report:
             try:
@@ -167,6 +168,8 @@ def compare_command(
                 )
             except KeyboardInterrupt as error:
                 raise interrupted(_kept(report.finished, folder), error) from error
+        if json_file is not None:
+            write_json(result.to_json(), json_file)
         if report_file is not None:
             report_comparison(result, report_file, command=given_command(ctx))
         _summary(result, report_file)

@@ -9,12 +9,13 @@ import cloup
 
 from mrecg_onnx.commands._console import show
 from mrecg_onnx.commands._errors import guarded
-from mrecg_onnx.commands._files import check_new, check_writes
+from mrecg_onnx.commands._files import check_new, check_writes, write_json
 from mrecg_onnx.commands._loading import loading
-from mrecg_onnx.commands._options import CONTAINER, PATH, TARGET, force_option, talk_options
+from mrecg_onnx.commands._options import CONTAINER, PATH, TARGET, force_option, output_options
 from mrecg_onnx.commands._progress import counter
 from mrecg_onnx.commands._sections import Choice, Command
 from mrecg_onnx.commands._tables import grid, ratio
+from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.machine import byte_size
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ __all__ = ["convert_command"]
     help="The file to write.  [default: <QUANT>_<target>_<container>_batch<N>.onnx in this folder, <QUANT>_<container>.tflite]",
 )
 @force_option
-@talk_options
+@output_options
 def convert_command(
     *,
     quantized: Path,
@@ -63,6 +64,7 @@ def convert_command(
     target: str | None,
     batch: int | None,
     out: Path | None,
+    json_file: Path | None,
     debug: bool,
 ) -> None:
     """Rewrite QUANT.onnx, a result of quantize, for another target or container.
@@ -91,17 +93,24 @@ def convert_command(
     if to == "onnx":
         parts = parts or ["converted"]
     out = out or Path("_".join([quantized.stem, *parts]) + f".{to}")
-    with guarded(debug=debug, writes=[out]):
-        check_writes({"--output": out}, [quantized], "the model itself")
+    with guarded(debug=debug, writes=[path for path in (out, json_file) if path]):
+        if json_file is not None and json_file.resolve() == out.resolve():
+            raise SettingsError(f"--json {json_file} is an output file: choose another file")
+        check_writes({"--output": out, "--json": json_file}, [quantized], "the model itself")
         check_new(out)
         with loading():
             from mrecg_onnx.conversion import convert
 
         with counter("convert"):
+            result: Conversion | LiteRTFile
             if to == "tflite":
-                summary = _litert_summary(convert(quantized, container, to="tflite", output=out))
+                result = convert(quantized, container, to="tflite", output=out)
+                summary = _litert_summary(result)
             else:
-                summary = _summary(convert(quantized, container, target, batch=batch, output=out))
+                result = convert(quantized, container, target, batch=batch, output=out)
+                summary = _summary(result)
+        if json_file is not None:
+            write_json(result.to_json(), json_file)
         show(summary)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -54,6 +55,18 @@ class LiteRTFile:
     layouts: dict[str, tuple[int, ...]]
     opened: Opened
     notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary without the file itself."""
+        return {
+            "output": str(self.output) if self.output else None,
+            "before": {"size_bytes": self.size_before},
+            "after": {"size_bytes": len(self.content)},
+            "operators": self.operators,
+            "layouts": self.layouts,
+            "opened": self.opened.to_json(),
+            "notes": list(self.notes),
+        }
 
 
 def to_litert(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,10 @@ class Opened:
     agreement: float | None = None
     sqnr_by_output: dict[str, float] = field(default_factory=dict)
     outputs: Arrays = field(default_factory=dict, repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict without what the runtime gave."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "outputs"}
 
     def line(self) -> str:
         """One line for people."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,21 @@ def test_convert_to_the_types_of_the_standard(here: Path) -> None:
     typed = works("convert", "packed.onnx", "--container", "typed", "-o", "typed.onnx").stdout
     assert "packed -> typed" in typed
     works("validate", "model.onnx", "typed.onnx", "--data", "images", "--repeats", "0")
+
+
+def test_convert_says_as_json_what_it_made(here: Path) -> None:
+    Path("q.onnx").write_bytes(quantized("residual").SerializeToString())
+    found = json.loads(works("convert", "q.onnx", "--container", "packed", "--json", "-").stdout)
+    assert found["output"] == "q_packed.onnx"
+    assert (found["before"]["container"], found["after"]["container"]) == ("int8", "packed")
+    assert found["after"]["size_bytes"] == Path("q_packed.onnx").stat().st_size
+    assert found["compared"] is True
+    assert found["opened"]["kernels"]
+    packed = ("convert", "q.onnx", "--container", "packed", "--force")
+    works(*packed, "--json", "found.json")
+    assert json.loads(Path("found.json").read_text()) == found
+    fails(*packed, "--json", "q.onnx", code=2, says=("--json q.onnx is the model itself",))
+    fails(*packed, "--json", "q_packed.onnx", code=2, says=("--json q_packed.onnx is an output file",))
 
 
 def test_convert_refuses_in_one_line(here: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -50,6 +51,44 @@ def test_nobody_who_reads_on_is_a_quiet_end(here: Path) -> None:
     done = command(*INSPECT, shell="| head -1")
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 1)
     assert not any(one.startswith(("Error", "Traceback", "Exception")) for one in done.stderr.splitlines())
+
+
+#: A doctor that prints in every way that a library may, while it works and when the process ends.
+NOISY = """
+import atexit, ctypes, os
+from mrecg_onnx.commands import main
+import mrecg_onnx.runtimes as room
+plain = room.doctor
+def noisy():
+    atexit.register(os.write, 1, b"noise at exit\\n")
+    os.write(1, b"noise\\n")
+    print("noise of Python")
+    ctypes.CDLL(None).puts(b"noise that C keeps")
+    os.system("echo noise of a child")
+    return plain()
+room.doctor = noisy
+main(prog_name="mrecg-onnx")
+"""
+
+
+def test_json_is_alone_on_stdout_whatever_libraries_print() -> None:
+    call = [sys.executable, "-c", NOISY, "doctor", "--json", "/dev/stdout"]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["works"] is True
+    assert done.stderr.count("noise") == 5
+
+
+@pytest.mark.parametrize(
+    ("shell", "said"),
+    [
+        ("| (exec <&-; sleep 1)", []),
+        ("> /dev/full", ["Error: standard output cannot be written: No space left on device"]),
+    ],
+)
+def test_json_that_nobody_reads_or_that_has_no_place(shell: str, said: list[str]) -> None:
+    done = command("doctor", "--json", "-", shell=shell)
+    assert done.stderr.splitlines() == ["starting ...", *said]
 
 
 @pytest.mark.parametrize(

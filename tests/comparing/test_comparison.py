@@ -441,6 +441,9 @@ def test_the_command_shows_the_table_and_where_things_are(here: Here, tmp_path: 
 def test_the_command_fails_where_a_cell_does_after_showing_the_rest(
     here: Here, tmp_path: Path, started: list[str]
 ) -> None:
+    alone = run(*command(here, tmp_path / "out", "--repeats", "0", "--json", "-"))
+    assert alone.exit_code == 1
+    assert [cell["method"] for cell in json.loads(alone.stdout)["cells"]] == ["nearest", "qdrop"]
     result = run(*command(here, tmp_path / "out", "--repeats", "0"))
     assert result.exit_code == 1
     assert "75.00%" in result.stdout

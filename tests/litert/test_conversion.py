@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -201,7 +202,10 @@ def test_sizes_that_are_free_are_refused() -> None:
 
 def test_the_command(here: Path) -> None:
     Path("q.onnx").write_bytes(quantized("residual").SerializeToString())
-    said = " ".join(works("convert", "q.onnx", "--to", "tflite").stdout.split())
+    said = " ".join(works("convert", "q.onnx", "--to", "tflite", "--json", "q.json").stdout.split())
+    found = json.loads(Path("q.json").read_text())
+    assert found["after"]["size_bytes"] == Path("q.tflite").stat().st_size
+    assert found["operators"]
     assert Path("q.tflite").read_bytes()[4:8] == b"TFL3"
     assert "CONV_2D int8 6" in said
     assert "opened by" in said
