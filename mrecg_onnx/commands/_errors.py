@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
 from mrecg_onnx.commands._console import OWN_PROCESS, OutputError, open_streams, say, silence, warn
+from mrecg_onnx.commands._help import Context
 from mrecg_onnx.commands._signals import Stopped, stoppable
 from mrecg_onnx.converters.errors import DataError, MrecgError, first_line
 from mrecg_onnx.converters.text import LONGEST_LINE, bounded, printable, quoted
@@ -92,8 +94,10 @@ def _one_line() -> Iterator[None]:
         raise UsageFailure(f"{message} ('{command} --help' lists what there is)") from error
 
 
-class Group(click.Group):
+class Group(cloup.Group):
     """A group whose usage errors, and those of its commands, take one line."""
+
+    context_class = Context
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command line; what the terminal's encoding does not have is written out instead of failing."""

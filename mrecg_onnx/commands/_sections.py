@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 
 import click
 import cloup
+from click.utils import make_default_short_help
 
 from mrecg_onnx.commands._console import alone_on_stdout
+from mrecg_onnx.commands._help import Context
 from mrecg_onnx.converters.text import did_you_mean
 from mrecg_onnx.settings import Settings
 
@@ -69,6 +71,8 @@ class Steps(click.ParamType):  # type: ignore[type-arg]
 class Command(cloup.Command):
     """A command whose help page has the sections that its options are in, always in one order."""
 
+    context_class = Context
+
     def __init__(self, *args: Any, params: list[click.Parameter] | None = None, **kwargs: Any) -> None:
         # A group of cloup's holds the options of the command that was made last (findings/cloup_group_of_two_commands.sh): each
         # command has groups of its own.
@@ -78,6 +82,10 @@ class Command(cloup.Command):
                 parameter.group = own[parameter.group]
         super().__init__(*args, params=params, **kwargs)
         self.option_groups.sort(key=list(own.values()).index)
+
+    def get_short_help_str(self, limit: int = 0) -> str:  # noqa: ARG002 - click's signature
+        """The first sentence, whole: lists of commands have lines enough."""
+        return make_default_short_help(self.help or "", len(self.help or ""))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the arguments; a system gives none with a zero byte, a host may, and no path can hold one."""

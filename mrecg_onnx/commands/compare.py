@@ -46,6 +46,7 @@ __all__ = ["compare_command"]
     type=CALIBRATION,
     required=True,
     group=IMAGES,
+    metavar="PATH|zeroq",
     help="Folder of images, .npy/.npz of inputs, or zeroq: images made from the model.",
 )
 @cloup.option(

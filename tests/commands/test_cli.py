@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -358,6 +359,20 @@ def test_a_help_page_is_readable_on_a_narrow_terminal(columns: int) -> None:
     assert max(map(len, lines)) <= columns
     said = [line.strip() for line in lines if line.startswith("     ") and "[" not in line]
     assert sum(map(len, said)) / len(said) > 35  # click's two columns leave 24 for the text
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_lines_of_help_pages_fit_and_examples_can_be_copied(columns: int) -> None:
+    for command in (main, *main.commands.values()):
+        width = min(80, columns - 1)  # what a terminal of so many columns comes to
+        context = command.make_context(command.name, [], resilient_parsing=True, terminal_width=width)
+        text = context.get_help()
+        lines = text.splitlines()
+        assert max(map(len, lines)) < columns, max(lines, key=len)
+        assert not [line for line in lines if line.endswith(("...", "-")) and not re.match("  -|Usage|.*json", line)]
+        examples = re.findall(r"^ *(mrecg-onnx .*)$", inspect.cleandoc(command.help or ""), re.MULTILINE)
+        copied = re.sub(r" \\\n +", " ", text)
+        assert examples == re.findall(r"^  (mrecg-onnx .*)$", copied, re.MULTILINE)
 
 
 # --- the doors -------------------------------------------------------------------------------------------------------
