@@ -209,6 +209,7 @@ def prepare(
                 settings.preprocess, inputs, f"{measured_on} holds images, and the model is calibrated on arrays"
             )
         fitting.require(graph, plan, inputs, dataset)
+        dataset.require_values()
         arrays = dataset.load(HEAD)
         data = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if len(next(iter(data.values()))) < 2:

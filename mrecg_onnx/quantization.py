@@ -71,7 +71,7 @@ def quantize(
             WorkerError.
     """
     settings = settings or Settings()
-    judge = Judge.of(settings, data, labels, metric)
+    judge = Judge.of(model, settings, data, labels, metric)
     with open_run(settings.device, settings.memory, checkpoint, progress) as run, ExitStack() as held:
         if output is not None:
             run.once(lambda: held.enter_context(claimed(output)))

@@ -85,6 +85,7 @@ class Inputs:
         calib = handed.calibration(calib, specs, settings)
         data, labels = handed.validation(data, specs, settings, labels, limit)
         checked = open_validation(data, specs, settings.preprocess, labels, limit, classes=metric is None)
+        checked.require_values()
         content = {name: value for name, value in settings.to_json().items() if name not in _FREE}
         quantized_by = {
             "version": __version__,
@@ -213,4 +214,5 @@ def _calibration_key(calib: Files, specs: Sequence[InputSpec], settings: Setting
     if calib == ZEROQ:  # made by every cell from the model, with the same seed
         return ZEROQ
     data = open_calibration(calib, specs, settings.preprocess, samples=settings.samples, seed=settings.seed)
+    data.require_values()
     return data.fingerprint()

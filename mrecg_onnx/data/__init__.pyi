@@ -4,7 +4,7 @@ from .folders import ARRAY_SUFFIXES, IMAGE_SUFFIXES, find_files
 from .frozen import Frozen, freeze
 from .inputs import InputSpec
 from .labels import NO_LABELS, check_classes
-from .opening import ZEROQ, holds_images, open_calibration, open_validation
+from .opening import ZEROQ, holds_images, open_calibration, open_validation, require_values
 from .preprocess import (
     COLORS,
     IMAGENET_MEAN,
@@ -57,5 +57,6 @@ __all__ = [
     "open_validation",
     "profile",
     "require_numbers",
+    "require_values",
     "without_order",
 ]

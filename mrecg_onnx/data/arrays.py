@@ -120,6 +120,10 @@ class ArrayDataset(Dataset):
                 largest, name = row, f"{path} with {row:,} bytes a row"
         return largest, name
 
+    def require_values(self) -> None:
+        """As the base class has it."""
+        self._look_at_all()
+
     def fingerprint(self) -> str:
         """Of the files and of the rows chosen."""
         return digest(self._paths, repr(self._chosen.tolist()))

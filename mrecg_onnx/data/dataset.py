@@ -34,6 +34,7 @@ __all__ = ["Dataset", "check_lost", "digest", "lost_text"]
 
 MAX_LOST = 0.05  # share of unreadable images above which a data set is called broken instead of being thinned out
 _LOAD_CHUNK = 64  # images decoded at a time by load()
+_LOOK_BYTES = 16 << 20  # of samples looked at together: fast memory, and no more than a batch
 
 
 class Dataset(ABC):
@@ -117,6 +118,23 @@ class Dataset(ABC):
     @abstractmethod
     def _read(self, indices: Sequence[int]) -> tuple[dict[str, NDArray[Any]], list[int]]:
         """Inputs of those ``indices`` that can be read, and which these are, in order."""
+
+    def require_values(self) -> None:  # noqa: B027 - most have none that could be wrong
+        """Look at all that lies in files of arrays, before any work: what only a later stage uses is looked at here, too.
+
+        Images are numbers whatever they hold, arrays in memory were looked at when they were opened, and what is handed over one
+        after the other is as it comes.
+
+        Raises:
+            DataError: NaN, an infinity, or a value that the input's type does not hold; its sample is named.
+        """
+
+    def _look_at_all(self) -> None:
+        """Read all samples, a few at a time, and keep none."""
+        row = max(1, sum(rows.nbytes for rows in self._read([0])[0].values()))
+        size = max(1, min(_LOAD_CHUNK, _LOOK_BYTES // row))
+        for start in range(0, len(self), size):
+            self._read(range(start, min(len(self), start + size)))
 
     def labels_key(self) -> bytes:
         """Changes with what outputs are held against; empty where there is nothing."""

@@ -118,6 +118,9 @@ class MemoryDataset(_Chosen):
         chosen: the rows that are used.
         targets: for these, None without.
         called: what messages call the arrays.
+
+    Raises:
+        DataError: NaN, an infinity, or a value that an input's type does not hold.
     """
 
     def __init__(
@@ -130,6 +133,7 @@ class MemoryDataset(_Chosen):
     ) -> None:
         super().__init__(inputs, chosen, targets, called)
         self._arrays, self._called = dict(arrays), called
+        self._look_at_all()
 
     def _read(self, indices: Sequence[int]) -> tuple[dict[str, NDArray[Any]], list[int]]:
         rows, place = self._chosen[list(indices)], ("sample", f" of {self._called}")

@@ -35,7 +35,7 @@ from mrecg_onnx.data.inputs import shape_text
 from mrecg_onnx.data.kept_pixels import KeptPixels
 from mrecg_onnx.data.label_files import read_labels
 from mrecg_onnx.data.labels import NO_LABELS
-from mrecg_onnx.data.preprocess import USE_ARRAYS
+from mrecg_onnx.data.preprocess import USE_ARRAYS, Preprocess
 from mrecg_onnx.data.samples import Sampler, by_input, class_indices, target_in, targets_of
 from mrecg_onnx.data.sources import Given, Indexed, Stream, Whole, given, is_path, parts
 
@@ -45,10 +45,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mrecg_onnx.data.inputs import InputSpec
-    from mrecg_onnx.data.preprocess import Preprocess
-    from mrecg_onnx.data.sources import Data
+    from mrecg_onnx.data.sources import Data, Source
 
-__all__ = ["ZEROQ", "holds_images", "open_calibration", "open_validation"]
+__all__ = ["ZEROQ", "holds_images", "open_calibration", "open_validation", "require_values"]
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +121,23 @@ def open_validation(
         SettingsError: ``limit`` below 1, or a preprocessing setting that contradicts the model.
     """
     return _open(source, inputs, preprocess, _Opening(limit, labelled=True, labels=labels, keep=keep, classes=classes))
+
+
+def require_values(source: Source, inputs: Sequence[InputSpec], limit: int | None = None) -> None:
+    """Look, before any work, at the values of arrays that a later stage is measured on: those in files, and those in memory.
+
+    Args:
+        source: as for :func:`open_validation`. Images are not decoded, and of what hands out samples nothing is asked for.
+        inputs: the model's inputs.
+        limit: as for :func:`open_validation`.
+
+    Raises:
+        DataError: the arrays do not fit the inputs, or hold NaN, an infinity, or a value that an input's type does not hold.
+    """
+    if isinstance(source, Dataset):
+        source.require_values()
+    elif isinstance(source, Whole) or not (isinstance(source, Given) or holds_images(source)):
+        open_validation(source, inputs, Preprocess(), NO_LABELS, limit).require_values()
 
 
 @dataclass(frozen=True)

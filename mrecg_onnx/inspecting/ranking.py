@@ -225,6 +225,9 @@ def sensitivity(
             f"the model is measured where it is cut, {told_cut(ready.graph.metadata_props)}; metric "
             f"{wanted_metric.name} counts what the whole gives: leave it out"
         )
+    images = _images(
+        ready, measured_on, labels, limit, classes=wanted_metric is None
+    )  # what is wrong there is told now
     with clock.stage("sensitivity"):
         weights, tensors = _candidates(plan)
         bits = {a.name: a.bits for a in plan.activations}
@@ -241,7 +244,7 @@ def sensitivity(
     found += [Ranked(n, "activations", bits[n], readers, costs.tensors[n]) for n, readers in tensors.items()]
     found.sort(key=lambda r: r.loss, reverse=True)
     with clock.stage("suggestions"):
-        judge = _Judge(ready, _images(ready, measured_on, labels, limit, classes=wanted_metric is None), wanted_metric)
+        judge = _Judge(ready, images, wanted_metric)
         simulation = calibrate(ready.network, plan, ready.data, settings, ready.ranging)
         wanted: dict[tuple[str, str], None] = {}  # weights of a layer and what it alone reads may have the same
         for entry in (r for r in found if r.bits <= max(WIDTHS)):

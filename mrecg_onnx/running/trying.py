@@ -177,6 +177,7 @@ def _fed(
             there = "missing" if array is None else f"{array.dtype} {list(array.shape)}"
             raise SettingsError(f"{path}: {spec} cannot be fed with what data have: {there}")
     items = min(samples, *(len(found[spec.name]) for spec in specs))
+    found = open_validation({s.name: found[s.name][:items] for s in specs}, specs, Preprocess(), NO_LABELS).load()
     rows = -(-items // batch) * batch
     require_room([InputSpec(s.name, found[s.name].shape, s.dtype) for s in specs], rows)
     return {s.name: np.ascontiguousarray(pad_batch(found[s.name][:items], rows), s.dtype) for s in specs}, items

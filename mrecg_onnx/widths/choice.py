@@ -6,19 +6,20 @@ import dataclasses
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 import onnx
 
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.data import Data, Given, Labels, Source, given, holds_images, open_validation
+from mrecg_onnx.data import Data, Given, Labels, Source, given, holds_images, open_validation, require_values
 from mrecg_onnx.machine import Run
 from mrecg_onnx.measures import AnyMetric, Metric, metric_of
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.planning import BitRule, make_plan
 from mrecg_onnx.preparation import Prepared
 from mrecg_onnx.provenance import metadata
-from mrecg_onnx.running import describe
+from mrecg_onnx.running import describe, read_graph, specs_of
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets import load_target
 from mrecg_onnx.validating import require_metric, validate
@@ -71,11 +72,20 @@ class Judge:
     metric: Metric | None = None
 
     @classmethod
-    def of(cls, settings: Settings, data: Data | None, labels: Labels | None, metric: JudgedBy = None) -> Judge | None:
-        """The judge that the settings ask for, None where they ask for none.
+    def of(
+        cls,
+        model: onnx.ModelProto | str | Path,
+        settings: Settings,
+        data: Data | None,
+        labels: Labels | None,
+        metric: JudgedBy = None,
+    ) -> Judge | None:
+        """The judge of what is made of ``model`` that the settings ask for, None where they ask for none.
 
         Raises:
             SettingsError: there are no data to judge by.
+            ModelError: the model cannot be read, or fed.
+            DataError: arrays do not fit it, or hold NaN, an infinity, or a value that an input's type does not hold.
         """
         if settings.max_drop is None:
             return None
@@ -83,7 +93,9 @@ class Judge:
             raise SettingsError(
                 "--max-drop needs --data: images on which the drop is measured, labelled ones for top-1"
             )
-        return cls(given(data), labels, metric_of(metric))
+        judge = cls(given(data), labels, metric_of(metric))
+        require_values(judge.data, specs_of(read_graph(model), describe(model)))
+        return judge
 
 
 def choose_widths(run: Run, ready: Prepared, judge: Judge | None, make: Make[M]) -> Chosen[M]:

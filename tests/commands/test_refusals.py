@@ -136,6 +136,23 @@ def test_weights_that_are_not_finite(here: Path, value: float, said: str) -> Non
     quantize_fails("broken.onnx", says=("conv2.weight", said))
 
 
+def test_arrays_that_are_not_finite_are_told_before_any_work(here: Path) -> None:
+    """Also those of a row that no stage before learning uses, and those that are measured on last."""
+    good = np.random.default_rng(0).normal(size=(300, 3, 16, 16)).astype(np.float32)
+    bad = good.copy()
+    bad[298, 0, 0, 0] = np.nan
+    np.save("good.npy", good[:8])
+    np.save("bad.npy", bad)
+    whole = ("--calib", "bad.npy")
+    drop = ("--calib", "good.npy", "--method", "nearest", "--max-drop", "5", "--data", "bad.npy")
+    for options in (whole, drop):
+        found = run("quantize", "model.onnx", *options, "-o", "q.onnx")
+        assert found.exit_code == 1
+        assert found.stderr.splitlines()[-1].endswith(" in row 298 for input 'input' in bad.npy")
+        assert "equalize" not in found.stderr
+        assert not Path("q.onnx").exists()
+
+
 def test_activations_that_are_not_finite(here: Path) -> None:
     onnx.save(change("conv2.weight", lambda weight: weight * np.float32(1e38)), "loud.onnx")
     quantize_fails("loud.onnx", says=("conv2_out", "Inf"))

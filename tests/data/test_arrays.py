@@ -9,7 +9,7 @@ import pytest
 from helpers.images import first_red, one_line, rows, spec
 
 from mrecg_onnx.converters.errors import DataError
-from mrecg_onnx.data import Preprocess, open_calibration
+from mrecg_onnx.data import Preprocess, given, open_calibration, require_values
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,10 +116,27 @@ def test_values_that_are_not_finite_are_named(tmp_path: Path, value: float, suff
     data.batch([3, 1])
 
 
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_all_values_that_are_used_are_looked_at_before_any_work(tmp_path: Path, suffix: str) -> None:
+    array = rows(150).copy()
+    array[149, 0, 0, 0] = np.nan
+    path = tmp_path / f"a{suffix}"
+    np.save(path, array) if suffix == ".npy" else np.savez_compressed(path, x=array)
+    model = [spec(None, 3, 4, 4)]
+    with pytest.raises(DataError, match=rf"NaN, Inf .* in row 149 for input 'x' in .*a\{suffix}"):
+        open_calibration(path, model, Preprocess()).require_values()
+    with pytest.raises(DataError, match="row 149"):
+        require_values(path, model)
+    require_values(path, model, 3)  # the last row is not among these
+    with pytest.raises(DataError, match="sample 149 for input 'x' of the dict"):
+        open_calibration({"x": array}, model, Preprocess())  # what is in memory is looked at when it is opened
+    require_values(given(iter(array)), model)  # what goes by is not
+
+
 def test_integers_out_of_range_are_named(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([[1], [300]]))
     with pytest.raises(DataError, match="out of the range of uint8 in row 1"):
-        open_calibration(tmp_path, [spec(None, 1, dtype=np.uint8)], Preprocess()).load()
+        open_calibration(tmp_path, [spec(None, 1, dtype=np.uint8)], Preprocess()).require_values()
 
 
 def test_unreadable_arrays(tmp_path: Path) -> None:
