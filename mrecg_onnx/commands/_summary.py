@@ -183,7 +183,10 @@ def _budgets(result: QuantizationResult) -> list[str]:
     if result.allocation is None:
         return []
     size = contained(result.model, "packed").model.ByteSize()
-    lines = [f"{s['option']}: {s['used']} (at most {s['limit']})" for s in result.allocation.spent]
+    lines = [
+        f"{s['option']}: {s['used']}" + (f" (at most {s['limit']})" if s["limit"] else "")
+        for s in result.allocation.spent
+    ]
     lines += [f"tried {t.average:g} bits on average: {t.lost(result.settings.max_drop)} lost" for t in result.trials]
     return [*lines, f"packed, the file takes {byte_size(size)}"]
 

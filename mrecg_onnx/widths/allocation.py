@@ -43,6 +43,7 @@ __all__ = [
     "average_budget",
     "budgets_of",
     "choose_widths",
+    "counting_layers",
     "size_budget",
     "tensor_budget",
     "with_rules",
@@ -65,6 +66,7 @@ class Budget:
         spent: units by name of each free item and width on offer.
         layers: names of the layers that get an item's width.
         show: units in the user's terms, such as "3.50 bits on average".
+        counts: there is something that spends it, free or fixed.
     """
 
     option: str
@@ -74,6 +76,7 @@ class Budget:
     spent: Mapping[str, Mapping[int, int]]
     layers: Mapping[str, tuple[str, ...]]
     show: Callable[[int], str]
+    counts: bool = True
 
     @property
     def smallest(self) -> int:
@@ -105,7 +108,7 @@ class Allocation:
         widths: of each free item by name: layers of weights budgets, quantizers of tensor budgets.
         rules: the same as rules of ``--bits``.
         costs: measured losses behind the choice.
-        spent: for each budget its option, what is spent, and the limit, in the user's terms.
+        spent: for each budget its option, what is spent, and the limit, in the user's terms; "" where nothing counts.
     """
 
     widths: Mapping[str, int]
@@ -144,10 +147,15 @@ def budgets_of(plan: Plan, settings: Settings, sizes: Callable[[], PackedSize]) 
     return tuple(found)
 
 
+def counting_layers(plan: Plan) -> list[LayerPlan]:
+    """Layers that count for an average: between the first and the last."""
+    return [x for x in plan.quantized_layers if not (x.first or x.last or x.bridge)]
+
+
 def average_budget(plan: Plan, settings: Settings, bits: float, option: str) -> Budget:
     """``bits`` a weight on average, layers weighted by their number of weights; without the first and the last layer."""
-    inner = [x for x in plan.quantized_layers if not (x.first or x.last or x.bridge)]
-    count = max(1, sum(x.params for x in inner))
+    inner = counting_layers(plan)
+    count = sum(x.params for x in inner)
     offered = _widths(settings, WIDTHS)
     free = {x.name: {w: w * x.params for w in offered} for x in inner if not _fixed(x, settings, "w")}
     fixed = sum(x.wbits * x.params for x in inner if x.name not in free)
@@ -159,7 +167,8 @@ def average_budget(plan: Plan, settings: Settings, bits: float, option: str) -> 
         fixed,
         free,
         {n: (n,) for n in free},
-        lambda used: f"{used / count:.2f} bits on average",
+        _mean_bits(count, "no layer lies between the first and the last"),
+        bool(count),
     )
 
 
@@ -197,8 +206,15 @@ def tensor_budget(plan: Plan, settings: Settings) -> Budget:
     option = f"--allocate milp with --abits {settings.abits}"
     return Budget(
         option, "tensors", settings.abits * count, fixed, free, layers,
-        lambda used: f"{used / max(1, count):.2f} bits on average",
+        _mean_bits(count, "no layer between the first and the last reads a tensor of its own"), bool(count),
     )  # fmt: skip
+
+
+def _mean_bits(count: int, nothing: str) -> Callable[[int], str]:
+    """Shows units as bits on average over ``count`` numbers or tensors, and says ``nothing`` where there are none."""
+    if not count:
+        return lambda _: f"nothing to choose, {nothing}"
+    return lambda used: f"{used / count:.2f} bits on average"
 
 
 def allocate(budgets: Sequence[Budget], costs: Costs) -> Allocation:
@@ -227,7 +243,7 @@ def allocate(budgets: Sequence[Budget], costs: Costs) -> Allocation:
                 rules.setdefault(layer, {})["wbits" if budget.kind == "weights" else "abits"] = width
         spent.append({
             "option": budget.option, "kind": budget.kind, "used": budget.show(budget.used(found)),
-            "limit": budget.show(budget.limit), "smallest": budget.show(budget.smallest),
+            "limit": budget.show(budget.limit) if budget.counts else "", "smallest": budget.show(budget.smallest),
         })  # fmt: skip
     logger.info("allocated widths: %s", ", ".join(f"{name} {width}" for name, width in chosen.items()))
     written = tuple(BitRule(f"^{re.escape(n)}$", r.get("wbits"), r.get("abits")) for n, r in rules.items())

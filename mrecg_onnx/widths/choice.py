@@ -16,14 +16,22 @@ from mrecg_onnx.data import Data, Given, Labels, Source, given, holds_images, op
 from mrecg_onnx.machine import Run
 from mrecg_onnx.measures import AnyMetric, Metric, metric_of
 from mrecg_onnx.methods import METHODS
-from mrecg_onnx.planning import BitRule, make_plan
+from mrecg_onnx.planning import BitRule, Plan, make_plan
 from mrecg_onnx.preparation import Prepared
 from mrecg_onnx.provenance import metadata
 from mrecg_onnx.running import describe, read_graph, specs_of
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets import load_target
 from mrecg_onnx.validating import require_metric, validate
-from mrecg_onnx.widths.allocation import Allocation, Budget, allocate, average_budget, budgets_of, with_rules
+from mrecg_onnx.widths.allocation import (
+    Allocation,
+    Budget,
+    allocate,
+    average_budget,
+    budgets_of,
+    counting_layers,
+    with_rules,
+)
 from mrecg_onnx.widths.costs import Costs, cost_images, measure_costs
 from mrecg_onnx.widths.drop_search import AVERAGES, Trial, measured_drop, most_trials, note_judged, search, tell_doubts
 from mrecg_onnx.widths.packed_size import PackedSize
@@ -170,6 +178,12 @@ def _advice(settings: Settings) -> str:
     return f"{', '.join(remedies[:-1])}, or {remedies[-1]}"
 
 
+def _mean_bits(plan: Plan) -> float:
+    """Bits a weight: of the layers that count for an average, of all where none does."""
+    layers = counting_layers(plan) or plan.quantized_layers
+    return sum(x.wbits * x.params for x in layers) / sum(x.params for x in layers)
+
+
 def _within_drop(run: Run, ready: Prepared, judge: Judge, make: Make[M]) -> Chosen[M]:
     """The file of least average width that keeps ``max_drop``; every trial is a whole run but for what comes before it."""
     settings = ready.settings
@@ -191,6 +205,8 @@ def _within_drop(run: Run, ready: Prepared, judge: Judge, make: Make[M]) -> Chos
     with run.stage("allocate"):
         costs = _measured(run, ready, budgets(AVERAGES[-1]))
     possible = [a for a in AVERAGES if budgets(a)[0].smallest <= budgets(a)[0].limit]
+    if not budgets(AVERAGES[-1])[0].spent:  # nothing to choose: the file of the widths that there are is measured
+        possible = [_mean_bits(ready.plan)]
 
     def trial(average: float) -> Trial:
         allocation = allocate(budgets(average), costs)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.architectures import gemm
 from helpers.learned import codes, distance, results
+from helpers.stages import feeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import milp
@@ -19,6 +21,7 @@ from mrecg_onnx import targets
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.machine import parse_byte_size
 from mrecg_onnx.planning import BitRule
+from mrecg_onnx.quantization import quantize
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.widths.allocation import WIDTHS, choose_widths
 from mrecg_onnx.writing.containers import contained
@@ -86,6 +89,17 @@ def test_the_solver_prints_nothing(capfd, monkeypatch):
 
 def test_nothing_to_choose():
     assert choose_widths([], [], 0) == []
+
+
+def test_where_no_layer_counts_nothing_is_chosen_and_one_file_is_tried():
+    """Two layers: the first and the last, which have widths of their own."""
+    model, data = gemm(), feeds(gemm(), 8)
+    settings = Settings(method="nearest", equalize="off", avg_wbits=3.0, allocation="milp")
+    result = quantize(model, data, settings)
+    assert [s["limit"] for s in result.allocation.spent] == ["", ""]
+    assert result.allocation.spent[0]["used"] == "nothing to choose, no layer lies between the first and the last"
+    tried = quantize(model, data, Settings(method="nearest", equalize="off", max_drop=100.0), data=data).trials
+    assert [trial.average for trial in tried] == [8.0]
 
 
 # --- whole runs --------------------------------------------------------------------------------------------------
