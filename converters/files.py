@@ -33,6 +33,7 @@ __all__ = [
     "followed",
     "irregular",
     "move_whole",
+    "no_such",
     "read_small",
     "require_model",
     "require_regular",
@@ -79,6 +80,12 @@ def irregular(path: str | os.PathLike[str]) -> str | None:
     return _KINDS.get(stat.S_IFMT(mode), "no regular file")
 
 
+def no_such(path: str | os.PathLike[str], do: str, what: str = "file") -> str:
+    """The sentence for a path that was given and where nothing is, the same for all: what of it, and what to do."""
+    path = os.fspath(path)
+    return f"{path}: {'is a link to a file that is not there' if Path(path).is_symlink() else f'no such {what}'}; {do}"
+
+
 def require_model(path: str | os.PathLike[str]) -> None:
     """Refuse a path where no file of a model is, before anything that takes long: nothing is opened.
 
@@ -91,9 +98,8 @@ def require_model(path: str | os.PathLike[str]) -> None:
         raise ModelError(f"{path}: is {kind}, no file; give the path of the .onnx file")
     try:
         folder = stat.S_ISDIR(path.stat().st_mode)
-    except FileNotFoundError as error:
-        what = "is a link to a file that is not there" if path.is_symlink() else "no such file"
-        raise ModelError(f"{path}: {what}; check the path of the model") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ModelError(no_such(path, "check the path of the model")) from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if folder:

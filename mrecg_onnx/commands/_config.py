@@ -14,7 +14,7 @@ from mrecg_onnx import __version__
 from mrecg_onnx.commands._console import FORCE, PRESET, asked
 from mrecg_onnx.commands._files import CONFIG
 from mrecg_onnx.commands._sections import RUN, Steps, option
-from mrecg_onnx.converters.files import require_regular
+from mrecg_onnx.converters.files import no_such, require_regular
 from mrecg_onnx.converters.text import did_you_mean
 
 __all__ = ["config_beside", "config_option", "resolved"]
@@ -56,6 +56,8 @@ def _parsed(file: Path) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
+        if not file.exists():
+            raise click.UsageError(f"--config {no_such(file, 'check its path')}")
         require_regular(file)
         if file.stat().st_size > LARGEST:
             raise click.UsageError(f"--config {file}: is larger than any file of options")

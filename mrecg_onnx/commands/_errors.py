@@ -28,7 +28,7 @@ from mrecg_onnx.machine import is_first
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["Failure", "Group", "guarded", "interrupted"]
+__all__ = ["Failure", "Group", "UsageFailure", "guarded", "interrupted"]
 
 
 class Failure(click.ClickException):

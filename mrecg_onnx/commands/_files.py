@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mrecg_onnx.commands._console import FORCE, asked, put
-from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.converters.files import check_writable
+from mrecg_onnx.commands._errors import UsageFailure
+from mrecg_onnx.converters.errors import ExportError, SettingsError
+from mrecg_onnx.converters.files import check_writable, followed, irregular
 from mrecg_onnx.converters.results import json_text, write_text
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def check_writes(writes: Mapping[str, Path | None], models: Sequence[Path], call
 
     Raises:
         SettingsError: a path is that of a file which is read.
+        UsageFailure: it is a folder's, or leads to none.
         ExportError: no file can be written there.
     """
     for option, path in writes.items():
@@ -50,7 +52,12 @@ def check_writes(writes: Mapping[str, Path | None], models: Sequence[Path], call
             what = _read_from(path, models)
             if what:
                 raise SettingsError(f"{option} {path} {what}: choose another file")
-        check_writable(path)
+        try:
+            check_writable(path)
+        except ExportError as error:  # a path that was mistyped, as of what is read, or a failure
+            if path.is_dir() or irregular(path) is not None or not followed(path).parent.is_dir():
+                raise UsageFailure(str(error)) from error
+            raise
 
 
 def _same(path: Path, others: Iterable[Path]) -> bool:

@@ -9,7 +9,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import cloup
-from cloup.styling import identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -32,10 +31,10 @@ _GOES_ON = " \\"
 class _Formatter(cloup.HelpFormatter):
     """Breaks no word at a hyphen, and an example only between its options, behind a backslash."""
 
-    def write_text(self, text: str, style: IStyle = identity) -> None:
+    def write_text(self, text: str, style: IStyle | None = None) -> None:
         """Prose, and examples line by line."""
         lines = (_continued(line, self.available_width) for line in text.split("\n"))
-        super().write_text(_unbroken("\n".join(lines)), style)
+        super().write_text(_unbroken("\n".join(lines)), *([] if style is None else [style]))
 
     def write_dl(
         self,

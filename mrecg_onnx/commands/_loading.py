@@ -11,8 +11,10 @@ from pathlib import Path
 import click
 
 from mrecg_onnx.commands._console import is_quiet, say
-from mrecg_onnx.converters.files import require_model
-from mrecg_onnx.data import find_files
+from mrecg_onnx.commands._errors import UsageFailure
+from mrecg_onnx.converters.errors import DataError, ModelError
+from mrecg_onnx.converters.files import irregular, require_model
+from mrecg_onnx.data import find_files, require_labels
 
 __all__ = ["loading"]
 
@@ -31,10 +33,12 @@ def loading() -> Iterator[None]:
     garbage, and looking through it again and again takes a quarter of the import (.6 of 2.8 s).
 
     Raises:
-        ModelError: a model that the command was given is not there.
-        DataError: its data are not.
+        UsageFailure: a model, data or labels that the command was given are not there.
     """
-    _look()
+    try:
+        _look()
+    except (ModelError, DataError) as error:
+        raise UsageFailure(str(error)) from error
     waits = not gc.isenabled()
     gc.disable()
     try:
@@ -55,8 +59,11 @@ def _look() -> None:
             if path is not None:
                 require_model(path)
     for name in _DATA:
-        if isinstance(given.get(name), Path) and not given[name].exists():
-            find_files(given[name])
+        path = given.get(name)
+        if isinstance(path, Path) and (not path.exists() or irregular(path) is not None):
+            find_files(path)
+    if isinstance(given.get("labels"), Path):
+        require_labels(given["labels"])
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import click
 import cloup
-from click.utils import make_default_short_help
 
 from mrecg_onnx.commands._console import alone_on_stdout
 from mrecg_onnx.commands._help import Context
@@ -85,7 +84,7 @@ class Command(cloup.Command):
 
     def get_short_help_str(self, limit: int = 0) -> str:  # noqa: ARG002 - click's signature
         """The first sentence, whole: lists of commands have lines enough."""
-        return make_default_short_help(self.help or "", len(self.help or ""))
+        return super().get_short_help_str(len(self.help or ""))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the arguments; a system gives none with a zero byte, a host may, and no path can hold one."""

@@ -3,6 +3,7 @@ from .dataset import Dataset, check_lost
 from .folders import ARRAY_SUFFIXES, IMAGE_SUFFIXES, find_files
 from .frozen import Frozen, freeze
 from .inputs import InputSpec
+from .label_files import require_labels
 from .labels import NO_LABELS, check_classes
 from .opening import ZEROQ, holds_images, open_calibration, open_validation, require_values
 from .preprocess import (
@@ -56,6 +57,7 @@ __all__ = [
     "open_calibration",
     "open_validation",
     "profile",
+    "require_labels",
     "require_numbers",
     "require_values",
     "without_order",

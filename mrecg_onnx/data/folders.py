@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from mrecg_onnx.converters.errors import DataError
-from mrecg_onnx.converters.files import irregular
+from mrecg_onnx.converters.files import irregular, no_such
 from mrecg_onnx.converters.text import first_of
 
 __all__ = ["ARRAY_SUFFIXES", "IMAGE_SUFFIXES", "find_files"]
@@ -31,7 +31,7 @@ def find_files(path: Path, *, say: bool = True) -> tuple[Path, list[Path]]:
     kind = irregular(path)
     if kind is not None:
         raise DataError(f"{path} is {kind}, no file: give a folder of images, an image, or an .npy or .npz file")
-    raise DataError(f"no such file or folder: {path}; give a folder of images, an image, or an .npy or .npz file")
+    raise DataError(no_such(path, "give a folder of images, an image, or an .npy or .npz file", "file or folder"))
 
 
 def _search(root: Path, *, say: bool) -> list[Path]:

@@ -10,12 +10,14 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from mrecg_onnx.converters.errors import DataError
+from mrecg_onnx.converters.files import irregular, no_such
 from mrecg_onnx.data.annotated import Targets
-from mrecg_onnx.data.boxes import CocoBoxes, names_boxes
+from mrecg_onnx.data.boxes import CocoBoxes, names_boxes, without_order
 from mrecg_onnx.data.labels import labels_for
 from mrecg_onnx.data.masks import Masks
 
-__all__ = ["LabelFile", "read_labels"]
+__all__ = ["LabelFile", "read_labels", "require_labels"]
 
 #: Class indices [N], or other targets, one for each file; None where nothing tells.
 Read: TypeAlias = "NDArray[np.int64] | Targets | None"
@@ -35,6 +37,20 @@ LABEL_FILES: Sequence[LabelFile] = (
     LabelFile("boxes in COCO's JSON", names_boxes, CocoBoxes),
     LabelFile("a CSV of file,label", lambda _: True, labels_for),
 )
+
+
+def require_labels(path: Path) -> None:
+    """Refuse a path where no labels can be, before anything that takes long: nothing is opened.
+
+    Raises:
+        DataError: nothing is there, or what is no file.
+    """
+    file = without_order(path)
+    do, kind = "give a CSV of file,label, boxes in COCO's JSON, a folder of masks, or .npy for arrays", irregular(file)
+    if kind is not None:
+        raise DataError(f"labels {path}: is {kind}, no file; {do}")
+    if not file.exists():
+        raise DataError(f"labels {no_such(path, do, 'file or folder')}")
 
 
 def read_labels(files: Sequence[Path], root: Path, path: Path | None) -> Read:

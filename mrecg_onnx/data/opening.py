@@ -33,7 +33,7 @@ from mrecg_onnx.data.handed import MOST, IndexedDataset, KeptDataset, MemoryData
 from mrecg_onnx.data.images import ImageDataset
 from mrecg_onnx.data.inputs import shape_text
 from mrecg_onnx.data.kept_pixels import KeptPixels
-from mrecg_onnx.data.label_files import read_labels
+from mrecg_onnx.data.label_files import read_labels, require_labels
 from mrecg_onnx.data.labels import NO_LABELS
 from mrecg_onnx.data.preprocess import USE_ARRAYS, Preprocess
 from mrecg_onnx.data.samples import Sampler, by_input, class_indices, target_in, targets_of
@@ -204,6 +204,8 @@ def _open(source: Data, inputs: Sequence[InputSpec], preprocess: Preprocess, how
 def _open_files(path: Path, inputs: Sequence[InputSpec], preprocess: Preprocess, how: _Opening) -> Dataset:
     """What lies at ``path``."""
     root, files = find_files(path)
+    if how.file is not None:
+        require_labels(how.file)
     if files[0].suffix.lower() in ARRAY_SUFFIXES:
         arrays = ArrayDataset(inputs, files, how.samples, how.seed)
         if how.with_labels:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.errors import SettingsError, first_line
+from mrecg_onnx.converters.files import no_such
 from mrecg_onnx.data.entries import Entries
 from mrecg_onnx.data.inputs import InputSpec
 from mrecg_onnx.data.opening import holds_images
@@ -74,7 +75,7 @@ def profile(name: str | Path) -> Preprocess:
         return PROFILES[str(name)]
     path = Path(name)
     if not path.is_file():
-        raise SettingsError(f"--preprocess {name}: there is no such file, and names are {', '.join(PROFILES)}")
+        raise SettingsError(f"--preprocess {no_such(name, 'names are ' + ', '.join(PROFILES))}")
     found = _read(path)
     if found is None:
         raise SettingsError(

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mrecg_onnx.converters.errors import SettingsError, first_line
+from mrecg_onnx.converters.files import no_such
 from mrecg_onnx.converters.text import did_you_mean, quoted
 from mrecg_onnx.measures.metric import Metric
 from mrecg_onnx.measures.ready import READY
@@ -95,7 +96,7 @@ def _loaded(name: str, text: str) -> ModuleType:
     folder = (file.parent if name.endswith(".py") else Path()).resolve()
     if name.endswith(".py"):
         if not file.is_file():
-            raise SettingsError(f"metric {quoted(text)}: there is no file {quoted(name)}")
+            raise SettingsError(f"metric {no_such(name, 'check the path in front of the function')}")
         name = file.stem
     elif not all(part.isidentifier() for part in name.split(".")):
         raise SettingsError(f"metric {quoted(text)}: expected module:function, file.py:function or a ready one's name")

@@ -13,7 +13,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from mrecg_onnx.converters.errors import ModelError, SettingsError, first_line
 from mrecg_onnx.converters.external import load_external
-from mrecg_onnx.converters.files import irregular
+from mrecg_onnx.converters.files import require_model
 from mrecg_onnx.converters.load import model_path
 from mrecg_onnx.converters.names import unique_nodes
 from mrecg_onnx.converters.text import bounded
@@ -224,9 +224,7 @@ def _source(model: Model) -> str | bytes:
         read_graph(model)
         return model
     if isinstance(model, (str, Path)):
-        if not Path(model).is_file():
-            kind = irregular(model)
-            raise ModelError(f"{model}: " + ("there is no such file" if kind is None else f"is {kind}, no file"))
+        require_model(model)
         if Path(model).suffix != _OWN_FORMAT:
             read_graph(model)
         return str(model)

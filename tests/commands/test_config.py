@@ -81,7 +81,7 @@ def test_a_file_may_begin_with_a_mark_of_utf_8(here: Path) -> None:
 
 def test_a_file_that_is_none_gets_one_line(here: Path) -> None:
     command = ("quantize", "model.onnx", "--calib", "images", "--config")
-    fails(*command, "nowhere.toml", code=2, says=("nowhere.toml: cannot be read",))
+    fails(*command, "nowhere.toml", code=2, says=("--config nowhere.toml: no such file",))
     fails(*command, "images", code=2, says=("images: cannot be read",))
     (here / "binary.toml").write_bytes(b"\xff\xfe")
     fails(*command, "binary.toml", code=2, says=("is no TOML",))

@@ -73,14 +73,23 @@ def test_convert_says_as_json_what_it_made(here: Path) -> None:
 
 def test_convert_refuses_in_one_line(here: Path) -> None:
     fails("convert", "model.onnx", "--container", "packed", says=("model.onnx", "not written by mrecg-onnx quantize"))
-    fails("convert", "nothing.onnx", says=("nothing.onnx",))
+    fails("convert", "nothing.onnx", code=2, says=("nothing.onnx",))
     fails("convert", "model.onnx", "--container", "int5", code=2, says=("int5", "int8"))
 
 
 def test_convert_does_not_write_over_its_source(here: Path) -> None:
     Path("q.onnx").write_bytes(quantized("residual").SerializeToString())
     fails("convert", "q.onnx", "--container", "packed", "-o", "q.onnx", code=2, says=("is the model itself",))
-    fails("convert", "q.onnx", "--container", "packed", "-o", "nowhere/q.onnx", says=("there is no folder nowhere",))
+    fails(
+        "convert",
+        "q.onnx",
+        "--container",
+        "packed",
+        "-o",
+        "nowhere/q.onnx",
+        code=2,
+        says=("there is no folder nowhere",),
+    )
 
 
 def test_a_file_of_another_tool_is_not_converted(here: Path) -> None:

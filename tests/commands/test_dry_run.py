@@ -48,7 +48,7 @@ def test_a_result_that_is_there_is_named_and_not_refused(here: Path) -> None:
     assert "model_mrecg_w4a4.onnx (is there: only with --force)" in works(*CALL).stdout
     assert (here / "model_mrecg_w4a4.onnx").read_bytes() == b"mine"
     fails(*CALL, "-o", "model.onnx", code=2, says=("is the model itself",))
-    assert run(*CALL[:3], "nowhere", "--dry-run").exit_code == 1
+    assert run(*CALL[:3], "nowhere", "--dry-run").exit_code == 2
 
 
 def test_json_goes_to_standard_output_and_to_no_file(here: Path) -> None:

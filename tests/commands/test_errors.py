@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize("option", ["--output", "--json"])
 def test_a_path_that_cannot_be_written_is_refused_before_the_work(here: Path, option: str) -> None:
     for path in ("missing/out.onnx", "images", "model.onnx/out.onnx"):
-        line = quantize_fails("model.onnx", option, path, says=(path,))
+        line = quantize_fails("model.onnx", option, path, code=2, says=(path,))
         assert "folder" in line
 
 
@@ -27,7 +27,7 @@ def test_a_path_that_cannot_be_written_is_refused_before_the_work(here: Path, op
 @pytest.mark.parametrize("option", ["--output", "--json"])
 def test_a_device_or_pipe_is_not_replaced_by_a_file(here: Path, option: str) -> None:
     os.mkfifo(here / "pipe")
-    quantize_fails("model.onnx", option, "pipe", says=("is a named pipe, no file",))
+    quantize_fails("model.onnx", option, "pipe", code=2, says=("is a named pipe, no file",))
     assert (here / "pipe").is_fifo()
 
 

@@ -46,11 +46,15 @@ def test_one_that_waited_before_waits_on():
     ("arguments", "says"),
     [
         (["quantize", "none.onnx", "--calib", "."], "none.onnx: no such file; check the path of the model"),
-        (["quantize", "model.onnx", "--calib", "none"], "no such file or folder: none; give a folder of images"),
+        (["quantize", "model.onnx", "--calib", "none"], "none: no such file or folder; give a folder of images"),
         (["validate", "model.onnx", "none.onnx", "--data", "."], "none.onnx: no such file"),
         (["benchmark", "model.onnx", "none.onnx"], "none.onnx: no such file"),
         (["inspect", "."], ".: is a folder; give the path of the .onnx file in it"),
-        (["runtimes", "model.onnx", "--data", "none"], "no such file or folder: none"),
+        (
+            ["validate", "model.onnx", "model.onnx", "--data", ".", "--labels", "gone.csv"],
+            "labels gone.csv: no such file or folder",
+        ),
+        (["runtimes", "model.onnx", "--data", "none"], "none: no such file or folder"),
     ],
 )
 def test_a_path_where_nothing_is_is_told_before_torch_is_loaded(
@@ -59,4 +63,4 @@ def test_a_path_where_nothing_is_is_told_before_torch_is_loaded(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.onnx").touch()
     monkeypatch.setitem(sys.modules, "torch", None)  # who imports it fails
-    assert says in fails(*arguments)
+    assert says in fails(*arguments, code=2)

@@ -29,8 +29,8 @@ def test_not_an_onnx_file(here: Path, content: bytes) -> None:
 
 
 def test_no_such_file_or_a_folder(here: Path) -> None:
-    quantize_fails("missing.onnx", says=("missing.onnx", "no such file"))
-    quantize_fails("images", says=("images", "folder"))
+    quantize_fails("missing.onnx", code=2, says=("missing.onnx", "no such file"))
+    quantize_fails("images", code=2, says=("images", "folder"))
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.99])
@@ -175,8 +175,8 @@ def test_a_calibration_folder_without_images(here: Path) -> None:
     (here / "empty").mkdir()
     (here / "texts").mkdir()
     (here / "texts" / "a.txt").write_text("a")
-    for folder in ("empty", "texts", "nowhere"):
-        fails("quantize", "model.onnx", "--calib", folder, *FAST, says=(folder,))
+    for folder, code in (("empty", 1), ("texts", 1), ("nowhere", 2)):
+        fails("quantize", "model.onnx", "--calib", folder, *FAST, code=code, says=(folder,))
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")

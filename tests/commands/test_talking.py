@@ -97,7 +97,7 @@ def test_quiet_says_errors_and_nothing_else(here: Path) -> None:
     result = plainly("validate", "model.onnx", "model_nearest_w4a4.onnx", "--data", "images", "--repeats", "0", "-q")
     assert (result.stdout, result.stderr) == ("", "")
     failed = run(*NEAREST[:2], "--calib", "nowhere", "-q")
-    assert failed.exit_code == 1
+    assert failed.exit_code == 2
     assert failed.stderr.startswith("Error: ")
     assert failed.stderr.count("\n") == 1
 

@@ -51,7 +51,7 @@ def test_nothing_to_read_says_what_was_looked_for(tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("x")
     for path, says in (
-        ("gone", "no such file or folder: .*gone"),
+        ("gone", ".*gone: no such file or folder"),
         ("empty", "empty is empty"),
         ("texts", r"1 other files\): looked for \.jpg \.jpeg \.png \.webp \.bmp \.tif \.tiff \.npy \.npz"),
     ):

@@ -222,9 +222,10 @@ def test_labels_of_images_and_of_arrays_are_not_confused(tmp_path: Path) -> None
     np.save(tmp_path / "y.npy", np.array([0]))
     with pytest.raises(DataError, match=r"y\.npy labels rows of arrays, .* holds images: give a CSV"):
         labels_in(tmp_path / "images", tmp_path / "y.npy")
+    (tmp_path / "l.csv").touch()
     with pytest.raises(DataError, match=r"no file names for .*l\.csv to label: give the labels as \.npy"):
         labels_in(tmp_path / "x.npy", tmp_path / "l.csv")
-    with pytest.raises(DataError, match=r"cannot read labels .*gone\.npy: No such file"):
+    with pytest.raises(DataError, match=r"labels .*gone\.npy: no such file"):
         labels_in(tmp_path / "x.npy", tmp_path / "gone.npy")
 
 

@@ -64,9 +64,7 @@ def test_names_say_everything() -> None:
     assert profile("raw").table(np.dtype(np.float64))[0].tolist() == list(range(256))
     assert profile("imagenet").mean == (0.485, 0.456, 0.406)
     assert all(found.normalizes and not found.beside for found in PROFILES.values())
-    with pytest.raises(
-        SettingsError, match="--preprocess units: there is no such file, and names are imagenet, unit, raw"
-    ):
+    with pytest.raises(SettingsError, match="--preprocess units: no such file; names are imagenet, unit, raw"):
         profile("units")
 
 

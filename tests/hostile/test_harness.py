@@ -33,8 +33,8 @@ def no_images(folder: Path) -> Arguments:
 
 
 CASES = [
-    Case("a model that is not there", no_model, says=("model.onnx", "no such file"), cpu_s=2),
-    Case("a model that is not there, in a fresh process", no_model, says=("model.onnx",), fresh=True),
+    Case("a model that is not there", no_model, says=("model.onnx", "no such file"), code=2, cpu_s=2),
+    Case("a model that is not there, in a fresh process", no_model, says=("model.onnx",), code=2, fresh=True),
     Case("a model that is cut off", cut_off, says=("model.onnx", "truncated"), cpu_s=2),
     Case("images that are none", no_images, says=("images",), cpu_s=2),
 ]

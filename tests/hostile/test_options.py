@@ -133,7 +133,7 @@ CASES = [
     Case("a device with what a terminal obeys", given(*VALIDATE, "--device", SLY), code=2, says=("device",)),
     Case("an output of 100,000 letters", given(*VALIDATE, "--outputs", LONG), code=2, says=("--outputs",)),
     Case("an output file of 10,000 letters", given(*QUANTIZE, "-o", "n" * 10_000), says=("File name too long",)),
-    Case("a report that is not UTF-8", given(*QUANTIZE, "--json", b"no/\xff\xfe.json"), says=("folder",)),
+    Case("a report that is not UTF-8", given(*QUANTIZE, "--json", b"no/\xff\xfe.json"), code=2, says=("folder",)),
     Case(
         "widths of layers, no pattern", given(*QUANTIZE, "--bits", "(" * 5_000 + "=W4A4"), code=2, says=("expression",)
     ),

@@ -213,4 +213,4 @@ def test_the_command(here: Path) -> None:
     works("convert", "q.onnx", "--to", "tflite", "--container", "packed")
     assert Path("q_packed.tflite").is_file()
     fails("convert", "q.onnx", "--to", "tflite", "--container", "typed", code=2, says=("no container 'typed'",))
-    fails("convert", "q.onnx", "--to", "tflite", "-o", "nowhere/q.tflite", says=("there is no folder nowhere",))
+    fails("convert", "q.onnx", "--to", "tflite", "-o", "nowhere/q.tflite", code=2, says=("there is no folder nowhere",))

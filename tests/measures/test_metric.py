@@ -234,7 +234,7 @@ def test_nothing_of_the_folder_stands_before_a_package(here: Path) -> None:
             r"'named_metric_bad' cannot be imported: ZeroDivisionError: division by zero \(.*line 1\)",
         ),
         ("named_metric_lacks:score", "'named_metric_lacks' cannot be imported: No module named 'no_such_package'"),
-        ("no.py:score", "there is no file 'no.py'"),
+        ("no.py:score", "metric no.py: no such file"),
         ("a b:score", "expected module:function"),
         ("named_metric:", "has no ''"),
         (":score", "expected module:function"),

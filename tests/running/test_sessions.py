@@ -92,7 +92,7 @@ def test_what_a_provider_lacks_is_no_fault_of_the_model(monkeypatch):
     monkeypatch.setattr(sessions, "open_on_providers", fails_on_cuda)
     with pytest.raises(SettingsError, match="could not load its CUDAExecutionProvider: Please install CUDA; install"):
         open_session(conv_relu(), device="cuda")
-    with pytest.raises(ModelError, match=r"nowhere\.onnx: there is no such file"):
+    with pytest.raises(ModelError, match=r"nowhere\.onnx: no such file"):
         open_session("nowhere.onnx", device="cuda")
 
 
