@@ -84,7 +84,7 @@ def _read_from(path: Path, models: Sequence[Path]) -> str:
 
 def _inputs() -> Iterator[tuple[str, Path]]:
     """Files and folders that options of the command at work name, but for those that it writes."""
-    from mrecg_onnx.data import without_order
+    from mrecg_onnx.data import labels_path
 
     context = click.get_current_context(silent=True)
     if context is None:
@@ -97,7 +97,7 @@ def _inputs() -> Iterator[tuple[str, Path]]:
         given = context.params.get(parameter.name or "")
         for one in given if isinstance(given, tuple) else (given,):
             # Whatever is there: a name of a method or a target is none but by chance, and then no output either.
-            path = without_order(Path(one)) if isinstance(one, str | Path) else None
+            path = labels_path(Path(one)) if isinstance(one, str | Path) else None
             if path is not None and os.path.lexists(path):
                 yield max(parameter.opts, key=len), path
 

@@ -64,7 +64,7 @@ LABELS: dict[str, Any] = {
     "type": PathOrWord(NO_LABELS),
     "metavar": "PATH|none",
     "help": "For images a CSV of file,label, boxes in COCO's JSON (FILE.json:order counts categories from 0) or a folder of PNG "
-    "masks; for arrays .npy, one a row; none: take data without labels.  "
+    "masks (FOLDER:ENDING, where it holds several for an image); for arrays .npy, one a row; none: take data without labels.  "
     "[default: folder names, or y in an .npz, are the classes]",
 }
 #: What ``quantize`` and ``convert`` say of the form of the file.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -15,9 +14,10 @@ from mrecg_onnx.converters.files import irregular, no_such
 from mrecg_onnx.data.annotated import Targets
 from mrecg_onnx.data.boxes import CocoBoxes, names_boxes, without_order
 from mrecg_onnx.data.labels import labels_for
+from mrecg_onnx.data.mask_names import folder_and_ending, names_masks
 from mrecg_onnx.data.masks import Masks
 
-__all__ = ["LabelFile", "read_labels", "require_labels"]
+__all__ = ["LabelFile", "labels_path", "read_labels", "require_labels"]
 
 #: Class indices [N], or other targets, one for each file; None where nothing tells.
 Read: TypeAlias = "NDArray[np.int64] | Targets | None"
@@ -33,10 +33,15 @@ class LabelFile(NamedTuple):
 
 #: The first one that recognises a path reads it.
 LABEL_FILES: Sequence[LabelFile] = (
-    LabelFile("a folder of masks", os.path.isdir, Masks),
+    LabelFile("a folder of masks", names_masks, Masks),
     LabelFile("boxes in COCO's JSON", names_boxes, CocoBoxes),
     LabelFile("a CSV of file,label", lambda _: True, labels_for),
 )
+
+
+def labels_path(path: Path) -> Path:
+    """The file or the folder that a path of labels names, without what is said behind it."""
+    return folder_and_ending(without_order(path))[0]
 
 
 def require_labels(path: Path) -> None:
@@ -45,7 +50,7 @@ def require_labels(path: Path) -> None:
     Raises:
         DataError: nothing is there, or what is no file.
     """
-    file = without_order(path)
+    file = labels_path(path)
     do, kind = "give a CSV of file,label, boxes in COCO's JSON, a folder of masks, or .npy for arrays", irregular(file)
     if kind is not None:
         raise DataError(f"labels {path}: is {kind}, no file; {do}")

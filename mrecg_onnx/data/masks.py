@@ -13,6 +13,7 @@ from mrecg_onnx.converters.text import first_of
 from mrecg_onnx.data.annotated import Targets, by_name
 from mrecg_onnx.data.dataset import digest
 from mrecg_onnx.data.folders import find_files
+from mrecg_onnx.data.mask_names import folder_and_ending, named_as_images
 from mrecg_onnx.data.pixels import UnreadableError, faults
 
 if TYPE_CHECKING:
@@ -38,22 +39,26 @@ class Masks(Targets):
     Args:
         files: the images.
         root: the folder that they lie in.
-        folder: of the masks, searched as folders of images are; a mask has the name of its image with ``.png`` at its end.
+        path: the folder of the masks, searched as folders of images are, and behind it what their names end in, where masks
+            of several kinds lie there (:mod:`mrecg_onnx.data.mask_names`).
 
     Raises:
-        DataError: there are none, or an image has none.
+        DataError: there are none, an image has none, or several might be meant.
     """
 
-    def __init__(self, files: Sequence[Path], root: Path, folder: Path) -> None:
+    def __init__(self, files: Sequence[Path], root: Path, path: Path) -> None:
         super().__init__(files)
+        folder, ending = folder_and_ending(path)
         _, found = find_files(folder)
         others = [str(file) for file in found if file.suffix.lower() != _SUFFIX]
-        if others:
+        if others and ending is None:
             raise DataError(f"masks are PNG files, and {folder} holds others: {first_of(others)}")
         # Neither side has its suffix: x.jpg has the mask x.png.
-        named = [(mask.relative_to(folder).with_suffix(""), mask) for mask in found]
+        masks = [(m.relative_to(folder).with_suffix(""), m) for m in found if m.suffix.lower() == _SUFFIX]
         stems = [file.with_suffix("") for file in files]
-        self._masks = by_name(stems, root, named, "each image needs a PNG of its name", folder)
+        named = named_as_images(stems, masks, ending, folder)
+        missing = "each image needs a PNG of its name, or all one of the same ending behind it (docs/metrics.md)"
+        self._masks = by_name(stems, root, named, missing, folder)
 
     def fingerprint(self) -> str:
         """As the base class has it: names and sizes of the files."""

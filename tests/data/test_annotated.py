@@ -219,6 +219,12 @@ def classes(height: int = 30, width: int = 40) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 9, (height, width)).astype(np.uint8)
 
 
+def paint(path: Path, value: int) -> None:
+    """A mask of one class."""
+    path.parent.mkdir(exist_ok=True, parents=True)
+    Image.new("L", (24, 20), value).save(path)
+
+
 def with_mask(folder: Path, mask: Image.Image, name: str = "a.png") -> Path:
     """An image whose red values are the classes of its mask, in ``val``; the folder of masks."""
     (folder / "val").mkdir(exist_ok=True)
@@ -271,6 +277,72 @@ def test_masks_are_found_by_path_and_by_bare_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"masks has nothing for a: each image needs a PNG of its name") as error:
         opened(tmp_path / "val", tmp_path / "masks")
     assert one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        (
+            ("f/f_1_leftImg8bit.png", "f/f_2_leftImg8bit.png"),
+            ("f/f_1_gtFine_labelIds.png", "f/f_2_gtFine_labelIds.png"),
+        ),
+        (
+            ("f_1_leftImg8bit.png", "f_2_leftImg8bit.png"),
+            ("sub/f_1_gtFine_labelIds.png", "sub/f_2_gtFine_labelIds.png"),
+        ),
+        (("0001TP_1.png", "0001TP_2.png"), ("0001TP_1_L.png", "0001TP_2_L.png")),
+        (("a.jpg", "a_b.jpg"), ("a_mask.png", "a_b_mask.png")),
+        (("a-image.jpg", "b-image.jpg"), ("a.png", "b.png")),
+        (("one.jpg",), ("one.mask.png",)),
+    ],
+)
+def test_masks_whose_names_end_otherwise_are_found(
+    tmp_path: Path, images: tuple[str, ...], masks: tuple[str, ...]
+) -> None:
+    for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        write(tmp_path / "val" / image, size=(24, 20))
+        paint(tmp_path / "masks" / mask, i + 1)
+    data = opened(tmp_path / "val", tmp_path / "masks")
+    assert [int(target(data, i)[0, 0]) for i in range(len(images))] == list(range(1, len(images) + 1))
+
+
+def test_masks_of_several_kinds_are_told_apart_by_their_ending(tmp_path: Path) -> None:
+    for i in (1, 2):
+        write(tmp_path / "val" / f"f_{i}_leftImg8bit.png", size=(24, 20))
+        for kind, ending in enumerate(("_gtFine_instanceIds", "_gtFine_labelIds", "_gtFine_labelTrainIds")):
+            paint(tmp_path / "masks" / f"f_{i}{ending}.png", 10 * kind + i)
+    folder = tmp_path / "masks"
+    says = (
+        rf"{folder} has several masks for each image, which end in _gtFine_instanceIds\.png, _gtFine_labelIds\.png, .*: say "
+        rf"which, as in {folder}:_gtFine_instanceIds"
+    )
+    for labels in (folder, f"{folder}:Ids"):
+        with pytest.raises(DataError, match=says) as error:
+            opened(tmp_path / "val", Path(labels))
+        one_line(error)
+    for ending in ("_gtFine_labelTrainIds", "TrainIds.png"):
+        data = opened(tmp_path / "val", Path(f"{folder}:{ending}"))
+        assert [int(target(data, i)[0, 0]) for i in range(2)] == [21, 22]
+    with pytest.raises(DataError, match=r"masks has no mask whose name ends in _color\.png"):
+        opened(tmp_path / "val", Path(f"{folder}:_color"))
+    (folder / "f_3_gtFine_labelIds.png").write_bytes((folder / "f_2_gtFine_labelIds.png").read_bytes())
+    write(tmp_path / "val" / "f_4_leftImg8bit.png", size=(24, 20))
+    with pytest.raises(
+        DataError, match=r"masks has nothing for f_4_leftImg8bit: each image needs a PNG of its name, or"
+    ):
+        opened(tmp_path / "val", Path(f"{folder}:labelIds"))
+
+
+def test_masks_of_other_images_are_not_taken(tmp_path: Path) -> None:
+    """Names that differ in numbers, and a lone image whose last part could be an ending."""
+    for images, mask in ((("a_1.png", "b_1.png"), "a_2.png"), (("street_berlin.png",), "street_munich.png")):
+        folder = tmp_path / images[0]
+        for image in images:
+            write(folder / "val" / image, size=(24, 20))
+        paint(folder / "masks" / mask, 1)
+        paint(folder / "masks" / mask.replace("a", "b"), 1)
+        with pytest.raises(DataError, match="masks has nothing for"):
+            opened(folder / "val", folder / "masks")
 
 
 @pytest.mark.parametrize(
