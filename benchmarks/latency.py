@@ -17,7 +17,7 @@ from _record import header
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from mrecg_onnx.running import fused_op_counts, latency, medians, open_session
+from mrecg_onnx.running import InTurn, fused_op_counts, latency, medians, open_session
 
 RESULTS = Path(__file__).parent / "results"
 BUILD = Path("build") / "benchmarks"
@@ -62,11 +62,11 @@ def main() -> None:
     for model, (batches, names, side) in CASES.items():
         fp32 = args.data / "models" / f"{model}.onnx"
         files = {"FP32": fp32, "ORT W8A8": peer(fp32, side)} | {n: BUILD / f"{n}.onnx" for n in names}
-        sessions = {name: open_session(path, threads=args.threads) for name, path in files.items()}
-        feed = next(iter(sessions.values())).get_inputs()[0].name
+        models = InTurn(files, args.threads)
+        feed = next(iter(models.sessions.values())).get_inputs()[0].name
         for batch in batches:
             x = np.random.default_rng(0).standard_normal((batch, 3, side, side)).astype(np.float32)
-            found = medians(latency(sessions, {feed: x}, 60))
+            found = medians(latency(models, {feed: x}, 60))
             for name, seconds in found.items():
                 rows.append({
                     "model": model, "batch": batch, "file": name, "ms": round(seconds * 1e3, 3),

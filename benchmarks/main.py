@@ -22,7 +22,7 @@ import torch
 from _record import header
 
 import mrecg_onnx
-from mrecg_onnx.running import latency, medians, open_session
+from mrecg_onnx.running import InTurn, latency, medians
 
 RESULTS = Path(__file__).parent / "results"
 SETS = {"resnet20_cifar10": "cifar10", "resnet56_cifar10": "cifar10", "mobilenetv2_imagenet": "imagenet"}
@@ -89,10 +89,10 @@ def referee(root: Path, model: Path, dataset: str, against: Path | None) -> dict
 
 def measure_latency(fp32: Path, quantized: Path, batch: int, threads: int) -> dict[str, float]:
     """Median milliseconds of both, interleaved, and the ratio."""
-    sessions = {"fp32": open_session(fp32, threads=threads), "quantized": open_session(quantized, threads=threads)}
-    feed = sessions["fp32"].get_inputs()[0]
+    models = InTurn({"fp32": fp32, "quantized": quantized}, threads)
+    feed = models.sessions["fp32"].get_inputs()[0]
     x = np.random.default_rng(0).standard_normal((batch, *feed.shape[1:])).astype(np.float32)
-    found = medians(latency(sessions, {feed.name: x}, 100))
+    found = medians(latency(models, {feed.name: x}, 100))
     return {
         "batch": batch,
         **{f"{k}_ms": round(v * 1e3, 3) for k, v in found.items()},

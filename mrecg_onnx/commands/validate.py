@@ -177,9 +177,13 @@ def _speed(result: ValidationResult) -> str:
     """Against FP32; runs that do not say which is faster have no factor."""
     if result.speedup is None or result.speedup_interval is None:
         return ""
-    low, high = result.speedup_interval
+    from mrecg_onnx.running import interval_text
+
+    between = f"({interval_text(result.speedup_interval)})"
+    if result.speedup_is_wide:
+        return f"too noisy to say {between}"
     if result.speedup_is_noise:
-        return f"the same within noise ({low:.2f}x to {high:.2f}x)"
+        return f"the same within noise {between}"
     return ratio(result.speedup, 1.0, "faster", "slower")
 
 

@@ -332,24 +332,22 @@ def validated(job: Job, metric: Metric | None) -> dict[str, Any]:
 def _latency(job: Job, _: _Channel) -> dict[str, Any]:
     from mrecg_onnx.data import open_validation  # noqa: PLC0415
     from mrecg_onnx.running import (  # noqa: PLC0415
+        InTurn,
         fixed_batch,
         input_specs,
         latency,
         medians,
-        open_session,
         ratio_interval,
     )
 
     assert job.latency is not None
-    sessions = {
-        name: open_session(file, threads=job.threads) for name, file in (("fp32", job.model), ("cell", job.output))
-    }
-    cell = sessions["cell"]
-    rows = fixed_batch(sessions["fp32"]) or fixed_batch(cell) or job.latency["batch"]
+    models = InTurn({"fp32": job.model, "cell": job.output}, job.threads)
+    cell = models.sessions["cell"]
+    rows = fixed_batch(models.sessions["fp32"]) or fixed_batch(cell) or job.latency["batch"]
     data = open_validation(job.data, input_specs(cell), job.settings.preprocess, job.labels, job.limit, classes=False)
     some = data.load(rows)
     feeds = {name: array[np.arange(rows) % len(array)] for name, array in some.items()}
-    taken = latency(sessions, feeds, job.latency["repeats"])
+    taken = latency(models, feeds, job.latency["repeats"])
     found, interval = medians(taken), list(ratio_interval(taken["fp32"], taken["cell"]))
     return {"latency_s": found["cell"], "fp32_latency_s": found["fp32"], "speedup_interval": interval, "batch": rows}
 

@@ -28,7 +28,7 @@ from mrecg_onnx.converters.files import write_all_whole
 from mrecg_onnx.machine import locked, world_size
 from mrecg_onnx.measures import AnyMetric, mcnemar_p, metric_of
 from mrecg_onnx.methods import METHODS
-from mrecg_onnx.running import size_bytes
+from mrecg_onnx.running import SITTINGS, size_bytes
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.validating import Accuracy
 
@@ -116,7 +116,7 @@ def compare(
         outputs=outputs,
         metric=metric_of(metric),
     )
-    inputs.latency = {"batch": latency_batch, "repeats": repeats, "threads": settings.threads}
+    inputs.latency = {"batch": latency_batch, "repeats": repeats, "sittings": SITTINGS, "threads": settings.threads}
     base = base_method or chosen[0]
     pairs = [(method, width) for width in widths for method in chosen]
     if not force:

@@ -83,7 +83,7 @@ class Cell:
         equal_by_output: share of equal values of every other output.
         latency_s: median seconds of a run; None where none was asked for.
         speedup: the float model's latency, measured in turn with it, over the cell's.
-        speedup_interval: between what that lies with 95 %, by paired runs.
+        speedup_interval: between what that lies with 95 %, by sittings.
         warnings: what the check of the file found, a sentence each.
         right: which images it gets right, in the data's order; None without labels.
     """

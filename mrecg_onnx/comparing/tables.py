@@ -107,8 +107,8 @@ def _how(found: Comparison) -> str:
         f"{settings.iters} iterations a "
         f"unit, batch {settings.batch_size}, {images or 'no'} calibration images, seed {settings.seed}; all settings "
         f"in the JSON file beside. Peak memory is that of the process that quantized. Latency: median at batch "
-        f"{found.latency_batch}, each file in turn with FP32; the same within noise where paired runs do not say which is "
-        "faster (95 %)."
+        f"{found.latency_batch}, each file in turn with FP32; the same within noise where runs do not say which is "
+        "faster (95 %), noisy where they say next to nothing."
     )
 
 

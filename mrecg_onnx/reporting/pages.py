@@ -295,11 +295,21 @@ def _latency(result: ValidationResult) -> list[Fact]:
         return []
     fp32, quantized = milliseconds(result.fp32.latency_s), milliseconds(result.quantized.latency_s)
     times = f"{quantized} ms against {fp32}, batch {result.latency_batch}"
-    if result.speedup_is_noise and result.speedup_interval is not None:
+    if result.speedup_interval is not None and (result.speedup_is_wide or result.speedup_is_noise):
         low, high = result.speedup_interval
-        return [Fact("Against FP32's time", "the same", f"within noise ({low:.2f} to {high:.2f} times); {times}")]
+        between = f"({low:.2f} to {high:.2f} times as fast); {times}"
+        if result.speedup_is_wide:
+            return [Fact("Against FP32's time", "not known", f"too noisy to say {between}")]
+        return [Fact("Against FP32's time", "the same", f"within noise {between}")]
     value, word = _times(result.speedup), "Faster" if result.speedup >= 1 else "Slower"
     return [Fact(f"{word} than FP32", value, times, "good" if result.speedup >= 1 else "")]
+
+
+def _speed(result: ValidationResult) -> str:
+    """Against FP32, for a table."""
+    if result.speedup is None or result.speedup_is_wide:
+        return "too noisy to say"
+    return "the same within noise" if result.speedup_is_noise else _change(result.speedup, "faster", "slower")
 
 
 def _times(ratio: float) -> str:
@@ -344,7 +354,7 @@ def _side_by_side(result: ValidationResult) -> Table:
                 f"Latency, batch {result.latency_batch}",
                 f"{milliseconds(result.fp32.latency_s)} ms",
                 f"{milliseconds(result.quantized.latency_s)} ms",
-                "the same within noise" if result.speedup_is_noise else _change(result.speedup, "faster", "slower"),
+                _speed(result),
             )
         )
     return Table(columns, tuple(rows))

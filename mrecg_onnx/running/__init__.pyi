@@ -7,20 +7,36 @@ from .kernel_counts import Kernel, check_provider, elsewhere, fused_op_counts, k
 from .models import Model, describe, read_graph, require_room, size_bytes, specs_of
 from .sessions import PROVIDERS, Level, fixed_batch, input_specs, open_session
 from .target_runtimes import Opened, open_with
-from .timing import is_noise, latency, medians, ratio_interval, speedup_text
+from .timing import (
+    SITTINGS,
+    InTurn,
+    Seconds,
+    all_runs,
+    interval_text,
+    is_noise,
+    is_wide,
+    latency,
+    medians,
+    ratio_interval,
+    speedup_text,
+)
 from .trying import runtimes
 from .versions import slower_here
 
 __all__ = [
     "PROVIDERS",
     "RUNTIMES",
+    "SITTINGS",
     "Attempt",
     "Finding",
+    "InTurn",
     "Kernel",
     "Level",
     "Model",
     "Opened",
     "RuntimesReport",
+    "Seconds",
+    "all_runs",
     "check_provider",
     "describe",
     "doctor",
@@ -29,7 +45,9 @@ __all__ = [
     "fused_op_counts",
     "input_specs",
     "installed",
+    "interval_text",
     "is_noise",
+    "is_wide",
     "kernels",
     "latency",
     "load",

@@ -24,13 +24,17 @@ from mrecg_onnx.data import InputSpec
 from mrecg_onnx.progress import Progress, Report
 from mrecg_onnx.running import (
     PROVIDERS,
+    InTurn,
     Kernel,
+    Seconds,
+    all_runs,
     check_provider,
     fixed_batch,
     input_specs,
     kernels,
     latency,
     load,
+    medians,
     noise,
     open_session,
     ratio_interval,
@@ -42,8 +46,6 @@ __all__ = ["Benchmark", "FileReport", "Timing", "benchmark"]
 
 #: Fresh processes in which each file is opened, for load time and memory.
 LOADS = 3
-#: Runs of every file before those that are timed.
-WARMUP = 5
 T = TypeVar("T", int, str, "int | None", "str | Path")
 
 
@@ -78,12 +80,12 @@ class Timing:
         threads: threads inside an operator, None for ONNX Runtime's own choice.
         batch: items a run.
         runs: timed runs.
-        median_s: seconds a run, the median.
+        median_s: seconds a run, the median over the sittings' medians (:func:`mrecg_onnx.running.latency`).
         low_s: 10th percentile.
         high_s: 90th percentile.
         throughput: items a second at the median.
         speedup: against the first file in the same place, by medians.
-        speedup_interval: between what it lies with 95 %, by paired runs; None for the first file.
+        speedup_interval: between what it lies with 95 %, by sittings; None for the first file.
     """
 
     file: str
@@ -129,7 +131,7 @@ def benchmark(
         batch: items a run, one number or several; the batch that one of the files fixes, else 1, by default.
         threads: threads inside an operator, one number or several; None for ONNX Runtime's own choice.
         provider: rows of :data:`mrecg_onnx.running.PROVIDERS`, one name or several.
-        runs: timed runs of each file in each place.
+        runs: timed runs of each file in each place, spread over sittings in sessions opened anew.
         progress: called as the work proceeds (:class:`mrecg_onnx.Progress`).
 
     Returns:
@@ -192,9 +194,9 @@ def _measured(
             ran[path][name] = tuple(found)
             step()
         for count in counts:
-            sessions = {called[path]: open_session(path, threads=count, device=name) for path in paths}
+            models = InTurn({called[path]: path for path in paths}, count, name)
             for size in batches:
-                taken = latency(sessions, noise(specs, size), runs, min(WARMUP, runs))
+                taken = latency(models, noise(specs, size), runs)
                 timings += _timings(taken, name, count, size)
                 step()
     opened: dict[Path, list[dict[str, float]]] = {path: [] for path in paths}
@@ -273,11 +275,12 @@ def _sizes(spec: InputSpec) -> str:
     return "x".join("?" if size is None else str(size) for size in spec.shape)
 
 
-def _timings(taken: dict[str, list[float]], provider: str, threads: int | None, batch: int) -> list[Timing]:
-    middle = {name: statistics.median(seconds) for name, seconds in taken.items()}
+def _timings(taken: dict[str, Seconds], provider: str, threads: int | None, batch: int) -> list[Timing]:
+    middle = medians(taken)
     first, base = next(iter(taken.values())), next(iter(middle.values()))
     found = []
-    for name, seconds in taken.items():
+    for name, sittings in taken.items():
+        seconds = all_runs(sittings)
         low, high = (float(np.percentile(seconds, share)) for share in (10, 90))
         median = middle[name]
         found.append(
@@ -292,7 +295,7 @@ def _timings(taken: dict[str, list[float]], provider: str, threads: int | None, 
                 high,
                 batch / median,
                 base / median,
-                None if seconds is first else ratio_interval(first, seconds),
+                None if sittings is first else ratio_interval(first, sittings),
             )
         )
     return found

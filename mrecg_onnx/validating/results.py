@@ -13,7 +13,7 @@ from mrecg_onnx.converters.results import Pictured
 from mrecg_onnx.data import Data, Labels, Preprocess
 from mrecg_onnx.machine import byte_size, milliseconds, points
 from mrecg_onnx.measures import Metric, wilson_interval
-from mrecg_onnx.running import Model, is_noise
+from mrecg_onnx.running import Model, is_noise, is_wide
 from mrecg_onnx.validating.layer_errors import LayerErrors
 
 __all__ = ["Accuracy", "Asked", "ModelReport", "ValidationResult"]
@@ -110,7 +110,7 @@ class ValidationResult(Pictured):
         layers: every layer against the float model's; None where that was not asked for.
         metric: the metric that was asked for; None without one.
         asked: models and data as they were given; not in :meth:`to_json`.
-        speedup_interval: between what :attr:`speedup` lies with 95 %, by paired runs; None where no latency was asked for.
+        speedup_interval: between what :attr:`speedup` lies with 95 %, by sittings; None where no latency was asked for.
         differing: places in the data of the images on which the largest of :attr:`scores` differs, shape ``[images]``, ascending;
             None where no output holds class scores. Not in :meth:`to_json`.
     """
@@ -179,8 +179,13 @@ class ValidationResult(Pictured):
 
     @property
     def speedup_is_noise(self) -> bool:
-        """Tell whether paired runs do not say which model is faster."""
+        """Tell whether runs do not say which model is faster."""
         return is_noise(self.speedup_interval)
+
+    @property
+    def speedup_is_wide(self) -> bool:
+        """Tell whether :attr:`speedup` is no figure: the ends of its interval are further apart than a factor of 1.5."""
+        return is_wide(self.speedup_interval)
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict that ``json.dumps(allow_nan=False)`` takes: ``inf`` dB (equal outputs) becomes None."""

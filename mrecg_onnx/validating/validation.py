@@ -30,6 +30,8 @@ from mrecg_onnx.machine import Workers, joined
 from mrecg_onnx.measures import Heads, Metric, mcnemar_p, metric_of
 from mrecg_onnx.progress import Progress, Report
 from mrecg_onnx.running import (
+    InTurn,
+    Seconds,
     check_provider,
     describe,
     elsewhere,
@@ -39,7 +41,6 @@ from mrecg_onnx.running import (
     kernels,
     latency,
     medians,
-    open_session,
     ratio_interval,
     read_graph,
     require_room,
@@ -110,7 +111,7 @@ def validate(
         batch_size: Images at a time, >= 1; a model's fixed batch goes before it, and one at a time where outputs have as many
             rows as are found (NonMaxSuppression), of which ``metric`` alone tells anything.
         latency_batch: Images a timed run, >= 1; a model's fixed batch goes before it.
-        repeats: Timed runs of each model; 0 leaves latency out.
+        repeats: Timed runs of each model, spread over sittings in sessions opened anew; 0 leaves latency out.
         threads: ONNX Runtime's threads inside an operator, its own choice by default.
         device: a row of :data:`mrecg_onnx.running.PROVIDERS`; what its provider leaves to the CPU is among the warnings.
         layers: Compare every layer, too, on up to 64 of the images, both graphs run as written on the CPU
@@ -182,10 +183,8 @@ def _validate(
     progress: Report | None,
 ) -> ValidationResult:
     names = describe(fp32, "the FP32 model"), describe(quantized, "the quantized model")
-    sessions = {
-        name: open_session(model, threads=threads, device=device)
-        for name, model in zip(("fp32", "quantized"), (fp32, quantized), strict=True)
-    }
+    models = InTurn({"fp32": fp32, "quantized": quantized}, threads, device)
+    sessions = models.sessions
     check_source(fp32, sessions, names)
     check_interface(sessions, names)
     chosen = chosen_outputs(sessions["fp32"], outputs, names[0])
@@ -230,8 +229,8 @@ def _validate(
     if not tally.images:
         raise DataError("there is no image to validate on")
 
-    def measure() -> dict[str, list[float]]:
-        return latency(sessions, tally.rows(rows), repeats) if repeats else {}
+    def measure() -> dict[str, Seconds]:
+        return latency(models, tally.rows(rows), repeats) if repeats else {}
 
     def placed() -> tuple[str, ...]:
         if device == "cpu":

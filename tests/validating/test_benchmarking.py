@@ -16,7 +16,7 @@ from helpers.stages import simulated
 from PIL import Image
 
 from mrecg_onnx.converters.errors import ModelError
-from mrecg_onnx.running import speedup_text
+from mrecg_onnx.running import InTurn, Seconds, speedup_text
 from mrecg_onnx.validating.benchmarking import benchmark
 from mrecg_onnx.writing.qdq import export
 
@@ -130,9 +130,9 @@ def test_the_command_refuses_in_one_line(here: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_time_that_may_be_either_has_no_factor(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def taken(sessions: dict, *_: object) -> dict[str, list[float]]:
+    def taken(models: InTurn, *_: object) -> dict[str, Seconds]:
         shapes = ([2.0, 2.0, 2.0, 2.0, 2.0, 2.0], [1.0, 1.1, 1.0, 1.1, 1.0, 1.1], [1.8, 2.4, 1.9, 2.3, 1.8, 2.2])
-        return dict(zip(sessions, shapes, strict=True))
+        return {name: [[one] for one in shape] for name, shape in zip(models.sessions, shapes, strict=True)}
 
     monkeypatch.setattr("mrecg_onnx.validating.benchmarking.latency", taken)
     (here / "again.onnx").write_bytes((here / "w4a4.onnx").read_bytes())
