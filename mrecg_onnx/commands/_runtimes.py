@@ -50,8 +50,8 @@ def summary(found: RuntimesReport, data: Path | None, form: tuple[str, str] | No
         {
             "opened": [f"{len(run)} of {len(tried)} installed", *(_failed(one) for one in tried if not one.runs)],
             "agree": [
-                f"{agree} of {len(told)}" if told else "not known",
-                *(f"{one.label} does not: {one.likeness}" for one in told if not found.agrees(one)),
+                f"{agree} of {len(told)} (wanted: {found.wanted})" if told else "not known: nothing was compared",
+                *(f"{one.label} does not: {found.likeness(one)}" for one in told if not found.agrees(one)),
             ]
             if run
             else "",
@@ -67,7 +67,7 @@ def _short_table(found: RuntimesReport, tried: tuple[Attempt, ...]) -> Renderabl
         [
             one.label,
             "no" if not one.runs else "yes" if one.fixed_batch is None else f"batch {one.fixed_batch}",
-            "-" if one.agreement is None else f"{one.agreement:.1%}",
+            _agrees(found, one),
             "-" if not one.sqnr_by_output else f"{min(one.sqnr_by_output.values()):.1f} dB",
             "-" if one.arithmetic is None else f"{one.arithmetic.integer} of {one.arithmetic.layers}",
             "-" if one.median_s is None else f"{milliseconds(one.median_s)} ms",
@@ -77,6 +77,15 @@ def _short_table(found: RuntimesReport, tried: tuple[Attempt, ...]) -> Renderabl
     ]
     header = ["runtime", "runs", "agrees", "SQNR", "integer", "time", *(["of FP32"] if found.against else [])]
     return rows("", header, content, left=(0, 1))
+
+
+def _agrees(found: RuntimesReport, one: Attempt, of: str = "") -> str:
+    """The share of equal predictions where they count, else whether the worst output is near enough."""
+    if not one.runs:
+        return "-"
+    if one.agreement is not None and not found.noise:
+        return f"{one.agreement:.1%}{of}"
+    return {None: "not known", True: "yes", False: "no"}[found.agrees(one)]
 
 
 def _failed(one: Attempt) -> str:
@@ -155,8 +164,8 @@ def _table(found: RuntimesReport) -> RenderableType:
             one.title,
             one.version,
             _loads(one),
-            "-" if one.agreement is None else f"{one.agreement:.1%} of {one.items}",
-            "-" if not one.sqnr_by_output else f"{next(iter(one.sqnr_by_output.values())):.1f} dB",
+            _agrees(found, one, f" of {one.items}"),
+            "-" if not one.sqnr_by_output else f"{min(one.sqnr_by_output.values()):.1f} dB",
             str(one.arithmetic or ("not said" if one.runs else "-")),
             "-" if one.median_s is None else f"{milliseconds(one.median_s)} ms",
             *([] if not found.against else [_ratio(one.time_ratio), _ratio(one.cpu_ratio)]),

@@ -92,14 +92,6 @@ class Attempt:
         return f"{self.title} {self.version}".rstrip()
 
     @property
-    def likeness(self) -> str:
-        """How far it agrees, in the figures that there are."""
-        same = [f"{self.agreement:.1%} of {self.items} predictions"] if self.agreement is not None else []
-        worst = [f"{min(self.sqnr_by_output.values()):.1f} dB"] if self.sqnr_by_output else []
-        equal = [f"{min(self.equal_by_output.values()):.1%} of the values"] if self.equal_by_output else []
-        return ", ".join(same + worst + equal)
-
-    @property
     def time_ratio(self) -> float | None:
         """Time against the float model's, below 1 where it is faster."""
         return self.median_s / self.against_s if self.median_s and self.against_s else None
@@ -151,6 +143,24 @@ class RuntimesReport(Result):
         worst, same = (min(found.values(), default=math.inf) for found in (one.sqnr_by_output, one.equal_by_output))
         return worst >= AGREES_DB and same >= AGREES
 
+    def likeness(self, one: Attempt) -> str:
+        """How far a runtime agrees, in the figures that there are and that count."""
+        counts = one.agreement is not None and not self.noise
+        same = [f"{one.agreement:.1%} of {one.items} predictions"] if counts else []
+        worst = [f"{min(one.sqnr_by_output.values()):.1f} dB"] if one.sqnr_by_output else []
+        equal = [f"{min(one.equal_by_output.values()):.1%} of the values"] if one.equal_by_output else []
+        return ", ".join(same + worst + equal)
+
+    @property
+    def wanted(self) -> str:
+        """What it takes to agree."""
+        classes = any(one.agreement is not None for one in self.installed)
+        return (
+            f"{AGREES:.0%} of the predictions"
+            if classes and not self.noise
+            else f"{AGREES_DB:g} dB in the worst output"
+        )
+
     def __str__(self) -> str:
         """How many run it, how many agree, and those that do not with why."""
         tried = self.installed
@@ -160,7 +170,7 @@ class RuntimesReport(Result):
         if told:
             lines[0] += f", {sum(map(bool, map(self.agrees, told)))} of {len(told)} agree with {self.reference}"
         lines += [f"{one.label}: {one.reason}" for one in tried if not one.runs]
-        return "\n".join(lines + [f"{one.label}: {one.likeness}" for one in told if not self.agrees(one)])
+        return "\n".join(lines + [f"{one.label}: {self.likeness(one)}" for one in told if not self.agrees(one)])
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary, with ``time_ratio`` and ``cpu_ratio`` beside the times."""

@@ -22,7 +22,7 @@ from helpers.stages import feeds
 from helpers.targets import on_sample, quantized
 from rich.console import Console
 
-from mrecg_onnx.commands._runtimes import summary
+from mrecg_onnx.commands._runtimes import details, summary
 from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.running import RUNTIMES, Attempt, RuntimesReport, open_session, runtimes
 from mrecg_onnx.running.attempts import MOST, reason
@@ -519,7 +519,7 @@ def test_more_is_said_when_asked_for_and_nothing_when_quiet(model: Path, monkeyp
     asked = ("runtimes", "model.onnx", "--only", "tract", "--only", "mnn", "--python", python, "--runs", "1")
     short = " ".join(works(*asked).stdout.split())
     assert "opened 1 of 1 installed" in short
-    assert "agree 0 of 1 tract 7.7 does not: " in short
+    assert "agree 0 of 1 (wanted: 15 dB in the worst output) tract 7.7 does not: " in short
     assert "to do tract 7.7: no form is known that it runs right" in short
     assert str(python) not in short
     long = works(*asked, "-v").stdout
@@ -549,10 +549,13 @@ def _found(*attempts: Attempt, noise: bool = False) -> RuntimesReport:
 
 def _said(*attempts: Attempt, form: tuple[str, str] | None = ("ort", "int8")) -> str:
     """The summary, at 80 columns."""
-    found = _found(*attempts)
+    return _lines(*summary(_found(*attempts), None, form))
+
+
+def _lines(*tables: Any) -> str:
     console = Console(width=80, file=io.StringIO(), force_terminal=False)
     with console.capture() as capture:
-        console.print(*summary(found, None, form))
+        console.print(*tables)
     return capture.get()
 
 
@@ -587,7 +590,7 @@ def test_a_summary_is_a_screen_of_80_columns_that_says_what_to_do() -> None:
     for text in (
         "5 of 6 installed",
         "MNN 1.23.4 does not: crashed with SIGABRT",
-        "2 of 5",
+        "2 of 5 (wanted: 95% of the predictions)",
         "OpenVINO 1.23.4 does not: 79.7% of 64 predictions, 11.4 dB",
         "ONNX Runtime 1.23.4, 12.3 ms a batch, 0.53 of FP32's time there",
         "OpenVINO 1.23.4: mrecg-onnx convert resnet20_mrecg_w4a4.onnx --target openvino",
@@ -597,6 +600,23 @@ def test_a_summary_is_a_screen_of_80_columns_that_says_what_to_do() -> None:
         "TVM, qonnx, ncnn (pnnx), tract (--verbose",
     ):
         assert text in " ".join(said.split())
+
+
+def test_without_predictions_that_count_the_column_says_whether_the_worst_output_is_near() -> None:
+    far, blind = {"sqnr_by_output": {"map": 30.0, "mask": 14.0}}, {"sqnr_by_output": {}, "agreement": None}
+    tried = (_of("onnxruntime"), _of("openvino", **far), _of("tvm", **blind), _of("mnn", **FAILED, loads=False))
+    for noise, found in ((True, tried), (False, tuple(replace(one, agreement=None) for one in tried))):
+        said = " ".join(_lines(*summary(_found(*found, noise=noise), None, None)).split())
+        for text in (
+            "yes yes 31.2 dB",
+            "yes no 14.0 dB",
+            "yes not known -",
+            "no - -",
+            "OpenVINO 1.23.4 does not: 14.0 dB",
+        ):
+            assert text in said
+        assert "1 of 2 (wanted: 15 dB in the worst output)" in said
+    assert "of 64" not in _lines(*details(_found(*tried, noise=True)))
 
 
 def test_where_all_is_well_nothing_is_to_do() -> None:
@@ -640,7 +660,7 @@ def test_a_runtime_agrees_by_the_figures_that_there_are() -> None:
     assert agrees(agreement=None, sqnr_by_output={"map": 30.0, "mask": 14.0}) is False
     assert agrees(agreement=None, sqnr_by_output={}, equal_by_output={"classes": 0.5}) is False
     assert agrees(agreement=None, sqnr_by_output={}) is None
-    assert _of("tvm", agreement=None, sqnr_by_output={}).likeness == ""
+    assert _found().likeness(_of("tvm", agreement=None, sqnr_by_output={})) == ""
 
 
 def test_a_report_is_a_few_lines(model: Path) -> None:
