@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mrecg_onnx.data import InputSpec
     from mrecg_onnx.inspecting import FinishedFile
 
-__all__ = ["given_command", "stored_command"]
+__all__ = ["argument", "given_command", "stored_command"]
 
 #: What a drop is counted in where no metric is named: with labels, and without.
 TOP1, AGREEMENT = "top-1", "agreement"
@@ -39,10 +39,16 @@ def given_command(ctx: click.Context) -> str:
         value = ctx.params.get(parameter.name or "", ctx.meta.get(CONFIG))
         source = ctx.get_parameter_source(parameter.name or "")
         if isinstance(parameter, click.Argument):
-            words += map(str, value if isinstance(value, tuple) else [value])
+            words += map(argument, value if isinstance(value, tuple) else [value])
         elif source is ParameterSource.COMMANDLINE:
             words += _option(parameter, value)
     return shlex.join(words)
+
+
+def argument(path: Any) -> str:
+    """A path as an argument: one that begins like an option is told from it."""
+    text = str(path)
+    return f"./{text}" if text.startswith("-") else text
 
 
 def _option(parameter: click.Parameter, value: Any) -> list[str]:

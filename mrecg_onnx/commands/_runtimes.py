@@ -7,6 +7,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
+from mrecg_onnx.commands._repeat import argument
 from mrecg_onnx.commands._tables import grid, rows
 from mrecg_onnx.machine import milliseconds
 
@@ -142,7 +143,7 @@ def _help(one: Attempt, found: RuntimesReport, form: tuple[str, str] | None) -> 
         return "this is the form for it; --abits 8 leaves less to rounding (docs/deployment.md 3)"
     if not options or not form:
         return "no form is known that it runs right (docs/deployment.md 3)"
-    return shlex.join(["mrecg-onnx", "convert", found.file, *options])
+    return shlex.join(["mrecg-onnx", "convert", argument(found.file), *options])
 
 
 def _missing(found: RuntimesReport) -> str:

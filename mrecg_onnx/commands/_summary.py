@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mrecg_onnx.quantization import QuantizationResult
     from mrecg_onnx.settings import Settings
 
-__all__ = ["bits_line", "details", "summary", "used_images"]
+__all__ = ["at_once", "bits_line", "details", "summary", "used_images"]
 
 #: Warnings on the screen; --verbose has all.
 WARNED = 2
@@ -37,6 +37,16 @@ _ELSEWHERE = " in the form for ONNX Runtime; of this file it runs "
 def used_images(result: QuantizationResult) -> bool:
     """Whether the calibration data were images: arrays leave no preprocessing in the metadata."""
     return any(entry.key == PREPROCESS_KEY for entry in result.model.metadata_props)
+
+
+def at_once(result: QuantizationResult) -> int:
+    """Images that are fed together and whose outputs nobody can tell apart; 1 where each has its own."""
+    from mrecg_onnx.planning import outputs_without_rows
+    from mrecg_onnx.running import specs_of
+
+    if not outputs_without_rows(result.model):
+        return 1
+    return max([spec.shape[0] or 1 for spec in specs_of(result.model, str(result.output)) if spec.shape], default=1)
 
 
 def summary(
@@ -104,7 +114,13 @@ def _loss(result: QuantizationResult) -> list[str]:
     noise = f"outputs {worst:.1f} dB above the noise" if figures else "outputs are no floats"
     lines = [f"{word} on calibration images: {same}{noise}"]
     if share is None:
-        lines.append("that says nothing of accuracy: `mrecg-onnx validate` with labels or --metric does")
+        several = at_once(result)
+        what = (
+            "`mrecg-onnx validate` with labels or --metric does"
+            if several == 1
+            else f"nothing here does, as the model takes {several} images at once and does not say whose its outputs are"
+        )
+        lines.append(f"that says nothing of accuracy: {what}")
     if word == "large":
         lines.append("try --abits 8, a higher --wbits or --iters; `mrecg-onnx sensitivity` names the layers at fault")
     return lines

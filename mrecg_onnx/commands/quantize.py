@@ -30,10 +30,10 @@ from mrecg_onnx.commands._options import (
 )
 from mrecg_onnx.commands._presets import given_beside, preset_option
 from mrecg_onnx.commands._progress import progress
-from mrecg_onnx.commands._repeat import given_command
+from mrecg_onnx.commands._repeat import argument, given_command
 from mrecg_onnx.commands._sections import RUN, Command, option
 from mrecg_onnx.commands._settings import metric_from, preprocess_from, settings_from
-from mrecg_onnx.commands._summary import details, summary, used_images
+from mrecg_onnx.commands._summary import at_once, details, summary, used_images
 from mrecg_onnx.commands._unused import unused_options
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.results import write_text
@@ -105,7 +105,7 @@ def quantize_command(
     budgets = [options[name] for name in ("size_budget", "avg_wbits", "max_drop")]
     widths = f"w{options['wbits']}" if budgets == [None] * 3 else "mixed_"
     out = out or Path(f"{model.stem}_{options['method']}_{widths}a{options['abits']}.onnx")
-    config, options_used = config_beside(ctx, out), resolved(ctx, shlex.quote(str(model)))
+    config, options_used = config_beside(ctx, out), resolved(ctx, shlex.quote(argument(model)))
     writes = [path for path in (out, json_file, report_file, config) if path]
     with guarded(debug=debug, writes=writes, kept=lambda: _kept(checkpoint)):
         settings, metric = settings_from(options), metric_from(options)
@@ -161,9 +161,21 @@ def quantize_command(
         show(summary(result, model, names, stated=stated, data=data is not None, page=report_file))
         if asked(VERBOSE):
             show(details(result, names))
-        check = [*ctx.find_root().command_path.split(), "validate", str(model), str(out)]
         say(err=False)
-        say(f"Next: {shlex.join([*check, *_validated_on(ctx, result)])}", err=False)
+        say(f"Next: {_next(ctx, result, model, out)}", err=False)
+
+
+def _next(ctx: click.Context, result: QuantizationResult, model: Path, out: Path) -> str:
+    """The command that says what the result is worth, or what it takes where nothing does."""
+    program, both = ctx.find_root().command_path.split(), [argument(model), argument(out)]
+    if at_once(result) > 1:
+        return shlex.join([*program, "benchmark", *both])
+    if result.settings.container != "qonnx":
+        return shlex.join([*program, "validate", *both, *_validated_on(ctx, result)])
+    # What ONNX Runtime runs of Quant nodes is the file that says the same without them.
+    convert = [*program, "convert", both[1], "--container", "int8"]
+    both[1] = argument(Path(f"{out.stem}_int8.onnx"))
+    return f"{shlex.join(convert)} && {shlex.join([*program, 'validate', *both, *_validated_on(ctx, result)])}"
 
 
 def _validated_on(ctx: click.Context, result: QuantizationResult) -> list[str]:

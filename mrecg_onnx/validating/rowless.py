@@ -64,7 +64,9 @@ class Rowless:
         if not self.there:
             return run_padded(session, feeds)
         if (size := fixed_batch(session) or 1) > 1:
-            raise ModelError(f"{where} takes {size} images at once, and does not say of which of them its outputs are")
+            raise ModelError(
+                f"{where} takes {size} images at once, and does not say whose its outputs are: export it with a batch of 1"
+            )
         return run_outputs(session, feeds)
 
     def scored(self, made: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -55,6 +56,19 @@ def test_a_summary_fits_a_screen_and_details_are_there_when_asked_for(here: Path
     assert "parity" not in short.stdout
     long = plainly(*NEAREST, "-v", "--force", "--exclude", "conv[34]", "--wbits", "2", "--abits", "2")
     assert "parity" in long.stdout
+
+
+def test_the_next_command_runs_as_it_is_printed(here: Path) -> None:
+    (here / "model.onnx").rename(here / "-m m.onnx")
+    for options, commands in (((), 1), (("--target", "qonnx", "--container", "qonnx"), 2)):
+        said = plainly("quantize", "./-m m.onnx", *NEAREST[2:], *options, "--force").stdout
+        (told,) = (line.removeprefix("Next: ") for line in said.splitlines() if line.startswith("Next: "))
+        parts = [shlex.split(part) for part in told.split(" && ")]
+        assert len(parts) == commands
+        for part in parts:
+            assert "./-m m_nearest_w4a4.onnx" in part or "./-m m_nearest_w4a4_int8.onnx" in part
+            stands_for = {"LABELLED_IMAGES/": "images", "MODULE:FUNCTION": "top-1"}
+            plainly(*(stands_for.get(word, word) for word in part[1:]))
 
 
 def test_what_is_better_on_onnx_runtime_is_said_once_and_only_there(here: Path) -> None:

@@ -155,7 +155,11 @@ def test_several_images_at_once_cannot_be_told_apart(here: Path) -> None:
     said = fails(
         "validate", "two.onnx", "two.onnx", *DATA, "--metric", "mine:found", "--preprocess", "unit", "--resize", "32x32"
     )
-    assert "two.onnx takes 2 images at once, and does not say of which of them its outputs are" in said
+    assert "two.onnx takes 2 images at once, and does not say whose its outputs are: export it" in said
+    said = works("quantize", "two.onnx", *NEAREST).stdout
+    assert "nothing here does, as the model takes 2 images at once" in flat(said)
+    told_next = next(line for line in said.splitlines() if line.startswith("Next: "))
+    assert told_next == "Next: mrecg-onnx benchmark two.onnx two_nearest_w8a8.onnx"
 
 
 def test_in_python_a_result_says_where_it_is_cut(here: Path) -> None:
