@@ -58,6 +58,7 @@ def summary(found: RuntimesReport, data: Path | None, form: tuple[str, str] | No
             else "",
             "fastest": _fastest(run),
             "to do": list(_to_do(found, form)),
+            "not tried": _passed_over(found),
             "not installed": _missing(found),
         }
     )
@@ -109,7 +110,7 @@ def _to_do(found: RuntimesReport, form: tuple[str, str] | None) -> Iterator[str]
         if not one.runs or found.agrees(one) is False or one.fixed_batch is not None:
             helps.setdefault(_help(one, found, form), []).append(one.label)
     for what, labels in helps.items():
-        yield f"{', '.join(labels)}: {what}"
+        yield f"{'; '.join(labels)}: {what}"
 
 
 #: What runtimes say of libraries that are not there; the form of a file is not at fault then.
@@ -146,9 +147,16 @@ def _help(one: Attempt, found: RuntimesReport, form: tuple[str, str] | None) -> 
     return shlex.join(["mrecg-onnx", "convert", argument(found.file), *options])
 
 
+def _passed_over(found: RuntimesReport) -> list[str]:
+    labels: dict[str, list[str]] = {}
+    for one in found.passed_over:
+        labels.setdefault(one.reason, []).append(one.label)
+    return [f"{'; '.join(names)}: {what}" for what, names in labels.items()]
+
+
 def _missing(found: RuntimesReport) -> str:
-    names = [one.title for one in found.attempts if one.loads is None]
-    return f"{', '.join(names)} (--verbose: what installs them)" if names else ""
+    names = [one.title for one in found.attempts if one.loads is None and not one.environment]
+    return f"{'; '.join(names)} (--verbose: what installs them)" if names else ""  # some have commas in them
 
 
 def details(found: RuntimesReport) -> Iterator[RenderableType]:
@@ -188,7 +196,7 @@ def _ratio(ratio: float | None) -> str:
 
 def _loads(one: Attempt) -> str:
     if one.loads is None:
-        return "not installed"
+        return "not tried" if one.environment else "not installed"
     if not one.loads or not one.runs:
         return "opens, does not run" if one.loads else "no"
     return "yes" if one.fixed_batch is None else f"with batch {one.fixed_batch}"
@@ -196,6 +204,6 @@ def _loads(one: Attempt) -> str:
 
 def _note(one: Attempt) -> str:
     if one.loads is None:
-        return one.install
+        return one.reason or one.install
     float_model = f"FP32 does not: {one.against_reason}" if one.against_reason else ""
     return "; ".join(filter(None, [one.reason, float_model]))

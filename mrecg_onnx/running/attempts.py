@@ -45,7 +45,7 @@ class Attempt:
         version: its version, empty where it is not known.
         environment: path of the Python, or folder of npm packages, that it lives in; empty where it is not installed.
         install: what installs it.
-        loads: whether it opened the file; None where it is not installed.
+        loads: whether it opened the file; None where it was not tried, as it is not installed or lacks what ``reason`` says.
         runs: whether it ran it to the end.
         reason: in one line, what kept it from either, or what it does not say; empty where all went well.
         fixed_batch: the batch that had to be written into a copy of the file, None where it opened as it is.
@@ -130,6 +130,11 @@ class RuntimesReport(Result):
     def installed(self) -> tuple[Attempt, ...]:
         """Those that were tried."""
         return tuple(one for one in self.attempts if one.loads is not None)
+
+    @property
+    def passed_over(self) -> tuple[Attempt, ...]:
+        """Those that are installed and were not tried: the machine lacks what they need."""
+        return tuple(one for one in self.attempts if one.loads is None and one.environment)
 
     def agrees(self, one: Attempt) -> bool | None:
         """Whether a runtime computes what the graph says, None where nothing was compared.

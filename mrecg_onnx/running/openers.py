@@ -32,6 +32,10 @@ _NAMES = re.compile(r'(?<="name" :").*?(?=","args" : \{)', re.DOTALL)
 _QNN_TYPES = {"0": "I", "1": "U", "2": "F", "3": "I", "4": "U"}
 
 
+#: What pnnx makes.
+_PNNX = ("pnnxparam", "pnnxbin", "pnnxpy", "pnnxonnx", "ncnnparam", "ncnnbin", "ncnnpy")
+
+
 def _end_with_this() -> None:
     """In a child before its program starts: the system kills it where this process is killed (PR_SET_PDEATHSIG)."""
     if sys.platform == "linux":
@@ -42,18 +46,19 @@ class Session:
     """An open model.
 
     Args:
-        path: the model; files made of it go beside it.
+        path: the model, which may lie in a folder of somebody's own.
         first: one batch, by input name: some runtimes want to know the sizes.
         outputs: names of the graph's outputs.
         threads: threads inside an operator, None for the runtime's own choice.
         options: those of the runtime's row.
+        folder: where files are made, an empty one.
     """
 
     def __init__(
-        self, path: str, first: Feeds, outputs: list[str], threads: int | None, options: Mapping[str, Any]
+        self, path: str, first: Feeds, outputs: list[str], threads: int | None, options: Mapping[str, Any], folder: Path
     ) -> None:
         self.path, self.first, self.outputs, self.threads, self.options = path, first, outputs, threads, options
-        self.version = ""
+        self.folder, self.version = folder, ""
         self.open()
 
     def open(self) -> None:
@@ -98,7 +103,7 @@ class _OnnxRuntime(Session):
     def kernels(self) -> dict[str, int]:
         if not self.first:
             return {}
-        profiled = self._session(str(Path(self.path).parent / "profile"))
+        profiled = self._session(str(self.folder / "profile"))
         profiled.run(None, self.first)
         return _profiled(profile_events(profiled.end_profiling()))
 
@@ -112,7 +117,7 @@ class _Qnn(_OnnxRuntime):
         if not any(device.ep_name == plugin.get_ep_name() for device in self.ort.get_ep_devices()):
             self.ort.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
         devices = [device for device in self.ort.get_ep_devices() if device.ep_name == plugin.get_ep_name()]
-        self.graphs = Path(self.path).parent / "qnn"
+        self.graphs = self.folder / "qnn"
         self.graphs.mkdir(exist_ok=True)
         told = {"backend_type": "htp", "dump_json_qnn_graph": "1", "json_qnn_graph_dir": str(self.graphs)}
         options = self.ort.SessionOptions()
@@ -238,7 +243,7 @@ class _Iree(Session):
         tools, runtime = import_module("iree.compiler.tools"), import_module("iree.runtime")
         self.version, self.tools = metadata.version("iree-base-runtime"), tools
         importer = import_module("iree.compiler.tools.import_onnx.__main__")
-        self.imported = str(Path(self.path).with_suffix(".mlir"))
+        self.imported = str(self.folder / "model.mlir")
         importer.main(importer.parse_arguments([self.path, "-o", self.imported]))
         code = self._compiled("--iree-llvmcpu-target-cpu=host")
         if self.threads is not None:
@@ -280,9 +285,7 @@ class _Qonnx(Session):
                 wrapper.set_tensor_shape(value.name, list(self.first[value.name].shape))
         wrapper = wrapper.transform(import_module("qonnx.transformation.infer_shapes").InferShapes())
         stored = [wrapper.get_initializer(n.input[0]) for n in wrapper.graph.node if n.op_type == "DequantizeLinear"]
-        if stored and all(
-            codes is None for codes in stored
-        ):  # of stored codes it takes the axis for another one (1.0.0)
+        if stored and all(codes is None for codes in stored):  # of stored ones it takes the axis for another (1.0.0)
             wrapper = wrapper.transform(import_module("qonnx.transformation.qcdq_to_qonnx").QCDQToQuant())
         self.model, self.execute = wrapper, import_module("qonnx.core.onnx_exec").execute_onnx
 
@@ -327,15 +330,14 @@ class _Mnn(Session):
     def open(self) -> None:
         self.mnn = import_module("MNN")
         self.version = str(self.mnn.version())
-        made = str(Path(self.path).with_suffix(".mnn"))
+        made = str(self.folder / "model.mnn")
         arguments = ["-f", "ONNX", "--modelFile", self.path, "--MNNModel", made, "--bizCode", "none"]
         import_module("_tools").mnnconvert(["mnnconvert", *arguments])
         if not Path(made).is_file():
             raise RuntimeError("its converter made no file")
         self.net = self.mnn.Interpreter(made)
-        self.session = self.net.createSession({
-            "numThread": self.threads or 4, "backend": "CPU", "precision": "high",
-        })  # fmt: skip
+        config = {"numThread": self.threads or 4, "backend": "CPU", "precision": "high"}
+        self.session = self.net.createSession(config)
         for name, tensor in self.net.getSessionInputAll(self.session).items():
             self.net.resizeTensor(tensor, self.first[name].shape)
         self.net.resizeSession(self.session)
@@ -382,13 +384,11 @@ class _Ncnn(Session):
         if not places:
             raise RuntimeError("its converter pnnx is not installed")
         shapes = ",".join(f"[{','.join(map(str, array.shape))}]" for array in self.first.values())
-        base = Path(self.path).with_suffix("")
+        base = self.folder / "model"
         # The program itself: the module imports torch.
-        command = [
-            str(Path(places[0]) / ("pnnx.exe" if os.name == "nt" else "pnnx")),
-            self.path,
-            f"inputshape={shapes}",
-        ]
+        program = str(Path(places[0]) / ("pnnx.exe" if os.name == "nt" else "pnnx"))
+        made = [f"{kind}={base}.{kind}" for kind in _PNNX]
+        command = [program, self.path, f"inputshape={shapes}", *made]
         subprocess.run(command, cwd=base.parent, check=True, preexec_fn=_end_with_this if os.name == "posix" else None)  # noqa: S603 - of the package
         ncnn = import_module("ncnn")
         self.version, self.mat = ncnn.__version__, ncnn.Mat
@@ -396,8 +396,8 @@ class _Ncnn(Session):
         self.net.opt.use_vulkan_compute = False
         if self.threads is not None:
             self.net.opt.num_threads = self.threads
-        if self.net.load_param(f"{base}.ncnn.param") or self.net.load_model(f"{base}.ncnn.bin"):
-            raise RuntimeError(self._unknown(Path(f"{base}.ncnn.param"), ncnn) or "it does not open what pnnx made")
+        if self.net.load_param(f"{base}.ncnnparam") or self.net.load_model(f"{base}.ncnnbin"):
+            raise RuntimeError(self._unknown(Path(f"{base}.ncnnparam"), ncnn) or "it does not open what pnnx made")
 
     @staticmethod
     def _unknown(file: Path, ncnn: Any) -> str:

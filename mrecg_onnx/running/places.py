@@ -17,9 +17,12 @@ from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.files import temporary_folder
 from mrecg_onnx.running.attempts import reason
 from mrecg_onnx.running.catalogue import RUNTIMES, Runtime
+from mrecg_onnx.running.sessions import PROVIDERS
 
 __all__ = ["Place", "environment_of", "find_places", "program_file"]
 
+#: Providers that a build for GPUs has on every machine, and that load for long, to fail, where there is none.
+NVIDIA = frozenset(PROVIDERS[name][0] for name in ("cuda", "tensorrt"))
 #: Seconds in which an environment says what it has.
 ASKING_S = 120
 _FILES = {"python": ("worker.py", "openers.py", "parents.py"), "node": ("worker.cjs",)}
@@ -34,12 +37,14 @@ class Place:
         program: what starts it.
         version: that of its package, empty where it has none.
         environment: path of the Python or folder of npm packages.
+        lacks: what it needs and the machine does not have; empty where it can be tried.
     """
 
     row: Runtime
     program: str
     version: str
     environment: str
+    lacks: str = ""
 
 
 def find_places(rows: Sequence[Runtime], pythons: Sequence[str]) -> list[Place]:
@@ -99,7 +104,7 @@ def _read_answer(printed: str) -> dict[str, Any]:
     """
     answer = json.loads(printed.splitlines()[-1])
     parts = answer if isinstance(answer, dict) else {}
-    if [type(parts.get(part)) for part in ("modules", "versions", "providers")] != [list, dict, list]:
+    if [type(parts.get(part)) for part in ("modules", "versions", "providers", "nvidia")] != [list, dict, list, bool]:
         raise ValueError("no answer of worker.py")
     return parts
 
@@ -109,7 +114,8 @@ def _python_places(row: Runtime, there: Mapping[str, Mapping[str, Any]]) -> Iter
         version = next((has["versions"][name] for name in row.distributions if name in has["versions"]), "")
         provider = row.options.get("provider")
         if set(row.modules) <= set(has["modules"]) and (provider is None or provider in has["providers"]):
-            yield Place(row, python, version, python)
+            lacks = "there is no NVIDIA GPU" if provider in NVIDIA and not has["nvidia"] else ""
+            yield Place(row, python, version, python, lacks)
 
 
 def _node_places(row: Runtime) -> Iterator[Place]:

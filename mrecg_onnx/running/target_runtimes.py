@@ -87,10 +87,11 @@ def open_with(
         free = any(n is None for spec in specs for n in spec.shape[1:])
         feeds = {} if free else noise(specs, size or 1)
     with temporary_folder() as folder:
-        path = folder / "model.onnx"
+        path, made = folder / "model.onnx", folder / "made"
         save_model(model, path)
+        made.mkdir()
         try:
-            session, found = _run(row, path, model, feeds, size)
+            session, found = _run(row, path, model, feeds, size, made)
             kernels = session.kernels()
         except Exception as error:  # runtimes raise what they like
             raise ExportError(f"{row.title} refuses the file: {reason(str(error)) or type(error).__name__}") from error
@@ -99,18 +100,18 @@ def open_with(
 
 
 def _run(
-    row: Runtime, path: Path, model: onnx.ModelProto, feeds: Arrays | None, size: int | None
+    row: Runtime, path: Path, model: onnx.ModelProto, feeds: Arrays | None, size: int | None, made_in: Path
 ) -> tuple[Session, dict[str, npt.NDArray[Any]]]:
     """Open and run in this process, piece by piece where the batch is fixed."""
     names = [output.name for output in model.graph.output]
     if not feeds:
-        return OPENERS[row.opener](str(path), {}, names, None, row.options), {}
+        return OPENERS[row.opener](str(path), {}, names, None, row.options, made_in), {}
     rows = len(next(iter(feeds.values())))
     size = size or rows
     pieces = [
         {name: pad_batch(x[start : start + size], size) for name, x in feeds.items()} for start in range(0, rows, size)
     ]
-    session = OPENERS[row.opener](str(path), pieces[0], names, None, row.options)
+    session = OPENERS[row.opener](str(path), pieces[0], names, None, row.options, made_in)
     made = [session.run(piece) for piece in pieces]
     return session, {name: np.concatenate([one[i] for one in made])[:rows] for i, name in enumerate(names)}
 

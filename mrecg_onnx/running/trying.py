@@ -46,6 +46,8 @@ TIMEOUT_S = 300.0
 SHARE = 0.1
 #: How the reason of a runtime begins that was stopped from here.
 STOPPED = "stopped"
+#: Openers of programs that put files beside a model and take weights from none but the one called like it (pnnx).
+WHOLE_FILES = frozenset({"Ncnn"})
 #: Bytes of answers that are read.
 MOST_ANSWERS = 2**20
 
@@ -213,7 +215,28 @@ def _as_written(model: Path | onnx.ModelProto, feeds: Arrays, items: int) -> tup
 
 
 def _tried(place: Place, task: _Task) -> Attempt:
-    """In one runtime; where it, or the float model's, fails at a free batch, once more at a fixed one."""
+    """In one runtime, where the machine has what it needs; of weights in other files some are given a copy with them inside."""
+    if place.lacks:
+        row = place.row
+        return Attempt(row.name, row.title, place.version, place.environment, row.install, reason=place.lacks)
+    if place.row.opener not in WHOLE_FILES:
+        return _at_some_batch(place, task)
+    with temporary_folder() as folder:
+        try:
+            copies = [
+                _copied(path, folder / f"{i}.onnx") if path is not None and _has_data_beside(path) else path
+                for i, path in enumerate((task.model, task.against))
+            ]
+        except (MrecgError, OSError) as error:  # no room, or weights beside it are missing
+            return Attempt(
+                place.row.name, place.row.title, place.version, place.environment, place.row.install, loads=False,
+                reason=reason(str(error)),
+            )  # fmt: skip
+        return _at_some_batch(place, replace(task, model=copies[0] or task.model, against=copies[1]))
+
+
+def _at_some_batch(place: Place, task: _Task) -> Attempt:
+    """At the file's own batch; where it, or the float model's, fails at a free one, once more at a fixed one."""
     found = _attempt(place, task)
     done = found.runs and not found.against_reason
     if done or not task.free_batch or found.reason.startswith(STOPPED):
@@ -221,7 +244,7 @@ def _tried(place: Place, task: _Task) -> Attempt:
     with temporary_folder() as folder:
         try:
             copies = [
-                _with_batch(path, task.batch, folder / f"{i}.onnx") if path is not None else None
+                _copied(path, folder / f"{i}.onnx", task.batch) if path is not None else None
                 for i, path in enumerate((task.model, task.against))
             ]
         except (MrecgError, OSError):  # no room, or weights beside it are missing
@@ -235,10 +258,13 @@ def _tried(place: Place, task: _Task) -> Attempt:
     return found
 
 
-def _with_batch(path: Path, batch: int, output: Path) -> Path:
-    """A copy of a model whose in- and outputs have this batch."""
+def _copied(path: Path, output: Path, batch: int | None = None) -> Path:
+    """A copy of a model with all its weights inside, whose in- and outputs have this batch."""
     model = read_graph(path)
     load_external(model, path.parent, str(path))
+    if batch is None:
+        save_model(model, output)
+        return output
     del model.graph.value_info[:]
     for value in (*model.graph.input, *model.graph.output):
         sizes = value.type.tensor_type.shape.dim

@@ -6,6 +6,7 @@ found before a crash stays. ``python worker.py --installed MODULE...`` says on s
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
 import statistics
@@ -72,7 +73,7 @@ class _Work:
         path = shutil.copyfile(self.job[key], own / "model.onnx") if self.job["alone"] else Path(self.job[key])
         opener, start = self.openers[self.job["opener"]], time.perf_counter()
         try:
-            session = opener(str(path), feeds, self.job["outputs"], self.job["threads"], self.job["options"])
+            session = opener(str(path), feeds, self.job["outputs"], self.job["threads"], self.job["options"], own)
         except Exception as error:  # noqa: BLE001 - as above
             self.tell(**{f"{key}_error": _said(error)})
             return None
@@ -139,6 +140,17 @@ def _installed() -> dict[str, str]:
     return found
 
 
+def _has_nvidia() -> bool:
+    """Whether NVIDIA's driver is there and shows a GPU, as it says itself."""
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    count = ctypes.c_int(0)
+    try:
+        driver = ctypes.CDLL(name)
+        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    except (OSError, AttributeError):
+        return False
+
+
 def _providers() -> list[str]:
     """Those of ONNX Runtime's build."""
     try:
@@ -150,6 +162,7 @@ def _providers() -> list[str]:
 if __name__ == "__main__":
     if sys.argv[1] == "--installed":
         modules = [name for name in sys.argv[2:] if _is_there(name)]
-        sys.stdout.write(json.dumps({"modules": modules, "versions": _installed(), "providers": _providers()}) + "\n")
+        found = {"modules": modules, "versions": _installed(), "providers": _providers(), "nvidia": _has_nvidia()}
+        sys.stdout.write(json.dumps(found) + "\n")
     else:
         _Work(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))).do()

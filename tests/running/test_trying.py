@@ -239,6 +239,35 @@ def test_what_is_not_installed_is_listed_with_what_installs_it(model: Path, monk
     ]
 
 
+def test_what_a_runtime_makes_of_a_file_is_not_left_beside_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model with weights in another file is opened where it lies: profiles and converted files were left there."""
+    home = model.parent / "home"
+    home.mkdir()
+    onnx.save(float_model(), home / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    monkeypatch.chdir(home)
+    monkeypatch.setattr("mrecg_onnx.running.trying.WHOLE_FILES", {"Tract"})  # writes beside what it opens, as pnnx does
+    writes = environment(model.parent / "made_up", load="open(self.path + '.made', 'w').close()")
+    found = runtimes("m.onnx", data(home / "m.onnx"), only=["onnxruntime", "tract"], python=[writes], runs=1)
+    assert [one.runs for one in found.installed] == [True] * len(found.installed)
+    assert {one.name for one in found.installed} == {"onnxruntime", "tract"}
+    assert sorted(path.name for path in home.iterdir()) == ["m.data", "m.onnx"]
+
+
+def test_where_there_is_no_gpu_what_needs_one_is_not_tried(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build for GPUs lists CUDA and TensorRT everywhere; opening them takes a minute there, to fail."""
+    there = {"modules": ["onnxruntime"], "versions": {"onnxruntime-gpu": "1.31.1"}, "nvidia": False}
+    providers = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("mrecg_onnx.running.places._asked", lambda _: there | {"providers": providers})
+    found = runtimes(model, data(model), only=["onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt"], runs=0)
+    assert [one.loads for one in found.attempts] == [True, None, None]
+    assert [one.name for one in found.installed] == ["onnxruntime"]
+    assert [one.reason for one in found.passed_over] == ["there is no NVIDIA GPU"] * 2
+    shown = " ".join(_lines(*summary(found, None, None)).split())
+    assert "1 of 1 installed" in shown
+    assert "ONNX Runtime CUDA 1.31.1; ONNX Runtime TensorRT 1.31.1: there is no NVIDIA GPU" in shown
+    assert "not installed" not in shown
+
+
 def test_providers_are_spelled_as_their_makers_do() -> None:
     titles = {name: row.title for name, row in RUNTIMES.items()}
     assert titles["onnxruntime-tensorrt"] == "ONNX Runtime TensorRT"
@@ -597,7 +626,7 @@ def test_a_summary_is_a_screen_of_80_columns_that_says_what_to_do() -> None:
         "OpenCV dnn 1.23.4: mrecg-onnx convert resnet20_mrecg_w4a4.onnx --target portable",
         "IREE 1.23.4: mrecg-onnx convert resnet20_mrecg_w4a4.onnx --target portable --batch 1",
         "MNN 1.23.4: no form is known that it runs right",
-        "TVM, qonnx, ncnn (pnnx), tract (--verbose",
+        "TVM; qonnx; ncnn (pnnx); tract (--verbose",
     ):
         assert text in " ".join(said.split())
 
