@@ -22,7 +22,7 @@ from mrecg_onnx.commands._help import Context
 from mrecg_onnx.commands._signals import Stopped, stoppable
 from mrecg_onnx.commands._waiting import wait_briefly
 from mrecg_onnx.converters.errors import DataError, MrecgError, first_line
-from mrecg_onnx.converters.text import LONGEST_LINE, bounded, printable, quoted
+from mrecg_onnx.converters.text import LONGEST_LINE, bounded, did_you_mean, printable, quoted
 from mrecg_onnx.machine import is_first
 
 if TYPE_CHECKING:
@@ -91,8 +91,25 @@ def _one_line() -> Iterator[None]:
         raise interrupted("nothing was written", error) from error
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "mrecg-onnx"
-        message = error.format_message().rstrip(".")
+        message = _unknown(error) or error.format_message().rstrip(".")
         raise UsageFailure(f"{message} ('{command} --help' lists what there is)") from error
+
+
+def _unknown(error: click.UsageError) -> str:
+    """What to say of a name that there is not, with the one that was meant (click names three, by the alphabet); else nothing."""
+    if error.ctx is None:
+        return ""
+    if isinstance(error, click.exceptions.NoSuchCommand):
+        assert isinstance(error.ctx.command, click.Group)
+        what, name, known = "command", error.command_name, list(error.ctx.command.commands)
+    elif isinstance(error, click.NoSuchOption):
+        every = [name for one in error.ctx.command.get_params(error.ctx) for name in (*one.opts, *one.secondary_opts)]
+        what, name, known = "option", error.option_name, [one for one in every if one.startswith("--")]
+    else:
+        return ""
+    begun = sorted((one for one in known if one.startswith(name)), key=len)
+    hint = f"; did you mean '{begun[0]}'?" if begun else did_you_mean(name, known)
+    return f"No such {what} '{name}'{hint}"
 
 
 class Group(cloup.Group):
@@ -116,6 +133,10 @@ class Group(cloup.Group):
                 silence(sys.stdout)
                 Failure(f"standard output cannot be written: {error.strerror or error}").show()
                 sys.exit(Failure.exit_code)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments; ``help COMMAND`` is what many type for ``COMMAND --help``."""
+        return super().parse_args(ctx, [*args[1:], "--help"] if args[:1] == ["help"] else args)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         """Parse the group's own options."""

@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from mrecg_onnx.commands._completion import offering, path_or
 from mrecg_onnx.commands._config import config_option
 from mrecg_onnx.commands._console import FORCE, QUIET, TAKEN, VERBOSE
 from mrecg_onnx.commands._files import STDOUT
 from mrecg_onnx.commands._sections import BITS, EXPERT, IMAGES, METHOD, RUN, Choice, Steps, all_of, option
-from mrecg_onnx.data import COLORS, INTERPOLATIONS, LAYOUTS, NO_LABELS, ZEROQ
+from mrecg_onnx.data import COLORS, INTERPOLATIONS, LAYOUTS, NO_LABELS, PROFILES, ZEROQ
 from mrecg_onnx.methods import METHODS, RANGE_NAMES
-from mrecg_onnx.targets import CONTAINER_NAMES
+from mrecg_onnx.targets import CONTAINER_NAMES, TARGET_NAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from mrecg_onnx.commands._sections import F
 
@@ -57,6 +59,12 @@ class PathOrWord(click.Path):
         """The word as a string, anything else as a path."""
         return value if value == self.word else super().convert(value, param, ctx)
 
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Paths, and the word where it was begun."""
+        if incomplete and self.word.startswith(incomplete):
+            return [CompletionItem(self.word)]
+        return super().shell_complete(ctx, param, incomplete)
+
 
 CALIBRATION = PathOrWord(ZEROQ)
 #: What --labels takes.
@@ -70,6 +78,7 @@ LABELS: dict[str, Any] = {
 #: What ``quantize`` and ``convert`` say of the form of the file.
 TARGET: dict[str, Any] = {
     "metavar": "NAME|FILE.toml",
+    "shell_complete": path_or(TARGET_NAMES),
     "help": "Where the file is meant to run: ort (ONNX Runtime, browsers, LiteRT), openvino, tensorrt, qnn (Qualcomm), portable "
     "(OpenCV, TVM and IREE, too), qonnx (FPGAs), or a file of rules.",
 }
@@ -99,18 +108,18 @@ outputs_option = option(
 )
 
 
-def _metrics(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[str]:
-    """Ready metrics whose names begin so, for shells."""
+def _metrics() -> Iterable[str]:
+    """Names of ready metrics."""
     from mrecg_onnx.measures import READY
 
-    return [name for name in READY if name.lower().startswith(begun.lower())]
+    return READY
 
 
 metric_options = all_of(
     option(
         IMAGES,
         "--metric",
-        shell_complete=_metrics,
+        shell_complete=offering(_metrics),
         metavar="NAME|MODULE:FUNCTION",
         help="What outputs are worth: top-1, top-5, mAP, mAP50 or mIoU, or a function (outputs, targets) -> number of your own, "
         "from a module in this folder or the environment; its code is run (docs/metrics.md).",
@@ -165,7 +174,13 @@ plan_options = all_of(
         help="How activation ranges are found; auto: the method's own way.",
     ),
     option(METHOD, "--base", type=Choice(["qdrop", "brecq"]), help="Reconstruction under mrecg."),
-    option(METHOD, "--scheme", metavar="loss|modcap|none|FILE.json", help="How mrecg merges units."),
+    option(
+        METHOD,
+        "--scheme",
+        metavar="loss|modcap|none|FILE.json",
+        shell_complete=path_or(("loss", "modcap", "none")),
+        help="How mrecg merges units.",
+    ),
     option(METHOD, "--equalize", type=Choice(["auto", "off"]), help="Rescale channels first."),
     option(
         METHOD,
@@ -353,6 +368,7 @@ def image_options(*, stored: str = "") -> Callable[[F], F]:
             IMAGES,
             "--preprocess",
             metavar="NAME|FILE",
+            shell_complete=path_or(PROFILES),
             help="How images become inputs: imagenet, unit (0..1), raw (0..255), or a file: preprocessor_config.json of "
             f"transformers, config.json of timm, JSON with fields of Preprocess. Options below go before it.  [default: {read}]",
         ),

@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 
 import click
 import cloup
+from click.shell_completion import CompletionItem
 
+from mrecg_onnx.commands._completion import offering
 from mrecg_onnx.commands._console import alone_on_stdout
 from mrecg_onnx.commands._help import Context
 from mrecg_onnx.converters.text import did_you_mean
@@ -55,6 +57,10 @@ class Steps(click.ParamType):  # type: ignore[type-arg]
     """A number of steps, "off" (0) or "auto" (None)."""
 
     name = "steps"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The words."""
+        return offering(("auto", "off"))(ctx, param, incomplete)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
         """The number that ``value`` means."""

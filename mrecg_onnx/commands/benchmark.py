@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 import cloup
 
+from mrecg_onnx.commands._completion import listed, providers
 from mrecg_onnx.commands._console import show
 from mrecg_onnx.commands._errors import guarded
 from mrecg_onnx.commands._files import check_writes, write_json
@@ -37,7 +38,7 @@ SHOWN = 10
 @cloup.option("--batch", metavar="N,...", help="Items a run; 1, or the batch that a file fixes, by default.")
 @cloup.option("--threads", metavar="N,...", help="Threads of ONNX Runtime; its own choice by default.")
 @cloup.option(
-    "--provider", default="cpu", metavar="NAME,...", show_default=True,
+    "--provider", default="cpu", metavar="NAME,...", show_default=True, shell_complete=listed(providers),
     help="cpu, cuda, tensorrt, openvino, qnn, ...: where the files run.",
 )  # fmt: skip
 @cloup.option("--runs", type=int, default=50, metavar="N", help="Timed runs of each file.", show_default=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import cloup
 
+from mrecg_onnx.commands._completion import listed, offering
 from mrecg_onnx.commands._console import FORCE, asked, show, warn
 from mrecg_onnx.commands._errors import Failure, guarded, interrupted
 from mrecg_onnx.commands._files import check_writes, write_json
@@ -32,6 +33,7 @@ from mrecg_onnx.commands._sections import BITS, IMAGES, METHOD, Command, all_but
 from mrecg_onnx.commands._settings import metric_from, settings_from
 from mrecg_onnx.commands._tables import grid, rows
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.methods import METHODS
 
 if TYPE_CHECKING:
     from mrecg_onnx.comparing import Comparison
@@ -67,12 +69,14 @@ __all__ = ["compare_command"]
     group=METHOD,
     metavar="NAME,...",
     show_default=True,
+    shell_complete=listed(METHODS),
     help="Methods to compare; names as in quantize --method.",
 )
 @cloup.option(
     "--base-method",
     group=METHOD,
     metavar="NAME",
+    shell_complete=offering(METHODS),
     help="The one McNemar's test compares with.  [default: the first]",
 )
 @cloup.option(

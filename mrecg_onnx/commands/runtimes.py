@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import cloup
 
+from mrecg_onnx.commands._completion import offering, runtimes_known
 from mrecg_onnx.commands._console import VERBOSE, asked, show
 from mrecg_onnx.commands._errors import guarded
 from mrecg_onnx.commands._files import check_writes, write_json
@@ -42,6 +43,7 @@ __all__ = ["runtimes_command"]
     "--only",
     multiple=True,
     metavar="NAME",
+    shell_complete=offering(runtimes_known),
     help="One runtime, by its short name: opencv, tvm, onnxruntime-web, ... (a wrong one lists all); repeatable.  [default: all]",
 )
 @cloup.option(

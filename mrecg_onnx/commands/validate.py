@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import cloup
 
+from mrecg_onnx.commands._completion import offering, providers
 from mrecg_onnx.commands._console import show
 from mrecg_onnx.commands._errors import guarded
 from mrecg_onnx.commands._files import check_writes, write_json
@@ -72,6 +73,7 @@ __all__ = ["stored_or_beside", "validate_command"]
     default="cpu",
     metavar="NAME",
     show_default=True,
+    shell_complete=offering(providers),
     help="cpu, cuda, tensorrt, openvino, qnn, ...: where both run.",
 )
 @cloup.option("--layers", is_flag=True, help="Also compare every layer's weights and output, on up to 64 images.")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 from helpers.command_line import fails, run, works
 from helpers.detectors import segmenter
@@ -237,6 +238,52 @@ def test_a_shell_completes_commands_options_and_words() -> None:
     assert offered("mrecg-onnx quantize --met") == ["plain,--method", "plain,--metric"]
     assert offered("mrecg-onnx validate --metric m") == ["plain,mAP", "plain,mAP50", "plain,mIoU"]
     assert "plain,brecq" in offered("mrecg-onnx quantize --method b")
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("convert --js", ["--json"]),
+        ("quantize --calib z", ["zeroq"]),
+        ("quantize --target o", ["ort", "openvino"]),
+        ("quantize --target rules/", ["file rules/"]),
+        ("quantize --labels ", ["file "]),
+        ("quantize --labels n", ["none"]),
+        ("validate --preprocess i", ["imagenet"]),
+        ("quantize --finish ", ["auto", "off"]),
+        ("quantize --scheme m", ["modcap"]),
+        ("compare --methods nearest,br", ["nearest,brecq-paper", "nearest,brecq"]),
+        ("benchmark --provider cuda,cu", []),
+        ("validate --device q", ["qnn"]),
+        ("runtimes --only openc", ["opencv"]),
+    ],
+)
+def test_a_shell_completes_values(words: str, offered: list[str]) -> None:
+    *before, begun = words.split(" ")
+    found = ShellComplete(main, {}, "mrecg-onnx", "").get_completions(before, begun)
+    assert [one.value if one.type == "plain" else f"{one.type} {one.value}" for one in found] == offered
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("quantize m.onnx --iter 3", "'--iter'; did you mean '--iters'? ('mrecg-onnx quantize --help'"),
+        ("quantize m.onnx --cal x", "'--cal'; did you mean '--calib'?"),
+        ("inspect --jsn x", "'--jsn'; did you mean '--json'?"),
+        ("quantize --qqqqqqqq x", "No such option '--qqqqqqqq' ('mrecg-onnx quantize --help'"),
+        ("quantise", "No such command 'quantise'; did you mean 'quantize'?"),
+        ("help quantise", "No such command 'quantise'; did you mean 'quantize'?"),
+        ("val", "'val'; did you mean 'validate'?"),
+        ("quantize", "Missing argument 'MODEL' ('mrecg-onnx quantize --help'"),
+    ],
+)
+def test_what_is_misspelt_is_answered_with_what_was_meant(tmp_path: Path, words: str, says: str) -> None:
+    assert says in run(*words.split(" ")).stderr
+
+
+def test_help_is_a_word_too() -> None:
+    assert plainly("help").stdout == plainly("--help").stdout
+    assert plainly("help", "convert").stdout == plainly("convert", "--help").stdout
 
 
 def test_patterns_that_matched_modules_say_which_nodes(here: Path) -> None:
