@@ -17,9 +17,12 @@ __all__ = ["DetectionMap", "detections_of", "mean_average_precision"]
 Array = npt.NDArray[Any]
 #: How outputs are called that hold boxes, scores and classes, in lower case; the first that fits counts.
 _NAMES = {"boxes": ("box", "bbox"), "scores": ("score", "conf"), "labels": ("label", "class", "cls")}
+_WANTED = "wanted are boxes [N, M, 4] and scores [N, M, classes], or scores [N, M] and an output called labels or classes [N, M]"
 _OTHERS = "for other forms give a metric of your own that calls mean_average_precision"
 #: Detections of an image that count, the surest first, as COCO has it.
 MOST = 100
+#: The label of boxes whose outputs name no class: they are of the one class that the targets have.
+UNNAMED = -1
 
 
 class DetectionMap:
@@ -35,6 +38,7 @@ class DetectionMap:
         self.iou = iou
         self._found: list[dict[str, Array]] = []
         self._wanted: list[dict[str, Array]] = []
+        self._unnamed = False
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Take in a batch.
@@ -45,7 +49,25 @@ class DetectionMap:
         wanted = [_wanted(target) for target in targets]
         _check_classes(outputs, wanted)
         self._wanted += wanted
-        self._found += detections_of(outputs)
+        found = detections_of(outputs)
+        self._found += found
+        self._unnamed |= any((one["labels"] == UNNAMED).any() for one in found)
+        if self._unnamed:
+            self._check_one_class(outputs)
+
+    def _check_one_class(self, outputs: Mapping[str, Any]) -> None:
+        """Refuse outputs without classes where the targets have several.
+
+        Raises:
+            DataError: they have.
+        """
+        classes = _classes(self._wanted)
+        if len(classes) > 1:
+            some = ", ".join(map(str, classes[:5])) + (", ..." if len(classes) > 5 else "")
+            raise DataError(
+                f"metric mAP: outputs are {_told(outputs)}: no classes are among them, and the targets have {len(classes)} "
+                f"({some}); {_WANTED}"
+            )
 
     def compute(self) -> float:
         """The figure, 0 to 1.
@@ -53,7 +75,18 @@ class DetectionMap:
         Raises:
             DataError: no target holds a box.
         """
-        return mean_average_precision(self._found, self._wanted, iou=self.iou)
+        only = next(iter(_classes(self._wanted)), 0)
+        found = [one | {"labels": np.where(one["labels"] == UNNAMED, only, one["labels"])} for one in self._found]
+        return mean_average_precision(found, self._wanted, iou=self.iou)
+
+
+def _classes(wanted: Sequence[Mapping[str, Array]]) -> list[int]:
+    """Those of the targets, in order."""
+    return sorted({int(label) for one in wanted for label in one["labels"]})
+
+
+def _told(outputs: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {list(np.asarray(x).shape)}" for name, x in outputs.items())
 
 
 def _check_classes(outputs: Any, wanted: Sequence[Mapping[str, Array]]) -> None:
@@ -83,11 +116,11 @@ def detections_of(outputs: Any) -> list[dict[str, Array]]:
     Args:
         outputs: a dict with boxes ``[N, M, 4]``, scores ``[N, M]`` and classes ``[N, M]``, or scores ``[N, M, classes]`` in place
             of the last two, in outputs whose names hold these words; or one array ``[N, M, 6]`` of corners, score and class.
-            Corners are ``x0, y0, x1, y1``.
+            Corners are ``x0, y0, x1, y1``. Boxes with scores ``[N, M]`` or ``[N, M, 1]`` and no classes are of one class.
 
     Returns:
-        For each image boxes ``[n, 4]``, scores ``[n]`` and labels ``[n]``; those with a score of 0 or less, which fill up a row,
-        are left out.
+        For each image boxes ``[n, 4]``, scores ``[n]`` and labels ``[n]``, :data:`UNNAMED` where all are of one class; those with
+        a score of 0 or less, which fill up a row, are left out.
 
     Raises:
         DataError: they are in none of these forms.
@@ -100,16 +133,10 @@ def detections_of(outputs: Any) -> list[dict[str, Array]]:
                 f"scores and classes in outputs of these names; {_OTHERS}"
             )
         return [_kept(one[:, :4], one[:, 4], one[:, 5]) for one in rows]
-    parts = {
-        kind: next((np.asarray(x) for name, x in outputs.items() if _is_called(name, kind)), None) for kind in _NAMES
-    }
-    boxes, scores, labels = parts["boxes"], parts["scores"], parts["labels"]
+    left = {name: np.asarray(x) for name, x in outputs.items()}
+    boxes, scores, labels = (_taken(left, kind) for kind in _NAMES)
     if boxes is None or scores is None or boxes.ndim != 3 or boxes.shape[2] != 4:
-        told = ", ".join(f"{name} {list(np.asarray(x).shape)}" for name, x in outputs.items())
-        raise DataError(
-            f"metric mAP: outputs are {told}: boxes [N, M, 4], scores [N, M] and labels [N, M] in outputs of these names are "
-            f"wanted; {_OTHERS}"
-        )
+        raise DataError(f"metric mAP: outputs are {_told(outputs)}: {_WANTED}; {_OTHERS}")
     if scores.ndim == 3 and scores.shape[2] == 1:
         scores = scores[..., 0]
     if scores.ndim == 3:  # every class of every box
@@ -117,9 +144,24 @@ def detections_of(outputs: Any) -> list[dict[str, Array]]:
         wide = np.repeat(np.arange(count), each)
         classes = np.tile(np.arange(each), count)
         return [_kept(b[wide], s.reshape(-1), classes) for b, s in zip(boxes, scores, strict=True)]
-    if labels is None or labels.size != scores.size:
-        raise DataError("metric mAP: no output holds the boxes' classes: one called labels or classes [N, M] is wanted")
+    if scores.shape != boxes.shape[:2]:
+        raise DataError(f"metric mAP: outputs are {_told(outputs)}: {_WANTED}")
+    if labels is None and not any(x.shape == scores.shape and x.shape[1] > 1 for x in left.values()):
+        labels = np.full(scores.shape, UNNAMED)
+    if labels is None or labels.size != scores.size:  # classes may be there, under another name or in another shape
+        raise DataError(
+            f"metric mAP: outputs are {_told(outputs)}: whether one of them holds classes cannot be told; {_WANTED} "
+            "(--outputs boxes --outputs scores leaves others out)"
+        )
     return [_kept(b, s, c.reshape(-1)) for b, s, c in zip(boxes, scores, labels, strict=True)]
+
+
+def _taken(left: dict[str, Array], kind: str) -> Array | None:
+    """The first output that is called so, which is none of the other kinds then: class_scores are scores."""
+    names = [name for name in left if _is_called(name, kind)]
+    if kind == "boxes":  # of box_scores and boxes the latter
+        names.sort(key=lambda name: left[name].shape[-1:] != (4,))
+    return left.pop(names[0]) if names else None
 
 
 def _kept(boxes: Array, scores: Array, labels: Array) -> dict[str, Array]:

@@ -93,11 +93,45 @@ def test_forms_of_detections_say_the_same() -> None:
         assert found[0]["boxes"].tolist() == BOXES[0].tolist()
     for form, said in (
         (np.zeros((2, 84, 100)), r"\[2, 84, 100\]: \[N, M, 6\]"),
-        ({"boxes": BOXES, "scores": SCORES}, "no output holds the boxes' classes"),
+        (
+            {"boxes": BOXES, "scores": SCORES, "kinds": CLASSES},
+            r"kinds \[2, 2\]: whether one of them holds classes",
+        ),
+        (
+            {"boxes": BOXES, "scores": SCORES, "labels": CLASSES[:, :1]},
+            r"labels \[2, 1\]: whether one of them holds classes",
+        ),
+        ({"boxes": BOXES, "scores": SCORES[:, :1]}, r"scores \[2, 1\]: wanted are boxes"),
         ({"a": BOXES, "b": SCORES}, r"outputs are a \[2, 2, 4\], b \[2, 2\]"),
     ):
         with pytest.raises(DataError, match=said):
             detections_of(form)
+
+
+@pytest.mark.parametrize("one_class", [0, 17])
+def test_outputs_without_classes_are_of_the_one_class_that_the_targets_have(one_class: int) -> None:
+    """As a detector of one thing gives them, and what is found behind NonMaxSuppression, image by image."""
+    pytest.importorskip("pycocotools", reason="pycocotools, the extra detection, is not installed")
+    targets = [{"boxes": one["boxes"], "labels": [one_class] * len(one["boxes"])} for one in TARGETS]
+    named = worth("mAP", {"boxes": BOXES, "scores": SCORES, "labels": np.full((2, 2), one_class)}, targets)
+    assert 0 < named < 1
+    for name, scores in (("scores", SCORES[..., None]), ("class_scores", SCORES[..., None]), ("box_scores", SCORES)):
+        assert worth("mAP", {name: scores, "boxes": BOXES}, targets) == named
+    metric = READY["mAP"].make()
+    for i, found in enumerate((2, 1)):
+        metric.update(
+            {"det_boxes": BOXES[i : i + 1, :found], "det_scores": SCORES[i : i + 1, :found]}, targets[i : i + 1]
+        )  # type: ignore[union-attr]
+    assert metric.compute() == named  # type: ignore[union-attr]
+    nothing = {"boxes": np.zeros((2, 0, 4)), "scores": np.zeros((2, 0))}
+    assert worth("mAP", nothing, targets) == 0.0
+
+
+def test_outputs_without_classes_are_refused_where_targets_have_several() -> None:
+    for scores in (SCORES, SCORES[..., None]):
+        said = rf"boxes \[2, 2, 4\], scores \[2, 2{', 1' if scores.ndim == 3 else ''}\]: no classes .* targets have 2 \(0, 1\)"
+        with pytest.raises(DataError, match=said):
+            READY["mAP"].make().update({"boxes": BOXES, "scores": scores}, TARGETS)  # type: ignore[union-attr]
 
 
 def test_mean_average_precision_counts_as_by_hand() -> None:
