@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.external import external_tensors, load_external, require_external
 from mrecg_onnx.converters.files import require_model
+from mrecg_onnx.converters.made import holds_model
 from mrecg_onnx.converters.names import unique_nodes
 from mrecg_onnx.converters.passes.functions import align_functions, are_aligned, require_bounded
 from mrecg_onnx.converters.protos import editable, graphs, tensors
@@ -114,6 +115,10 @@ def model_path(source: object) -> Path:
     if isinstance(source, str | os.PathLike):
         return Path(source)
     what = f"a model is the path of an ONNX file or an onnx.ModelProto, not {type(source).__name__}"
+    if holds_model(source):
+        raise ModelError(
+            f"the model in {type(source).__name__} is quantized already: give the float model it was made from"
+        )
     if hasattr(source, "model_proto"):  # torch.onnx.ONNXProgram
         raise ModelError(f"{what}: give its .model_proto")
     if callable(getattr(source, "forward", None)):  # torch.nn.Module

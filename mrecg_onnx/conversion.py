@@ -13,6 +13,7 @@ import onnx
 from mrecg_onnx.checking import verify_container
 from mrecg_onnx.converters import check_writable, load_model, save_model
 from mrecg_onnx.converters.errors import ModelError, SettingsError
+from mrecg_onnx.converters.made import Made, model_of
 from mrecg_onnx.litert import LiteRTFile, to_litert
 from mrecg_onnx.planning import outputs_without_rows
 from mrecg_onnx.running import Opened, describe, fixed_batch, input_specs, noise, open_session, open_with
@@ -67,7 +68,7 @@ class Conversion:
 
 @overload
 def convert(
-    model: onnx.ModelProto | str | Path,
+    model: onnx.ModelProto | str | Path | Made,
     container: str | None = None,
     target: str | None = None,
     *,
@@ -77,7 +78,7 @@ def convert(
 ) -> Conversion: ...
 @overload
 def convert(
-    model: onnx.ModelProto | str | Path,
+    model: onnx.ModelProto | str | Path | Made,
     container: str | None = None,
     target: str | None = None,
     *,
@@ -86,7 +87,7 @@ def convert(
     output: str | Path | None = None,
 ) -> LiteRTFile: ...
 def convert(
-    model: onnx.ModelProto | str | Path,
+    model: onnx.ModelProto | str | Path | Made,
     container: str | None = None,
     target: str | None = None,
     *,
@@ -97,7 +98,8 @@ def convert(
     """Rewrite a file of :func:`mrecg_onnx.quantize`.
 
     Args:
-        model: the quantized model; not changed. Only one that was written for the target ``ort`` can get another one.
+        model: the quantized model, or what :func:`mrecg_onnx.quantize` returned; not changed. Only one that was written for the
+            target ``ort`` can get another one.
         container: a row of :data:`mrecg_onnx.writing.containers.CONTAINERS`; None keeps the one it has where the target
             allows it.
         target: one of :data:`mrecg_onnx.targets.target.TARGET_NAMES` or the path of a file of rules; None keeps the one it has.
@@ -123,6 +125,7 @@ def convert(
                 f"tflite is a target of its own: leave out {'target' if target is not None else 'batch'}"
             )
         return to_litert(model, container or "int8", output=output)
+    model = model_of(model)
     where = describe(model)
     source = load_model(model)
     before = target_of(source, where), container_of(source, where)

@@ -80,7 +80,7 @@ def inspect_command(
     with guarded(debug=debug, writes=[json_file] if json_file else []):
         settings = settings_from(options)
         with loading():
-            from mrecg_onnx.inspecting import inspect, inspect_result, is_result
+            from mrecg_onnx.inspecting import Inspection, inspect, inspect_result, is_result
 
         check_writes({"--json": json_file}, [model], "the model itself")
         if is_result(model):
@@ -94,6 +94,7 @@ def inspect_command(
         names = Names(model)
         with progress(settings.iters, names) as report:
             found = inspect(model, calib, settings, progress=report)
+        assert isinstance(found, Inspection)
         if json_file is not None:
             write_json(found.to_json(), json_file)
         show(*_tables(found, names))

@@ -4,7 +4,7 @@ from .frozen import Frozen, freeze
 from .inputs import InputSpec
 from .label_files import labels_path, require_labels
 from .labels import NO_LABELS, check_classes
-from .opening import ZEROQ, holds_images, open_calibration, open_validation, require_values
+from .opening import ZEROQ, holds_images, open_arrays, open_calibration, open_validation, require_values
 from .preprocess import (
     COLORS,
     IMAGENET_MEAN,
@@ -54,6 +54,7 @@ __all__ = [
     "given",
     "holds_images",
     "labels_path",
+    "open_arrays",
     "open_calibration",
     "open_validation",
     "profile",

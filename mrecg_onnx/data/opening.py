@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mrecg_onnx.converters.errors import DataError
+from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.text import quoted
 from mrecg_onnx.data.annotated import Targets
 from mrecg_onnx.data.array_files import HELD
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from mrecg_onnx.data.inputs import InputSpec
     from mrecg_onnx.data.sources import Data, Source
 
-__all__ = ["ZEROQ", "holds_images", "open_calibration", "open_validation", "require_values"]
+__all__ = ["ZEROQ", "holds_images", "open_arrays", "open_calibration", "open_validation", "require_values"]
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +121,19 @@ def open_validation(
         SettingsError: ``limit`` below 1, or a preprocessing setting that contradicts the model.
     """
     return _open(source, inputs, preprocess, _Opening(limit, labelled=True, labels=labels, keep=keep, classes=classes))
+
+
+def open_arrays(source: Data, inputs: Sequence[InputSpec], limit: int | None = None) -> Dataset:
+    """Ready inputs in ``source``, for calls that do not know how images become some; what goes by once is kept.
+
+    Raises:
+        SettingsError: there are images.
+        DataError: as :func:`open_validation`.
+    """
+    taken = given(source)
+    if holds_images(taken):
+        raise SettingsError(f"{taken} holds images, and nothing says here how they become inputs: give arrays")
+    return open_validation(taken, inputs, Preprocess(), NO_LABELS, limit, keep=True)
 
 
 def require_values(source: Source, inputs: Sequence[InputSpec], limit: int | None = None) -> None:

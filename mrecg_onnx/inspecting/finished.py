@@ -12,6 +12,7 @@ import onnx
 from mrecg_onnx.converters import load_model
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.load import standard_opset
+from mrecg_onnx.converters.made import Made, model_of
 from mrecg_onnx.converters.metadata_keys import (
     CALIBRATION_KEY,
     CONTAINER_KEY,
@@ -133,12 +134,13 @@ def is_result(model: onnx.ModelProto | str | Path) -> bool:
     return any(entry.key == VERSION_KEY for entry in found.metadata_props)
 
 
-def inspect_result(model: onnx.ModelProto | str | Path) -> FinishedFile:
-    """Read what a finished file says of itself; nothing is run.
+def inspect_result(model: onnx.ModelProto | str | Path | Made) -> FinishedFile:
+    """Read what a finished file, or what :func:`mrecg_onnx.quantize` returned, says of itself; nothing is run.
 
     Raises:
         ModelError: it cannot be read, :func:`mrecg_onnx.quantize` did not make it, or its metadata make no sense.
     """
+    model = model_of(model)
     where = describe(model)
     read = load_model(model)
     metadata = {entry.key: entry.value for entry in read.metadata_props}

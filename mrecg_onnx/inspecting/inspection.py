@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import onnx_ir as ir
 
 from mrecg_onnx.calibrating import Sensitivity, measure_sensitivity
 from mrecg_onnx.converters.load import standard_opset
+from mrecg_onnx.converters.made import Made, model_of
 from mrecg_onnx.converters.results import Result
 from mrecg_onnx.data import Data, Preprocess
+from mrecg_onnx.inspecting.finished import FinishedFile, inspect_result, is_result
 from mrecg_onnx.machine import Run, full_precision
 from mrecg_onnx.planning import fallbacks, load_planned, told_cut
 from mrecg_onnx.preparation import calibrate, prepare
@@ -132,15 +134,34 @@ class Inspection(Result):
         }
 
 
+@overload
+def inspect(
+    model: onnx.ModelProto | str | Path | Made,
+    calib: Data,
+    settings: Settings | None = None,
+    *,
+    progress: Report | None = None,
+) -> Inspection: ...
+@overload
+def inspect(
+    model: onnx.ModelProto | str | Path | Made,
+    calib: None = None,
+    settings: Settings | None = None,
+    *,
+    progress: Report | None = None,
+) -> Inspection | FinishedFile: ...
 @full_precision()
 def inspect(
-    model: onnx.ModelProto | str | Path,
+    model: onnx.ModelProto | str | Path | Made,
     calib: Data | None = None,
     settings: Settings | None = None,
     *,
     progress: Report | None = None,
-) -> Inspection:
+) -> Inspection | FinishedFile:
     """Plan the quantization of a float model; with images also measure each activation quantizer alone.
+
+    Of a file that :func:`mrecg_onnx.quantize` made, or of what it returned, given alone: what that says of itself, as
+    :func:`mrecg_onnx.inspect_result` reads it.
 
     Args:
         model: the float model; not changed.
@@ -149,11 +170,14 @@ def inspect(
         progress: called as the work proceeds (:class:`mrecg_onnx.Progress`).
 
     Returns:
-        The plan with everything found on the way.
+        The plan with everything found on the way; a :class:`mrecg_onnx.FinishedFile` of a result.
 
     Raises:
-        MrecgError: as :func:`mrecg_onnx.quantize`.
+        MrecgError: as :func:`mrecg_onnx.quantize`; a result that comes with ``calib`` or ``settings`` is quantized already.
     """
+    model = model_of(model)
+    if calib is None and settings is None and is_result(model):
+        return inspect_result(model)
     settings = settings or Settings()
     clock = Clock(progress)
     if calib is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,15 @@ import onnx_ir as ir
 from mrecg_onnx.converters import check_writable, load_model
 from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
 from mrecg_onnx.converters.files import followed, write_whole
+from mrecg_onnx.converters.made import Made, model_of
 from mrecg_onnx.converters.metadata_keys import CONTAINER_KEY, REQUIRES_KEY
+from mrecg_onnx.data import Data, open_arrays
 from mrecg_onnx.litert.flatbuffer import Array, Held, channels_last, plain_order
 from mrecg_onnx.litert.opening import open_litert
 from mrecg_onnx.litert.operators import OPERATORS
 from mrecg_onnx.litert.reading import codes_of, constant_of, refused, sizes_of
 from mrecg_onnx.litert.writer import Constant, Out, Writer
-from mrecg_onnx.running import Opened, describe, fixed_batch, input_specs, noise, open_session
+from mrecg_onnx.running import Opened, describe, fixed_batch, input_specs, noise, open_session, specs_of
 from mrecg_onnx.writing import as_written, contained, target_of
 
 __all__ = ["LiteRTFile", "to_litert", "write_litert"]
@@ -70,19 +71,21 @@ class LiteRTFile:
 
 
 def to_litert(
-    model: onnx.ModelProto | str | Path,
+    model: onnx.ModelProto | str | Path | Made,
     container: str = "int8",
     *,
     output: str | Path | None = None,
-    data: Mapping[str, Array] | None = None,
+    data: Data | None = None,
 ) -> LiteRTFile:
     """Write a result of :func:`mrecg_onnx.quantize` for LiteRT: integer kernels with the codes and scales that were learned.
 
     Args:
-        model: the quantized model, for target ``ort`` in any container; not changed.
+        model: the quantized model, or what :func:`mrecg_onnx.quantize` returned, for target ``ort`` in any container; not
+            changed.
         container: "int8", or "packed": filters of convolutions in int4 where all codes of a layer fit that.
         output: where to write the flatbuffer; it appears there whole or not at all.
-        data: arrays [N, ...] by input, on which LiteRT is compared with ONNX Runtime; normal noise by default.
+        data: ready inputs on which LiteRT is compared with ONNX Runtime: arrays by input name, ``[N, ...]``, or whatever else
+            hands out arrays (docs/data.md); normal noise by default.
 
     Returns:
         The flatbuffer, opened by LiteRT.
@@ -94,6 +97,7 @@ def to_litert(
     """
     if container not in CONTAINERS:
         raise SettingsError(f"files for LiteRT have no container '{container}': choose one of {', '.join(CONTAINERS)}")
+    model = model_of(model)
     where = describe(model)
     source = load_model(model)
     if output is not None:
@@ -109,7 +113,8 @@ def to_litert(
             made, layouts, w = _written(plain, four_bits=container == "packed")
     except ExportError as error:
         raise ExportError(f"{where}: {error}") from error
-    opened = open_litert(made, plain, data if data is not None else _noise(plain), layouts, w.flat.counts)
+    feeds = _noise(plain) if data is None else open_arrays(data, specs_of(plain, where)).load()
+    opened = open_litert(made, plain, feeds, layouts, w.flat.counts)
     if output is not None:
         write_whole(followed(output), made)
     return LiteRTFile(

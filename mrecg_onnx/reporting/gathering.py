@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mrecg_onnx.comparing import Comparison
 from mrecg_onnx.converters import check_writable, load_model
 from mrecg_onnx.converters.errors import DataError, SettingsError
+from mrecg_onnx.converters.made import Made, model_of
 from mrecg_onnx.converters.module_names import NodeNames, module_names
 from mrecg_onnx.data import (
     ZEROQ,
@@ -31,6 +32,8 @@ from mrecg_onnx.running import describe, read_graph, specs_of
 from mrecg_onnx.validating import ValidationResult, int8_form, layers_of, validate
 
 if TYPE_CHECKING:
+    import onnx
+
     from mrecg_onnx.measures import AnyMetric
     from mrecg_onnx.running import Model
     from mrecg_onnx.validating import WrittenLayer
@@ -213,10 +216,10 @@ def report_ranking(found: Ranking, page: str | Path, *, command: str = "") -> No
 
 
 def report(
-    result: str | Path | QuantizationResult | ValidationResult | Comparison | Ranking,
+    result: str | Path | onnx.ModelProto | Made | ValidationResult | Comparison | Ranking,
     output: str | Path,
     *,
-    against: Model | None = None,
+    against: Model | Made | None = None,
     data: Data | None = None,
     labels: Labels | None = None,
     preprocess: Preprocess | None = None,
@@ -227,8 +230,8 @@ def report(
     """Write a page to look at: of what a call returned, or of a file that :func:`mrecg_onnx.quantize` made.
 
     Args:
-        result: what quantize, validate, compare or sensitivity returned; or the path of a quantized file, of which the page shows
-            what its metadata say and what is measured.
+        result: what quantize, validate, compare or sensitivity returned; or a quantized model (the path of a file, one in memory,
+            what convert returned), of which the page shows what its metadata say and what is measured.
         output: the page, an HTML file.
         against: the float model a file was made from; with ``data`` both are run.
         data: images, as for :func:`mrecg_onnx.validate`; what quantize returned is measured on its calibration data without.
@@ -274,13 +277,14 @@ def report(
         raise SettingsError("a file is measured against its float model on images: give --against and --data together")
     if metric is not None and data is None:
         raise SettingsError("a metric is measured on images: give --against and --data, too")
-    found = inspect_result(result)
+    made, against = model_of(result), model_of(against)
+    found = inspect_result(made)
     validation: ValidationResult | None = None
     measured: Measured | None = None
     said: tuple[str, ...] = ()
     if against is not None and data is not None:
         known = preprocess, found.preprocess
-        validation, measured = _validated(against, Path(result), data, labels, known, limit, metric)
+        validation, measured = _validated(against, made, data, labels, known, limit, metric)
     else:
         said = ("nothing was measured: --against and --data with the float model and images show errors and answers",)
     # A node that was made anew has lost what torch wrote: the float model has it.

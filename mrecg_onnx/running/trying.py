@@ -20,9 +20,10 @@ import psutil
 from mrecg_onnx.converters.errors import ModelError, MrecgError, SettingsError
 from mrecg_onnx.converters.external import load_external
 from mrecg_onnx.converters.files import temporary_folder
-from mrecg_onnx.converters.load import model_path
+from mrecg_onnx.converters.load import load_model, model_path
+from mrecg_onnx.converters.made import Made, model_of
 from mrecg_onnx.converters.save import save_model
-from mrecg_onnx.data import NO_LABELS, Data, InputSpec, Preprocess, given, holds_images, open_validation
+from mrecg_onnx.data import Data, InputSpec, open_arrays
 from mrecg_onnx.machine import MOST_THREADS
 from mrecg_onnx.measures import Heads, likeness
 from mrecg_onnx.progress import Progress, Report
@@ -71,10 +72,10 @@ class _Task:
 
 
 def runtimes(
-    model: str | Path,
+    model: onnx.ModelProto | str | Path | Made,
     data: Data | None = None,
     *,
-    against: str | Path | None = None,
+    against: onnx.ModelProto | str | Path | Made | None = None,
     read_back: Callable[[onnx.ModelProto], onnx.ModelProto | None] = lambda _: None,
     only: Sequence[str] = (),
     python: Sequence[str | Path] = (),
@@ -89,10 +90,11 @@ def runtimes(
     """Open a file in every runtime that is installed, each in a process of its own, and compare, name and time what it does.
 
     Args:
-        model: path of the file; one of any tool.
+        model: a model of any tool: the path of its file, one in memory, or what :func:`mrecg_onnx.quantize` or
+            :func:`mrecg_onnx.convert` returned.
         data: ready inputs: arrays by input name, ``[N, ...]``, or whatever else hands out arrays (docs/data.md); normal random
             numbers by default.
-        against: path of the float model; it is timed in turn with ``model`` in each runtime.
+        against: the float model, likewise; it is timed in turn with ``model`` in each runtime.
         read_back: gives what ONNX Runtime runs in the place of a file whose nodes it does not have
             (:func:`mrecg_onnx.writing.runnable`), with which outputs are then compared, or None.
         only: rows of :data:`mrecg_onnx.running.catalogue.RUNTIMES`; all by default.
@@ -116,7 +118,41 @@ def runtimes(
             batch than the one that the file fixes.
         DataError: the data cannot be read.
     """
-    path, float_path = model_path(model), model_path(against) if against is not None else None
+    with temporary_folder() as folder:
+        path = _file(model, folder / "model.onnx")
+        float_path = None if against is None else _file(against, folder / "float.onnx")
+        found = _tried_everywhere(
+            path, float_path, data, read_back, only, python, samples, batch, threads, runs, timeout, memory, progress
+        )
+        called = {str(folder / "model.onnx"): "the model", str(folder / "float.onnx"): "the float model"}
+        return replace(found, file=called.get(found.file, found.file), against=called.get(found.against, found.against))
+
+
+def _file(model: onnx.ModelProto | str | Path | Made, place: Path) -> Path:
+    """The path of a model; one in memory is written to ``place``: other processes open it."""
+    held = model_of(model)
+    if not isinstance(held, onnx.ModelProto):
+        return model_path(held)
+    save_model(load_model(held), place)
+    return place
+
+
+def _tried_everywhere(
+    path: Path,
+    float_path: Path | None,
+    data: Data | None,
+    read_back: Callable[[onnx.ModelProto], onnx.ModelProto | None],
+    only: Sequence[str],
+    python: Sequence[str | Path],
+    samples: int,
+    batch: int | None,
+    threads: int | None,
+    runs: int,
+    timeout: float,
+    memory: int | None,
+    progress: Report | None,
+) -> RuntimesReport:
+    """Outcome of :func:`runtimes`, of files."""
     rows = _chosen(only)
     for name, value in (("samples", samples), ("batch", batch), ("threads", threads), ("timeout", timeout)):
         if value is not None and not 1 <= value < math.inf:
@@ -152,7 +188,7 @@ def runtimes(
     attempts += [Attempt(row.name, row.title, install=row.install) for row in missing.values()]
     order = list(RUNTIMES)
     return RuntimesReport(
-        str(model), str(against or ""), data is None, items, reference, size, threads,
+        str(path), str(float_path or ""), data is None, items, reference, size, threads,
         tuple(sorted(attempts, key=lambda one: order.index(one.name))),
     )  # fmt: skip
 
@@ -179,7 +215,7 @@ def _fed(
             there = "missing" if array is None else f"{array.dtype} {list(array.shape)}"
             raise SettingsError(f"{path}: {spec} cannot be fed with what data have: {there}")
     items = min(samples, *(len(found[spec.name]) for spec in specs))
-    found = open_validation({s.name: found[s.name][:items] for s in specs}, specs, Preprocess(), NO_LABELS).load()
+    found = open_arrays({s.name: found[s.name][:items] for s in specs}, specs).load()
     rows = -(-items // batch) * batch
     require_room([InputSpec(s.name, found[s.name].shape, s.dtype) for s in specs], rows)
     return {s.name: np.ascontiguousarray(pad_batch(found[s.name][:items], rows), s.dtype) for s in specs}, items
@@ -194,10 +230,7 @@ def _arrays(data: Data | None, specs: Sequence[InputSpec], samples: int, path: P
         return noise(free, samples)
     if isinstance(data, Mapping) and all(isinstance(value, np.ndarray) for value in data.values()):
         return data
-    taken = given(data)
-    if holds_images(taken):
-        raise SettingsError(f"{taken} holds images, and nothing says here how they become inputs: give arrays")
-    return open_validation(taken, specs, Preprocess(), NO_LABELS, samples, keep=True).load()
+    return open_arrays(data, specs, samples).load()
 
 
 def _as_written(model: Path | onnx.ModelProto, feeds: Arrays, items: int) -> tuple[Arrays | None, str]:

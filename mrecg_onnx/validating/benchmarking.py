@@ -19,6 +19,7 @@ from mrecg_onnx.converters import load_model, save_model
 from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.converters.files import temporary_folder
 from mrecg_onnx.converters.load import model_path
+from mrecg_onnx.converters.made import Made, model_of
 from mrecg_onnx.converters.results import Result
 from mrecg_onnx.data import InputSpec
 from mrecg_onnx.progress import Progress, Report
@@ -115,7 +116,7 @@ class Benchmark(Result):
 
 
 def benchmark(
-    files: onnx.ModelProto | str | Path | Sequence[onnx.ModelProto | str | Path],
+    files: onnx.ModelProto | str | Path | Made | Sequence[onnx.ModelProto | str | Path | Made],
     *,
     batch: int | Sequence[int] | None = None,
     threads: int | Sequence[int | None] | None = None,
@@ -126,8 +127,9 @@ def benchmark(
     """Measure models on ONNX Runtime, taking turns so that a busy machine slows all of them alike.
 
     Args:
-        files: a model, or several with the same inputs: paths, or models in memory, which are called ``model 1`` and so on by
-            their places; the first is what the others are compared with.
+        files: a model, or several with the same inputs: paths, what :func:`mrecg_onnx.quantize` or :func:`mrecg_onnx.convert`
+            returned, or models in memory, which are called ``model 1`` and so on by their places; the first is what the others
+            are compared with.
         batch: items a run, one number or several; the batch that one of the files fixes, else 1, by default.
         threads: threads inside an operator, one number or several; None for ONNX Runtime's own choice.
         provider: rows of :data:`mrecg_onnx.running.PROVIDERS`, one name or several.
@@ -142,7 +144,7 @@ def benchmark(
         SettingsError: a number below 1, an unknown provider, one that is not there, or one that left all the work to another.
     """
     with temporary_folder() as folder:
-        given: tuple[Any, ...] = _several(files)  # type: ignore[type-var]
+        given: tuple[Any, ...] = tuple(map(model_of, _several(files)))  # type: ignore[type-var]
         paths = [_file(file, folder / f"{n}.onnx") for n, file in enumerate(given, 1)]
         called = {
             path: f"model {n}" if isinstance(file, onnx.ModelProto) else str(path)

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
-from mrecg_onnx.converters.metadata_keys import SOURCE_KEY
+from mrecg_onnx.converters.metadata_keys import SOURCE_KEY, VERSION_KEY
 from mrecg_onnx.data import Dataset
 from mrecg_onnx.validating.metadata import metadata_of, source_sha256
 
@@ -43,12 +43,11 @@ def check_source(fp32: Model, sessions: Mapping[str, ort.InferenceSession], name
     """Refuse a quantized file that says it was made from another float model; ``sessions`` are "fp32" and "quantized".
 
     Raises:
-        ModelError: it was, or the two are in the wrong order.
+        ModelError: it was, or the float model is a quantized one.
     """
-    source = metadata_of(sessions["quantized"]).get(SOURCE_KEY)
-    if source is None and SOURCE_KEY in metadata_of(sessions["fp32"]):
+    if {SOURCE_KEY, VERSION_KEY} & set(metadata_of(sessions["fp32"])):
         raise ModelError(f"{names[0]} is a quantized model: give the FP32 model first and the quantized one second")
-    actual = source_sha256(fp32)
+    source, actual = metadata_of(sessions["quantized"]).get(SOURCE_KEY), source_sha256(fp32)
     if source is not None and actual is not None and source != actual:
         raise ModelError(
             f"{names[1]} was made from another model than {names[0]} "

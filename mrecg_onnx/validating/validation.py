@@ -11,6 +11,7 @@ import numpy as np
 
 from mrecg_onnx.converters.deadline import LIMIT_S, limit_runs
 from mrecg_onnx.converters.errors import DataError, SettingsError
+from mrecg_onnx.converters.made import model_of
 from mrecg_onnx.converters.metadata_keys import PREPROCESS_KEY, VERSION_KEY
 from mrecg_onnx.data import (
     Data,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 
     import onnxruntime as ort
 
+    from mrecg_onnx.converters.made import Made
     from mrecg_onnx.measures import AnyMetric
     from mrecg_onnx.running import Model
 
@@ -73,8 +75,8 @@ CLEAR_GAIN, CLEAR_P = 0.01, 0.01
 
 
 def validate(
-    fp32: Model,
-    quantized: Model,
+    fp32: Model | Made,
+    quantized: Model | Made,
     data: Data,
     *,
     labels: Labels | None = None,
@@ -95,7 +97,8 @@ def validate(
 
     Args:
         fp32: The float model.
-        quantized: The quantized model, of this package or another.
+        quantized: The quantized model, of this package or another; or what :func:`mrecg_onnx.quantize` or
+            :func:`mrecg_onnx.convert` returned.
         data: A folder of images or arrays of ready inputs (see :func:`mrecg_onnx.data.opening.open_validation`); or arrays,
             tensors, PIL images or whatever hands them out (docs/data.md).
         labels: For images a CSV of ``file,label``, boxes in COCO's JSON or a folder of PNG masks (docs/metrics.md), ``.npy`` of
@@ -140,6 +143,7 @@ def validate(
     if not timeout > 0:
         raise SettingsError(f"timeout is {timeout}: it must be above 0")
     limit_runs(timeout)
+    fp32, quantized = model_of(fp32), model_of(quantized)
     wanted = metric_of(metric)
     with joined("cpu") as workers:
         found = _validate(

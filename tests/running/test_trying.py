@@ -23,7 +23,7 @@ from helpers.targets import on_sample, quantized
 from rich.console import Console
 
 from mrecg_onnx.commands._runtimes import details, summary
-from mrecg_onnx.converters.errors import ModelError, SettingsError
+from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
 from mrecg_onnx.running import RUNTIMES, Attempt, RuntimesReport, open_session, runtimes
 from mrecg_onnx.running.attempts import MOST, reason
 from mrecg_onnx.running.catalogue import Arithmetic
@@ -690,6 +690,23 @@ def test_a_runtime_agrees_by_the_figures_that_there_are() -> None:
     assert agrees(agreement=None, sqnr_by_output={}, equal_by_output={"classes": 0.5}) is False
     assert agrees(agreement=None, sqnr_by_output={}) is None
     assert _found().likeness(_of("tvm", agreement=None, sqnr_by_output={})) == ""
+
+
+def test_a_model_in_memory_is_written_and_gone_again(model: Path) -> None:
+    proto = onnx.load(model)
+    found = runtimes(proto, data(model), against=proto, only=["onnxruntime"], runs=0)
+    assert (found.file, found.against) == ("the model", "the float model")
+    assert (
+        found.attempts[0].sqnr_by_output
+        == runtimes(model, data(model), only=["onnxruntime"], runs=0).attempts[0].sqnr_by_output
+    )
+
+
+def test_values_that_are_not_finite_are_named(model: Path) -> None:
+    ((name, x),) = data(model).items()
+    x[1] = np.nan
+    with pytest.raises(DataError, match=f"NaN, Inf .* in sample 1 for input '{name}'"):
+        runtimes(model, {name: x}, only=["onnxruntime"])
 
 
 def test_a_report_is_a_few_lines(model: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -71,7 +72,7 @@ def test_a_single_path_is_a_file_and_a_network_of_torch_is_told_what_to_do(here:
 
 
 def test_models_in_memory_are_called_by_their_places(here: Path) -> None:
-    found = benchmark([residual(), "w4a4.onnx"], runs=3)
+    found = benchmark([SimpleNamespace(model=residual(), output=None), "w4a4.onnx"], runs=3)  # as quantize returns it
     assert [file.name for file in found.files] == ["model 1", "w4a4.onnx"] == [t.file for t in found.timings]
     assert found.files[0].size_bytes == pytest.approx(Path("fp32.onnx").stat().st_size, rel=0.05)
     with pytest.raises(ModelError, match=r"model 2: its inputs .* are not those of model 1"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from helpers.learned import small
 from helpers.stages import feeds
 
 import mrecg_onnx
-from mrecg_onnx.converters.errors import DataError, ExportError, SettingsError
+from mrecg_onnx.converters.errors import DataError, ExportError, ModelError, SettingsError
 
 SETTINGS = mrecg_onnx.Settings(method="nearest", equalize="off", threads=1)
 X = feeds(small(), 24)["input"]
@@ -45,6 +46,33 @@ def test_nothing_of_what_was_given_is_in_what_is_stored(made: Any) -> None:
     assert made.source == small()
     assert made.calib is X
     assert not {"source", "calib"} & set(made.to_json())
+
+
+def test_what_was_made_is_taken_where_a_model_is(made: Any, tmp_path: Path) -> None:
+    """By its file where that is there, by the model in it otherwise; and inspect answers as on the command line."""
+    written = replace(made, output=made.save(tmp_path / "out.onnx"))
+    packed = mrecg_onnx.convert(written, "packed")
+    said = [mrecg_onnx.inspect(one) for one in (written, made, made.model, tmp_path / "out.onnx")]
+    assert {type(one) for one in said} == {mrecg_onnx.FinishedFile}
+    assert [one.name for one in said] == [
+        str(tmp_path / "out.onnx"),
+        "the model",
+        "the model",
+        str(tmp_path / "out.onnx"),
+    ]
+    assert len({json.dumps(one.to_json() | {"name": ""}) for one in said}) == 1
+    assert mrecg_onnx.inspect_result(packed).container == "packed"
+    found = [mrecg_onnx.validate(small(), one, PAIRS, repeats=0).sqnr_by_output for one in (written, made, packed)]
+    assert found[0] == found[1] == found[2]
+    (tmp_path / "out.onnx").unlink()
+    assert mrecg_onnx.inspect(written).to_json() == said[1].to_json()
+    for call in (mrecg_onnx.quantize, mrecg_onnx.sensitivity, mrecg_onnx.estimate):
+        with pytest.raises(ModelError, match="the model in QuantizationResult is quantized already: give the float"):
+            call(made, X)
+    with pytest.raises(ModelError, match="the model is quantized already"):
+        mrecg_onnx.inspect(made, X)
+    with pytest.raises(ModelError, match="the FP32 model is a quantized model: give the FP32 model first"):
+        mrecg_onnx.validate(made, made, PAIRS)
 
 
 def test_results_are_written_as_json(made: Any, tmp_path: Path) -> None:
