@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["HELD", "ArrayFile", "RowReader"]
+__all__ = ["HELD", "ArrayFile", "Repeated", "RowReader"]
 
 #: Bytes of a member of an .npz that is inflated once and held, unless its reader is told another number; larger ones are inflated
 #: again by every pass over them.
@@ -136,6 +136,19 @@ class RowReader:
                 raise DataError(f"cannot read {self.where}: it ends too early")
             view[done : done + len(part)] = np.frombuffer(part, np.uint8)
             done += len(part)
+
+
+class Repeated(RowReader):
+    """An array of one row, which stands for ``count`` of them."""
+
+    def __init__(self, reader: RowReader, count: int) -> None:
+        self.where, self.dtype, self.hold = reader.where, reader.dtype, reader.hold
+        self.shape = (count, *reader.shape[1:])
+        self._row = reader.read(np.zeros(1, np.int64))
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """As the base class has it."""
+        return np.repeat(self._row, len(rows), axis=0)
 
 
 class ArrayFile:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mrecg_onnx.converters.errors import DataError
-from mrecg_onnx.data.array_files import HELD, ArrayFile, RowReader
+from mrecg_onnx.data.array_files import HELD, ArrayFile, Repeated, RowReader
 from mrecg_onnx.data.choosing import pick
 from mrecg_onnx.data.dataset import Dataset, digest
 from mrecg_onnx.data.fitting import cast, family, misfit
-from mrecg_onnx.data.inputs import shape_text
+from mrecg_onnx.data.inputs import is_one_for_all, shape_text, uneven_rows
 from mrecg_onnx.data.labels import LABEL_NAMES, labels_inside, labels_of_rows
 from mrecg_onnx.data.samples import class_indices
 
@@ -160,10 +160,13 @@ def _open_arrays(path: Path, inputs: Sequence[InputSpec]) -> dict[str, RowReader
     arrays = _name_lone_array(path, file, inputs) if file.names is None else _named_arrays(path, file, inputs)
     for spec in inputs:
         _check_fits(arrays[spec.name], spec, path)
+    most = max(array.shape[0] for array in arrays.values())
+    for spec in inputs:
+        if most > 1 and is_one_for_all(arrays[spec.name].shape, spec):
+            arrays[spec.name] = Repeated(arrays[spec.name], most)
     rows = {name: array.shape[0] for name, array in arrays.items()}
     if len(set(rows.values())) > 1:
-        counts = ", ".join(f"'{name}' {count}" for name, count in rows.items())
-        raise DataError(f"the arrays in {path} have different numbers of rows: {counts}")
+        raise DataError(f"the arrays in {path} have {uneven_rows(rows)}")
     return arrays
 
 

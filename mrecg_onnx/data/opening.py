@@ -31,7 +31,7 @@ from mrecg_onnx.data.fitting import as_array, fits, has_array, rows_of
 from mrecg_onnx.data.folders import ARRAY_SUFFIXES, find_files
 from mrecg_onnx.data.handed import MOST, IndexedDataset, KeptDataset, MemoryDataset, PassingDataset
 from mrecg_onnx.data.images import ImageDataset
-from mrecg_onnx.data.inputs import shape_text
+from mrecg_onnx.data.inputs import is_one_for_all, shape_text, uneven_rows
 from mrecg_onnx.data.kept_pixels import KeptPixels
 from mrecg_onnx.data.label_files import read_labels, require_labels
 from mrecg_onnx.data.labels import NO_LABELS
@@ -198,6 +198,11 @@ class _Opening:
 def _open(source: Data, inputs: Sequence[InputSpec], preprocess: Preprocess, how: _Opening) -> Dataset:
     if not inputs:
         raise DataError("the model has no inputs to feed")
+    lone = next((spec for spec in inputs if not spec.shape), None)
+    if lone is not None:
+        raise DataError(
+            f"{lone} is a scalar, and rows are all that is fed: make it a constant of the model, or give it the shape (1)"
+        )
     taken = given(source)
     if isinstance(taken, Dataset):
         return taken
@@ -330,11 +335,14 @@ def _open_whole(source: Whole, inputs: Sequence[InputSpec], how: _Opening) -> Da
                 f"{source} is one sample {shape_text(array.shape)} for {spec}: give several, the batch first"
             )
         arrays[spec.name] = rows_of(array, spec, str(source))
+    most = max(map(len, arrays.values()))
+    for spec in inputs:
+        if is_one_for_all(arrays[spec.name].shape, spec):
+            arrays[spec.name] = np.broadcast_to(arrays[spec.name], (most, *arrays[spec.name].shape[1:]))
     counts = {name: len(array) for name, array in arrays.items()}
     total = next(iter(counts.values()))
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{quoted(name)} {count}" for name, count in counts.items())
-        raise DataError(f"the arrays of {source} have different numbers of rows: {told}")
+        raise DataError(f"the arrays of {source} have {uneven_rows(counts)}")
     chosen = pick(total, how.samples, how.seed)
     targets = how.handed(total, source)
     if targets is None and how.with_labels:

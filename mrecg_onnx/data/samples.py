@@ -19,7 +19,7 @@ from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.converters.text import first_of, quoted
 from mrecg_onnx.data.decoding import Room
 from mrecg_onnx.data.fitting import as_array, cast, has_array, on_cpu, rows_of
-from mrecg_onnx.data.inputs import shape_text
+from mrecg_onnx.data.inputs import is_one_for_all, shape_text, uneven_rows
 from mrecg_onnx.data.labels import LABEL_NAMES
 from mrecg_onnx.data.pixels import UnreadableError, open_image, pixels_of, planes, read_pixels
 from mrecg_onnx.data.sources import image_like, parts
@@ -85,11 +85,14 @@ class Sampler:
         else:
             found = {self.inputs[0].name: value}
         made = {spec.name: self._rows(found[spec.name], spec, what, number) for spec in self.inputs}
+        most = max(map(len, made.values()))
+        for spec in self.inputs:
+            if is_one_for_all(made[spec.name].shape, spec):
+                made[spec.name] = np.repeat(made[spec.name], most, axis=0)
         counts = {name: len(rows) for name, rows in made.items()}
         count = next(iter(counts.values()))
         if len(set(counts.values())) > 1:
-            told = ", ".join(f"{quoted(name)} {rows}" for name, rows in counts.items())
-            raise DataError(f"{what}: its inputs have different numbers of rows: {told}")
+            raise DataError(f"{what}: its inputs have {uneven_rows(counts)}")
         self._check_sizes(made, what)
         return Rows(made, targets_of(target, count, what, batch=_is_batch(found, made, self.inputs)), count)
 

@@ -25,7 +25,7 @@ from mrecg_onnx.converters.protos import editable, graphs
 from mrecg_onnx.converters.text import bounded, first_of, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["Tail", "cut_off", "outputs_without_rows", "told_cut"]
 
@@ -158,7 +158,7 @@ def _cut(model: onnx.ModelProto) -> _Cut | None:
     if not any(node.op_type in COUNTING for graph in graphs(model) for node in graph.node):
         return None
     graph = infer_shapes(_form(model)).graph
-    batches = {_first(value) for value in graph.inputs} - {None}
+    batches = _batches(graph.inputs)
     behind: set[ir.Node] = set()
     seen: set[ir.Node] = set()  # what the images reach by their values, not by their sizes alone
     first: ir.Node | None = None
@@ -191,6 +191,13 @@ def _cut(model: onnx.ModelProto) -> _Cut | None:
     names = [v.name or "" for node in graph for v in node.outputs if v in at]
     where = f"{first.op_type} {quoted(first.name)}" if first.name else first.op_type
     return _Cut(where, names, [value.name or "" for value in outputs])
+
+
+def _batches(inputs: Sequence[ir.Value]) -> set[int | str | None]:
+    """First sizes that are a batch: that of the images, which have the most axes, and free ones; others are settings."""
+    widest = max(inputs, key=lambda value: len(value.shape or ()), default=None)
+    found: set[int | str | None] = {first for first in map(_first, inputs) if isinstance(first, str)}
+    return found | ({_first(widest)} if widest is not None else set())
 
 
 def _begin_at(back: ir.Model, cut: _Cut) -> None:

@@ -200,7 +200,7 @@ def _activations(
     file = int8_form(load_model(quantized), describe(quantized, "the quantized model"))
     with openable(with_outputs(file, list(quantizers))) as source:
         session = open_session(source, level="off", threads=threads)
-    rows, until = batch_of(session) or ROWS, time.monotonic() + VALUE_SECONDS
+    rows, until = batch_of(session) or (1 if outputs_without_rows(file) else ROWS), time.monotonic() + VALUE_SECONDS
     values: dict[str, list[Array]] = {name: [] for name in quantizers}
     cuts: dict[str, list[tuple[float, float]]] = {name: [] for name in quantizers}
     for feeds in data.spread(rows, VALUE_IMAGES):

@@ -214,6 +214,10 @@ def _fed(
         if not fits or any(n not in {None, m} for n, m in zip(spec.shape[1:], array.shape[1:], strict=True)):  # type: ignore[union-attr]
             there = "missing" if array is None else f"{array.dtype} {list(array.shape)}"
             raise SettingsError(f"{path}: {spec} cannot be fed with what data have: {there}")
+    most = max(len(found[spec.name]) for spec in specs)
+    for spec in specs:  # one value for all items
+        if spec.shape[0] == len(found[spec.name]) == 1:
+            found = {**found, spec.name: np.repeat(found[spec.name], most, axis=0)}
     items = min(samples, *(len(found[spec.name]) for spec in specs))
     found = open_arrays({s.name: found[s.name][:items] for s in specs}, specs).load()
     rows = -(-items // batch) * batch

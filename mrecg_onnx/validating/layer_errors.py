@@ -26,6 +26,7 @@ from mrecg_onnx.converters.metadata_keys import SETTINGS_KEY
 from mrecg_onnx.converters.passes.gemm import split_matmul_bias
 from mrecg_onnx.converters.save import openable
 from mrecg_onnx.measures import OutputSums, add_sums, decibels
+from mrecg_onnx.planning import outputs_without_rows
 from mrecg_onnx.running import describe, fixed_batch, open_session, pad_batch, read_graph, run_outputs
 from mrecg_onnx.validating.written_layers import WrittenLayer, int8_form, layers_of
 
@@ -296,7 +297,7 @@ def _run(
     names = [list(dict.fromkeys(n for pair in group for n in (pair[i].reads, pair[i].makes))) for i in (0, 1)]
     names[0] = list(dict.fromkeys([*names[0], *quantizers]))
     sessions = _opened(file, names[0], threads), _opened(plain, names[1], threads)
-    rows = fixed_batch(sessions[0]) or fixed_batch(sessions[1]) or ROWS
+    rows = fixed_batch(sessions[0]) or fixed_batch(sessions[1]) or (1 if outputs_without_rows(plain) else ROWS)
     done = 0
     for feeds in data.spread(rows, images):
         count = len(next(iter(feeds.values())))

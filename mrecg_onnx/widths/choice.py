@@ -195,7 +195,12 @@ def _within_drop(run: Run, ready: Prepared, judge: Judge, make: Make[M]) -> Chos
     data, labels = judge.data, judge.labels
     if isinstance(data, Given) and not data.again:  # every trial is measured on it
         data = open_validation(
-            data, ready.dataset.inputs, settings.preprocess, labels, keep=True, classes=judge.metric is None
+            data,
+            specs_of(read_graph(ready.source)),
+            settings.preprocess,
+            labels,
+            keep=True,
+            classes=judge.metric is None,
         )
         preprocess = labels = None
 

@@ -79,6 +79,47 @@ def test_arrays_that_do_not_join(tmp_path: Path) -> None:
         open_calibration(tmp_path / "c.npz", [spec(None, 3, 4, 4), spec(None, 1, name="y")], Preprocess())
 
 
+#: Images, and a scale of which the model takes one in a run.
+SCALED = [spec(None, 3, 4, 4), spec(1, 2, name="scale")]
+
+
+@pytest.mark.parametrize("form", ["file", "folder", "dict", "batches"])
+def test_one_row_of_an_input_that_takes_one_in_a_run_is_that_of_all_samples(tmp_path: Path, form: str) -> None:
+    scale = np.array([[2, 3]], np.float32)
+    np.savez(tmp_path / "a.npz", x=rows(3), scale=scale)
+    np.savez(tmp_path / "b.npz", x=rows(2, 3), scale=scale + 1)
+    source = {
+        "file": tmp_path / "a.npz",
+        "folder": tmp_path,
+        "dict": {"x": rows(3), "scale": scale},
+        "batches": [{"x": rows(2), "scale": scale}, {"x": rows(1, 2), "scale": scale}],
+    }[form]
+    data = open_calibration(source, SCALED, Preprocess())
+    data.require_values()
+    loaded = data.load()
+    assert first_red(loaded["x"]) == list(range(len(loaded["x"])))
+    assert loaded["scale"][:3].tolist() == [[2, 3]] * 3
+    assert loaded["scale"][3:].tolist() == [[3, 4]] * 2 * (form == "folder")
+    assert data.batch([2, 0])["scale"].tolist() == [[2, 3]] * 2
+
+
+def test_a_row_for_each_sample_is_taken_as_it_is_and_other_numbers_are_refused() -> None:
+    scales = np.arange(6, dtype=np.float32).reshape(3, 2)
+    assert np.array_equal(
+        open_calibration({"x": rows(3), "scale": scales}, SCALED, Preprocess()).load()["scale"], scales
+    )
+    with pytest.raises(DataError, match="different numbers of rows: 'x' 3, 'scale' 2"):
+        open_calibration({"x": rows(3), "scale": scales[:2]}, SCALED, Preprocess())
+
+
+def test_a_scalar_is_told_what_to_become() -> None:
+    inputs = [spec(None, 3, 4, 4), spec(name="least")]
+    with pytest.raises(
+        DataError, match=r"input 'least' \(\) float32 is a scalar, .*: make it a constant of the model, or"
+    ):
+        open_calibration({"x": rows(3), "least": np.float32(1)}, inputs, Preprocess())
+
+
 @pytest.mark.parametrize(
     ("have", "model", "fits"),
     [

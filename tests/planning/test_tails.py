@@ -98,6 +98,21 @@ def test_inputs_of_the_tail_alone_are_not_asked_for_in_front() -> None:
     assert [value.name for value in tail.behind(front).graph.input] == ["images", "least"]
 
 
+@pytest.mark.parametrize("shape", [[1, 2], [2]])
+def test_what_is_made_of_a_setting_of_the_tail_has_no_row(shape: list[int]) -> None:
+    """Boxes are divided by a scale, whose first size is no batch: images come with a free one."""
+    model = finished_detector("N")
+    gather = next(node for node in model.graph.node if node.op_type == "Gather")
+    gather.output[0] = "unscaled"
+    model.graph.input.append(helper.make_tensor_value_info("scale", TensorProto.FLOAT, shape))
+    model.graph.node.append(helper.make_node("Concat", ["scale", "scale"], ["scales"], axis=-1))
+    model.graph.node.append(helper.make_node("Div", ["unscaled", "scales"], ["found_boxes"]))
+    front, tail = cut_off(model)
+    assert tail is not None
+    assert [value.name for value in front.graph.input] == ["images"]
+    assert [value.name for value in tail.behind(front).graph.input] == ["images", "scale"]
+
+
 def test_names_of_the_tail_give_way() -> None:
     model = finished_detector("N")
     front, tail = cut_off(model)

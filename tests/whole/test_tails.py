@@ -93,6 +93,28 @@ def test_what_is_cut_off_may_be_an_output_too_and_the_tail_may_have_an_input_of_
     assert "by_class" in works("inspect", "more.onnx").output
 
 
+def test_one_value_of_a_setting_of_the_tail_is_that_of_all_images(here: Path) -> None:
+    """Also where the batch is free: layers are compared image by image then."""
+    model = finished_detector("N")
+    kept = [node for node in model.graph.node if "least" not in node.output]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("least", onnx.TensorProto.FLOAT, [1]))
+    x = np.random.default_rng(0).uniform(0, 0.3, (24, 3, 32, 32)).astype(np.float32)
+    x[:, 0, :8, :8] = 0.95
+    arrays = {"images": x, "least": np.array([0.3], np.float32)}
+    np.savez("data.npz", **arrays)
+    result = mrecg_onnx.quantize(model, "data.npz", mrecg_onnx.Settings(method="nearest", wbits=8, abits=8))
+
+    def count(outputs: Any, targets: Any) -> float:
+        return float(sum(len(boxes) for boxes in outputs["found_boxes"]))
+
+    for data in ("data.npz", arrays):
+        found = result.validate(data, metric=count, repeats=1, layers=True)
+        assert (found.images, found.fp32.score, found.quantized.score) == (24, 24, 24)
+        assert found.layers is not None
+
+
 def test_a_metric_counts_what_is_found_and_nothing_else_can(here: Path) -> None:
     works("quantize", "m.onnx", *NEAREST, "-o", "q.onnx")
     said = fails("validate", "m.onnx", "q.onnx", *DATA, code=2)
