@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -35,10 +37,25 @@ def test_latency_takes_turns_and_gives_each_session_an_untimed_run_first(monkeyp
     monkeypatch.setattr("mrecg_onnx.running.timing.FRESH", 1)
     models = Recorded()
     seconds = latency(models, {}, repeats=3)
-    assert "".join(models.log) == ("|" + "aabb" * 2) * 3
+    assert "".join(models.log) == ("|ab" + "aabb" * 2) * 3
     assert {name: [len(one) for one in taken] for name, taken in seconds.items()} == {"a": [1, 1, 1], "b": [1, 1, 1]}
     with pytest.raises(ValueError, match="0 timed"):
         latency(models, {}, repeats=0)
+
+
+def test_what_is_timed_runs_in_the_thread_of_the_run_before_it():
+    """A watched run is another thread's: behind one a network of 8 microseconds took 33."""
+    threads: list[int] = []
+
+    class Told(Recorder):
+        def run(self, names, feeds, options=None):
+            threads.append(threading.get_ident())
+            return super().run(names, feeds, options)
+
+    models = Recorded(5.0)
+    models.sessions = {"a": Told("a", [])}
+    latency(models, {}, repeats=20)
+    assert set(threads[1:]) == {threading.get_ident()}
 
 
 @pytest.mark.parametrize(("opening_s", "opened"), [(0.001, 17), (0.2, 3), (5.0, 1)])
@@ -54,7 +71,7 @@ def test_sessions_that_are_slow_are_warmed_up_for_a_short_time_alone(monkeypatch
     monkeypatch.setattr("mrecg_onnx.running.timing.FRESH_S", -1.0)
     models = Recorded(5.0)
     latency(models, {}, repeats=1)
-    assert "".join(models.log) == "|" + "aabb" * 2
+    assert "".join(models.log) == "|ab" + "aabb" * 2
 
 
 @pytest.mark.parametrize(
