@@ -129,23 +129,22 @@ class _Cells:
 
     def __init__(self, iters: int, view: _View) -> None:
         self.iters, self.view = iters, view
-        self.finished, self.at = 0, 0
+        self.finished, self.at, self.share = 0, 0, 0.0
         self.left = TimeLeft(iters)
 
     def __call__(self, progress: ComparisonProgress) -> None:
         """Show it."""
         if progress.stage != "latency" and progress.number != self.at:
-            self.at, self.left = progress.number, TimeLeft(self.iters)
+            self.at, self.left, self.share = progress.number, TimeLeft(self.iters), 0.0
         inner, stage, kept = progress.inner, f"cell {progress.number}/{progress.total}", [progress.stage]
         if progress.stage == "latency":  # every cell once more, when all are finished
-            stage, kept = f"latency of {stage}", []
-        share = 0.0
+            stage, kept, self.share = f"latency of {stage}", [], 0.0
         if inner is not None:
             found = _state_of(inner, self.left.update(inner))
-            share, kept = found.share or 0.0, [inner.stage, *found.kept[-1:]]
-        whole = (progress.number - 1 + (share if inner is not None and inner.stage == "reconstruct" else 0.0)) / max(
-            1, progress.total
-        )
+            kept = [inner.stage, *found.kept[-1:]]
+            if inner.stage == "reconstruct":  # what a cell takes; the stages behind it leave it where it is
+                self.share = max(self.share, found.share or 0.0)
+        whole = (progress.number - 1 + self.share) / max(1, progress.total)
         done = progress.finished
         if done is None:
             self.view.show(_State(stage, whole, tuple(kept), progress.name))

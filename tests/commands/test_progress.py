@@ -227,3 +227,19 @@ def test_a_comparison_says_what_it_goes_over_its_cells_a_second_time_for(capsys:
         report(ComparisonProgress("brecq W4A4", 1, 1, "quantize"))
         report(ComparisonProgress("brecq W4A4", 1, 1, "latency"))
     assert capsys.readouterr().err.splitlines() == ["cell 1/1 brecq W4A4 ...", "latency of cell 1/1 brecq W4A4 ..."]
+
+
+def test_the_share_of_a_comparison_never_falls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages behind the learning count nothing of their own: 42 % was followed by 25."""
+    shown: list[float | None] = []
+    monkeypatch.setattr("mrecg_onnx.commands._progress._Plain.show", lambda _, state: shown.append(state.share))
+    with cells(4) as report:
+        for number in (1, 2):
+            for stage in ("calibrate", "reconstruct", "reconstruct", "verify"):
+                done = 1 + len(shown) % 2
+                inner = Progress(stage, "u", done, 2, 0, 4) if stage == "reconstruct" else Progress(stage)
+                report(ComparisonProgress("brecq W4A4", number, 2, "quantize", inner))
+            report(ComparisonProgress("brecq W4A4", number, 2, "validate"))
+    assert len(shown) == 10
+    assert shown == sorted(shown)
+    assert 0 < shown[4] <= 0.5
