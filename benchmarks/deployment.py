@@ -50,7 +50,7 @@ FLOAT_OPS = {
     "ReduceMean",
 }
 QUICK = {"iters": 100, "samples": 256, "method": "brecq"}
-NEAREST = {"method": "nearest", "samples": 32, "equalize": "off", "ranges": "minmax"}
+NEAREST = {"method": "nearest", "samples": 32, "equalize": "off", "range": "minmax"}
 
 
 def made(data: Path, model: str, name: str, threads: int, **settings: Any) -> Path:

@@ -37,19 +37,19 @@ SAMPLES = ROOT / "samples"
 PROCESSES = 2
 SETTINGS: dict[str, Any] = {
     "method": "brecq", "wbits": 4, "abits": 4, "iters": 5, "samples": 24, "batch_size": 16, "threads": 1, "equalize": "off",
-    "ranges": "mse", "range_samples": 8, "lapq_evaluations": 20, "lapq_images": 16, "zeroq_iters": 10,
+    "range": "mse", "range_samples": 8, "lapq_evaluations": 20, "lapq_images": 16, "zeroq_iters": 10,
 }  # fmt: skip
 #: Settings of each row that is made again and again, and how a run of it is made where that is not one call.
 REPEATED: dict[str, dict[str, Any]] = {
     **{f"method {name}": {"method": name} for name in METHODS},
-    "all at its default but images and iterations": {"method": "mrecg", "equalize": "auto", "ranges": "output"},
+    "all at its default but images and iterations": {"method": "mrecg", "equalize": "auto", "range": "output"},
     "finish": {"finish": 8},
     "calib zeroq": {"calib": "zeroq", "samples": 16},
     "equalize, relu6, absorb, bias-correction": {
         "equalize": "auto", "relu6": "auto", "absorb": "auto", "bias_correction": True, "method": "nearest",
     },
     "avg-wbits (sensitivities, integer programming)": {"avg_wbits": 3.5, "method": "nearest"},
-    "allocate milp": {"allocation": "milp", "method": "nearest"},
+    "allocate milp": {"allocate": "milp", "method": "nearest"},
     "protect": {"protect": 2, "method": "nearest"},
     "augment crop": {"augment": "crop"},
     "qdrop, loss fisher": {"method": "qdrop", "loss": "fisher"},
@@ -85,7 +85,7 @@ ROOMS = (0, 10**6, 10**7, 10**9)
 LIBRARIES = {"onnxruntime": ("onnxruntime",), "torch": ("torch", "torchgen", "functorch")}
 #: Where a process says which of them it used.
 LOADED = "loaded"
-CHANGED_SETTINGS = {"equalize": "auto", "ranges": "output", "iters": 30}
+CHANGED_SETTINGS = {"equalize": "auto", "range": "output", "iters": 30}
 
 
 # --- one process ---------------------------------------------------------------------------------------------------------

@@ -403,7 +403,7 @@ TABLE = ("comparison.md", "comparison.csv", "comparison.json")
 
 
 def comparing(folder: Path, version: int) -> None:
-    settings = Settings(iters=5, samples=16, threads=1, equalize="off", ranges="mse", range_samples=16)
+    settings = Settings(iters=5, samples=16, threads=1, equalize="off", range="mse", range_samples=16)
     compare(MODEL, CALIB, DATA, folder / "out", methods=["nearest", "aciq"][:version], bits=["W4A4"],
         settings=settings, limit=20, repeats=0)  # fmt: skip
 

@@ -63,7 +63,7 @@ def once(number: int, folder: Path) -> None:
     import mrecg_onnx  # noqa: PLC0415 - after the temporary folder is set
 
     settings = mrecg_onnx.Settings(
-        method=METHODS[number % len(METHODS)], iters=3, samples=24, batch_size=16, threads=1, equalize="off", ranges="mse",
+        method=METHODS[number % len(METHODS)], iters=3, samples=24, batch_size=16, threads=1, equalize="off", range="mse",
         range_samples=8, lapq_evaluations=10, lapq_images=8,
     )  # fmt: skip
     output = folder / "out.onnx"

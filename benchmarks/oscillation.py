@@ -49,7 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {
         "equalize": "off",
         "residual": "shared",
-        "ranges": "mse",
+        "range": "mse",
         "learn_bias": False,
         "learn_weight_scales": False,
     },

@@ -519,7 +519,7 @@ def child(args: argparse.Namespace) -> dict[str, Any]:
         raise _EnoughError
 
     model = args.models[0]
-    walk(args, model, base_settings(args, equalize="off", ranges="mse"), visit)
+    walk(args, model, base_settings(args, equalize="off", range="mse"), visit)
     unit, simulation, cache, options = found
     cuda = simulation.network.device.type == "cuda"
     reset_peak()

@@ -19,11 +19,11 @@ MODEL = "resnet20_cifar10"
 ROWS: dict[str, dict[str, Any]] = {
     "nearest": {"method": "nearest"},
     **{
-        f"nearest, range {r}": {"method": "nearest", "ranges": r}
+        f"nearest, range {r}": {"method": "nearest", "range": r}
         for r in ("mse", "minmax", "percentile", "entropy", "aciq")
     },
     "nearest, bias correction": {"method": "nearest", "bias_correction": True},
-    "nearest, milp": {"method": "nearest", "allocation": "milp"},
+    "nearest, milp": {"method": "nearest", "allocate": "milp"},
     "aciq, channel bits off": {"method": "aciq", "channel_bits": "off"},
     "aciq, channel bits weights": {"method": "aciq", "channel_bits": "weights"},
     "aciq": {"method": "aciq"},

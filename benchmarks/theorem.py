@@ -150,7 +150,7 @@ def measure(net: str, by: str, factor: float, seed: int, args: Any) -> dict[str,
         width = round(args.bits[0] * factor)
         rules = tuple(mrecg_onnx.BitRule(f"^{re.escape(name)}$", width, None) for name in layer_names(file, layers))
     settings = mrecg_onnx.Settings(
-        wbits=args.bits[0], abits=args.bits[1], method="brecq", loss="mse", equalize="off", residual="shared", ranges="mse",
+        wbits=args.bits[0], abits=args.bits[1], method="brecq", loss="mse", equalize="off", residual="shared", range="mse",
         iters=args.iters, seed=seed, threads=args.threads, device=args.device, bits=rules,
     )  # fmt: skip
     run = quantize(f"theorem/{file.stem}-{by}-{factor:g}-quantized", file, calib, settings, images=256)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mrecg_onnx.converters.bridge import fallback_nodes, to_torch
+    from mrecg_onnx.converters.calls import takes
     from mrecg_onnx.converters.files import check_writable, claimed
     from mrecg_onnx.converters.load import load_model
     from mrecg_onnx.converters.normalize import normalize
@@ -26,6 +27,7 @@ __all__ = [
     "load_model",
     "normalize",
     "save_model",
+    "takes",
     "to_torch",
 ]
 
@@ -37,6 +39,7 @@ _HOME = {
     "load_model": "load",
     "normalize": "normalize",
     "save_model": "save",
+    "takes": "calls",
     "to_torch": "bridge",
 }
 

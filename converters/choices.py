@@ -9,6 +9,8 @@ import dataclasses
 import functools
 import math
 import numbers
+import os
+import types
 import typing
 from dataclasses import dataclass
 from typing import Any
@@ -96,9 +98,17 @@ class SettingsGroup:
         """Check every field, then what holds between them.
 
         Raises:
-            SettingsError: a value is out of its range, or contradicts another.
+            SettingsError: a value is of another type or out of its range, or contradicts another.
         """
         group: Any = type(self)  # as any: mypy takes the hash of a dataclass for that of its class
+        ranged = {field.name for field, _ in _restricted(group)}
+        for name, kinds in _plain(group):
+            if name in ranged and str in kinds:
+                continue  # words are compared below
+            value = _settled(name, getattr(self, name), kinds)
+            if isinstance(value, float) and not math.isfinite(value) and name not in ranged:
+                raise SettingsError(f"{name} is {value}: it must be a finite number")
+            object.__setattr__(self, name, value)
         for field, allowed in _restricted(group):
             value = getattr(self, field.name)
             if value is not None or field.default is not None:
@@ -111,6 +121,45 @@ class SettingsGroup:
         Raises:
             SettingsError: it does not hold.
         """
+
+
+def _settled(name: str, value: Any, kinds: frozenset[type]) -> Any:
+    """``value`` as the type that a field takes: numpy's numbers and 4.0 for a whole number as Python's, paths as texts.
+
+    Raises:
+        SettingsError: it is none.
+    """
+    if value is None and types.NoneType in kinds:
+        return None
+    if bool in kinds:
+        if isinstance(value, bool) or type(value).__name__ in {"bool", "bool_"}:  # numpy has one, too
+            return bool(value)
+        wanted = "True or False"
+    elif kinds & {int, float}:
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            wanted = "a number"
+        elif int not in kinds or not math.isfinite(value):
+            return float(value)
+        elif float(value).is_integer():
+            return int(float(value)) if not isinstance(value, numbers.Integral) else int(value)
+        else:
+            wanted = "a whole number"
+    elif isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    else:
+        wanted = "a text"
+    raise SettingsError(f"{name} is {bounded(repr(value), 80)}: it must be {wanted}")
+
+
+@functools.cache
+def _plain(group: type[SettingsGroup]) -> tuple[tuple[str, frozenset[type]], ...]:
+    """The fields of ``group`` that take numbers, texts or True and False, with their types."""
+    hints, found = typing.get_type_hints(group), []
+    for field in dataclasses.fields(group):
+        kinds = frozenset(typing.get_args(hints[field.name]) or (hints[field.name],))
+        if kinds <= {bool, int, float, str, types.NoneType}:
+            found.append((field.name, kinds))
+    return tuple(found)
 
 
 @functools.cache

@@ -6,6 +6,8 @@ an exit code; Python callers catch :class:`MrecgError`.
 
 from __future__ import annotations
 
+from mrecg_onnx.converters.text import with_arguments
+
 __all__ = [
     "ConversionError",
     "DataError",
@@ -21,9 +23,16 @@ __all__ = [
 
 
 class MrecgError(Exception):
-    """Base of all errors this package raises on purpose; ``exit_code`` is what the command line returns."""
+    """Base of all errors this package raises on purpose; ``exit_code`` is what the command line returns.
+
+    Messages name what to give as options; outside the command line the names of the arguments stand behind them.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message, with the arguments that its options are in Python."""
+        return with_arguments(super().__str__())
 
 
 class SettingsError(MrecgError, ValueError):

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import re
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["LONGEST_LINE", "bounded", "did_you_mean", "first_of", "printable", "quoted"]
+__all__ = [
+    "LONGEST_LINE",
+    "at_the_terminal",
+    "bounded",
+    "did_you_mean",
+    "first_of",
+    "printable",
+    "quoted",
+    "with_arguments",
+]
 
 LONGEST_LINE = 300
 """So many characters a line has at most that says what is wrong."""
@@ -27,6 +38,35 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+#: An option of the command line in a sentence, and what :func:`with_arguments` adds to one.
+_OPTION, _ADDED = re.compile(r"(?<![\w'\"-])--([a-z][a-z0-9-]*[a-z0-9])"), re.compile(r" \(in Python: [a-z0-9_=, ]+\)")
+#: Options that are no arguments: what only a terminal has.
+_TERMINAL = frozenset({"debug", "json", "report", "plot", "force"})
+_faces = {"terminal": False}
+
+
+@contextmanager
+def at_the_terminal() -> Iterator[None]:
+    """Within it sentences are read by somebody who gives options: :func:`with_arguments` adds nothing."""
+    before, _faces["terminal"] = _faces["terminal"], True
+    try:
+        yield
+    finally:
+        _faces["terminal"] = before
+
+
+def with_arguments(text: str) -> str:
+    """``text`` and, in brackets behind it, what the options in it are called in Python: nothing is added at a terminal.
+
+    A sentence that quotes others says it once, for all of them.
+    """
+    text = _ADDED.sub("", text)
+    names = [name for name in dict.fromkeys(_OPTION.findall(text)) if name not in _TERMINAL]
+    if _faces["terminal"] or not names:
+        return text
+    return f"{text} (in Python: {', '.join(name.replace('-', '_') + '=' for name in names)})"
 
 
 def first_of(texts: Sequence[str], most: int = 3) -> str:

@@ -12,6 +12,7 @@ import onnx
 
 from mrecg_onnx.checking import verify_container
 from mrecg_onnx.converters import check_writable, load_model, save_model
+from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.converters.made import Made, model_of
 from mrecg_onnx.litert import LiteRTFile, to_litert
@@ -86,6 +87,7 @@ def convert(
     batch: int | None = None,
     output: str | Path | None = None,
 ) -> LiteRTFile: ...
+@takes()
 def convert(
     model: onnx.ModelProto | str | Path | Made,
     container: str | None = None,

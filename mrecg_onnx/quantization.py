@@ -11,8 +11,8 @@ from pathlib import Path
 import onnx
 
 from mrecg_onnx.checking import Verification, checked_images, completed, verify
-from mrecg_onnx.converters import claimed, save_model
-from mrecg_onnx.data import Data, Labels
+from mrecg_onnx.converters import claimed, save_model, takes
+from mrecg_onnx.data import Data, Labels, Preprocess
 from mrecg_onnx.finishing import FinishResult, finish
 from mrecg_onnx.learning import Learner
 from mrecg_onnx.machine import Run, full_precision, open_run
@@ -31,6 +31,7 @@ __all__ = ["QuantizationResult", "quantize", "written"]
 logger = logging.getLogger(__name__)
 
 
+@takes(settings=Settings, preprocess=Preprocess)
 @full_precision()
 def quantize(
     model: onnx.ModelProto | str | Path,
@@ -67,8 +68,7 @@ def quantize(
         The quantized model with everything measured on the way.
 
     Raises:
-        MrecgError: a subclass says what is wrong: SettingsError, ModelError, ConversionError, DataError, ExportError,
-            WorkerError.
+        MrecgError: a subclass says what is wrong: SettingsError, ModelError, DataError, ExportError and others.
     """
     settings = settings or Settings()
     judge = Judge.of(model, settings, data, labels, metric)
@@ -80,9 +80,8 @@ def quantize(
         if output is not None:
             run.once(lambda: save_model(chosen.made.model, output))
         where = Path(output) if output is not None else None
-        seconds = run.once(lambda: run.clock.seconds)
-        made = dataclasses.replace(chosen.made, output=where, source=model, calib=calib)
-        return dataclasses.replace(made, trials=chosen.trials, seconds=seconds)
+        took, made = run.once(lambda: run.clock.seconds), chosen.made
+        return dataclasses.replace(made, output=where, source=model, calib=calib, trials=chosen.trials, seconds=took)
 
 
 def _made(run: Run, ready: Prepared, allocation: Allocation | None) -> QuantizationResult:

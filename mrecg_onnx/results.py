@@ -14,6 +14,7 @@ from mrecg_onnx.checking import Verification
 from mrecg_onnx.converters import save_model
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.results import Pictured
+from mrecg_onnx.converters.text import with_arguments
 from mrecg_onnx.data import Data
 from mrecg_onnx.finishing import FinishResult
 from mrecg_onnx.learning import Lapq
@@ -89,10 +90,11 @@ class QuantizationResult(Pictured):
     def warnings(self) -> tuple[str, ...]:
         """What did not hold, a line each: the checks' own, and how many units learning did not help."""
         nearest = sum(unit.kept == "nearest" for unit in self.units)
-        if not nearest:
-            return self.verification.warnings
-        said = f"{nearest} of {len(self.units)} units keep rounding to nearest: learning did not lower their loss"
-        return (*self.verification.warnings, f"{said}; more iterations (iters, --iters) help")
+        warnings = self.verification.warnings
+        if nearest:
+            said = f"{nearest} of {len(self.units)} units keep rounding to nearest: learning did not lower their loss"
+            warnings = (*warnings, f"{said}; more iterations (--iters) help")
+        return tuple(map(with_arguments, warnings))
 
     @property
     def cut(self) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from mrecg_onnx.calibrating import IMAGES, ZeroqSettings
 from mrecg_onnx.converters.choices import OneOf
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.text import did_you_mean
-from mrecg_onnx.data import IMAGENET_MEAN, IMAGENET_STD, RANGE_IMAGES, SAMPLES, UNIT_SCALE, PreprocessField
+from mrecg_onnx.data import IMAGENET_MEAN, IMAGENET_STD, RANGE_IMAGES, SAMPLES, UNIT_SCALE, Preprocess, PreprocessField
 from mrecg_onnx.finishing import FinishSettings
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.planning import BudgetSettings, PlanSettings
@@ -36,8 +36,8 @@ STORED_ORDER = (
     "wbits", "abits", "method", "base", "scheme", "equalize", "relu6", "absorb", "residual", "protect", "iters", "batch_size",
     "samples", "augment", "seed", "device", "first_last_bits", "exclude", "bits", "preprocess", "target", "container", "threads",
     "memory", "compile", "drop", "selection", "merges", "joint_iters", "penalty", "alpha", "probe_fraction", "lr_rounding",
-    "lr_scale", "rounding", "anneal", "allocation", "size_budget", "avg_wbits", "max_drop", "bias_correction", "loss", "knee",
-    "learn_bias", "learn_weight_scales", "rounding_weight", "ranges", "percentile", "channel_bits", "lapq_evaluations",
+    "lr_scale", "rounding", "anneal", "allocate", "size_budget", "avg_wbits", "max_drop", "bias_correction", "loss", "knee",
+    "learn_bias", "learn_weight_scales", "rounding_weight", "range", "percentile", "channel_bits", "lapq_evaluations",
     "lapq_images", "range_samples", "held_out", "window", "zeroq_iters", "stop", "finish", "symmetric_weights",
     "timeout",
 )  # fmt: skip
@@ -47,6 +47,22 @@ WITHOUT_OPTION = frozenset({
     "probe_fraction", "lr_rounding", "lr_scale", "knee", "learn_bias", "learn_weight_scales", "rounding_weight", "range_samples",
     "held_out",
 })  # fmt: skip
+
+
+#: Arguments of the calls, which are no settings: what a run reads and where it writes.
+OF_THE_CALL = frozenset({"model", "calib", "output", "checkpoint", "data", "labels", "metric", "progress"})
+_PREPROCESS = frozenset(Preprocess().to_json())
+
+
+def _belongs(name: str, fields: Sequence[str]) -> str:
+    """Where something goes that is no field of the settings."""
+    if name in _PREPROCESS:
+        return f"how images become inputs is preprocess=mrecg_onnx.Preprocess({name}=...)"
+    if name in OF_THE_CALL:
+        return f"it is an argument of the call, quantize(..., {name}=...)"
+    if name == "layer_bits":  # compare's option, whose --bits are widths of the whole
+        return "did you mean 'bits'?"
+    return did_you_mean(name, fields, "") or "help(mrecg_onnx.Settings) lists its fields"
 
 
 _Class = TypeVar("_Class", bound=type)
@@ -65,7 +81,7 @@ def _taking_presets(settings: _Class) -> _Class:
             given = {**PRESETS[preset], **given}
         fields = [field.name for field in dataclasses.fields(settings)]
         for name in given.keys() - set(fields):
-            raise TypeError(f"Settings has no '{name}'{did_you_mean(name, [*fields, 'preset'], ': ')}")
+            raise TypeError(f"Settings has no '{name}': {_belongs(name, [*fields, 'preset'])}")
         make(self, **given)
 
     settings.__init__ = init  # type: ignore[misc]

@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 
+import numpy as np
 import pytest
 
 from mrecg_onnx import Preprocess, Settings
@@ -35,9 +36,9 @@ OTHERS = {
     "device": "cpu", "first_last_bits": 6, "exclude": ("a",), "bits": (BitRule("b", 4, None),),
     "preprocess": Preprocess(color="bgr"), "target": "portable", "container": "packed", "threads": 1, "memory": 10**9,
     "compile": "off", "drop": 0.25, "selection": "eq4", "merges": 2, "joint_iters": "same", "penalty": 0.5, "alpha": 1.0,
-    "probe_fraction": 0.5, "lr_rounding": 0.1, "lr_scale": 0.1, "rounding": "ste", "anneal": "cosine", "allocation": "milp",
+    "probe_fraction": 0.5, "lr_rounding": 0.1, "lr_scale": 0.1, "rounding": "ste", "anneal": "cosine", "allocate": "milp",
     "size_budget": 10**6, "avg_wbits": 3.5, "max_drop": 1.0, "bias_correction": True, "loss": "mse", "knee": 1.0,
-    "learn_bias": False, "learn_weight_scales": False, "rounding_weight": 0.1, "ranges": "mse", "percentile": 99.0,
+    "learn_bias": False, "learn_weight_scales": False, "rounding_weight": 0.1, "range": "mse", "percentile": 99.0,
     "channel_bits": "off", "lapq_evaluations": 3, "lapq_images": 4, "range_samples": 6, "held_out": 0.25, "window": 0,
     "zeroq_iters": 2, "stop": "auto", "finish": 3, "symmetric_weights": True, "timeout": 5.0,
 }  # fmt: skip
@@ -64,6 +65,27 @@ def test_each_field_is_described_where_it_is_declared():
     for group in GROUPS:
         own = set(inspect.get_annotations(group)) - ({"preprocess"} if group is ZeroqSettings else set())
         assert own == {line.split(":")[0].strip() for line in _attributes(group.__doc__ or "")}, group
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Settings)])
+def test_each_field_checks_its_type_when_it_is_made(name):
+    with pytest.raises(SettingsError, match=f"{name} is"):
+        Settings(**{name: object()})
+    value = OTHERS[name]
+    if isinstance(value, bool):
+        assert getattr(Settings(**{name: np.bool_(value)}), name) is value
+        with pytest.raises(SettingsError, match=f"{name} is 1: it must be True or False"):
+            Settings(**{name: 1})
+    elif isinstance(value, int | float):
+        for other in (np.float32(value), np.int64(value)) if value == int(value) else (np.float64(value),):
+            made = getattr(Settings(**{name: other}), name)
+            assert (made, type(made)) == (value, type(value))
+        for wrong in (True, "4", float("nan")):
+            with pytest.raises(SettingsError, match=f"{name} is {wrong!r}"):
+                Settings(**{name: wrong})
+    if isinstance(value, int) and not isinstance(value, bool):
+        with pytest.raises(SettingsError, match=rf"{name} is {value}\.5: it must be a whole number"):
+            Settings(**{name: value + 0.5})
 
 
 def _attributes(text: str) -> list[str]:
@@ -94,7 +116,7 @@ def test_images_for_ranges(given, images):
     assert DataSettings(**given).range_images == Settings(**given).range_images == images
 
 
-@pytest.mark.parametrize("given", [{"allocation": "milp"}, {"size_budget": 1}, {"avg_wbits": 2.0}, {"max_drop": 0.0}])
+@pytest.mark.parametrize("given", [{"allocate": "milp"}, {"size_budget": 1}, {"avg_wbits": 2.0}, {"max_drop": 0.0}])
 def test_a_budget_gives_layers_widths_of_their_own(given):
     assert BudgetSettings(**given).mixed
     assert not BudgetSettings().mixed
@@ -117,7 +139,7 @@ def test_a_budget_gives_layers_widths_of_their_own(given):
         ),
         (
             BudgetSettings,
-            {"target": "qnn", "abits": 16, "allocation": "milp"},
+            {"target": "qnn", "abits": 16, "allocate": "milp"},
             "--allocate milp chooses among 2 to 8 bits",
         ),
     ],

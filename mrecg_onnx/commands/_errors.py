@@ -22,7 +22,7 @@ from mrecg_onnx.commands._help import Context
 from mrecg_onnx.commands._signals import Stopped, stoppable
 from mrecg_onnx.commands._waiting import wait_briefly
 from mrecg_onnx.converters.errors import DataError, MrecgError, first_line
-from mrecg_onnx.converters.text import LONGEST_LINE, bounded, did_you_mean, printable, quoted
+from mrecg_onnx.converters.text import LONGEST_LINE, at_the_terminal, bounded, did_you_mean, printable, quoted
 from mrecg_onnx.machine import is_first
 
 if TYPE_CHECKING:
@@ -161,6 +161,12 @@ def guarded(*, debug: bool, writes: Sequence[Path] = (), kept: Callable[[], str]
     Raises:
         Failure: anything went wrong.
     """
+    with at_the_terminal(), _one_failure(debug, writes, kept):
+        yield
+
+
+@contextmanager
+def _one_failure(debug: bool, writes: Sequence[Path], kept: Callable[[], str] | None) -> Iterator[None]:
     before = [_state(path) for path in writes]
     try:
         with _messages(debug=debug):

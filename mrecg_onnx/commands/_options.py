@@ -169,7 +169,6 @@ plan_options = all_of(
     option(
         METHOD,
         "--range",
-        "ranges",
         type=Choice(["auto", *RANGE_NAMES]),
         help="How activation ranges are found; auto: the method's own way.",
     ),
@@ -279,7 +278,6 @@ learning_options = all_of(
     option(
         METHOD,
         "--allocate",
-        "allocation",
         type=Choice(["none", "milp"]),
         help="Give every layer widths of its own, --wbits and --abits on average, by integer programming.",
     ),

@@ -37,10 +37,15 @@ def _fill(ctx: click.Context, parameter: click.Parameter, name: str | None) -> s
 
 
 def given_beside(ctx: click.Context) -> list[str]:
-    """Names of the parameters that were given, on the command line or in a file, a preset's own left out."""
+    """Names of the parameters that somebody chose: on the command line, or in a file, which may have defaults written out.
+
+    What a preset fills in is left out.
+    """
     sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
-    filled = {name for name in ctx.meta.get(PRESET, ()) if sources.get(name) is ParameterSource.DEFAULT_MAP}
-    return [name for name, source in sources.items() if source is not ParameterSource.DEFAULT and name not in filled]
+    from_file = {name for name, source in sources.items() if source is ParameterSource.DEFAULT_MAP}
+    usual = {p.name for p in ctx.command.params if p.name in from_file and ctx.params[p.name] == p.default}
+    nobodys = usual | (from_file & ctx.meta.get(PRESET, {}).keys())
+    return [name for name, source in sources.items() if source is not ParameterSource.DEFAULT and name not in nobodys]
 
 
 preset_option = option(

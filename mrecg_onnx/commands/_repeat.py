@@ -130,7 +130,7 @@ def _given_rules(settings: Mapping[str, Any], said: list[str]) -> list[str]:
     """Rules for single layers as --bits takes them, without those that a budget chose: they stand last."""
     rules = [rule for rule in _list(settings, "bits") if isinstance(rule, dict)]
     budgets = (settings.get(name) for name in ("size_budget", "avg_wbits", "max_drop"))
-    if settings.get("allocation") == "milp" or any(value is not None for value in budgets):
+    if settings.get("allocate") == "milp" or any(value is not None for value in budgets):
         seen: set[str] = set()
         while rules and _ONE_LAYER.match(pattern := str(rules[-1].get("pattern"))) and pattern not in seen:
             seen.add(pattern)

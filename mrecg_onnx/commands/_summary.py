@@ -215,7 +215,7 @@ def _method(result: QuantizationResult) -> str:
             f"{settings.lapq_images} images"
         )
     if METHODS[settings.method].granularity == "none":
-        ranges = f", ranges by {settings.ranges}" if settings.ranges != "auto" else ""
+        ranges = f", ranges by {settings.range}" if settings.range != "auto" else ""
         return f"{settings.method}{ranges}, nothing is learned"
     if METHODS[settings.method].solver != "gradient":
         return f"{settings.method}, in closed form, seed {settings.seed}"

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["unused_options"]
 
-#: Options whose parameter has another name.
-_SPELLED = {"ranges": "range"}
-
 
 def unused_options(settings: Settings, given: Sequence[str], calib: str | Path | None = None) -> list[str]:
     """A sentence for each option among ``given`` that the other choices leave without a use."""
@@ -50,14 +47,14 @@ def unused_options(settings: Settings, given: Sequence[str], calib: str | Path |
     if method.granularity != "none" and method.solver == "gradient" and _rounding(settings) != "adaround":
         idle.append((f"--rounding {_rounding(settings)}", {"anneal"}))
     idle += _idle_choices(settings)
-    if settings.ranges != "percentile":
-        idle.append((f"--range {settings.ranges}", {"percentile"}))
+    if settings.range != "percentile":
+        idle.append((f"--range {settings.range}", {"percentile"}))
     if not method.allocate:
         idle.append((f"--method {settings.method}", {"channel_bits"}))
     if not method.joint_steps:
         idle.append((f"--method {settings.method}", {"lapq_evaluations", "lapq_images"}))
     return [
-        f"--{_SPELLED.get(name, name).replace('_', '-')} has no effect with {choice}"
+        f"--{name.replace('_', '-')} has no effect with {choice}"
         for choice, names in idle
         for name in given
         if name in names

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import cloup
-from click.core import ParameterSource
 
 from mrecg_onnx.commands._console import show, warn
 from mrecg_onnx.commands._errors import guarded
@@ -23,6 +22,7 @@ from mrecg_onnx.commands._options import (
     output_options,
     plan_options,
 )
+from mrecg_onnx.commands._presets import given_beside
 from mrecg_onnx.commands._progress import progress
 from mrecg_onnx.commands._sections import IMAGES, Command
 from mrecg_onnx.commands._settings import settings_from
@@ -84,7 +84,7 @@ def inspect_command(
 
         check_writes({"--json": json_file}, [model], "the model itself")
         if is_result(model):
-            for name in (n for n in ("calib", *options) if ctx.get_parameter_source(n) is not ParameterSource.DEFAULT):
+            for name in (n for n in given_beside(ctx) if n in {"calib", *options}):
                 warn(f"--{name.replace('_', '-')} has no effect: {model} is quantized already")
             result = inspect_result(model)
             if json_file is not None:

@@ -23,10 +23,12 @@ from mrecg_onnx.comparing.progress import Tell
 from mrecg_onnx.comparing.result import Cell, Comparison, Widths
 from mrecg_onnx.comparing.running import measure_latency, run_cell
 from mrecg_onnx.comparing.tables import csv_text, markdown
+from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.errors import ExportError, SettingsError
 from mrecg_onnx.converters.files import write_all_whole
+from mrecg_onnx.data import Preprocess
 from mrecg_onnx.machine import locked, world_size
-from mrecg_onnx.measures import AnyMetric, mcnemar_p, metric_of
+from mrecg_onnx.measures import AnyMetric, Metric, mcnemar_p, metric_of
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.running import SITTINGS, size_bytes
 from mrecg_onnx.settings import Settings
@@ -46,6 +48,7 @@ NAME = "comparison"
 """Stem of the table's files in the folder."""
 
 
+@takes(settings=Settings, preprocess=Preprocess, metric=Metric)
 def compare(
     model: onnx.ModelProto | str | Path,
     calib: Data,

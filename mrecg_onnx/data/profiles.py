@@ -13,11 +13,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.errors import SettingsError, first_line
 from mrecg_onnx.converters.files import no_such
+from mrecg_onnx.converters.text import bounded
 from mrecg_onnx.data.entries import Entries
 from mrecg_onnx.data.inputs import InputSpec
 from mrecg_onnx.data.opening import holds_images
@@ -62,15 +64,19 @@ class PreprocessField:
         return found
 
     def __set__(self, instance: object, value: Preprocess | str | Path) -> None:
-        vars(instance)[self._name] = value if isinstance(value, Preprocess) else profile(value)
+        vars(instance)[self._name] = value if isinstance(value, Preprocess) else profile(value, self._name)
 
 
-def profile(name: str | Path) -> Preprocess:
-    """The preprocessing of a name in :data:`PROFILES`, or of a file.
+def profile(name: str | Path, field: str = "preprocess") -> Preprocess:
+    """The preprocessing of a name in :data:`PROFILES`, or of a file; ``field`` is what it was given to.
 
     Raises:
         SettingsError: there is neither, or the file does not say how images become inputs.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise SettingsError(
+            f"{field} is {bounded(repr(name), 80)}: it takes a Preprocess, a file, or one of {', '.join(PROFILES)}"
+        )
     if str(name) in PROFILES:
         return PROFILES[str(name)]
     path = Path(name)

@@ -22,8 +22,9 @@ import torch
 from numpy.typing import NDArray
 
 from mrecg_onnx.calibrating import IMAGES as MADE
+from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.results import Result
-from mrecg_onnx.data import ZEROQ, Data, Dataset
+from mrecg_onnx.data import ZEROQ, Data, Dataset, Preprocess
 from mrecg_onnx.finishing import finish_steps
 from mrecg_onnx.learning import COPIES, Learner, probe_iters
 from mrecg_onnx.machine import Run, full_precision, open_run
@@ -163,6 +164,7 @@ class _Looked:
     steps: int
 
 
+@takes(settings=Settings, preprocess=Preprocess)
 @full_precision()
 def estimate(
     model: onnx.ModelProto | str | Path,

@@ -111,7 +111,7 @@ class FinishedFile(Result):
         """``W4A4`` or ``mixed``, as the settings say."""
         settings = self.settings
         mixed = any(settings.get(name) is not None for name in ("size_budget", "avg_wbits", "max_drop"))
-        weights = "mixed " if mixed or settings.get("allocation") == "milp" else f"W{settings.get('wbits', '?')}"
+        weights = "mixed " if mixed or settings.get("allocate") == "milp" else f"W{settings.get('wbits', '?')}"
         return f"{weights}A{settings.get('abits', '?')}"
 
     def to_json(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 import onnx_ir as ir
 
 from mrecg_onnx.calibrating import Sensitivity, measure_sensitivity
+from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.load import standard_opset
 from mrecg_onnx.converters.made import Made, model_of
 from mrecg_onnx.converters.results import Result
@@ -150,6 +151,7 @@ def inspect(
     *,
     progress: Report | None = None,
 ) -> Inspection | FinishedFile: ...
+@takes(settings=Settings, preprocess=Preprocess)
 @full_precision()
 def inspect(
     model: onnx.ModelProto | str | Path | Made,

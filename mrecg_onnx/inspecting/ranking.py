@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.results import Pictured
-from mrecg_onnx.data import Data, Labels, Source, check_classes, given, open_validation
+from mrecg_onnx.data import Data, Labels, Preprocess, Source, check_classes, given, open_validation
 from mrecg_onnx.inspecting.suggesting import possible, suggested, variant
 from mrecg_onnx.machine import Run, full_precision
 from mrecg_onnx.measures import Heads, Metric, Scorer, metric_of, output_error, prediction_output, two_axes
@@ -183,6 +184,7 @@ class Ranking(Pictured):
         return plain
 
 
+@takes(settings=Settings, preprocess=Preprocess, metric=Metric)
 @full_precision()
 def sensitivity(
     model: onnx.ModelProto | str | Path,

@@ -112,14 +112,14 @@ class BudgetSettings(BitSettings):
     """Widths that are not given but chosen within a budget (:mod:`mrecg_onnx.widths`).
 
     Attributes:
-        allocation: "milp": integer programming gives every layer its own widths, ``wbits`` and ``abits`` on average; "none".
+        allocate: "milp": integer programming gives every layer its own widths, ``wbits`` and ``abits`` on average; "none".
         size_budget: bytes of the file with packed codes within which every layer's weights get widths of their own, None without.
         avg_wbits: the same, bits a weight on average, the first and the last layer not counted.
         max_drop: the same, by as few bits as lose at most so many points of top-1 on ONNX Runtime (without labels: percent of
             predictions that change).
     """
 
-    allocation: Annotated[str, OneOf("none", "milp")] = "none"
+    allocate: Annotated[str, OneOf("none", "milp")] = "none"
     size_budget: Annotated[int | None, AtLeast(1)] = None
     avg_wbits: Annotated[float | None, Between(2.0, 8.0)] = None
     max_drop: Annotated[float | None, Between(0.0, 100.0)] = None
@@ -128,7 +128,7 @@ class BudgetSettings(BitSettings):
     def mixed(self) -> bool:
         """Layers get weight widths of their own."""
         budgets = (self.size_budget, self.avg_wbits, self.max_drop)
-        return self.allocation == "milp" or any(value is not None for value in budgets)
+        return self.allocate == "milp" or any(value is not None for value in budgets)
 
     def check(self) -> None:
         """One budget at most, and averages that integer programming can reach."""
@@ -137,7 +137,7 @@ class BudgetSettings(BitSettings):
         if len(given) > 1:
             options = " and ".join(f"--{name.replace('_', '-')}" for name in given)
             raise SettingsError(f"{options} are budgets of the same bits: give one of them")
-        if self.allocation == "milp" and self.abits == WIDE_BITS:
+        if self.allocate == "milp" and self.abits == WIDE_BITS:
             raise SettingsError(
                 f"--allocate milp chooses among 2 to 8 bits, which cannot be {WIDE_BITS} on average: use a budget"
             )

@@ -206,7 +206,7 @@ def chosen_ranges(settings: RangeSettings) -> Ranges:
 
 def range_name(settings: RangeSettings) -> str:
     """Name of the row that ``settings`` ask for; with "auto" the method's own."""
-    return METHODS[settings.method].ranges if settings.ranges == "auto" else settings.ranges
+    return METHODS[settings.method].ranges if settings.range == "auto" else settings.range
 
 
 def ranges_of(name: str, share: float) -> Ranges:

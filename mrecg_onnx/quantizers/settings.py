@@ -16,11 +16,11 @@ class RangeSettings(MethodSettings):
     """Ranges: the method's own, or others.
 
     Attributes:
-        ranges: a row of :data:`mrecg_onnx.quantizers.ranges.RANGES` for activations, "auto" for the method's own. "output":
+        range: a row of :data:`mrecg_onnx.quantizers.ranges.RANGES` for activations, "auto" for the method's own. "output":
             several norms propose a range and the network's output chooses; "mse": the papers' p = 2.4 alone; "minmax", for
             weights, too.
         percentile: share of the values, in percent, that the range "percentile" keeps on either side.
     """
 
-    ranges: Annotated[str, OneOf("auto", *RANGE_NAMES)] = "auto"
+    range: Annotated[str, OneOf("auto", *RANGE_NAMES)] = "auto"
     percentile: Annotated[float, Between(50.0, 100.0)] = 99.99

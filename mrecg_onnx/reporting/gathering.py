@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrecg_onnx.comparing import Comparison
 from mrecg_onnx.converters import check_writable, load_model
+from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.made import Made, model_of
 from mrecg_onnx.converters.module_names import NodeNames, module_names
@@ -23,6 +24,7 @@ from mrecg_onnx.data import (
     open_validation,
 )
 from mrecg_onnx.inspecting import Ranking, inspect_result
+from mrecg_onnx.measures import Metric
 from mrecg_onnx.reporting.comparisons import comparison_page, ranking_page
 from mrecg_onnx.reporting.measuring import ANSWER_IMAGES, Compared, Measured, measure
 from mrecg_onnx.reporting.pages import finished_page, quantization_page, validation_page
@@ -215,6 +217,7 @@ def report_ranking(found: Ranking, page: str | Path, *, command: str = "") -> No
     write_page(ranking_page(found, found.source, names=_names(found.source), command=command), page)
 
 
+@takes(preprocess=Preprocess, metric=Metric)
 def report(
     result: str | Path | onnx.ModelProto | Made | ValidationResult | Comparison | Ranking,
     output: str | Path,

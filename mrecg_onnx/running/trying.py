@@ -17,6 +17,7 @@ import onnx
 import onnxruntime
 import psutil
 
+from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.errors import ModelError, MrecgError, SettingsError
 from mrecg_onnx.converters.external import load_external
 from mrecg_onnx.converters.files import temporary_folder
@@ -71,6 +72,7 @@ class _Task:
     memory_bytes: int
 
 
+@takes()
 def runtimes(
     model: onnx.ModelProto | str | Path | Made,
     data: Data | None = None,

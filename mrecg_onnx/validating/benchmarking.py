@@ -16,6 +16,7 @@ import onnxruntime
 import psutil
 
 from mrecg_onnx.converters import load_model, save_model
+from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.converters.files import temporary_folder
 from mrecg_onnx.converters.load import model_path
@@ -115,6 +116,7 @@ class Benchmark(Result):
         return dataclasses.asdict(self)
 
 
+@takes()
 def benchmark(
     files: onnx.ModelProto | str | Path | Made | Sequence[onnx.ModelProto | str | Path | Made],
     *,

@@ -188,7 +188,7 @@ class Tally:
             said = f"{top1.value:.4f} of the images right among {self.classes} classes"
             return (f"the FP32 model is no better than chance ({said}): labels or preprocessing do not fit it",)
         if unasked and top1 is None and self.dataset.targets_of([]) is None:
-            return ("no labels: agreement only, no accuracy; give labels (labels=... in Python, or --labels FILE)",)
+            return ("no labels: agreement only, no accuracy; give labels (--labels FILE)",)
         return ()
 
 

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.deadline import LIMIT_S, limit_runs
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.made import model_of
 from mrecg_onnx.converters.metadata_keys import PREPROCESS_KEY, VERSION_KEY
+from mrecg_onnx.converters.text import with_arguments
 from mrecg_onnx.data import (
     Data,
     Dataset,
@@ -74,6 +76,7 @@ CLEAR_GAIN, CLEAR_P = 0.01, 0.01
 """From these on, in top-1 and in McNemar's p, a quantized model that is better than its float model makes both doubtful."""
 
 
+@takes(preprocess=Preprocess, metric=Metric)
 def validate(
     fp32: Model | Made,
     quantized: Model | Made,
@@ -275,7 +278,7 @@ def _validate(
         latency_batch=rows,
         op_counts=dict(fused_op_counts(quantized).most_common()),
         preprocess=dataset.preprocess,
-        warnings=(*said, *gain_warnings(drop, p)),
+        warnings=tuple(map(with_arguments, (*said, *gain_warnings(drop, p)))),
         top1_right=tally.right(1) if tally.has_accuracy else None,
         layers=compared,
         metric=metric,

@@ -134,7 +134,7 @@ def budgets_of(plan: Plan, settings: Settings, sizes: Callable[[], PackedSize]) 
         settings: what was asked for; ``max_drop`` brings no budget of its own, it is searched for.
         sizes: makes the sizes of the packed file; called only under ``size_budget``.
     """
-    joint = settings.allocation == "milp"
+    joint = settings.allocate == "milp"
     found = []
     if settings.size_budget is not None:
         found.append(size_budget(plan, settings, sizes(), settings.size_budget))

@@ -34,7 +34,7 @@ from mrecg_onnx.settings import Settings
 
 def test_range_is_searched_where_computing_ops_read():
     """Behind the max pool, not in front of it."""
-    stage = simulated(max_pool(), ranges="mse")
+    stage = simulated(max_pool(), range="mse")
     pooled = stage.network.run(stage.data, keep=["maxpool_out"])["maxpool_out"]
     expected = search_range(pooled, 4, low=pooled.amin(), high=pooled.amax())
     # A tensor of this size is searched whole.
@@ -84,7 +84,7 @@ def test_choice_among_norms_is_never_worse_for_the_output_than_the_papers_alone(
     data = tensors(model, 64)
     # Heavy tails, where the norms disagree.
     data["input"] = data["input"] ** 3
-    stage = simulated(model, data, ranges="mse")
+    stage = simulated(model, data, range="mse")
     one = stage.simulation.activations
     several = activation_grids(
         stage.network, stage.plan.activations, data, images=64, estimators=RANGES["output"].proposals
@@ -139,7 +139,7 @@ def proposals(*shares: float):
 
 def raced(monkeypatch, bits: int, *shares: float) -> tuple[Grid, list[int]]:
     """The grid of the first layer's output, and the images of each run of what is behind it, on :data:`JUDGED_IMAGES`."""
-    stage = simulated(residual(), abits=bits, ranges="mse")
+    stage = simulated(residual(), abits=bits, range="mse")
     run, sizes = Network.run, []
 
     def counted(self, values, steps=None, **options):
@@ -170,7 +170,7 @@ def test_proposals_side_by_side_are_judged_on_all_images(monkeypatch):
 def test_widest_proposal_stays_for_what_only_a_late_image_has(monkeypatch):
     """The first images show what narrow ranges gain in rounding, and nothing of what they cut off."""
     model = residual()
-    stage, data = simulated(model, ranges="mse"), tensors(model, 32)
+    stage, data = simulated(model, range="mse"), tensors(model, 32)
     data["input"][1] *= 100  # image 0, 4, 8 and 12 are the first
     found = {}
     for margins in (MARGINS, (1e9, 1e9, 1e9)):

@@ -36,6 +36,20 @@ def test_a_run_leaves_its_options_and_they_make_the_same_bytes(here: Path) -> No
     assert (here / "mine.onnx").read_bytes() == (here / "again.onnx").read_bytes()
 
 
+def test_defaults_written_out_are_nobodys_choice_and_other_values_still_are(here: Path) -> None:
+    works("quantize", "model.onnx", "--calib", "images", "--method", "nearest", "-o", "q.onnx", "-q")
+    assert "no effect" not in works("quantize", "model.onnx", "--config", "q.toml", "--force").stderr
+    (here / "q.toml").write_text((here / "q.toml").read_text().replace("zeroq-iters = 500", "zeroq-iters = 501"))
+    said = works("quantize", "model.onnx", "--config", "q.toml", "--force").stderr
+    assert [line for line in said.splitlines() if "no effect" in line] == [
+        "Warning: --zeroq-iters has no effect with --calib images"
+    ]
+    assert (
+        "--iters has no effect"
+        in works("quantize", "model.onnx", "--config", "q.toml", "--iters", 1000, "-o", "p.onnx").stderr
+    )
+
+
 def test_the_command_line_goes_before_the_file(here: Path) -> None:
     (here / "run.toml").write_text(
         'calib = "images"\nmethod = "nearest"\nwbits = 2\nabits = 8\nfirst_last_bits = 4\nsamples = 8\n'

@@ -29,7 +29,7 @@ RUNS = {
         "method": "nearest", "wbits": 3, "abits": 8, "first_last_bits": 6, "exclude": ("^fc$",), "samples": 9,
         "bits": (BitRule("conv3", 4, None), BitRule("conv4", None, 6), BitRule("it's [a]?|conv1", 5, 5)), "residual": "shared",
         "symmetric_weights": True, "batch_size": 8, "seed": 5, "device": "cpu", "threads": 1, "equalize": "off",
-        "ranges": "percentile", "percentile": 99.5, "container": "packed", "protect": 1, "bias_correction": True,
+        "range": "percentile", "percentile": 99.5, "container": "packed", "protect": 1, "bias_correction": True,
     },
     "learning": {
         "method": "qdrop", "iters": 3, "drop": 0.25, "rounding": "adaround", "anneal": "cosine", "loss": "mse", "window": 0,
@@ -44,7 +44,7 @@ RUNS = {
     "a file of rules": {"method": "nearest", "target": "own.toml"},
     "channels": {"method": "aciq", "channel_bits": "weights"},
     "steps": {"method": "lapq", "lapq_evaluations": 3, "lapq_images": 4},
-    "integer programming": {"method": "nearest", "allocation": "milp"},
+    "integer programming": {"method": "nearest", "allocate": "milp"},
     "size": {"method": "nearest", "size_budget": 21_000, "bits": (BitRule("conv3", 4, None),)},
     "average": {"method": "nearest", "avg_wbits": 3.5},
     "drop": {"method": "nearest", "max_drop": 90.0},

@@ -24,5 +24,6 @@ def test_sensitivity_ranks_and_tries_on_labelled_images(here: Path) -> None:
 
 
 def test_sensitivity_needs_images_for_labels(here: Path) -> None:
+    (here / "x.csv").write_text("0.png,1\n")
     fails("sensitivity", "model.onnx", "--calib", "images", "--labels", "x.csv", code=2, says=("--data",))
     fails("sensitivity", "model.onnx", "--calib", "images", "--json", "model.onnx", code=2, says=("model itself",))

@@ -57,7 +57,7 @@ def test_nobody_who_reads_on_is_a_quiet_end(here: Path) -> None:
 NOISY = """
 import atexit, ctypes, os
 from mrecg_onnx.commands import main
-import mrecg_onnx.runtimes as room
+import mrecg_onnx.running as room
 plain = room.doctor
 def noisy():
     atexit.register(os.write, 1, b"noise at exit\\n")

@@ -14,7 +14,7 @@ from helpers.command_line import classifier, write_images
 from mrecg_onnx import Settings
 from mrecg_onnx.comparing.cells import CellError, CellProcess, Job, pack, unpack
 
-SETTINGS = Settings(iters=8, samples=24, batch_size=8, threads=1, equalize="off", ranges="mse", range_samples=8)
+SETTINGS = Settings(iters=8, samples=24, batch_size=8, threads=1, equalize="off", range="mse", range_samples=8)
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from click.testing import Result
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = Settings(iters=8, samples=24, batch_size=8, threads=1, equalize="off", ranges="mse", range_samples=8)
+SETTINGS = Settings(iters=8, samples=24, batch_size=8, threads=1, equalize="off", range="mse", range_samples=8)
 OPTIONS = ["--iters", "8", "--samples", "24", "--batch-size", "8", "--threads", "1", "--equalize", "off"]
 
 

@@ -25,7 +25,7 @@ from mrecg_onnx.measures import OutputScales, output_sums, task_loss
 from mrecg_onnx.planning import Footprint, UnitPlan, graph_inputs
 from mrecg_onnx.quantizers import LatentRounding
 
-LOW = {"wbits": 2, "abits": 4, "first_last_bits": 4, "equalize": "off", "ranges": "mse"}
+LOW = {"wbits": 2, "abits": 4, "first_last_bits": 4, "equalize": "off", "range": "mse"}
 GIB = 1 << 30
 
 

@@ -154,7 +154,7 @@ def noisy_bottom() -> onnx.ModelProto:
 
 def run(model: onnx.ModelProto, folder: Path, **settings: Any) -> QuantizationResult:
     np.savez(folder / "calib.npz", **feeds(model, 64))
-    chosen: dict[str, Any] = {"method": "bit-split", "wbits": 3, "abits": 4, "equalize": "off", "ranges": "mse"}
+    chosen: dict[str, Any] = {"method": "bit-split", "wbits": 3, "abits": 4, "equalize": "off", "range": "mse"}
     return quantize(model, folder / "calib.npz", Settings(**chosen | settings))
 
 
@@ -209,7 +209,7 @@ def test_finished_units_are_kept(tmp_path):
     model = residual()
     whole = run(model, tmp_path)
     np.savez(tmp_path / "calib.npz", **feeds(model, 64))
-    settings = Settings(method="bit-split", wbits=3, abits=4, equalize="off", ranges="mse")
+    settings = Settings(method="bit-split", wbits=3, abits=4, equalize="off", range="mse")
     for _ in range(2):
         again = quantize(model, tmp_path / "calib.npz", settings, checkpoint=tmp_path / "kept")
         assert again.model.graph == whole.model.graph

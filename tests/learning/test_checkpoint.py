@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # What comes before the learning is made short.
 QDROP = Settings(
-    method="qdrop", wbits=2, iters=12, batch_size=8, threads=1, equalize="off", ranges="mse", range_samples=8
+    method="qdrop", wbits=2, iters=12, batch_size=8, threads=1, equalize="off", range="mse", range_samples=8
 )
 MRECG = replace(QDROP, method="mrecg", scheme="loss", merges=1, selection="eq4", iters=60, probe_fraction=0.9)
 UNITS = 5

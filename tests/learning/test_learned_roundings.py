@@ -79,7 +79,7 @@ def test_adaround_anneals_as_it_is_told(quantized):
 @pytest.mark.parametrize(
     ("settings", "given", "named"),
     [
-        ({"method": "nearest"}, ["rounding", "anneal", "loss", "allocation"], ["--rounding", "--anneal", "--loss"]),
+        ({"method": "nearest"}, ["rounding", "anneal", "loss", "allocate"], ["--rounding", "--anneal", "--loss"]),
         ({"method": "nearest", "bias_correction": True}, ["augment", "bias_correction"], []),
         ({"method": "adaquant"}, ["anneal", "rounding"], ["--anneal"]),
         ({"method": "brecq", "rounding": "flexround"}, ["anneal", "rounding"], ["--anneal"]),

@@ -21,7 +21,7 @@ from mrecg_onnx.quantizers import BetaSchedule, Grid
 from mrecg_onnx.settings import Settings
 
 SETTINGS = Settings(
-    method="brecq", wbits=2, iters=20, batch_size=8, threads=1, equalize="off", ranges="mse", range_samples=8
+    method="brecq", wbits=2, iters=20, batch_size=8, threads=1, equalize="off", range="mse", range_samples=8
 )
 SAID = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1 GiB"
 

@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS: dict[str, Any] = {"method": "qdrop", "wbits": 2, "iters": 20, "batch_size": 16, "equalize": "off"}
 #: Enough of everything for the learning to differ little from seed to seed (standard deviation 0.5 to 1.4 dB).
-STEADY: dict[str, Any] = {**SETTINGS, "wbits": 3, "iters": 200, "ranges": "mse", "range_samples": 8}
+STEADY: dict[str, Any] = {**SETTINGS, "wbits": 3, "iters": 200, "range": "mse", "range_samples": 8}
 #: The whole network learned together, right after rounding to nearest.
-WHOLE: dict[str, Any] = {**SETTINGS, "method": "nearest", "ranges": "mse", "finish": 60}
+WHOLE: dict[str, Any] = {**SETTINGS, "method": "nearest", "range": "mse", "finish": 60}
 UNITS = 3
 
 

@@ -108,7 +108,7 @@ def test_what_cannot_be_recorded_runs_as_it_is(monkeypatch):
 @pytest.mark.parametrize("more", [{"method": "brecq"}, {"method": "qdrop", "drop": 1.0, "loss": "fisher"}], ids=str)
 def test_what_is_recorded_reads_nothing_but_its_batch(recorded, monkeypatch, tmp_path, window, more):
     np.savez(tmp_path / "calib.npz", **feeds(small(), 32))
-    chosen = {"iters": 40, "batch_size": 8, "equalize": "off", "ranges": "mse", "window": window, "device": "cpu"}
+    chosen = {"iters": 40, "batch_size": 8, "equalize": "off", "range": "mse", "window": window, "device": "cpu"}
 
     def losses():
         return [u.final_loss for u in quantize(small(), tmp_path / "calib.npz", Settings(**chosen | more)).units]

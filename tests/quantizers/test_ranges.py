@@ -181,19 +181,19 @@ def test_the_table_has_the_names_that_the_command_line_offers():
 
 
 def test_unknown_range_and_percentile_out_of_bounds_are_refused():
-    with pytest.raises(SettingsError, match="ranges is 'max': choose one of auto, output"):
-        Settings(ranges="max")
+    with pytest.raises(SettingsError, match="range is 'max': choose one of auto, output"):
+        Settings(range="max")
     with pytest.raises(SettingsError, match="percentile"):
         Settings(percentile=40.0)
 
 
 def test_auto_is_the_methods_own_row_and_min_max_covers_the_weights_too():
-    stage = simulated(residual(), ranges="output")
+    stage = simulated(residual(), range="output")
     for method, same in (("nearest", "output"), ("aciq", "aciq")):
         auto = calibrate(stage.network, stage.plan, stage.data, Settings(method=method)).activations
-        own = calibrate(stage.network, stage.plan, stage.data, Settings(method=method, ranges=same)).activations
+        own = calibrate(stage.network, stage.plan, stage.data, Settings(method=method, range=same)).activations
         assert {n: float(g.scale) for n, g in auto.items()} == {n: float(g.scale) for n, g in own.items()}
-    found = calibrate(stage.network, stage.plan, stage.data, Settings(ranges="minmax")).weights["conv2"].grid
+    found = calibrate(stage.network, stage.plan, stage.data, Settings(range="minmax")).weights["conv2"].grid
     weight = stage.network.step("conv2").module.weight
     assert torch.equal(found.scale, search_range(weight, 4, axis=0, candidates=1).scale)
     searched = stage.simulation.weights["conv2"].grid
@@ -206,14 +206,14 @@ def test_auto_is_the_methods_own_row_and_min_max_covers_the_weights_too():
 def test_every_range_reaches_the_file_and_the_file_agrees_with_the_simulation(name, tmp_path):
     model, path = residual(), tmp_path / "calib.npz"
     np.savez(path, **feeds(model, 16))
-    result = quantize(model, path, Settings(method="nearest", ranges=name, threads=1, range_samples=16, equalize="off"))
+    result = quantize(model, path, Settings(method="nearest", range=name, threads=1, range_samples=16, equalize="off"))
     assert result.verification.sqnr_db > 40 or result.verification.exact > 0.5
     assert not result.verification.warnings
 
 
 def test_a_percentile_without_its_range_is_said_to_have_no_effect():
-    assert unused_options(Settings(ranges="mse"), ["percentile"]) == ["--percentile has no effect with --range mse"]
-    assert not unused_options(Settings(ranges="percentile"), ["percentile", "ranges"])
+    assert unused_options(Settings(range="mse"), ["percentile"]) == ["--percentile has no effect with --range mse"]
+    assert not unused_options(Settings(range="percentile"), ["percentile", "range"])
 
 
 # --- how many images ---------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ def outlier(tmp_path_factory):
 
 def scales(given, **options) -> dict[str, float]:
     model, path = given
-    result = quantize(model, path, Settings(ranges="minmax", threads=1, equalize="off", **options))
+    result = quantize(model, path, Settings(range="minmax", threads=1, equalize="off", **options))
     held = {i.name: numpy_helper.to_array(i) for i in result.model.graph.initializer}
     found = {n.input[1]: held[n.input[1]] for n in result.model.graph.node if n.op_type == "QuantizeLinear"}
     assert found

@@ -171,7 +171,7 @@ def test_rescaled_network_is_the_same_function_and_widths_average_to_the_tensors
 
 
 def test_widths_a_channel_lose_less_than_one_width_for_uneven_channels():
-    stage = simulated(uneven(), method="nearest", ranges="aciq")
+    stage = simulated(uneven(), method="nearest", range="aciq")
     (folded,) = [
         f
         for f in allocate_activations(

@@ -27,7 +27,7 @@ def test_sixteen_bits_where_the_target_has_none(here: Path) -> None:
         with pytest.raises(SettingsError, match="widths go from 2 to 8"):
             BitRule.parse(text)
     with pytest.raises(SettingsError, match="--allocate milp chooses among 2 to 8 bits"):
-        Settings(target="qnn", abits=16, allocation="milp")
+        Settings(target="qnn", abits=16, allocate="milp")
 
 
 @pytest.mark.parametrize("name", TARGET_NAMES)

@@ -197,7 +197,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "equalized and absorbed": {"equalize": "auto", "absorb": "auto", "relu6": "auto", "bias_correction": True},
     "protected": {"method": "nearest", "protect": 2},
     "average widths": {"method": "nearest", "avg_wbits": 3.5},
-    "milp": {"method": "nearest", "allocation": "milp"},
+    "milp": {"method": "nearest", "allocate": "milp"},
     "modcap": {"method": "mrecg", "scheme": "modcap"},
     "flexround": {"rounding": "flexround"},
 }

@@ -32,7 +32,7 @@ def calib(tmp_path):
 
 def run(calib, device, **more):
     return quantize(
-        small(), calib, Settings(**{"device": device, "iters": 120, "equalize": "off", "ranges": "mse"} | more)
+        small(), calib, Settings(**{"device": device, "iters": 120, "equalize": "off", "range": "mse"} | more)
     )
 
 

@@ -90,11 +90,11 @@ def test_the_same_command_decides_nothing_again(here, caplog):
 #: Settings of a second run and the kinds of which something is decided anew for it.
 CHANGES: list[tuple[dict[str, Any], set[str]]] = [
     ({"wbits": 3}, {"weight ranges"}),
-    ({"method": "aciq", "ranges": "output", "channel_bits": "off"}, set()),
+    ({"method": "aciq", "range": "output", "channel_bits": "off"}, set()),
     ({"method": "brecq", "iters": 2, "batch_size": 8}, set()),
     ({"seed": 1}, set()),
-    ({"ranges": "mse"}, {"activation ranges"}),
-    ({"ranges": "percentile"}, {"activation ranges"}),
+    ({"range": "mse"}, {"activation ranges"}),
+    ({"range": "percentile"}, {"activation ranges"}),
     ({"range_samples": 8}, {"activation ranges"}),
     ({"abits": 3}, {"equalization", "activation ranges"}),
     ({"relu6": "auto"}, KINDS),

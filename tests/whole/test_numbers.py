@@ -197,7 +197,7 @@ WIDTHS = {"wbits": st.integers(2, 8), "abits": st.integers(2, 8), "symmetric_wei
 
 
 def agree_on_the_default_target(case: Case, container: str, ranges: str, **widths: Any) -> None:
-    checked(case, "ort", container, ranges=ranges, **widths)
+    checked(case, "ort", container, range=ranges, **widths)
 
 
 def agree_for_every_target(case: Case, form: tuple[str, str], **widths: Any) -> None:

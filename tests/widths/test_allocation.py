@@ -94,7 +94,7 @@ def test_nothing_to_choose():
 def test_where_no_layer_counts_nothing_is_chosen_and_one_file_is_tried():
     """Two layers: the first and the last, which have widths of their own."""
     model, data = gemm(), feeds(gemm(), 8)
-    settings = Settings(method="nearest", equalize="off", avg_wbits=3.0, allocation="milp")
+    settings = Settings(method="nearest", equalize="off", avg_wbits=3.0, allocate="milp")
     result = quantize(model, data, settings)
     assert [s["limit"] for s in result.allocation.spent] == ["", ""]
     assert result.allocation.spent[0]["used"] == "nothing to choose, no layer lies between the first and the last"
@@ -108,7 +108,7 @@ def test_where_no_layer_counts_nothing_is_chosen_and_one_file_is_tried():
 @pytest.mark.parametrize(("wbits", "abits"), [(4, 4), (2, 3)])
 def test_averages_are_kept_and_measured_errors_add_up_to_less(quantized, tmp_path, wbits, abits):
     uniform = quantized("nearest", wbits=wbits, abits=abits)
-    chosen = results(tmp_path)("nearest", wbits=wbits, abits=abits, allocation="milp")
+    chosen = results(tmp_path)("nearest", wbits=wbits, abits=abits, allocate="milp")
     weights, tensors = averages(chosen)
     assert weights <= wbits
     assert tensors <= abits
@@ -128,7 +128,7 @@ def test_averages_are_kept_and_measured_errors_add_up_to_less(quantized, tmp_pat
 
 
 def test_rules_are_in_the_settings_of_the_result(quantized):
-    result = quantized("nearest", wbits=3, allocation="milp")
+    result = quantized("nearest", wbits=3, allocate="milp")
     for layer in result.plan.layers:
         rules = [r for r in result.settings.bits if re.search(r.pattern, layer.name)]
         assert len(rules) == (0 if layer.first or layer.last else 1)
@@ -139,20 +139,20 @@ def test_rules_are_in_the_settings_of_the_result(quantized):
 
 
 def test_learning_goes_on_from_the_widths(quantized):
-    nearest = quantized("nearest", wbits=2, allocation="milp")
-    learned = quantized("brecq", wbits=2, allocation="milp", iters=40)
+    nearest = quantized("nearest", wbits=2, allocate="milp")
+    learned = quantized("brecq", wbits=2, allocate="milp", iters=40)
     assert [x.wbits for x in learned.plan.layers] == [x.wbits for x in nearest.plan.layers]
     assert distance(learned.model) > distance(nearest.model)
 
 
 def test_fixed_widths_stay_and_count(quantized):
-    result = quantized("nearest", wbits=4, allocation="milp", bits=(BitRule("a1", 8, None),))
+    result = quantized("nearest", wbits=4, allocate="milp", bits=(BitRule("a1", 8, None),))
     assert result.plan.layer("a1").wbits == 8
     assert averages(result)[0] <= 4
 
 
 def test_float_activations_leave_weights_to_choose(quantized):
-    result = quantized("nearest", wbits=3, abits=32, allocation="milp")
+    result = quantized("nearest", wbits=3, abits=32, allocate="milp")
     assert result.plan.activations == ()
     inner = [x for x in result.plan.layers if not (x.first or x.last)]
     assert sum(x.wbits * x.params for x in inner) <= 3 * sum(x.params for x in inner)
@@ -170,12 +170,12 @@ def test_float_activations_leave_weights_to_choose(quantized):
 )
 def test_too_much_fixed_is_said(quantized, rule, text):
     with pytest.raises(SettingsError, match=text):
-        quantized("nearest", wbits=2, abits=3, allocation="milp", bits=(rule,))
+        quantized("nearest", wbits=2, abits=3, allocate="milp", bits=(rule,))
 
 
 def test_unknown_choice_is_refused():
-    with pytest.raises(SettingsError, match="allocation is 'other'"):
-        Settings(allocation="other")
+    with pytest.raises(SettingsError, match="allocate is 'other'"):
+        Settings(allocate="other")
 
 
 def inner(result):
@@ -206,7 +206,7 @@ def test_average_is_kept_and_used(quantized, average):
 
 
 def test_activations_join_where_asked(quantized):
-    result = quantized("nearest", avg_wbits=3.5, allocation="milp")
+    result = quantized("nearest", avg_wbits=3.5, allocate="milp")
     read = {q.name: q.bits for q in result.plan.activations if q.name in result.allocation.costs.tensors}
     assert {n: result.allocation.widths[n] for n in read} == read
     assert sum(read.values()) <= 4 * len(read)
@@ -238,7 +238,7 @@ def test_widths_are_those_that_the_target_takes(quantized, tmp_path):
         rules = rules.replace(f"{name} = [2, 8]", f"{name} = [3, 5]")
     (tmp_path / "narrow.toml").write_text(rules)
     narrow = {"target": str(tmp_path / "narrow.toml"), "first_last_bits": 5, "wbits": 3}
-    result = quantized("nearest", avg_wbits=4.0, allocation="milp", **narrow)
+    result = quantized("nearest", avg_wbits=4.0, allocate="milp", **narrow)
     assert {x.wbits for x in inner(result)} <= {3, 4, 5}
     assert {x.abits for x in inner(result)} <= {3, 4, 5}
 
