@@ -20,6 +20,7 @@ from mrecg_onnx.converters.passes.opset import is_below, raise_opset
 from mrecg_onnx.converters.passes.pads import pad_all_axes
 from mrecg_onnx.converters.passes.pooling import mean_to_pool, plain_pools
 from mrecg_onnx.converters.passes.ranks import require_ranks
+from mrecg_onnx.converters.passes.rows import keep_rows
 from mrecg_onnx.converters.passes.sequences import unpack_sequences
 from mrecg_onnx.converters.passes.shape_values import resolve_shapes
 from mrecg_onnx.converters.passes.shapes import drop_stale, infer_shapes
@@ -50,6 +51,7 @@ _ROUND = (
     remove_identities,
     cancel_transposes,
     pad_all_axes,
+    keep_rows,
     drop_empties,
     squeeze_weights,
 )
@@ -61,14 +63,13 @@ def normalize(model: onnx.ModelProto, *, keep_batchnorm: bool = False, free: boo
     """Return ``model`` as a simplified, typed, sorted graph of opset 13 or higher that computes the same.
 
     Constants are initializers; functions are inlined; Identity and Dropout are gone; shape arithmetic is folded where
-    it is constant; Transposes that undo each other are gone; BatchNormalization is in the Conv in front or behind, or a
-    depthwise Conv of its own; a mean over the spatial axes is GlobalAveragePool; clamps in a row are one; an
-    AveragePool has the pads that count in
-    front; MatMul + Add is Gemm, or with more than two axes a
-    MatMul whose third input is the bias, which is no ONNX and which the exporter takes apart again. In- and outputs with
-    their shapes and types, the names of the nodes that remain and of their outputs, doc strings and metadata are the
-    user's. Half precision is float32, with a Cast at the in- and outputs that are half. Values carry shapes and types as far
-    as inference goes.
+    it is constant; Transposes that undo each other are gone, and what takes the axis of a batch of 1 off and puts it back;
+    BatchNormalization is in the Conv in front or behind, or a depthwise Conv of its own; a mean over the spatial axes is
+    GlobalAveragePool; clamps in a row are one; an AveragePool has the pads that count in front; MatMul + Add is Gemm, or with
+    more than two axes a MatMul whose third input is the bias, which is no ONNX and which the exporter takes apart again. In-
+    and outputs with their shapes and types, the names of the nodes that remain and of their outputs, doc strings and metadata
+    are the user's. Half precision is float32, with a Cast at the in- and outputs that are half. Values carry shapes and types
+    as far as inference goes.
 
     Args:
         model: A valid model with its tensors in memory (see :func:`mrecg_onnx.converters.load_model`); not changed.

@@ -98,9 +98,27 @@ def name_all(model: ir.Model) -> ir.Model:
 
 
 def remove_unused(model: ir.Model) -> ir.Model:
-    """Remove nodes and initializers that reach no output."""
-    ir_passes.RemoveUnusedNodesPass()(model)
-    return model
+    """Remove nodes and initializers that reach no output.
+
+    onnx-ir 1.1 leaves those that only the branches of a removed If read: these count as readers until they read nothing.
+    """
+    while True:
+        holders = [node for node in model.graph.all_nodes() if _subgraphs(node)]
+        ir_passes.RemoveUnusedNodesPass()(model)
+        gone = [
+            inner for node in holders if node.graph is None for graph in _subgraphs(node) for inner in graph.all_nodes()
+        ]
+        for inner in gone:
+            for place in range(len(inner.inputs)):
+                inner.replace_input_with(place, None)
+        if not gone:
+            return model
+
+
+def _subgraphs(node: ir.Node) -> list[ir.Graph]:
+    return [
+        a.as_graph() for a in node.attributes.values() if isinstance(a, ir.Attr) and a.type == ir.AttributeType.GRAPH
+    ]
 
 
 def sort(model: ir.Model) -> ir.Model:

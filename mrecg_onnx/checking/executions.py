@@ -93,7 +93,7 @@ def onnx_runtime(level: Level) -> Run:
     def run(model: onnx.ModelProto, data: Arrays) -> Arrays:
         if not last or last[0][0] is not model:
             last[:] = [(model, _opened(model, level))]
-        return run_padded(last[0][1], data)
+        return run_padded(last[0][1], data, several=True)
 
     return run
 

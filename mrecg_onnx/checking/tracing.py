@@ -122,6 +122,8 @@ def follow(
         batch_size: samples at a time.
     """
     network, trace = simulation.network, Trace()
+    if network.batch is not None:  # what belongs to a whole batch is joined in nobody's order
+        codes = {name: made for name, made in codes.items() if name in network.rows}
     grown, probes = probed(model, codes)
     parts: dict[str, list[npt.NDArray[np.generic]]] = {}
     weight, done = simulation.weight_hook(), 0

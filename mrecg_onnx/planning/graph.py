@@ -14,9 +14,12 @@ import onnx_ir as ir
 from mrecg_onnx.converters import load_model, normalize
 from mrecg_onnx.converters.errors import ConversionError, ModelError
 from mrecg_onnx.converters.garbage import collecting_seldom
-from mrecg_onnx.converters.normalize import in_float32
+from mrecg_onnx.converters.normalize import in_float32, restructure
 from mrecg_onnx.converters.passes.opset import lower_opset, raise_opset, require_raisable
+from mrecg_onnx.converters.passes.shapes import infer_shapes
+from mrecg_onnx.converters.passes.values import attribute_ints, constant
 from mrecg_onnx.converters.protos import editable
+from mrecg_onnx.converters.text import quoted
 from mrecg_onnx.converters.versions import require_known_versions, runtime_versions
 from mrecg_onnx.data import InputSpec
 from mrecg_onnx.planning.branches import branch_narrow_reads
@@ -31,6 +34,8 @@ __all__ = ["editable_graph", "graph_inputs", "load_planned", "named"]
 
 logger = logging.getLogger(__name__)
 
+#: Axes of an image without its batch.
+IMAGE_AXES = 3
 #: Ops whose presence says that activations are quantized; with them all that begin with QLinear.
 QUANTIZED_OPS = frozenset({
     "ConvInteger", "DequantizeBFP", "DequantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeLinear", "DynamicQuantizeMatMul",
@@ -54,6 +59,7 @@ def load_planned(
     with collecting_seldom():
         original = load_model(model)
         with named(model):
+            _require_batch(original)
             original, tail = cut_off(in_float32(original))
             graph = editable_graph(original, settings)
             if tail is not None:
@@ -86,6 +92,46 @@ def editable_graph(original: onnx.ModelProto, settings: PlanSettings, *, free: b
     if settings.residual == "wide" and settings.abits < BYSTANDER_BITS:
         branch_narrow_reads(graph, settings)
     return graph
+
+
+def _require_batch(model: onnx.ModelProto) -> None:
+    """Refuse a graph that puts the batch in front of an image itself, as torchvision's detectors do of a list of images.
+
+    Raises:
+        ModelError: an input [C, H, W] is what a convolution of [1, C, H, W] is fed with.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    shapes = [value.type.tensor_type.shape for value in model.graph.input if value.name not in constants]
+    if not any(len(shape.dim) == IMAGE_AXES for shape in shapes):
+        return
+    for value in infer_shapes(restructure(editable(model), opset=False)).graph.inputs:
+        if value.shape is None or len(value.shape) != IMAGE_AXES or not _is_given_batch(value):
+            continue
+        sizes = ", ".join(str(size if isinstance(size, int) else size.value or "?") for size in value.shape)
+        raise ModelError(
+            f"input {quoted(value.name or '')} [{sizes}] is one image without a batch, which the graph puts in front itself: "
+            f"export the model again with a batch of images, [1, {sizes}] (torchvision's detectors take such a tensor, too)"
+        )
+
+
+def _is_given_batch(image: ir.Value) -> bool:
+    """Whether ``image`` [C, H, W] gets an axis of size 1 in front before the first convolution."""
+    waiting, seen, given = [image], {image}, False
+    while waiting:
+        for node in {use.node: None for use in waiting.pop().uses()}:
+            read = node.inputs[0]
+            if node.op_type == "Conv" and read in seen and read is not None and read.shape is not None:
+                return given and len(read.shape) == IMAGE_AXES + 1 and read.shape[0] == 1
+            given |= node.op_type == "Unsqueeze" and _is_put_in_front(node)
+            new = [output for output in node.outputs if output not in seen and node.op_type not in {"Shape", "Size"}]
+            seen.update(new)
+            waiting[:0] = new
+    return False
+
+
+def _is_put_in_front(unsqueeze: ir.Node) -> bool:
+    axes = constant(unsqueeze.inputs[1]) if len(unsqueeze.inputs) > 1 else attribute_ints(unsqueeze, "axes")
+    return axes is not None and 0 in np.ravel(axes)
 
 
 def _check(graph: ir.Model) -> None:

@@ -23,6 +23,7 @@ from mrecg_onnx.converters.passes.structure import name_all, remove_unused
 from mrecg_onnx.converters.passes.values import claim
 from mrecg_onnx.converters.protos import editable, graphs
 from mrecg_onnx.converters.text import bounded, first_of, quoted
+from mrecg_onnx.planning.activations import constant, weight_index
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -94,10 +95,11 @@ class Tail:
 
 
 class _Cut(NamedTuple):
-    """The first node without rows, and names: of the tensors in front, and of the outputs behind."""
+    """The first node without rows, and names: of tensors in front, of those whose sizes alone count, of outputs behind."""
 
     node: str
     at: list[str]
+    sizes: list[str]
     outputs: list[str]
 
 
@@ -118,9 +120,9 @@ def cut_off(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Tail | None]:
     front.graph.inputs[:] = [value for value in front.graph.inputs if value.uses()]
     if not front.graph.inputs:
         raise ModelError(f"nothing lies in front of {cut.node} that could be quantized")
-    told = {"node": cut.node, "at": cut.at}
-    front.metadata_props[CUT_KEY] = json.dumps(told, separators=(",", ":"))
     _begin_at(back, cut)
+    told = {"node": cut.node, "at": [name for name in cut.at if name not in cut.sizes] or cut.at, **_layers(back)}
+    front.metadata_props[CUT_KEY] = json.dumps(told, separators=(",", ":"))
     tail = Tail(ir.to_proto(back), tuple(model.graph.input[i] for i in _inputs(model)), tuple(model.graph.output))
     return ir.to_proto(front), tail
 
@@ -140,7 +142,16 @@ def told_cut(metadata: Mapping[str, str]) -> str:
     if not isinstance(found, dict) or not isinstance(found.get("node"), str) or not isinstance(found.get("at"), list):
         return ""
     at = first_of([quoted(str(name)) for name in found["at"]])
-    return f"at {at}: from {bounded(found['node'], 80)} on there is no row an image, and all is left as it is"
+    said = f"at {at}: from {bounded(found['node'], 80)} on there is no row an image, and all is left as it is"
+    layers, parameters = found.get("layers"), found.get("parameters")
+    if not isinstance(layers, int) or not isinstance(parameters, int) or layers < 1:
+        return said
+    what = (
+        f"{layers} layers with {parameters:,} parameters stay"
+        if layers > 1
+        else f"1 layer with {parameters:,} parameters stays"
+    )
+    return f"{said}: {what} in float there"
 
 
 def _form(model: onnx.ModelProto) -> ir.Model:
@@ -174,6 +185,7 @@ def _cut(model: onnx.ModelProto) -> _Cut | None:
         return None
     tail: set[ir.Node] = set()
     at: set[ir.Value] = set()
+    valued: set[ir.Value] = set()  # of these more is read than their sizes
     waiting = [value.producer() for value in outputs]
     while waiting:
         last = waiting.pop()
@@ -186,11 +198,14 @@ def _cut(model: onnx.ModelProto) -> _Cut | None:
                 continue
             if maker in seen and maker not in behind and _has_row(value, batches):
                 at.add(value)
+                if last.op_type not in _SIZES:
+                    valued.add(value)
             else:  # it has no row either, or nothing of the images is in it
                 waiting.append(maker)
-    names = [v.name or "" for node in graph for v in node.outputs if v in at]
+    ordered = [v for node in graph for v in node.outputs if v in at]
+    names, sizes = [v.name or "" for v in ordered], [v.name or "" for v in ordered if v not in valued]
     where = f"{first.op_type} {quoted(first.name)}" if first.name else first.op_type
-    return _Cut(where, names, [value.name or "" for value in outputs])
+    return _Cut(where, names, sizes, [value.name or "" for value in outputs])
 
 
 def _batches(inputs: Sequence[ir.Value]) -> set[int | str | None]:
@@ -215,6 +230,13 @@ def _begin_at(back: ir.Model, cut: _Cut) -> None:
         graph.inputs.append(new)
     name_all(remove_unused(back))
     graph.inputs[:] = [value for value in graph.inputs if value.uses()]
+
+
+def _layers(back: ir.Model) -> dict[str, int]:
+    """How many layers a tail has, and their parameters."""
+    layers = [(node, index) for node in back.graph.all_nodes() if (index := weight_index(node)) is not None]
+    weights = [constant(node.inputs[index]) for node, index in layers]
+    return {"layers": len(layers), "parameters": sum(weight.size for weight in weights if weight is not None)}
 
 
 def _counts(node: ir.Node) -> bool:

@@ -20,7 +20,7 @@ __all__ = ["pad_batch", "run", "run_outputs", "run_padded"]
 Array = npt.NDArray[Any]
 
 
-def run_padded(session: ort.InferenceSession, feeds: Mapping[str, Array]) -> dict[str, Array]:
+def run_padded(session: ort.InferenceSession, feeds: Mapping[str, Array], *, several: bool = False) -> dict[str, Array]:
     """Run ``n`` items, also through a model whose batch is fixed at another size.
 
     A short batch is filled up with copies of its last item, as any other filling could raise NaN where the items do
@@ -29,6 +29,8 @@ def run_padded(session: ort.InferenceSession, feeds: Mapping[str, Array]) -> dic
     Args:
         session: An open session whose inputs and outputs all have the batch as their first axis.
         feeds: Inputs by name, each ``[n, ...]`` with the same ``n >= 1``.
+        several: An output may have other rows than items, as tensors inside a network have that are looked at: windows of an
+            image, or, where it runs image by image, channels. They are those of one piece after the other.
 
     Returns:
         Outputs by name, each ``[n, ...]``, in the order of the graph's outputs.
@@ -39,10 +41,14 @@ def run_padded(session: ort.InferenceSession, feeds: Mapping[str, Array]) -> dic
     n = len(next(iter(feeds.values())))
     size = fixed_batch(session) or n
     pieces = [
-        _run_rows(session, {name: pad_batch(x[start : start + size], size) for name, x in feeds.items()}, size)
+        _run_rows(session, {name: pad_batch(x[start : start + size], size) for name, x in feeds.items()}, size, several)
         for start in range(0, n, size)
     ]
-    return {name: np.concatenate([piece[name] for piece in pieces])[:n] for name in pieces[0]}
+    if several and len(pieces) == 1 and n == size:
+        return pieces[0]
+    return {
+        name: np.concatenate([piece[name] for piece in pieces])[: n * (len(y) // size)] for name, y in pieces[0].items()
+    }
 
 
 def pad_batch(array: Array, size: int) -> Array:
@@ -80,10 +86,10 @@ def run_outputs(session: ort.InferenceSession, feeds: Mapping[str, Array]) -> di
     return dict(zip((output.name for output in session.get_outputs()), run(session, feeds), strict=True))
 
 
-def _run_rows(session: ort.InferenceSession, feeds: Mapping[str, Array], rows: int) -> dict[str, Array]:
+def _run_rows(session: ort.InferenceSession, feeds: Mapping[str, Array], rows: int, several: bool) -> dict[str, Array]:
     outputs = run_outputs(session, feeds)
     for name, y in outputs.items():
-        if not isinstance(y, np.ndarray) or y.ndim == 0 or len(y) != rows:
+        if not isinstance(y, np.ndarray) or y.ndim == 0 or (len(y) != rows and not several):
             shape = list(y.shape) if isinstance(y, np.ndarray) else type(y).__name__
             raise ModelError(f"output {name!r} is {shape} for {rows} items: its first axis has to be the batch")
     return outputs

@@ -984,6 +984,28 @@ class TestParity:
         with pytest.raises(ConversionError, match=r"node 'depthwise' \(Conv\).*'n2' differs"):
             check_parity(graph, module, inputs)
 
+    def test_rounding_that_a_network_amplifies_is_no_difference(self, caplog):
+        """Each step of the logistic map doubles what two runs differ by."""
+        steps = " ".join(f"a{i} = Sub(one, x{i}) b{i} = Mul(a{i}, x{i}) x{i + 1} = Mul(b{i}, four)" for i in range(8))
+        model = make(f"g (float[2, 400] x0) => (float[2, 400] x8) {{ {steps} }}", one=np.float32(1), four=np.float32(4))
+        inputs = {"x0": np.random.default_rng(0).random((2, 400), np.float32)}
+
+        class Precise(torch.nn.Module):
+            factor = 4.0
+
+            def forward(self, x):
+                x = x.double()
+                for _ in range(8):
+                    x = (1 - x) * x * self.factor
+                return x.float()
+
+        assert 1e-5 < check_parity(model, Precise(), inputs, tolerance=1e-5) < 1e-3
+        assert "rounding that the network amplifies" in caplog.text
+        other = Precise()
+        other.factor = 3.999
+        with pytest.raises(ConversionError, match="differs"):
+            check_parity(model, other, inputs, tolerance=1e-5)
+
     def test_names_the_first_activation_that_is_not_finite(self):
         body = "g (float[2, 4] x) => (float[2, 4] y) { [a] p = Abs(x) [n] q = Neg(p) [s] r = Sqrt(q) [e] y = Exp(r) }"
         model = make(body)

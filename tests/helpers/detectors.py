@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 #: An image has GRID x GRID cells of CELL pixels.
@@ -167,4 +167,60 @@ def segmenter() -> onnx.ModelProto:
     weights = {"w1": w1, "b1": np.zeros(3, np.float32), "w2": w2, "b2": np.array([1.2, 0, 0], np.float32)}
     model = onnx.parser.parse_model(_SEGMENTER)
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in weights.items())
+    return model
+
+
+_LISTED = """
+<ir_version: 9, opset_import: ["" : 17]>
+listed (float[1, 3, 32, 32] images) => (float[1, 3, 32, 32] stacked)
+{
+    image = Squeeze (images, zero)
+    centred = Sub (image, mean)
+    scaled = Div (centred, deviation)
+    with_axis = Unsqueeze (scaled, zero)
+    resized_ = Resize <mode = "linear"> (with_axis, none, none, size)
+    resized = Gather <axis = 0> (resized_, first)
+    padded = Pad (resized, pads)
+    alone = Unsqueeze (padded, zero)
+    stacked = Concat <axis = 0> (alone)
+}
+"""
+
+
+def listed_detector(*, batch: bool = True, padded: int = 0) -> onnx.ModelProto:
+    """The finished detector behind what torchvision's detectors begin with: a list of one image, its mean, size, and padding.
+
+    Args:
+        batch: the input is a batch of one image [1, 3, 32, 32], else the image itself, [3, 32, 32].
+        padded: rows and columns of zeros around the image, in place of those of its border.
+    """
+    model, front = finished_detector(1), onnx.parser.parse_model(_LISTED)
+    size = 32 - 2 * padded
+    constants = {
+        "zero": np.array([0]),
+        "mean": np.full((3, 1, 1), 0.1, np.float32),
+        "deviation": np.full((3, 1, 1), 0.9, np.float32),
+        "none": np.zeros(0, np.float32),
+        "size": np.array([1, 3, size, size]),
+        "first": np.array(0),
+        "pads": np.array([0, padded, padded, 0, padded, padded]),
+    }
+    nodes = list(front.graph.node)
+    for node in nodes:  # nodes of the tail have such names
+        node.input[:] = [f"front_{name}" if name in constants else name for name in node.input]
+    if not batch:
+        nodes[1].input[0] = "images"
+        model.graph.input[0].CopyFrom(helper.make_tensor_value_info("images", TensorProto.FLOAT, [3, 32, 32]))
+        del nodes[0]
+    parts = list(model.graph.node)
+    for node in parts:
+        node.input[:] = ["stacked" if name == "images" else name for name in node.input]
+    split = helper.make_node("Split", ["boxes"], ["boxes_of_one"], axis=0)  # and a list of what heads found
+    for node in parts:
+        node.input[:] = ["boxes_of_one" if name == "boxes" else name for name in node.input]
+    where = next(i for i, node in enumerate(parts) if "boxes" in node.output)
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes, *parts[: where + 1], split, *parts[where + 1 :]])
+    model.graph.initializer.extend(numpy_helper.from_array(v, f"front_{name}") for name, v in constants.items())
+    onnx.checker.check_model(model, full_check=True)
     return model

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 import pytest
-from helpers.detectors import detector, finished_detector
+from helpers.detectors import detector, finished_detector, listed_detector
 from onnx import TensorProto, helper, numpy_helper
 
-from mrecg_onnx.converters.errors import ExportError
-from mrecg_onnx.planning import cut_off, outputs_without_rows, told_cut
+from mrecg_onnx import Settings
+from mrecg_onnx.converters.errors import ExportError, ModelError
+from mrecg_onnx.planning import cut_off, load_planned, outputs_without_rows, told_cut
 from mrecg_onnx.running import open_session, run_outputs
 
 FEED = np.random.default_rng(0).random((1, 3, 32, 32)).astype(np.float32)
@@ -167,3 +170,59 @@ def test_a_loop_with_it_inside_counts() -> None:
 )
 def test_metadata_of_no_sense_tell_nothing(text: str) -> None:
     assert told_cut({"mrecg_onnx.cut": text}) == ""
+
+
+def test_layers_behind_the_cut_are_counted_and_tensors_of_which_sizes_are_read_are_not_named() -> None:
+    """A second stage: what was found is looked at again, by a layer of 4 x 5; anchors are made from the size of a map."""
+    model = finished_detector("N")
+    graph = model.graph
+    graph.initializer.append(numpy_helper.from_array(np.ones((4, 5), np.float32), "again"))
+    graph.node.extend(
+        [
+            helper.make_node("Shape", ["features"], ["dims"], start=2, end=3),
+            helper.make_node("Cast", ["dims"], ["cells_a_side"], to=TensorProto.FLOAT),
+            helper.make_node("MatMul", ["found_boxes", "again"], ["looked_at"]),
+            helper.make_node("Mul", ["looked_at", "cells_a_side"], ["judged"]),
+        ]
+    )
+    front, tail = cut_off(ends(model, ("judged", ["K", 5])))
+    assert tail is not None
+    assert {value.name for value in tail.model.graph.input} == {"features", "boxes", "by_class"}
+    told = told_cut({entry.key: entry.value for entry in front.metadata_props})
+    assert told.startswith("at 'boxes', 'by_class': from ")
+    assert told.endswith("all is left as it is: 1 layer with 20 parameters stays in float there")
+
+
+def test_what_only_a_branch_in_the_tail_reads_is_not_in_front() -> None:
+    """An If keeps what its branches read; removed, it let nodes in front of it stay, which the front was run with."""
+    model = finished_detector()
+    branch = onnx.parser.parse_graph("branch () => (float[1, 3] b) { b = Identity(weighed) }")
+    branch.output[0].CopyFrom(helper.make_tensor_value_info("b", TensorProto.FLOAT, None))
+    other = onnx.GraphProto()
+    other.CopyFrom(branch)
+    other.node[0].output[0] = other.output[0].name = "c"
+    model.graph.node.extend(
+        [
+            helper.make_node("ReduceSum", ["found_scores"], ["sum"], keepdims=0),
+            helper.make_node("Mul", ["found_scores", "sum"], ["weighed"]),
+            helper.make_node("Cast", ["sum"], ["some"], to=TensorProto.BOOL),
+            helper.make_node("If", ["some"], ["judged"], then_branch=branch, else_branch=other),
+        ]
+    )
+    front, tail = cut_off(ends(model, ("judged", ["K"])))
+    assert tail is not None
+    assert not {"NonMaxSuppression", "If", "Mul"} & {node.op_type for node in front.graph.node}
+    assert np.array_equal(run(model)["judged"], run(tail.behind(front))["judged"])
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_an_image_without_a_batch_is_told(free: bool) -> None:
+    model = listed_detector(batch=False)
+    if free:
+        for axis, name in ((1, "H"), (2, "W")):
+            model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
+    sizes = "3, H, W" if free else "3, 32, 32"
+    with pytest.raises(ModelError, match=re.escape(f"input 'images' [{sizes}] is one image without a batch")) as caught:
+        load_planned(model, Settings())
+    assert f"[1, {sizes}]" in str(caught.value)
+    load_planned(listed_detector(), Settings())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from helpers.architectures import Graph, two_inputs
 from helpers.classifiers import classifier, outputs
@@ -60,6 +61,18 @@ def test_an_output_without_the_batch_is_named():
     g.op("ReduceSum", [g.conv(g.input(3, 8), 3, 4)], "sum", "output", keepdims=0)
     with pytest.raises(ModelError, match="'output'"):
         run_padded(open_session(g.model()), {"input": np.zeros((2, 3, 8, 8), np.float32)})
+
+
+@pytest.mark.parametrize("batch", ["N", 2])
+def test_tensors_inside_may_have_several_rows_an_item(batch: int | str) -> None:
+    """Windows, or what was taken off its batch: those of one item after the other."""
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[{batch}, 4, 3] x) => (float[R, 3] y) {{ s = Constant<value = int64[2] {{-1, 3}}>() y = Reshape(x, s) }}"""
+    x = np.arange(36, dtype=np.float32).reshape(3, 4, 3)
+    session = open_session(onnx.parser.parse_model(text))
+    assert np.array_equal(run_padded(session, {"x": x}, several=True)["y"], x.reshape(12, 3))
+    with pytest.raises(ModelError, match="has to be the batch"):
+        run_padded(session, {"x": x})
 
 
 def test_inputs_that_do_not_fit_give_one_line():
