@@ -8,15 +8,17 @@ part again.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import ExportError, ModelError
 from mrecg_onnx.converters.metadata_keys import CUT_KEY
-from mrecg_onnx.converters.normalize import restructure
+from mrecg_onnx.converters.normalize import normalize, restructure
 from mrecg_onnx.converters.passes.opset import lower_opset, raise_opset
 from mrecg_onnx.converters.passes.shapes import infer_shapes
 from mrecg_onnx.converters.passes.structure import name_all, remove_unused
@@ -95,12 +97,16 @@ class Tail:
 
 
 class _Cut(NamedTuple):
-    """The first node without rows, and names: of tensors in front, of those whose sizes alone count, of outputs behind."""
+    """The first node without rows, and names: of tensors in front, of those whose sizes alone count, of outputs behind.
+
+    Tensors of which nothing but sizes is read, and these are known, are no places to cut at: :attr:`known` has their shapes.
+    """
 
     node: str
     at: list[str]
     sizes: list[str]
     outputs: list[str]
+    known: dict[str, list[int]]
 
 
 def cut_off(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Tail | None]:
@@ -112,12 +118,10 @@ def cut_off(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Tail | None]:
     cut = _cut(model)
     if cut is None:
         return model, None
-    front, back = _form(model), _form(model)
-    by_name = {value.name: value for value in _values(front)}
-    rest = [value.name for value in front.graph.outputs if value.name not in cut.outputs and value.name not in cut.at]
-    front.graph.outputs[:] = [by_name[name] for name in (*rest, *cut.at)]
-    remove_unused(front)
-    front.graph.inputs[:] = [value for value in front.graph.inputs if value.uses()]
+    front, back = _front(model, cut), _form(model)
+    if cut.sizes:
+        cut = _without_sizes(front, cut)
+        front = _front(model, cut)
     if not front.graph.inputs:
         raise ModelError(f"nothing lies in front of {cut.node} that could be quantized")
     _begin_at(back, cut)
@@ -125,6 +129,28 @@ def cut_off(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Tail | None]:
     front.metadata_props[CUT_KEY] = json.dumps(told, separators=(",", ":"))
     tail = Tail(ir.to_proto(back), tuple(model.graph.input[i] for i in _inputs(model)), tuple(model.graph.output))
     return ir.to_proto(front), tail
+
+
+def _front(model: onnx.ModelProto, cut: _Cut) -> ir.Model:
+    front = _form(model)
+    by_name = {value.name: value for value in _values(front)}
+    rest = [value.name for value in front.graph.outputs if value.name not in cut.outputs and value.name not in cut.at]
+    front.graph.outputs[:] = [by_name[name] for name in (*rest, *cut.at)]
+    remove_unused(front)
+    front.graph.inputs[:] = [value for value in front.graph.inputs if value.uses()]
+    return front
+
+
+def _without_sizes(front: ir.Model, cut: _Cut) -> _Cut:
+    """``cut`` without the tensors of which sizes alone are read, and these are the same whatever is fed.
+
+    As an output such a tensor, a map that anchors are laid over, would be written in float beside its codes, and the layer that
+    makes it would run in float.
+    """
+    found = {value.name: value for value in normalize(ir.to_proto(front), free=False).graph.outputs}
+    known = {name: sizes for name in cut.sizes if (sizes := _known(found[name])) is not None}
+    left = [name for name in cut.at if name not in known]
+    return cut._replace(at=left, sizes=[name for name in cut.sizes if name in left], known=known) if left else cut
 
 
 def outputs_without_rows(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -205,7 +231,7 @@ def _cut(model: onnx.ModelProto) -> _Cut | None:
     ordered = [v for node in graph for v in node.outputs if v in at]
     names, sizes = [v.name or "" for v in ordered], [v.name or "" for v in ordered if v not in valued]
     where = f"{first.op_type} {quoted(first.name)}" if first.name else first.op_type
-    return _Cut(where, names, sizes, [value.name or "" for value in outputs])
+    return _Cut(where, names, sizes, [value.name or "" for value in outputs], {})
 
 
 def _batches(inputs: Sequence[ir.Value]) -> set[int | str | None]:
@@ -222,6 +248,10 @@ def _begin_at(back: ir.Model, cut: _Cut) -> None:
     graph.outputs[:] = [
         made[name] for name in cut.outputs
     ]  # first: what is cut off may be an output, too, of the front
+    for name, sizes in cut.known.items():
+        for node in {use.node: None for use in made[name].uses()}:
+            if node.op_type in _SIZES:  # what else reads it is in front
+                _be_constant(node, sizes)
     for name in cut.at:
         old = made[name]
         new = ir.Value(name=name, shape=old.shape, type=old.type)
@@ -230,6 +260,26 @@ def _begin_at(back: ir.Model, cut: _Cut) -> None:
         graph.inputs.append(new)
     name_all(remove_unused(back))
     graph.inputs[:] = [value for value in graph.inputs if value.uses()]
+
+
+def _known(value: ir.Value) -> list[int] | None:
+    """The sizes of a value whatever is fed, None where one is free."""
+    sizes = [] if value.shape is None else [size for size in value.shape if isinstance(size, int)]
+    return sizes if value.shape is not None and len(sizes) == len(value.shape) else None
+
+
+def _be_constant(node: ir.Node, sizes: list[int]) -> None:
+    """Put what a Shape or Size says of such a tensor in its place, under the name of its output."""
+    start, end = (node.attributes.get_int(name, default) for name, default in (("start", 0), ("end", len(sizes))))
+    said = np.array(sizes[start:end] if node.op_type == "Shape" else math.prod(sizes), np.int64)
+    name, graph = node.outputs[0].name or "", node.graph
+    assert graph is not None
+    value = ir.Value(name=name, shape=ir.Shape(said.shape), type=ir.TensorType(ir.DataType.INT64))
+    ir.convenience.replace_all_uses_with(node.outputs[0], value)
+    node.outputs[0].name = None
+    graph.remove(node, safe=True)
+    value.const_value = ir.tensor(said, name=name)
+    graph.register_initializer(value)
 
 
 def _layers(back: ir.Model) -> dict[str, int]:

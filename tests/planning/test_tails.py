@@ -193,6 +193,33 @@ def test_layers_behind_the_cut_are_counted_and_tensors_of_which_sizes_are_read_a
     assert told.endswith("all is left as it is: 1 layer with 20 parameters stays in float there")
 
 
+def test_sizes_that_are_known_are_constants_in_the_tail() -> None:
+    """Anchors laid over a map of a fixed size: the map is no place to cut at, where it would be written in float."""
+    model = finished_detector(1)
+    model.graph.node.extend(
+        [
+            helper.make_node("Shape", ["features"], ["dims"], start=2),
+            helper.make_node("Cast", ["dims"], ["cells_a_side"], to=TensorProto.FLOAT),
+            helper.make_node("Size", ["features"], ["all"]),
+            helper.make_node("Cast", ["all"], ["numbers"], to=TensorProto.FLOAT),
+            helper.make_node("Concat", ["cells_a_side", "numbers_"], ["both"], axis=0),
+            helper.make_node("Mul", ["found_scores_", "both"], ["judged"]),
+        ]
+    )
+    model.graph.node.insert(len(model.graph.node) - 2, helper.make_node("Reshape", ["numbers", "one"], ["numbers_"]))
+    model.graph.node.insert(
+        len(model.graph.node) - 1, helper.make_node("Reshape", ["found_scores", "column"], ["found_scores_"])
+    )
+    for name, value in (("one", [1]), ("column", [-1, 1])):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+    front, tail = cut_off(ends(model, ("judged", ["K", 3])))
+    assert tail is not None
+    assert [value.name for value in front.graph.output] == ["boxes", "by_class"]
+    again = run(tail.behind(front))["judged"]
+    assert np.array_equal(run(model)["judged"], again)
+    assert (again[0] / again[0, 2] * 64).tolist() == pytest.approx([4, 4, 64])
+
+
 def test_what_only_a_branch_in_the_tail_reads_is_not_in_front() -> None:
     """An If keeps what its branches read; removed, it let nodes in front of it stay, which the front was run with."""
     model = finished_detector()
