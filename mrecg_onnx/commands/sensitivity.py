@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from mrecg_onnx.inspecting import Quality, Ranking
+    from mrecg_onnx.inspecting import Quality, Ranked, Ranking
 
 __all__ = ["sensitivity_command"]
 
@@ -135,9 +135,11 @@ def _tables(found: Ranking, names: Names, top: int, page: Path | None = None) ->
         }
     )
     yield _ranked(found, names)
+    if any(not entry.layers for entry in _shown(found)):
+        yield grid({"one width": "what no layer reads (a sum, an output): no option gives it another"})
     if found.suggestions:
         yield _suggestions(found)
-    yield grid({"together": _together(found), "suggestions": _none(found, top)})
+    yield grid({"noise": _noise(found), "together": _together(found), "suggestions": _none(found, top)})
 
 
 def _images(found: Ranking) -> str:
@@ -154,6 +156,20 @@ def _images(found: Ranking) -> str:
     return f"{count}, {labels}, no class scores: error of the outputs against the float network"
 
 
+def _these(found: Ranking) -> str:
+    """The images, and how there are more."""
+    if found.available is None or found.available <= found.images:
+        return f"these {found.images} images"
+    return f"these {found.images} of {found.available} images: --limit takes more"
+
+
+def _noise(found: Ranking) -> str:
+    """What the mark in the table means."""
+    if not any(one.is_noise for one in found.suggestions):
+        return ""
+    return f"what few answers change by may be chance (McNemar's p is 0.05 or more) on {_these(found)}"
+
+
 def _together(found: Ranking) -> str:
     """Why suggestions that help alone are not offered all at once."""
     if found.together is None or found.helps:
@@ -168,7 +184,13 @@ def _none(found: Ranking, top: int) -> str:
     """Why there are none."""
     if found.suggestions or top == 0:
         return ""
+    if found.nothing_lost:
+        return f"none: nothing is lost on {_these(found)}"
     return "none: no option gives what is quantized more bits, or leaves it in float"
+
+
+def _shown(found: Ranking) -> tuple[Ranked, ...]:
+    return found.ranked[: None if asked(VERBOSE) else SHOWN]
 
 
 def _ranked(found: Ranking, names: Names) -> RenderableType:
@@ -179,7 +201,7 @@ def _ranked(found: Ranking, names: Names) -> RenderableType:
 
     content = [
         [str(i + 1), names(entry.name), entry.kind, str(entry.bits), *losses(entry.losses)]
-        for i, entry in enumerate(found.ranked[: None if asked(VERBOSE) else SHOWN])
+        for i, entry in enumerate(_shown(found))
     ]
     if len(content) < len(found.ranked):
         content.append(["", f"and {len(found.ranked) - len(content)} more: --verbose shows them"])
@@ -189,7 +211,12 @@ def _ranked(found: Ranking, names: Names) -> RenderableType:
 
 def _suggestions(found: Ranking) -> RenderableType:
     content = [
-        [f"{s.option} '{s.value}'", _worth(found, s.quality), _gain(found, s.quality)] for s in found.suggestions
+        [
+            f"{s.option} '{s.value}'",
+            _worth(found, s.quality),
+            _gain(found, s.quality) + (", within noise" if s.is_noise else ""),
+        ]
+        for s in found.suggestions
     ]
     if found.together is not None and found.helps:
         content.append(["all that help", _worth(found, found.together), _gain(found, found.together)])

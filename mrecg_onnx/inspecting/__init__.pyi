@@ -1,7 +1,7 @@
 from .estimating import Estimate, estimate
 from .finished import FinishedFile, inspect_result, is_result
 from .inspection import Inspection, Measured, TensorInfo, inspect
-from .ranking import Quality, Ranking, sensitivity
+from .ranking import Quality, Ranked, Ranking, sensitivity
 
 __all__ = [
     "Estimate",
@@ -9,6 +9,7 @@ __all__ = [
     "Inspection",
     "Measured",
     "Quality",
+    "Ranked",
     "Ranking",
     "TensorInfo",
     "estimate",

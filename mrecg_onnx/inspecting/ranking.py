@@ -21,7 +21,7 @@ from mrecg_onnx.converters.results import Pictured
 from mrecg_onnx.data import Data, Labels, Preprocess, Source, check_classes, given, open_validation
 from mrecg_onnx.inspecting.suggesting import possible, suggested, variant
 from mrecg_onnx.machine import Run, full_precision
-from mrecg_onnx.measures import Heads, Metric, Scorer, metric_of, output_error, prediction_output, two_axes
+from mrecg_onnx.measures import Heads, Metric, Scorer, mcnemar_p, metric_of, output_error, prediction_output, two_axes
 from mrecg_onnx.network import Simulation, forward_batches
 from mrecg_onnx.planning import Plan, told_cut
 from mrecg_onnx.preparation import Prepared, calibrate, prepare
@@ -43,6 +43,8 @@ __all__ = ["Quality", "Ranked", "Ranking", "Suggestion", "sensitivity"]
 
 #: Layers and tensors, and suggestions, that ``print`` shows.
 SHOWN = 5
+#: From this p on a difference may be chance.
+NOISE_P = 0.05
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,19 @@ class Quality:
 class Suggestion:
     """An option of ``quantize`` and what the network is worth with it, all else as before.
 
-    ``option`` and ``value`` are as on the command line; together they are "--bits" or "--exclude" and its argument.
+    ``option`` and ``value`` are as on the command line; together they are "--bits" or "--exclude" and its argument. ``p`` is
+    McNemar's of what that changes on the images, None where it is no answer that counts.
     """
 
     option: str
     value: str
     quality: Quality
+    p: float | None = None
+
+    @property
+    def is_noise(self) -> bool:
+        """What it brings may be chance: as few answers change by it."""
+        return self.p is not None and self.p >= NOISE_P
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,7 +134,7 @@ class Ranking(Pictured):
         float_quality: the float network.
         quality: quantized as the settings say.
         ranked: the most sensitive first.
-        suggestions: for the first of them, each alone; what brings back most comes first.
+        suggestions: for the first of them, each alone; what brings back most comes first. None where nothing is lost.
         together: all suggestions at once that bring something back alone; None where there are none.
         skipped: images that could not be read, with the reason.
         metric: what suggestions are measured by; None for top-1, or agreement.
@@ -152,6 +161,11 @@ class Ranking(Pictured):
     def helps(self) -> bool:
         """Suggestions that help alone help together, too; where they do not, what they bring may be the noise of few images."""
         return self.together is not None and self.together.worth > self.quality.worth
+
+    @property
+    def nothing_lost(self) -> bool:
+        """The quantized network is worth as much as the float one on these images, or more."""
+        return self.quality.worth >= self.float_quality.worth
 
     def __str__(self) -> str:
         """What the network is worth, the most sensitive layers and tensors, and what helps most."""
@@ -248,17 +262,20 @@ def sensitivity(
     with clock.stage("suggestions"):
         judge = _Judge(ready, images, wanted_metric)
         simulation = calibrate(ready.network, plan, ready.data, settings, ready.ranging)
+        float_quality, _ = judge.judged(None)
+        quality, before = judge.judged(simulation)
+        lost = quality.worth < float_quality.worth
         wanted: dict[tuple[str, str], None] = {}  # weights of a layer and what it alone reads may have the same
-        for entry in (r for r in found if r.bits <= max(WIDTHS)):
+        for entry in (r for r in found if lost and r.bits <= max(WIDTHS)):
             if len(wanted) < top:
                 wanted.update(
                     dict.fromkeys(suggested(ready, entry.name, entry.kind, entry.layers, entry.losses, entry.bits))
                 )
         suggestions = []
         for option, value in told(list(wanted), "suggestions"):
-            alone = judge.quality(variant(ready, simulation, [(option, value)]))
-            suggestions.append(Suggestion(option, value, alone))
-        quality = judge.quality(simulation)
+            alone, after = judge.judged(variant(ready, simulation, [(option, value)]))
+            p = None if before is None or after is None else mcnemar_p(before, after)
+            suggestions.append(Suggestion(option, value, alone, p))
         suggestions.sort(key=lambda s: s.quality.order, reverse=True)
         helpful: list[tuple[str, str]] = []
         for one in (s for s in suggestions if s.quality.order > quality.order):
@@ -269,11 +286,11 @@ def sensitivity(
             settings=settings,
             images=judge.count,
             labelled=judge.labels is not None,
-            float_quality=judge.quality(None),
+            float_quality=float_quality,
             quality=quality,
             ranked=tuple(found),
             suggestions=tuple(suggestions),
-            together=judge.quality(variant(ready, simulation, helpful)) if helpful else None,
+            together=judge.judged(variant(ready, simulation, helpful))[0] if helpful else None,
             skipped=tuple(f"{path} ({reason})" for path, reason in ready.dataset.skipped),
             metric=wanted_metric,
             targets=wanted_metric is not None and judge.targets is not None,
@@ -356,18 +373,21 @@ class _Judge:
                 parts.append(self.network.run(batch) if simulation is None else simulation.run(batch))
         return {n: torch.cat([p[n] for p in parts]) for n in parts[0]}
 
-    def quality(self, simulation: Simulation | None) -> Quality:
-        """Of ``simulation``, or of the float network."""
+    def judged(self, simulation: Simulation | None) -> tuple[Quality, npt.NDArray[np.bool_] | None]:
+        """Of ``simulation``, or of the float network, and which answers count as right; None where others decide."""
         outputs = self.reference if simulation is None else self._run(simulation)
         error = output_error(outputs, self.reference)
         score, lower = self._score(outputs, "the float network" if simulation is None else "the quantized network")
         if self.scores is None:
-            return Quality(None, None, error, score, lower)
+            return Quality(None, None, error, score, lower), None
         answers, wanted = (values[self.scores].flatten(1).argmax(1) for values in (outputs, self.reference))
         agreement = float((answers == wanted).float().mean())
         if self.labels is None:
-            return Quality(None, agreement, error, score, lower)
-        return Quality(float((answers.cpu().numpy() == self.labels).mean()), agreement, error, score, lower)
+            right, top1 = (answers == wanted).cpu().numpy(), None
+        else:
+            right = answers.cpu().numpy() == self.labels
+            top1 = float(right.mean())
+        return Quality(top1, agreement, error, score, lower), right if self.metric is None else None
 
     def _score(self, outputs: Mapping[str, Tensor], called: str) -> tuple[float | None, bool]:
         """By the metric, and whether that counts errors."""

@@ -142,7 +142,7 @@ def ranking_page(found: Ranking, model: str | Path, *, names: NodeNames, command
             "ranking",
             "Sensitivity",
             "Task loss with one layer's weights or one tensor alone quantized, by width; the worst first, the width it has under "
-            "these settings in brackets. Colours are logarithmic.",
+            "these settings in brackets. Colours are logarithmic. What no layer reads (a sum, an output) keeps its width.",
             [heat_map(rows)],
         )
     ]
@@ -152,7 +152,10 @@ def ranking_page(found: Ranking, model: str | Path, *, names: NodeNames, command
             (
                 Cell(f"{s.option} '{shown(s.value, 60)}'", title=shown(s.value, 240)),
                 Cell(_worth(found, s.quality), order=s.quality.worth),
-                Cell(_gain(found, s.quality), order=s.quality.worth - found.quality.worth),
+                Cell(
+                    _gain(found, s.quality) + (", within noise" if s.is_noise else ""),
+                    order=s.quality.worth - found.quality.worth,
+                ),
             )
             for s in found.suggestions
         )

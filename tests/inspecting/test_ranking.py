@@ -153,6 +153,38 @@ def test_suggestions_that_do_not_help_together_are_not_offered_so(found, tmp_pat
     assert "Suggestions together" in (tmp_path / "page.html").read_text()
 
 
+def test_what_brings_back_few_answers_is_marked(found):
+    """One of 256 images was advertised as +0.39 points."""
+    assert all(s.p is not None and 0 < s.p <= 1 for s in found.suggestions)
+    one, *_ = found.suggestions
+    chance, sure = (replace(found, suggestions=(replace(one, p=p),)) for p in (1.0, 0.01))
+    assert "points, within noise" in shown(chance)
+    assert (
+        "noise     what few answers change by may be chance (McNemar's p is 0.05 or more) on these 48 images"
+        in shown(chance)
+    )
+    assert "noise" not in shown(sure).replace("may be the noise of", "")
+    assert not replace(one, p=None).is_noise
+
+
+def test_widths_that_nothing_gives_are_explained(found):
+    last = replace(found, ranked=found.ranked[:1])
+    assert "one width" not in shown(replace(last, ranked=tuple(r for r in found.ranked if r.layers)[:3]))
+    some = tuple(r for r in found.ranked if not r.layers)[:1]
+    assert "one width  what no layer reads (a sum, an output): no option gives it another" in shown(
+        replace(found, ranked=some)
+    )
+
+
+def test_where_nothing_is_lost_nothing_is_suggested(calib):
+    eight = sensitivity(small(), calib, replace(SETTINGS, wbits=8, abits=8), top=3, limit=16)
+    assert eight.nothing_lost == (eight.quality.agreement == 1.0)
+    assert bool(eight.suggestions) != eight.nothing_lost
+    kept = replace(eight, quality=eight.float_quality, suggestions=())
+    assert kept.nothing_lost
+    assert "suggestions  none: nothing is lost on these 16 of 48 images: --limit takes more" in shown(kept)
+
+
 def test_what_the_images_are_is_said(found, calib):
     assert "images     48, no labels: agreement with the float network" in shown(found)
     few = sensitivity(small(), calib, SETTINGS, top=0, limit=16)
