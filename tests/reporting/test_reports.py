@@ -191,7 +191,7 @@ def test_names_of_a_model_are_no_markup(here):
 
 
 def test_a_page_that_cannot_be_written_is_refused_before_the_work(here):
-    fails(*QUANTIZE, "-o", "q.onnx", "--report", "missing/page.html", says=("missing/page.html",))
+    fails(*QUANTIZE, "-o", "q.onnx", "--report", "missing/page.html", code=2, says=("missing/page.html",))
     fails(*QUANTIZE, "-o", "q.onnx", "--report", "q.onnx", code=2, says=("--report q.onnx",))
     fails(*QUANTIZE, "-o", "q.onnx", "--report", "model.onnx", code=2, says=("the model itself",))
 
