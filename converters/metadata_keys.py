@@ -18,6 +18,7 @@ __all__ = [
     "TARGET_KEY",
     "UNITS_KEY",
     "VERSION_KEY",
+    "not_ours",
 ]
 
 #: The version of this package that made the file, a text: every file of :func:`mrecg_onnx.quantize` has it.
@@ -51,3 +52,9 @@ CUT_KEY = "mrecg_onnx.cut"
 #: What the widths were searched by (``max_drop``): the ``name`` of the metric, ``percent`` and ``lower_is_better`` as
 #: :class:`mrecg_onnx.Metric` has them, what the ``fp32`` model and the ``quantized`` one are worth, and on how many ``images``.
 JUDGED_KEY = "mrecg_onnx.judged"
+
+
+def not_ours(where: str) -> str:
+    """What to say of a file without :data:`VERSION_KEY`, a float model most of the time."""
+    said = f"{where}: was not written by mrecg-onnx quantize (no {VERSION_KEY} in its metadata)"
+    return f"{said}; of a float model that makes one: mrecg-onnx quantize MODEL --calib IMAGES"

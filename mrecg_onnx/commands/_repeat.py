@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -72,7 +73,8 @@ def stored_command(found: FinishedFile, command: click.Command, *, model: str, s
     """
     made, said = found.origin is not None, list[str]()
     own = changed(found.settings, made=made)
-    words = ["mrecg-onnx", command.name or "", model, "--calib", "zeroq" if made else "IMAGES/"]
+    calib = "zeroq" if made else "ARRAYS.npy" if found.preprocess is None else "IMAGES/"
+    words = ["mrecg-onnx", command.name or "", model, "--calib", calib, "-o", Path(found.name).name]
     own |= _form(found, said)
     # Sums are in another order, and the file says another number, on other threads or another device.
     own |= {name: value for name in ("device", "threads") if (value := found.settings.get(name)) is not None}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mrecg_onnx.commands._repeat import argument
 from mrecg_onnx.commands._tables import grid, rows
-from mrecg_onnx.machine import milliseconds
+from mrecg_onnx.machine import milliseconds, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,7 @@ def summary(found: RuntimesReport, data: Path | None, form: tuple[str, str] | No
         {
             "file": found.file + (f" against {found.against}" if found.against else ""),
             "data": f"{found.items} items of {data or 'noise'}, batch {found.batch}, threads: {threads}",
-            "compared with": found.reference,
+            "compared with": found.reference + ("; speed 2x: half FP32's time" if found.against else ""),
         }
     )
     tried = found.installed
@@ -73,11 +73,11 @@ def _short_table(found: RuntimesReport, tried: tuple[Attempt, ...]) -> Renderabl
             "-" if not one.sqnr_by_output else f"{min(one.sqnr_by_output.values()):.1f} dB",
             "-" if one.arithmetic is None else f"{one.arithmetic.integer} of {one.arithmetic.layers}",
             "-" if one.median_s is None else f"{milliseconds(one.median_s)} ms",
-            *([_ratio(one.time_ratio)] if found.against else []),
+            *([_speed(one)] if found.against else []),
         ]
         for one in tried
     ]
-    header = ["runtime", "runs", "agrees", "SQNR", "integer", "time", *(["of FP32"] if found.against else [])]
+    header = ["runtime", "runs", "agrees", "SQNR", "integer", "time", *(["speed"] if found.against else [])]
     return rows("", header, content, left=(0, 1))
 
 
@@ -99,7 +99,8 @@ def _fastest(run: list[Attempt]) -> str:
     if len(timed) < 2:
         return ""
     seconds, one = min(timed, key=lambda pair: pair[0])
-    against = f", {one.time_ratio:.2f} of FP32's time there" if one.time_ratio is not None else ""
+    against = f", {_ratio(one.time_ratio)} than FP32 there" if one.time_ratio is not None else ""
+    against = against.replace("the same than", "the same as")
     return f"{one.label}, {milliseconds(seconds)} ms a batch{against}"
 
 
@@ -184,14 +185,19 @@ def _table(found: RuntimesReport) -> RenderableType:
     ]
     return rows(
         "",
-        [*header, *(["of FP32's", "CPU time"] if found.against else []), ""],
+        [*header, *(["against FP32", "by CPU time"] if found.against else []), ""],
         content,
         left=(0, 1, 2, len(content[0]) - 1),
     )
 
 
-def _ratio(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{ratio:.2f}"
+def _speed(one: Attempt) -> str:
+    """FP32's time over the file's, where a screen has no room for more."""
+    return "-" if not one.time_ratio else f"{1 / one.time_ratio:.2f}x"
+
+
+def _ratio(share: float | None) -> str:
+    return "-" if share is None else ratio(1.0, share, "faster", "slower")
 
 
 def _loads(one: Attempt) -> str:

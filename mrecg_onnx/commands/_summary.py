@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from mrecg_onnx.commands._durations import duration
 from mrecg_onnx.commands._names import SHOWN, Names
-from mrecg_onnx.commands._tables import grid, ratio
+from mrecg_onnx.commands._tables import grid
 from mrecg_onnx.converters.metadata_keys import PREPROCESS_KEY
-from mrecg_onnx.machine import byte_size
+from mrecg_onnx.machine import byte_size, ratio
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.targets import load_target
 

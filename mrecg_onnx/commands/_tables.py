@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.table import Table
 
-__all__ = ["grid", "ratio", "rows", "width"]
+__all__ = ["grid", "rows", "width"]
 
 # What is between the columns of a table.
 _BETWEEN = "   "
@@ -89,13 +89,6 @@ class _Quick:
 
     def _padded(self, column: int, cell: str, width: int) -> str:
         return cell.ljust(width) if column in self.left else cell.rjust(width)
-
-
-def ratio(before: float, after: float, less: str, more: str) -> str:
-    """``3.10x smaller``, or ``1.20x larger`` where ``after`` is; ``the same`` where that would be 1.00x."""
-    if max(before, after) < 1.005 * min(before, after):
-        return "the same"
-    return f"{before / after:.2f}x {less}" if after <= before else f"{after / before:.2f}x {more}"
 
 
 def width(bits: int) -> str:

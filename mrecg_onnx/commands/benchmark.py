@@ -8,7 +8,7 @@ import click
 import cloup
 
 from mrecg_onnx.commands._completion import listed, providers
-from mrecg_onnx.commands._console import show
+from mrecg_onnx.commands._console import VERBOSE, asked, show
 from mrecg_onnx.commands._errors import guarded
 from mrecg_onnx.commands._files import check_writes, write_json
 from mrecg_onnx.commands._loading import loading
@@ -131,9 +131,10 @@ def _kernels(files: Sequence[FileReport]) -> RenderableType:
     for file in files:
         for provider, kernels in file.kernels.items():
             total = sum(kernel.seconds for kernel in kernels) or 1.0
-            shown = [f"{k.op} {k.count} ({k.seconds / total:.0%})" for k in kernels[:SHOWN]]
+            most = len(kernels) if asked(VERBOSE) else SHOWN
+            shown = [f"{k.op} {k.count} ({k.seconds / total:.0%})" for k in kernels[:most]]
             others = elsewhere(kernels, provider)
-            more = [f"and {len(kernels) - SHOWN} more"] if len(kernels) > SHOWN else []
+            more = [f"and {len(kernels) - most} more"] if len(kernels) > most else []
             note = [f"not all on {provider}: {others}"] if others else []
             pairs[f"{file.name}, {provider}"] = ", ".join([*shown, *more, *note])
     pairs["notes"] = [note for file in files for note in file.notes]

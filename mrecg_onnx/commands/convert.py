@@ -14,9 +14,9 @@ from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._options import CONTAINER, PATH, TARGET, force_option, output_options
 from mrecg_onnx.commands._progress import counter
 from mrecg_onnx.commands._sections import Choice, Command
-from mrecg_onnx.commands._tables import grid, ratio
+from mrecg_onnx.commands._tables import grid
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.machine import byte_size
+from mrecg_onnx.machine import byte_size, ratio
 
 if TYPE_CHECKING:
     from pathlib import Path

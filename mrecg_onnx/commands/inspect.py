@@ -28,6 +28,7 @@ from mrecg_onnx.commands._sections import IMAGES, Command
 from mrecg_onnx.commands._settings import settings_from
 from mrecg_onnx.commands._tables import grid, rows, width
 from mrecg_onnx.machine import byte_size
+from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -135,12 +136,23 @@ def _source(found: Inspection) -> RenderableType:
             "parameters": _count(source.parameters),
             "MACs an image": _count(known) + more,
             "nodes": str(source.nodes),
+            "plan": _planned(found.settings),
             "images": _images(measured) if measured else "",
             "skipped": skipped,
             "preprocessing": measured.preprocess.describe() if measured and measured.preprocess else "",
             "parity": f"{measured.parity:.1e} relative, torch against ONNX Runtime" if measured else "",
         }
     )
+
+
+def _planned(settings: Settings) -> str:
+    """The widths asked for; where none were, that they are the defaults."""
+    text = (
+        f"W{settings.wbits}A{settings.abits} by {settings.method}, first and last layer {settings.first_last_bits} bits"
+    )
+    usual = Settings()
+    given = (settings.wbits, settings.abits) != (usual.wbits, usual.abits)
+    return text if given else f"{text}: the defaults of quantize (--wbits, --abits)"
 
 
 def _images(measured: Measured) -> str:

@@ -8,7 +8,7 @@ import click
 import cloup
 
 from mrecg_onnx.commands._completion import offering, providers
-from mrecg_onnx.commands._console import show
+from mrecg_onnx.commands._console import VERBOSE, asked, show
 from mrecg_onnx.commands._errors import guarded
 from mrecg_onnx.commands._files import check_writes, write_json
 from mrecg_onnx.commands._loading import loading
@@ -26,9 +26,9 @@ from mrecg_onnx.commands._progress import counter
 from mrecg_onnx.commands._repeat import given_command
 from mrecg_onnx.commands._sections import IMAGES, Command
 from mrecg_onnx.commands._settings import metric_from, preprocess_from
-from mrecg_onnx.commands._tables import grid, ratio, rows, width
+from mrecg_onnx.commands._tables import grid, rows, width
 from mrecg_onnx.converters.deadline import LIMIT_S
-from mrecg_onnx.machine import byte_size, is_first, milliseconds, points
+from mrecg_onnx.machine import byte_size, is_first, milliseconds, points, ratio
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from mrecg_onnx.validating import Accuracy, ModelReport, ValidationResult
 
 __all__ = ["stored_or_beside", "validate_command"]
+
+#: Outputs listed without --verbose; images named at most that the two files answer differently.
+LISTED, DIFFERING = 4, 20
 
 
 @click.command("validate", cls=Command)
@@ -163,10 +166,12 @@ def _side_by_side(result: ValidationResult) -> RenderableType:
             ratio(fp32.size_bytes, quantized.size_bytes, "smaller", "larger"),
         ),
         *line("top-1", _percent(fp32.top1), _percent(quantized.top1), _change(fp32.top1, quantized.top1)),
+        *line("  95 %", _interval(fp32.top1), _interval(quantized.top1)),
         *line("top-5", _percent(fp32.top5), _percent(quantized.top5), _change(fp32.top5, quantized.top5)),
+        *line("  95 %", _interval(fp32.top5), _interval(quantized.top5)),
         *_by_metric(result),
         *line(
-            f"latency, batch {result.latency_batch}",
+            "latency",
             _milliseconds(fp32),
             _milliseconds(quantized),
             _speed(result),
@@ -179,13 +184,10 @@ def _speed(result: ValidationResult) -> str:
     """Against FP32; runs that do not say which is faster have no factor."""
     if result.speedup is None or result.speedup_interval is None:
         return ""
-    from mrecg_onnx.running import interval_text
-
-    between = f"({interval_text(result.speedup_interval)})"
     if result.speedup_is_wide:
-        return f"too noisy to say {between}"
+        return "too noisy"
     if result.speedup_is_noise:
-        return f"the same within noise {between}"
+        return "within noise"
     return ratio(result.speedup, 1.0, "faster", "slower")
 
 
@@ -199,24 +201,59 @@ def _by_metric(result: ValidationResult) -> list[list[str]]:
 
 def _comparison(result: ValidationResult, page: Path | None) -> RenderableType:
     worst = sorted(result.sqnr_by_output.items(), key=lambda entry: entry[1])
-    sqnr = [f"{name}: {value:.1f} dB" for name, value in worst]
+    sqnr = _few([f"{name}: {value:.1f} dB" for name, value in worst])
     equal = sorted(result.equal_by_output.items(), key=lambda entry: entry[1])
     where = f" of {result.scores}" if len(result.sqnr_by_output) > 1 else ""
     return grid(
         {
             "images": f"{result.images}" + (f", {len(result.skipped)} skipped" if result.skipped else ""),
-            "skipped": result.skipped,
+            "skipped": _few(list(result.skipped)),
             "agreement": f"{result.agreement:.2%} of the predictions{where}" if result.agreement is not None else "",
             "SQNR": sqnr,
-            "equal": [f"{name}: {share:.2%} of the values" for name, share in equal],
+            "equal": _few([f"{name}: {share:.2%} of the values" for name, share in equal]),
             "McNemar's p": f"{result.mcnemar_p:.3g} for equal top-1" if result.mcnemar_p is not None else "",
             "provider": result.provider,
             "kernels": ", ".join(f"{op} {count}" for op, count in result.op_counts.items()),
+            f"latency, batch {result.latency_batch}": _sure(result),
+            **(_more(result) if asked(VERBOSE) else {}),
             "preprocessing": result.preprocess.describe() if result.preprocess else "none, arrays as they are",
             "warnings": result.warnings,
             "page": str(page or ""),
         }
     )
+
+
+def _few(texts: list[str]) -> list[str]:
+    """The first of ``texts``; with --verbose all of them."""
+    left = 0 if asked(VERBOSE) else max(0, len(texts) - LISTED)
+    return [*texts[: len(texts) - left], *([f"and {left} more: --verbose shows them"] if left else [])]
+
+
+def _sure(result: ValidationResult) -> str:
+    """How sure the factor of the times is; a clear one is said with --verbose alone."""
+    if result.speedup_interval is None or not (result.speedup_is_wide or result.speedup_is_noise or asked(VERBOSE)):
+        return ""
+    from mrecg_onnx.running import interval_text
+
+    said = "too noisy to say which is faster" if result.speedup_is_wide else "the same within noise"
+    said = said if result.speedup_is_wide or result.speedup_is_noise else _speed(result)
+    return f"{said} (95 %: {interval_text(result.speedup_interval)})"
+
+
+def _more(result: ValidationResult) -> dict[str, str]:
+    """What --verbose adds besides: what both files get right, on which images they differ, and what ran them."""
+    import onnxruntime
+
+    found = {}
+    if result.top1_right is not None:
+        fp32, quantized = result.top1_right
+        counts = [int(x.sum()) for x in (fp32 & quantized, fp32 & ~quantized, ~fp32 & quantized, ~fp32 & ~quantized)]
+        found["right"] = "{} images in both, {} in FP32 alone, {} in the quantized alone, {} in neither".format(*counts)
+    if result.differing is not None and len(result.differing):
+        more = len(result.differing) - DIFFERING
+        places = ", ".join(map(str, result.differing[:DIFFERING])) + (f" and {more} more" if more > 0 else "")
+        found["differ on"] = f"images {places}, counted from 0"
+    return found | {"runtime": f"ONNX Runtime {onnxruntime.__version__}"}
 
 
 def _layers(result: ValidationResult, names: Names) -> list[RenderableType]:
@@ -248,9 +285,11 @@ def _decibels(ratio: float | None) -> str:
 
 
 def _percent(accuracy: Accuracy | None) -> str | None:
-    if accuracy is None:
-        return None
-    return f"{accuracy.value:.2%} (95 %: {accuracy.low:.2%} to {accuracy.high:.2%})"
+    return None if accuracy is None else f"{accuracy.value:.2%}"
+
+
+def _interval(accuracy: Accuracy | None) -> str | None:
+    return None if accuracy is None else f"{100 * accuracy.low:.1f} to {100 * accuracy.high:.1f}%"
 
 
 def _change(before: Accuracy | None, after: Accuracy | None) -> str:

@@ -23,6 +23,7 @@ from mrecg_onnx.converters.metadata_keys import (
     SOURCE_KEY,
     UNITS_KEY,
     VERSION_KEY,
+    not_ours,
 )
 from mrecg_onnx.converters.module_names import module_names
 from mrecg_onnx.converters.results import Result
@@ -145,7 +146,7 @@ def inspect_result(model: onnx.ModelProto | str | Path | Made) -> FinishedFile:
     read = load_model(model)
     metadata = {entry.key: entry.value for entry in read.metadata_props}
     if VERSION_KEY not in metadata:
-        raise ModelError(f"{where}: was not written by mrecg-onnx quantize (no {VERSION_KEY} in its metadata)")
+        raise ModelError(not_ours(where))
     layers = tuple(layers_of(int8_form(read, where), where))
     weights = {layer.weight for layer in layers}
     return FinishedFile(

@@ -1,4 +1,4 @@
-from .amounts import byte_size, milliseconds, parse_byte_size, points
+from .amounts import byte_size, milliseconds, parse_byte_size, points, ratio
 from .cache import Pool, Region, Store, channels_last, give_back
 from .device import full_precision, pick_device
 from .kept import NOTHING_KEPT, Kept, short_digest
@@ -37,6 +37,7 @@ __all__ = [
     "parse_byte_size",
     "pick_device",
     "points",
+    "ratio",
     "short_digest",
     "without_cache_folder",
     "world_size",

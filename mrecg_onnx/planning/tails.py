@@ -168,16 +168,12 @@ def told_cut(metadata: Mapping[str, str]) -> str:
     if not isinstance(found, dict) or not isinstance(found.get("node"), str) or not isinstance(found.get("at"), list):
         return ""
     at = first_of([quoted(str(name)) for name in found["at"]])
-    said = f"at {at}: from {bounded(found['node'], 80)} on there is no row an image, and all is left as it is"
+    node = bounded(found["node"], 80)
     layers, parameters = found.get("layers"), found.get("parameters")
-    if not isinstance(layers, int) or not isinstance(parameters, int) or layers < 1:
-        return said
-    what = (
-        f"{layers} layers with {parameters:,} parameters stay"
-        if layers > 1
-        else f"1 layer with {parameters:,} parameters stays"
-    )
-    return f"{said}: {what} in float there"
+    what = ""
+    if isinstance(layers, int) and isinstance(parameters, int) and layers > 0:
+        what = f" ({layers} layer{'s' if layers > 1 else ''} with {parameters:,} parameters)"
+    return f"at {at}: what comes from {node} on{what} stays as it was, in float, since it has no row for each image"
 
 
 def _form(model: onnx.ModelProto) -> ir.Model:

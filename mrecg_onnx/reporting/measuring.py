@@ -178,8 +178,9 @@ def _weights(fp32: Model, layers: LayerErrors, names: NodeNames) -> list[Histogr
         low, high = codes.min(axis=others, keepdims=True), codes.max(axis=others, keepdims=True)
         full = high - low >= 2**layer.wbits - 2  # what lies beyond codes that end earlier was not cut off
         cut = float(((steps < low - 0.5) & full).mean()), float(((steps > high + 0.5) & full).mean())
-        caption = f"{layer.wbits} bits, {layer.params:,} weights, SQNR {entry.weights_db:.1f} dB{_cut(*cut)}"
         grid = tuple(np.unique(codes).tolist())
+        several = f", {2**layer.wbits} codes a channel (ticks: all channels')" if len(grid) > 2**layer.wbits else ""
+        caption = f"{layer.wbits} bits{several}, {layer.params:,} weights, SQNR {entry.weights_db:.1f} dB{_cut(*cut)}"
         title = f"Weights of {shown(names(layer.name), 52)}"
         found.append(_histogram(title, caption, steps.reshape(-1), grid, cut, "steps of each channel's scale"))
     return found

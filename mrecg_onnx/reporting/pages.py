@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.comparing import environment
-from mrecg_onnx.machine import milliseconds, points
+from mrecg_onnx.machine import milliseconds, points, ratio
 from mrecg_onnx.reporting.content import DASH, Cell, Column, Fact, Page, Pairs, Section, Table, shown
 from mrecg_onnx.reporting.sections import (
     answers_section,
@@ -18,6 +18,7 @@ from mrecg_onnx.reporting.sections import (
     interval,
     layers_section,
     learning_section,
+    learns,
     percent,
     settings_section,
     size,
@@ -301,24 +302,14 @@ def _latency(result: ValidationResult) -> list[Fact]:
         if result.speedup_is_wide:
             return [Fact("Against FP32's time", "not known", f"too noisy to say {between}")]
         return [Fact("Against FP32's time", "the same", f"within noise {between}")]
-    value, word = _times(result.speedup), "Faster" if result.speedup >= 1 else "Slower"
-    return [Fact(f"{word} than FP32", value, times, "good" if result.speedup >= 1 else "")]
+    return [Fact("Against FP32's time", _speed(result), times, "good" if result.speedup >= 1 else "")]
 
 
 def _speed(result: ValidationResult) -> str:
     """Against FP32, for a table."""
     if result.speedup is None or result.speedup_is_wide:
         return "too noisy to say"
-    return "the same within noise" if result.speedup_is_noise else _change(result.speedup, "faster", "slower")
-
-
-def _times(ratio: float) -> str:
-    return f"{max(ratio, 1 / ratio):.2f} times"
-
-
-def _change(ratio: float, more: str, less: str) -> str:
-    """``1.71 times faster``: ``ratio`` of before to after, as the headline has it."""
-    return "the same" if 1 / 1.005 < ratio < 1.005 else f"{_times(ratio)} {more if ratio >= 1 else less}"
+    return "the same within noise" if result.speedup_is_noise else ratio(result.speedup, 1.0, "faster", "slower")
 
 
 def _side_by_side(result: ValidationResult) -> Table:
@@ -345,7 +336,7 @@ def _side_by_side(result: ValidationResult) -> Table:
             "Size",
             size(result.fp32.size_bytes),
             size(result.quantized.size_bytes),
-            _change(result.fp32.size_bytes / result.quantized.size_bytes, "smaller", "larger"),
+            ratio(result.fp32.size_bytes, result.quantized.size_bytes, "smaller", "larger"),
         )
     )
     if result.speedup is not None and result.fp32.latency_s is not None and result.quantized.latency_s is not None:
@@ -399,7 +390,9 @@ def finished_page(
         ("opset", str(found.opset), False),
         ("needs", "; ".join(row.note() for row in found.needs) or "nothing beyond ONNX Runtime 1.22", False),
         ("float model, SHA-256", found.source_sha256 or "not a file", False),
-        ("images become inputs", found.preprocess.describe() if found.preprocess else "calibrated on arrays", False),
+        ("images become inputs", found.preprocess.describe(), False)
+        if found.preprocess
+        else ("calibrated on", "arrays, fed as they are", False),
         ("raised to 8 bits", shown(", ".join(map(names, found.protected)), 160) or "none", False),
         *([("measured", shown(found.worth, 200), False)] if found.worth else []),
         *([("cut", shown(found.cut, 240), False)] if found.cut else []),
@@ -408,7 +401,12 @@ def finished_page(
         Section("about", "The file", "", [Pairs(about)]),
         layers_section(found.layers, measured.layers if measured is not None else errors, None, number, names=names),
         *([histogram_section(measured), answers_section(measured)] if measured is not None else []),
-        file_units_section(found.units, {layer.name: layer for layer in found.layers}, names=names),
+        file_units_section(
+            found.units,
+            {layer.name: layer for layer in found.layers},
+            learned=learns(str(found.settings.get("method"))),
+            names=names,
+        ),
         settings_section(found.settings, made=found.origin is not None),
     ]
     return Page(

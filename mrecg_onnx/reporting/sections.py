@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from mrecg_onnx.machine import byte_size
+from mrecg_onnx.machine import byte_size, ratio
+from mrecg_onnx.methods import METHODS
 from mrecg_onnx.reporting.content import (
     DASH,
     Cell,
@@ -40,6 +41,7 @@ __all__ = [
     "interval",
     "layers_section",
     "learning_section",
+    "learns",
     "percent",
     "settings_section",
     "size",
@@ -83,11 +85,8 @@ def size(count: int) -> str:
 
 def size_fact(before: int, after: int) -> Fact:
     """The size of both files."""
-    change = f"{before / after:.2f} times smaller" if after <= before else f"{after / before:.2f} times larger"
-    same = max(before, after) < 1.005 * min(before, after)
-    return Fact(
-        "Size", size(after), f"FP32 {size(before)}, {'the same' if same else change}", "good" if after < before else ""
-    )
+    change = ratio(before, after, "smaller", "larger")
+    return Fact("Size", size(after), f"FP32 {size(before)}, {change}", "good" if after < before else "")
 
 
 def interval(found: Accuracy) -> str:
@@ -274,6 +273,14 @@ def _unit_table(learned: Sequence[UnitResult], names: NodeNames) -> Table:
     return Table(columns, tuple(rows[:MOST_ROWS]))
 
 
+_NOT_LEARNED = "The network as it would be cut for learning: this method learns nothing of units."
+
+
+def learns(method: str) -> bool:
+    """Whether a method learns units; of one that is not known yes, as what a file says is believed."""
+    return method not in METHODS or METHODS[method].granularity != "none"
+
+
 def units_section(plan: Plan, learned: bool, *, names: NodeNames) -> Section:
     """The graph of units: in order, joined ones as one, with what each reads from further ahead."""
     merged, widths = plan.merged_units(), {layer.name: layer for layer in plan.layers}
@@ -302,7 +309,7 @@ def units_section(plan: Plan, learned: bool, *, names: NodeNames) -> Section:
         boxes.append(UnitBox(number, shown(names(unit.name), 76), detail, len(group) > 1, ", ".join(reads[:6]), title))
     lead = "The network as it was cut for learning; units with a double edge were joined and learned as one."
     if not learned:
-        lead = "The network as it would be cut for learning: this method learns nothing."
+        lead = _NOT_LEARNED
     drawn = [(group[0], group[-1], box.name) for group, box in zip(plan.merges, boxes, strict=True)][:MOST_UNITS]
     edges = [(a, b) for a, b in edges if b < len(drawn)]
     # A chain is seen from the boxes.
@@ -311,7 +318,7 @@ def units_section(plan: Plan, learned: bool, *, names: NodeNames) -> Section:
 
 
 def file_units_section(
-    units: Sequence[tuple[str, ...]], layers: Mapping[str, WrittenLayer], *, names: NodeNames
+    units: Sequence[tuple[str, ...]], layers: Mapping[str, WrittenLayer], *, learned: bool, names: NodeNames
 ) -> Section:
     """The same of what a file's metadata say."""
     boxes = []
@@ -321,9 +328,8 @@ def file_units_section(
         name = "" if not held else shown(names(held[0] if len(held) == 1 else f"{held[0]} .. {held[-1]}"), 76)
         detail = f"{len(held)} layer{'' if len(held) == 1 else 's'}, {', '.join(bits[:3])}" if held else "no weights"
         boxes.append(UnitBox(str(number), name, detail, title=", ".join(shown(names(n), 60) for n in held[:8])))
-    return Section(
-        "units", "Units", "Layers that were learned together, in order.", [Units(tuple(boxes))] if boxes else []
-    )
+    lead = "Layers that were learned together, in order." if learned else _NOT_LEARNED
+    return Section("units", "Units", lead, [Units(tuple(boxes))] if boxes else [])
 
 
 # --- what was measured ------------------------------------------------------------------------------------------------------
@@ -353,7 +359,7 @@ def answers_section(found: Measured) -> Section:
         count = len(answers.pictures)
         if count < answers.differing:
             lead += f" {count} of them are shown{_looked(answers)}."
-        lead += " Three likeliest classes of FP32 and of the quantized file, the images first of which FP32 is surest."
+        lead += " Three likeliest classes of FP32 and of the quantized file, those first on which FP32 is surest."
     elif answers.differing:
         lead += f" None is shown{_looked(answers) or ': what the network was fed is no picture'}."
     return Section("images", "Where they differ", lead, [Pictures(answers.pictures)] if answers.pictures else [])

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import hashlib
 import importlib.util
+import math
 import re
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -28,6 +29,8 @@ __all__ = ["MOST_BYTES", "page_text", "require_packages", "write_page"]
 MOST_BYTES = 2_000_000
 #: Tables of no more rows are not shortened.
 FEWEST_ROWS = 50
+#: Tiles of the headline that a row has room for.
+TILES = 5
 
 
 def require_packages() -> None:
@@ -58,7 +61,9 @@ def page_text(page: Page) -> str:
     room = Environment(autoescape=True, undefined=StrictUndefined, finalize=_plain, trim_blocks=True)
     room.filters["trusted"] = Markup
     room.filters["breakable"] = _breakable
+    room.filters["columns"] = _columns
     room.filters["lines"] = _lines
+    room.filters["note"] = _note
     room.filters["figures"] = _figures
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     drawn = room.from_string(template)
@@ -94,11 +99,16 @@ def _shortened(page: Page) -> Page:
     return dataclasses.replace(page, sections=tuple(sections))
 
 
+def _columns(count: int) -> int:
+    """Tiles in a row of the headline, so that rows are as long as each other, or nearly: 7 as 4 and 3, not as 5 and 2."""
+    return math.ceil(count / math.ceil(count / TILES)) if count else 1
+
+
 def _breakable(text: str) -> Markup:
     """A name that may be broken behind its separators."""
     from markupsafe import Markup, escape  # noqa: PLC0415
 
-    parts = re.split(r"(?<=[/._])(?=[^/._])", printable(text))
+    parts = re.split(r"(?<=[/_])(?=[^/._])|(?<=\.)(?=[^/._0-9])", printable(text))
     return Markup("<wbr>").join(escape(part) for part in parts)
 
 
@@ -110,6 +120,13 @@ def _figures(text: str) -> Markup:
     if " to " in text:
         return Markup(f" to{joined}").join(close.split(" to "))  # noqa: S704 - this package's own
     return joined.join(close.split(" ", 1)) if text[:1] in {*"+-0123456789"} else close
+
+
+def _note(text: str) -> Markup:
+    """A line below a figure: a p stays beside its value."""
+    from markupsafe import Markup, escape  # noqa: PLC0415
+
+    return Markup("&nbsp;").join(escape(part) for part in re.split(r"(?<= p) (?=[0-9])", printable(text)))
 
 
 def _lines(text: str) -> Markup:

@@ -8,6 +8,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
+from mrecg_onnx.machine import ratio
 from mrecg_onnx.running.batches import run
 from mrecg_onnx.running.sessions import open_session
 
@@ -178,15 +179,15 @@ def is_wide(interval: Sequence[float] | None) -> bool:
 
 
 def interval_text(interval: Sequence[float]) -> str:
-    """``1.15x to 1.31x``."""
-    return f"{interval[0]:.2f}x to {interval[1]:.2f}x"
+    """``0.94 to 1.08 times as fast``."""
+    return f"{interval[0]:.2f} to {interval[1]:.2f} times as fast"
 
 
 def speedup_text(speedup: float, interval: Sequence[float] | None) -> str:
-    """``1.71x`` for tables; where the interval is wide that alone, and runs that do not say which is faster have no factor."""
+    """``1.71x faster`` for tables; where the interval is wide that alone, and no factor where runs do not say which is faster."""
     if interval is not None and is_wide(interval):
         return f"noisy: {interval_text(interval)}"
-    return "same within noise" if is_noise(interval) else f"{speedup:.2f}x"
+    return "same within noise" if is_noise(interval) else ratio(speedup, 1.0, "faster", "slower")
 
 
 def medians(seconds: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, float]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mrecg_onnx.converters.results import Pictured
 from mrecg_onnx.data import Data, Labels, Preprocess
-from mrecg_onnx.machine import byte_size, milliseconds, points
+from mrecg_onnx.machine import byte_size, milliseconds, points, ratio
 from mrecg_onnx.measures import Metric, wilson_interval
 from mrecg_onnx.running import Model, is_noise, is_wide
 from mrecg_onnx.validating.layer_errors import LayerErrors
@@ -155,8 +155,16 @@ class ValidationResult(Pictured):
         lines.append(f"size: {byte_size(quantized.size_bytes)}, FP32 {byte_size(fp32.size_bytes)}")
         if fp32.latency_s is not None and quantized.latency_s is not None:
             times = f"{milliseconds(quantized.latency_s)} ms, FP32 {milliseconds(fp32.latency_s)} ms"
-            lines.append(f"latency, batch {self.latency_batch}: {times}")
+            lines.append(f"latency, batch {self.latency_batch}: {times}{self._factor()}")
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+
+    def _factor(self) -> str:
+        """Which is faster, where runs say it."""
+        if self.speedup is None:
+            return ""
+        if self.speedup_is_wide:
+            return ", too noisy to say which is faster"
+        return f", {'the same within noise' if self.speedup_is_noise else ratio(self.speedup, 1.0, 'faster', 'slower')}"
 
     @property
     def sqnr_db(self) -> float:

@@ -18,7 +18,7 @@ import onnx
 import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
-from mrecg_onnx.converters.metadata_keys import CONTAINER_KEY, VERSION_KEY
+from mrecg_onnx.converters.metadata_keys import CONTAINER_KEY, VERSION_KEY, not_ours
 from mrecg_onnx.converters.passes.opset import raise_opset, require_raisable
 from mrecg_onnx.targets import CONTAINER_NAMES, note_requirements, requirements, stored_note
 from mrecg_onnx.writing.opsets import FOUR_BITS, TWO_BITS, Limits
@@ -70,7 +70,7 @@ def container_of(model: onnx.ModelProto, where: str = "the model") -> str:
     """
     entries = {entry.key: entry.value for entry in model.metadata_props}
     if VERSION_KEY not in entries:
-        raise ModelError(f"{where}: was not written by mrecg-onnx quantize (no {VERSION_KEY} in its metadata)")
+        raise ModelError(not_ours(where))
     name = str(stored_note(entries, CONTAINER_KEY, where).get("name", "int8"))
     if name not in CONTAINERS:
         raise ModelError(f"{where}: its container '{name}' is unknown to this version of mrecg-onnx")

@@ -175,7 +175,7 @@ def test_arrays_are_fed_as_they_are(room: Path, stated: dict):
     mrecg_onnx.quantize("model.onnx", "images.npy", settings, output="first.onnx")
     works("report", "first.onnx", "-o", "page.html")
     _, words = command_of(room / "page.html")
-    there = {"MODEL.onnx": "model.onnx", "IMAGES/": "images.npy"}
+    there = {"MODEL.onnx": "model.onnx", "ARRAYS.npy": "images.npy"}
     works(*[there.get(word, word) for word in words], "-o", "second.onnx")
     assert Path("first.onnx").read_bytes() == Path("second.onnx").read_bytes()
 

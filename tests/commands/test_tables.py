@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mrecg_onnx.commands._console import WIDE, _console
-from mrecg_onnx.commands._tables import _Quick, ratio, rows
+from mrecg_onnx.commands._tables import _Quick, rows
+from mrecg_onnx.machine import ratio
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -72,8 +72,8 @@ def test_without_a_metric_there_are_no_columns_for_one() -> None:
 
 
 def test_a_time_that_may_be_either_has_no_factor() -> None:
-    wide = "noisy: 0.40x to 0.99x"
-    intervals = {(0.9, 1.1): "same within noise", (1.02, 1.4): "1.05x", (0.4, 0.99): wide, None: "1.05x"}
+    wide = "noisy: 0.40 to 0.99 times as fast"
+    intervals = {(0.9, 1.1): "same within noise", (1.02, 1.4): "1.05x faster", (0.4, 0.99): wide, None: "1.05x faster"}
     cells = [
         Cell("mrecg", Widths(4, 4), size_bytes=4_560, latency_s=0.01, speedup=1.05, speedup_interval=interval)
         for interval in intervals

@@ -621,7 +621,7 @@ def test_a_summary_is_a_screen_of_80_columns_that_says_what_to_do() -> None:
         "MNN 1.23.4 does not: crashed with SIGABRT",
         "2 of 5 (wanted: 95% of the predictions)",
         "OpenVINO 1.23.4 does not: 79.7% of 64 predictions, 11.4 dB",
-        "ONNX Runtime 1.23.4, 12.3 ms a batch, 0.53 of FP32's time there",
+        "ONNX Runtime 1.23.4, 12.3 ms a batch, 1.90x faster than FP32 there",
         "OpenVINO 1.23.4: mrecg-onnx convert resnet20_mrecg_w4a4.onnx --target openvino",
         "OpenCV dnn 1.23.4: mrecg-onnx convert resnet20_mrecg_w4a4.onnx --target portable",
         "IREE 1.23.4: mrecg-onnx convert resnet20_mrecg_w4a4.onnx --target portable --batch 1",

@@ -50,7 +50,7 @@ def test_the_file_is_the_whole_detector_with_its_tail_untouched(here: Path) -> N
     said = flat(
         works("quantize", "m.onnx", *QUANTIZE, "--wbits", "4", "--abits", "8", "--iters", "5", "-o", "q.onnx").output
     )
-    cut = "at 'boxes', 'by_class': from NonMaxSuppression 'NonMaxSuppression_chosen' on there is no row an image, and all is left"
+    cut = "at 'boxes', 'by_class': what comes from NonMaxSuppression 'NonMaxSuppression_chosen' on stays as it was, in float"
     assert cut in said
     assert "dB above the noise" in said  # at the tensors where it is cut
     before, after = onnx.load("m.onnx"), onnx.load("q.onnx")
@@ -188,7 +188,7 @@ def test_in_python_a_result_says_where_it_is_cut(here: Path) -> None:
     unit = mrecg_onnx.Preprocess((0.0,), (1.0,), resize=(32, 32))
     settings = mrecg_onnx.Settings(method="nearest", wbits=8, abits=8, preprocess=unit)
     result = mrecg_onnx.quantize(finished_detector("N"), "scenes", settings)
-    assert result.cut.startswith("at 'boxes', 'by_class': from NonMaxSuppression")
+    assert result.cut.startswith("at 'boxes', 'by_class': what comes from NonMaxSuppression")
     assert f"cut: {result.cut}" in str(result)
     assert result.to_json()["cut"] == mrecg_onnx.inspect("m.onnx").to_json()["cut"] == result.cut
 
@@ -232,4 +232,4 @@ def test_layers_behind_the_cut_stay_in_float(here: Path) -> None:
     assert whole["source"]["parameters"] - front["source"]["parameters"] >= weight.size
     line = fails("quantize", "m.onnx", *NEAREST, "--exclude", "^refine$", "-o", "never.onnx", code=2)
     assert "--exclude '^refine$' matches no node; names look like " in line
-    assert "(the model is cut at 'boxes', 'by_class': from NonMaxSuppression" in line
+    assert "(the model is cut at 'boxes', 'by_class': what comes from NonMaxSuppression" in line
