@@ -10,6 +10,7 @@ import functools
 import math
 import numbers
 import os
+import sys
 import types
 import typing
 from dataclasses import dataclass
@@ -138,10 +139,15 @@ def _settled(name: str, value: Any, kinds: frozenset[type]) -> Any:
     elif kinds & {int, float}:
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             wanted = "a number"
-        elif int not in kinds or not math.isfinite(value):
-            return float(value)
-        elif float(value).is_integer():
-            return int(float(value)) if not isinstance(value, numbers.Integral) else int(value)
+        elif int in kinds and isinstance(value, numbers.Integral):
+            return int(value)
+        elif float not in kinds and float(value).is_integer():
+            return int(float(value))
+        elif float in kinds or not math.isfinite(value):
+            try:
+                return float(value)
+            except OverflowError:  # a whole number beyond all floats
+                wanted = f"within {sys.float_info.max:.0e}"
         else:
             wanted = "a whole number"
     elif isinstance(value, str | os.PathLike):

@@ -54,12 +54,12 @@ CASES = [
     raw("a length beyond the end", lambda: b"\x08\x08\x3a\xff\xff\xff\xff\x0f", "truncated or damaged"),
     raw("100 branches in each other", lambda: nested(100), "101 deep", "33 is the most"),
     raw("5,000 branches in each other", lambda: nested(5000), "5001 deep"),
-    Case("a link to itself", itself, says=("model.onnx", "cannot be read", "symbolic links"), cpu_s=2),
-    Case("a link to nothing", dangling, says=("model.onnx", "a link to a file that is not there"), cpu_s=2),
-    Case("a path through a file", in_a_file, says=("model.onnx",), cpu_s=2),
+    Case("a link to itself", itself, says=("model.onnx", "cannot be read", "symbolic links"), code=2, cpu_s=2),
+    Case("a link to nothing", dangling, says=("model.onnx", "a link to a file that is not there"), code=2, cpu_s=2),
+    Case("a path through a file", in_a_file, says=("model.onnx",), code=2, cpu_s=2),
     Case("a named pipe", pipe, says=("model.onnx", "named pipe"), code=2, cpu_s=2),
-    Case("a folder", a_folder, says=("model.onnx", "folder"), cpu_s=2),
-    Case("a name of 4,000 letters", long_name, says=("nnn", " ... ", "File name too long"), cpu_s=2),
+    Case("a folder", a_folder, says=("model.onnx", "folder"), code=2, cpu_s=2),
+    Case("a name of 4,000 letters", long_name, says=("nnn", " ... ", "File name too long"), code=2, cpu_s=2),
     Case("a name that is not UTF-8", not_utf8, says=("\\udcff\\x1b[31mel.onnx", "no such file"), code=2, cpu_s=2),
     # --- text
     not_text(

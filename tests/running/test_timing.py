@@ -103,7 +103,7 @@ def test_a_session_that_is_slow_for_a_whole_sitting_is_one_measurement_however_m
     held = ratio_interval(many, other)
     assert is_noise(held)
     assert is_wide(held)
-    assert interval_text(held) == "0.88x to 2.88x"
+    assert interval_text(held) == "0.88 to 2.88 times as fast"
     assert is_wide(ratio_interval(few, other)) is False
     assert is_noise(None) is is_wide(None) is False
 

@@ -21,7 +21,7 @@ from mrecg_onnx.writing.retargeting import retarget
 
 WRONG = (
     r"activations in 4-bit types need onnxruntime 1\.31 or newer, 1\.30\.0 computes wrong values without an error: "
-    r"install a newer one, or make an int8 file of it with mrecg-onnx convert --container int8$"
+    r"install a newer one, or make an int8 file of it with mrecg-onnx convert --container int8 \(in Python: container=\)$"
 )
 
 
