@@ -122,8 +122,20 @@ def _loss(result: QuantizationResult) -> list[str]:
         )
         lines.append(f"that says nothing of accuracy: {what}")
     if word == "large":
-        lines.append("try --abits 8, a higher --wbits or --iters; `mrecg-onnx sensitivity` names the layers at fault")
+        lines.append(f"try {_remedies(result.settings)}; `mrecg-onnx sensitivity` names the layers at fault")
     return lines
+
+
+def _remedies(settings: Settings) -> str:
+    """What may lower a loss, of what the run has not done already."""
+    method = METHODS[settings.method]
+    learns = method.granularity != "none" and method.solver == "gradient"
+    found = [
+        *(["--abits 8"] if settings.abits < 8 else []),
+        *(["a higher --wbits"] if settings.wbits < 8 else []),
+        "more --iters" if learns else "a method that learns (--preset fast)",
+    ]
+    return " or ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
 
 
 def details(result: QuantizationResult, names: Names) -> Table:

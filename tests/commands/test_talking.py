@@ -19,9 +19,10 @@ from helpers.command_line import fails, run, works
 from helpers.detectors import segmenter
 from helpers.targets import SAMPLES, on_sample
 
-from mrecg_onnx import __version__
+from mrecg_onnx import Settings, __version__
 from mrecg_onnx.commands import main
 from mrecg_onnx.commands._names import Names
+from mrecg_onnx.commands._summary import _remedies
 from mrecg_onnx.converters.module_names import module_names
 
 if TYPE_CHECKING:
@@ -95,6 +96,19 @@ def test_much_loss_says_what_to_do_and_little_does_not(here: Path) -> None:
     found = plainly(*NEAREST, "--wbits", "8", "--abits", "8").stdout
     assert any(f"{word} on calibration images" in found for _, _, word in WORDS[:3])
     assert "sensitivity` names" not in found
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (Settings(wbits=4, abits=4), "--abits 8, a higher --wbits or more --iters"),
+        (Settings(wbits=4, abits=8), "a higher --wbits or more --iters"),
+        (Settings(wbits=8, abits=8), "more --iters"),
+        (Settings(wbits=8, abits=8, method="nearest"), "a method that learns (--preset fast)"),
+    ],
+)
+def test_what_a_run_has_already_is_no_advice(settings: Settings, said: str) -> None:
+    assert _remedies(settings) == said
 
 
 def test_equal_predictions_are_told_where_there_are_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
