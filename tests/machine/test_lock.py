@@ -53,7 +53,7 @@ def test_the_second_is_told_who_the_first_is(tmp_path: Path) -> None:
     since = json.loads((tmp_path / ".lock.json").read_text())["since"]
     assert str(raised.value) == (
         f"--checkpoint here is in use by process {process.pid} on {platform.node()} since {since}: wait for that run, or name "
-        "another folder"
+        "another folder (in Python: checkpoint=)"
     )
     assert abs(time.mktime(time.strptime(since, "%Y-%m-%d %H:%M:%S")) - time.time()) < 60
 

@@ -48,7 +48,7 @@ def test_the_least_is_what_is_held_and_what_comes_on_top() -> None:
     Run(memory=450 * MB, asked=True).settle(Needs(100 * MB, 50 * MB))
     said = refusal(449 * MB, 50 * MB)
     least = "the least that works is 500 MB (300 MB are held already, 150 MB come on top, rounded up)"
-    assert said == f"--memory 449 MB cannot be kept: {least}"
+    assert said == f"--memory 449 MB cannot be kept: {least} (in Python: memory=)"
 
 
 @pytest.mark.usefixtures("held")
