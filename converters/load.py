@@ -47,6 +47,20 @@ _NAMED_AT_MOST = 5
 # A serialized ModelProto starts with ir_version: field 1, varint, hence this tag byte.
 _FIRST_BYTE = 0x08
 
+# Bytes that other files have at a place: what such a file is, and what to do.
+_EXPORT = "export it by torch.onnx.export"
+_OTHERS = (
+    (b"PK\x03\x04", 0, f"a zip, as torch.save and torch.export write it: load that in torch and {_EXPORT}"),
+    (b"\x80", 0, f"a pickle, as torch.save wrote it: load that in torch and {_EXPORT}"),
+    (b"TFL3", 4, "a TFLite model: export the network that it was made from"),
+    (b"ORTM", 4, "ONNX Runtime's own format: give the ONNX model that it was made from"),
+    (b"\x89HDF\r\n", 0, "HDF5, as Keras writes it: convert that model to ONNX first (tf2onnx)"),
+    (b"\x1f\x8b", 0, "a gzip: unpack it first"),
+    (b"\x89PNG", 0, "an image: the model comes first, images follow behind --calib or --data"),
+    (b"\xff\xd8\xff", 0, "an image: the model comes first, images follow behind --calib or --data"),
+    (b"\x93NUMPY", 0, "an array: the model comes first, arrays follow behind --calib or --data"),
+)
+
 _FLOAT_TYPES = frozenset(
     {
         onnx.TensorProto.FLOAT,
@@ -191,14 +205,22 @@ def _parse(content: bytes, where: str) -> onnx.ModelProto:
             ) from error
         if looks_like_onnx:
             raise ModelError(f"{where}: the ONNX file is truncated or damaged; copy or export it again") from error
-        raise ModelError(f"{where}: is not an ONNX file") from error
+        raise ModelError(f"{where}: {_other(content)}") from error
     if not model.ir_version or not model.HasField("graph"):
         if looks_like_onnx and model.ir_version:
             raise ModelError(f"{where}: the ONNX file is truncated, it has no graph; copy or export it again")
-        raise ModelError(f"{where}: is not an ONNX file")
+        raise ModelError(f"{where}: {_other(content)}")
     if not model.opset_import:
         raise ModelError(f"{where}: names no opset version; the file is truncated or was not written by an exporter")
     return model
+
+
+def _other(content: bytes) -> str:
+    """What is said of bytes that are no ONNX model: what they are, where that is told by their first ones, and what to do."""
+    for begin, at, named in _OTHERS:
+        if content[at : at + len(begin)] == begin:
+            return f"is not an ONNX file but {named}"
+    return "is not an ONNX file: give what torch.onnx.export or another exporter wrote"
 
 
 def _check_opset(model: onnx.ModelProto, where: str) -> None:

@@ -31,7 +31,7 @@ from mrecg_onnx.converters.save import digest
 from mrecg_onnx.data import ZEROQ, Data, Dataset, for_images, given, holds_images, open_calibration, require_numbers
 from mrecg_onnx.finishing import Fitting
 from mrecg_onnx.learning import Lapq, minimise_steps
-from mrecg_onnx.machine import NOTHING_KEPT, Kept, Run, Workers, pick_device
+from mrecg_onnx.machine import NOTHING_KEPT, Kept, Run, Workers, pick_device, use_threads
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.network import Network, Simulation, State, bridged, rebridged
 from mrecg_onnx.planning import (
@@ -178,8 +178,7 @@ def prepare(
         raise SettingsError(
             f"--batch-size {settings.batch_size} cannot be divided among {workers.size} processes: use a multiple"
         )
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    use_threads(settings.threads)
     limit_runs(settings.timeout)
     with run.stage("load"):
         run.require_file(model)
@@ -213,7 +212,10 @@ def prepare(
         arrays = dataset.load(HEAD)
         data = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if len(next(iter(data.values()))) < 2:
-            raise DataError("calibration needs at least two images")
+            raise DataError(
+                "calibration needs at least two images, and here is one: give more, and a larger --samples where that is set "
+                "(in Python: samples=)"
+            )
         if len(dataset) < 2 * workers.size:
             raise DataError(
                 f"{len(dataset)} calibration images are too few for {workers.size} processes: each needs two"

@@ -8,6 +8,7 @@ from mrecg_onnx.commands._durations import duration
 from mrecg_onnx.commands._names import SHOWN, Names
 from mrecg_onnx.commands._tables import grid
 from mrecg_onnx.converters.metadata_keys import PREPROCESS_KEY
+from mrecg_onnx.converters.text import first_of
 from mrecg_onnx.machine import byte_size, ratio
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.targets import load_target
@@ -67,7 +68,11 @@ def summary(
     if stated is not None and not data and not used_images(result):
         warnings.append("options about images have no effect: the calibration data are arrays, fed as they are")
     if result.skipped:
-        warnings.append(f"{len(result.skipped)} calibration images cannot be read and were left out")
+        several = len(result.skipped) > 1
+        warnings.append(
+            f"{len(result.skipped)} calibration image{'s' * several} cannot be read and {'were' if several else 'was'} left out: "
+            + first_of(result.skipped)
+        )
     more = [f"and {len(warnings) - WARNED} more: --verbose shows them"] if len(warnings) > WARNED else []
     return grid(
         {

@@ -1,6 +1,6 @@
-from .amounts import byte_size, milliseconds, parse_byte_size, points, ratio
+from .amounts import byte_size, cores, milliseconds, parse_byte_size, points, ratio
 from .cache import Pool, Region, Store, channels_last, give_back
-from .device import full_precision, pick_device
+from .device import full_precision, pick_device, use_threads
 from .kept import NOTHING_KEPT, Kept, short_digest
 from .lock import locked
 from .needs import Needs
@@ -26,6 +26,7 @@ __all__ = [
     "Workers",
     "byte_size",
     "channels_last",
+    "cores",
     "full_precision",
     "give_back",
     "is_first",
@@ -39,6 +40,7 @@ __all__ = [
     "points",
     "ratio",
     "short_digest",
+    "use_threads",
     "without_cache_folder",
     "world_size",
 ]

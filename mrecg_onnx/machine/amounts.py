@@ -1,8 +1,9 @@
-"""Sizes in bytes, short times and factors as people read and write them: 1.80 MB, 323 kB, 2G; 1.23 ms; 1.94x faster."""
+"""Sizes in bytes, short times and factors as people read write them: 1.80 MB, 323 kB, 2G; 1.23 ms; 1.94x faster; and cores."""
 
 from __future__ import annotations
 
 import math
+import os
 import re
 
 from rich import filesize
@@ -10,12 +11,17 @@ from rich import filesize
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.text import quoted
 
-__all__ = ["byte_size", "milliseconds", "parse_byte_size", "points", "ratio"]
+__all__ = ["byte_size", "cores", "milliseconds", "parse_byte_size", "points", "ratio"]
 
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _WRITTEN = re.compile(
     r"(?P<number>[0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(?:(?P<power>[KMGT])(?P<binary>i?)B?|B|bytes?)", re.IGNORECASE
 )
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def byte_size(count: int, digits: int = 3, *, up: bool = False) -> str:

@@ -156,6 +156,9 @@ def draw_curve(
                     color=COLOURS["ink"],
                     linewidth=1.3,
                 )
+        if high < 10 * low:  # less than a decade: its ticks lie close, and are read as plain numbers
+            for place in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                place(lambda value, _: f"{value:.3g}")
         _number_ticks(axes, count, narrow)
         axes.set_xlabel("unit, from input to output")
         axes.set_ylabel("loss")
@@ -275,8 +278,12 @@ def draw_histogram(found: Histogram) -> Figure:
     def draw(axes: Axes, narrow: bool) -> None:  # noqa: ARG001
         height = [math.sqrt(c) for c in found.counts]
         top = max(height, default=1.0) or 1.0
+        # Up to half a step beyond its ends a grid takes values in: what is rounded there is not cut off.
+        half = (found.high - found.low) / max(1, len(found.grid) - 1) / 2
+        low = found.low - half if found.below > 0 else -math.inf
+        high = found.high + half if found.above > 0 else math.inf
         inside = [
-            h if found.low <= (a + b) / 2 <= found.high else 0
+            h if low <= (a + b) / 2 <= high else 0
             for h, a, b in zip(height, found.edges, found.edges[1:], strict=False)
         ]
         outside = [h - i for h, i in zip(height, inside, strict=True)]

@@ -338,8 +338,8 @@ def file_units_section(
 def histogram_section(found: Measured) -> Section:
     """Values of the worst tensors with their grids."""
     lead = (
-        "Weights and layer inputs that rounding changes most. Below each histogram lies its grid; what is cut off at its ends is "
-        "red. Heights are square roots of counts, so that tails show."
+        "Weights and layer inputs that rounding changes most. Below each histogram lies its grid; what is cut off beyond its "
+        "ends is red. Heights are square roots of counts, so that tails show."
     )
     return Section("tensors", "Worst tensors", lead, [draw_histogram(one) for one in found.histograms], gallery=True)
 
@@ -383,7 +383,7 @@ def settings_section(settings: Mapping[str, Any], *, made: bool = False) -> Sect
     rows = sorted(((name, _text(value), name in own) for name, value in settings.items()), key=lambda row: not row[2])
     chosen = Pairs(tuple(row for row in rows if row[0] not in WITHOUT_OPTION))
     parts = Pairs(tuple(row for row in rows if row[0] in WITHOUT_OPTION), "No option: parts of the method")
-    lead = "What differs from the defaults comes first."
+    lead = "What differs from the defaults comes first." if own else "All are the defaults."
     return Section("settings", "Settings", lead, [part for part in (chosen, parts) if part.rows])
 
 

@@ -41,7 +41,7 @@ def require_packages() -> None:
     """
     missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
-        raise SettingsError(f"--report needs {' and '.join(missing)}: pip install 'mrecg-onnx[report]'")
+        raise SettingsError(f"a page needs {' and '.join(missing)}: pip install 'mrecg-onnx[report]'")
 
 
 def page_text(page: Page) -> str:

@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from mrecg_onnx.converters.results import Result
+from mrecg_onnx.machine import cores
 
 __all__ = ["TESTED_TORCH", "Environment", "Finding", "doctor"]
 
@@ -201,11 +202,10 @@ def _owners(module: str) -> dict[str, str]:
 
 
 def _threads() -> Finding:
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch = sys.modules.get("torch")
     used = f", torch uses {torch.get_num_threads()}" if torch is not None else ""
     limits = [f"{n}={os.environ[n]}" for n in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if n in os.environ]
-    return Finding("cores", f"{allowed} of {os.cpu_count()}{used}{''.join(f', {text}' for text in limits)}")
+    return Finding("cores", f"{cores()} of {os.cpu_count()}{used}{''.join(f', {text}' for text in limits)}")
 
 
 def _instructions() -> Finding:

@@ -748,6 +748,22 @@ class TestLoading:
         with pytest.raises(ModelError, match=r"model\.onnx: .*(is not an ONNX file|truncated)"):
             load_model(path)
 
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            (b"PK\x03\x04rest", r"but a zip, as torch\.save and torch\.export write it: .*torch\.onnx\.export"),
+            (b"\x80\x02\x8a", r"but a pickle, as torch\.save wrote it: .*torch\.onnx\.export"),
+            (b"\x1c\x00\x00\x00TFL3", "but a TFLite model"),
+            (b"\x18\x00\x00\x00ORTM", "but ONNX Runtime's own format"),
+            (b"\x89PNG\r\n\x1a\n", "but an image: .*--calib or --data"),
+            (b"\x93NUMPY\x01\x00", "but an array: .*--calib or --data"),
+            (b"# a model card\n", "give what torch.onnx.export or another exporter wrote"),
+        ],
+    )
+    def test_what_is_no_onnx_is_named_where_its_kind_is_known(self, tmp_path, content, said):
+        with pytest.raises(ModelError, match=r"model\.onnx: is not an ONNX file.*" + said):
+            load_model(self.write(tmp_path, content))
+
     @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.99])
     def test_truncated(self, tmp_path, share):
         content = cnn(17).SerializeToString()

@@ -203,3 +203,13 @@ def test_thousands_of_units_are_drawn_in_few_marks():
     count = 3000
     figure = draw_curve([1.0] * count, [(i, i, 0.5) for i in range(count)], ("a", "b"), ["<" * 10_000] * count)
     assert sum(map(len, figure.drawings)) < 700_000
+
+
+@pytest.mark.parametrize(("below", "above"), [(0.0, 0.0), (0.1, 0.0), (0.1, 0.1)])
+def test_only_what_is_cut_off_is_red(below: float, above: float):
+    """Values up to half a step beyond the ends are rounded to them: by themselves they are no loss."""
+    grid, edges = (-1.0, 0.0, 1.0), (-2.0, -1.45, -0.5, 0.5, 1.45, 2.0)
+    found = Histogram("t", "c", edges, (4, 4, 4, 4, 4), grid, -1.0, 1.0, below, above, "")
+    bars = re.findall(r'<path d="([^"]*)"[^>]*style="[^"]*--bad', draw_histogram(found).drawings[0])[0]
+    heights = [float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", bars)]
+    assert sum(y < max(heights) - 1 for y in heights) == 2 * ((below > 0) + (above > 0))
