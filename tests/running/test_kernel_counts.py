@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 from helpers.architectures import residual
@@ -19,6 +20,7 @@ from mrecg_onnx.running import (
     fused_op_counts,
     kernels,
 )
+from mrecg_onnx.running.kernel_counts import kernels_of
 from mrecg_onnx.writing.qdq import export
 
 
@@ -57,6 +59,36 @@ def test_kernels_are_those_of_the_optimized_graph() -> None:
     assert {k.op: k.count for k in found} == dict(fused_op_counts(model))
     assert all(math.isfinite(k.seconds) and k.seconds >= 0 for k in found)
     assert [k.seconds for k in found] == sorted((k.seconds for k in found), reverse=True)
+
+
+def profile(runs: list[dict[str, list[int]]]) -> list[dict[str, Any]]:
+    """Events as ONNX Runtime writes them: of each run the microseconds of every node."""
+    found: list[dict[str, Any]] = [{"cat": "Session", "name": "model_loading_uri", "ts": 1, "dur": 9}]
+    clock = 1000
+    for run in runs:
+        begin = clock
+        for node, durations in run.items():
+            for duration in durations:
+                args = {"op_name": node.split("_")[0], "provider": "CPUExecutionProvider", "node_index": node[-1]}
+                found.append({"cat": "Node", "name": f"{node}_kernel_time", "ts": clock, "dur": duration, "args": args})
+                clock += duration
+        found.append({"cat": "Session", "name": "model_run", "ts": begin, "dur": clock - begin})
+        clock += 100
+    return found
+
+
+def test_outliers_and_the_first_run_do_not_count_in_a_profile() -> None:
+    """The one long wait for a worker thread made a Transpose 86 % of a network."""
+    usual: dict[str, list[int]] = {"Transpose_1": [10], "Conv_2": [40], "Conv_3": [50]}
+    runs = [{**usual, "Conv_3": [9000]}, {**usual, "Transpose_1": [3800]}, usual, {**usual, "Transpose_1": [3300]}]
+    found = kernels_of(profile([*runs, usual, usual]))
+    assert [(k.op, k.count, round(1e6 * k.seconds)) for k in found] == [("Conv", 2, 90), ("Transpose", 1, 10)]
+
+
+def test_a_node_in_a_loop_takes_what_all_its_turns_take_and_one_in_a_branch_what_it_takes_when_it_runs() -> None:
+    runs: list[dict[str, list[int]]] = [{"Add_1": [9, 9, 9]}, {"Add_1": [2, 3, 4], "Sin_2": [5]}, {"Add_1": [1, 3, 5]}]
+    assert [(k.op, round(1e6 * k.seconds)) for k in kernels_of(profile(runs))] == [("Add", 9), ("Sin", 5)]
+    assert [round(1e6 * k.seconds) for k in kernels_of(profile(runs[:1]))] == [27]  # no other run
 
 
 @pytest.mark.parametrize("name", ['say "conv"', "a\nb\x1b]0;", "back\\", '"op_name" : "None"', "é"])
