@@ -27,7 +27,7 @@ from mrecg_onnx.commands._progress import progress
 from mrecg_onnx.commands._sections import IMAGES, Command
 from mrecg_onnx.commands._settings import settings_from
 from mrecg_onnx.commands._tables import grid, rows, width
-from mrecg_onnx.machine import byte_size
+from mrecg_onnx.machine import byte_size, plain_zero
 from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def _quantizers(plan: Plan, names: Names) -> RenderableType:
     for quantizer in plan.activations:
         low = -math.inf if quantizer.low is None else quantizer.low
         high = math.inf if quantizer.high is None else quantizer.high
-        absorbs = f"{quantizer.absorbs} [{low:g}, {high:g}]" if quantizer.absorbs else ""
+        absorbs = f"{quantizer.absorbs} [{plain_zero(low, 'g')}, {plain_zero(high, 'g')}]" if quantizer.absorbs else ""
         shared = ", ".join(quantizer.members[1:])
         content.append([names(quantizer.name), str(quantizer.bits), absorbs, shared])
     title = f"{len(plan.activations)} activation quantizers"

@@ -29,7 +29,7 @@ from mrecg_onnx.commands._sections import IMAGES, Command
 from mrecg_onnx.commands._settings import metric_from, settings_from
 from mrecg_onnx.commands._tables import grid, rows
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.machine import points
+from mrecg_onnx.machine import plain_zero, points
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -197,7 +197,7 @@ def _ranked(found: Ranking, names: Names) -> RenderableType:
     widths = sorted({width for entry in found.ranked for width in entry.losses})
 
     def losses(by_width: Mapping[int, float]) -> list[str]:
-        return [f"{by_width[w]:.2g}" if w in by_width else "" for w in widths]
+        return [plain_zero(by_width[w], ".2g") if w in by_width else "" for w in widths]
 
     content = [
         [str(i + 1), names(entry.name), entry.kind, str(entry.bits), *losses(entry.losses)]
@@ -242,4 +242,4 @@ def _gain(found: Ranking, after: Quality) -> str:
         return points(after.top1 - before.top1)
     if before.agreement is not None and after.agreement is not None:
         return points(after.agreement - before.agreement)
-    return f"{before.error - after.error:+.4f}"
+    return plain_zero(before.error - after.error, "+.4f")

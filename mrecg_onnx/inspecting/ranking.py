@@ -20,7 +20,7 @@ from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.results import Pictured
 from mrecg_onnx.data import Data, Labels, Preprocess, Source, check_classes, given, open_validation
 from mrecg_onnx.inspecting.suggesting import possible, suggested, variant
-from mrecg_onnx.machine import Run, full_precision
+from mrecg_onnx.machine import Run, full_precision, plain_zero
 from mrecg_onnx.measures import Heads, Metric, Scorer, mcnemar_p, metric_of, output_error, prediction_output, two_axes
 from mrecg_onnx.network import Simulation, forward_batches
 from mrecg_onnx.planning import Plan, told_cut
@@ -171,7 +171,7 @@ class Ranking(Pictured):
         """What the network is worth, the most sensitive layers and tensors, and what helps most."""
         widths = f"W{self.settings.wbits}A{self.settings.abits}"
         lines = [f"{widths} rounded to nearest on {self.images} images: {self._worth(self.quality)}"]
-        lines += [f"{r.name} ({r.kind}, {r.bits} bits): loss {r.loss:.2g}" for r in self.ranked[:SHOWN]]
+        lines += [f"{r.name} ({r.kind}, {r.bits} bits): loss {plain_zero(r.loss, '.2g')}" for r in self.ranked[:SHOWN]]
         if len(self.ranked) > SHOWN:
             lines.append(f"and {len(self.ranked) - SHOWN} more")
         lines += [f"{s.option} '{s.value}': {self._worth(s.quality)}" for s in self.suggestions[:SHOWN]]

@@ -1,4 +1,4 @@
-from .amounts import byte_size, cores, milliseconds, parse_byte_size, points, ratio
+from .amounts import byte_size, cores, milliseconds, parse_byte_size, plain_zero, points, ratio
 from .cache import Pool, Region, Store, channels_last, give_back
 from .device import full_precision, pick_device, use_threads
 from .kept import NOTHING_KEPT, Kept, short_digest
@@ -37,6 +37,7 @@ __all__ = [
     "open_run",
     "parse_byte_size",
     "pick_device",
+    "plain_zero",
     "points",
     "ratio",
     "short_digest",

@@ -11,7 +11,7 @@ from rich import filesize
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.text import quoted
 
-__all__ = ["byte_size", "cores", "milliseconds", "parse_byte_size", "points", "ratio"]
+__all__ = ["byte_size", "cores", "milliseconds", "parse_byte_size", "plain_zero", "points", "ratio"]
 
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _WRITTEN = re.compile(
@@ -42,9 +42,15 @@ def milliseconds(seconds: float) -> str:
     return f"{found:.{min(6, max(0, 2 - math.floor(math.log10(found))))}f}"
 
 
+def plain_zero(value: float, form: str) -> str:
+    """``value`` in the format ``form``; what is shown as 0 has no minus: ``-1e-9`` as ``+.4f`` is ``+0.0000``."""
+    text = format(value, form)
+    return format(0.0, form) if float(text) == 0 else text
+
+
 def points(change: float) -> str:
     """A change of a share in points with its sign: ``+0.40 points``, and never ``-0.00``."""
-    return f"{round(100 * change, 2) + 0.0:+.2f} points"
+    return f"{plain_zero(100 * change, '+.2f')} points"
 
 
 def parse_byte_size(option: str, text: str) -> int:

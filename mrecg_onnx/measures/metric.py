@@ -29,7 +29,7 @@ import numpy.typing as npt
 import psutil
 
 from mrecg_onnx.converters.errors import DataError, MetricError, MrecgError, SettingsError, first_line
-from mrecg_onnx.machine import byte_size, points
+from mrecg_onnx.machine import byte_size, plain_zero, points
 
 if TYPE_CHECKING:
     from mrecg_onnx.machine import Workers
@@ -113,7 +113,9 @@ class Metric:
 
     def change(self, before: float, after: float) -> str:
         """What became of it, for people."""
-        return points(after - before) if self.percent else f"{after - before:+.3g}"
+        # Sums of the same figures in another order differ by their last digits.
+        change = 0.0 if math.isclose(before, after, rel_tol=1e-9) else after - before
+        return points(change) if self.percent else plain_zero(change, "+.3g")
 
 
 def _name_of(score: object) -> str:

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.comparing import table
-from mrecg_onnx.machine import points
+from mrecg_onnx.machine import plain_zero, points
 from mrecg_onnx.reporting.content import Cell, Column, Fact, Page, Section, Table, shown
 from mrecg_onnx.reporting.figures import draw_dots
 from mrecg_onnx.reporting.pages import heat_map, page_environment
@@ -202,4 +202,4 @@ def _gain(found: Ranking, after: Quality) -> str:
         one, other = getattr(before, name), getattr(after, name)
         if one is not None and other is not None:
             return points(other - one)
-    return f"{before.error - after.error:+.4f}"
+    return plain_zero(before.error - after.error, "+.4f")

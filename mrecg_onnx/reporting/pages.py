@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.comparing import environment
-from mrecg_onnx.machine import milliseconds, points, ratio
+from mrecg_onnx.machine import milliseconds, plain_zero, points, ratio
 from mrecg_onnx.reporting.content import DASH, Cell, Column, Fact, Page, Pairs, Section, Table, shown
 from mrecg_onnx.reporting.sections import (
     answers_section,
@@ -221,7 +221,8 @@ def heat_map(rows: Sequence[tuple[str, str, int | None, Mapping[int, float]]]) -
             return Cell(DASH, order=math.inf, tone="faint")
         loss = losses[width]
         heat = (math.log(loss) - low) / max(high - low, 1e-12) if loss > 0 else 0.0
-        return Cell(f"[{loss:.2g}]" if width == held else f"{loss:.2g}", order=loss, heat=heat)
+        text = plain_zero(loss, ".2g")
+        return Cell(f"[{text}]" if width == held else text, order=loss, heat=heat)
 
     columns = (
         Column("Layer or tensor"),

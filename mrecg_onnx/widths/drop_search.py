@@ -15,6 +15,7 @@ import onnx
 
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.metadata_keys import JUDGED_KEY
+from mrecg_onnx.machine import plain_zero
 from mrecg_onnx.validating import ValidationResult
 
 __all__ = ["AVERAGES", "Trial", "measured_drop", "most_trials", "note_judged", "search", "tell_doubts"]
@@ -50,7 +51,7 @@ class Trial:
         while bound is not None and digits < 17 and self.drop > bound >= float(f"{self.drop:.{digits}g}"):
             digits += 1
         unit = self.metric or ("points of top-1" if self.labelled else "% of the predictions")
-        return f"{self.drop:.{digits}g} {unit}"
+        return f"{plain_zero(self.drop, f'.{digits}g')} {unit}"
 
 
 def measured_drop(found: ValidationResult, bound: float) -> tuple[float, bool]:
