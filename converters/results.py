@@ -22,6 +22,14 @@ _PAGES = "mrecg_onnx.reporting:report"
 class Result:
     """What a call found."""
 
+    def __repr__(self) -> str:
+        """The first line of what ``print`` shows; models and figures have too many."""
+        return f"<{type(self).__name__}: {str(self).partition(chr(10))[0]}>"
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """A few lines for people."""
+
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """Everything found, as plain data."""
@@ -40,14 +48,6 @@ class Result:
 
 class Pictured(Result):
     """A result that can be looked at."""
-
-    def __repr__(self) -> str:
-        """The first line of what ``print`` shows; models and figures have too many."""
-        return f"<{type(self).__name__}: {str(self).partition(chr(10))[0]}>"
-
-    @abstractmethod
-    def __str__(self) -> str:
-        """A few lines for people."""
 
     def report(self, path: str | Path, **more: Any) -> Path:
         """Write a page to look at, one HTML file, as ``--report`` does (the extra ``report``).

@@ -212,10 +212,11 @@ def prepare(
         arrays = dataset.load(HEAD)
         data = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if len(next(iter(data.values()))) < 2:
-            raise DataError(
-                "calibration needs at least two images, and here is one: give more, and a larger --samples where that is set "
-                "(in Python: samples=)"
-            )
+            if settings.samples == 1:
+                raise SettingsError(
+                    "calibration needs at least two images: --samples 1 takes one (in Python: samples=)"
+                )
+            raise DataError("calibration needs at least two images, and here is one: give more")
         if len(dataset) < 2 * workers.size:
             raise DataError(
                 f"{len(dataset)} calibration images are too few for {workers.size} processes: each needs two"

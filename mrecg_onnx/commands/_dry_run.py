@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from typing import TYPE_CHECKING
-
-import psutil
 
 from mrecg_onnx.commands._console import VERBOSE, asked
 from mrecg_onnx.commands._durations import duration
@@ -25,7 +22,7 @@ if TYPE_CHECKING:
     from mrecg_onnx.inspecting import Estimate
     from mrecg_onnx.planning import LayerPlan
 
-__all__ = ["foreseen", "from_the_start", "so_far"]
+__all__ = ["foreseen", "from_the_start"]
 
 #: Bits of a float.
 FLOAT = 32
@@ -44,11 +41,6 @@ def from_the_start(found: Estimate, before: tuple[float, float]) -> Estimate:
         seconds={START: before[0], **found.seconds},
         cpu_seconds={START: before[1], **found.cpu_seconds},
     )
-
-
-def so_far() -> tuple[float, float]:
-    """Seconds that this process has taken: on the clock, and of the processor."""
-    return max(0.0, time.time() - psutil.Process().create_time()), time.process_time()
 
 
 def foreseen(found: Estimate, model: Path, writes: Sequence[Path], names: Names) -> Iterator[RenderableType]:

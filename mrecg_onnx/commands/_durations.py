@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import psutil
+
 from mrecg_onnx.machine import milliseconds
 from mrecg_onnx.methods import METHODS
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
     from mrecg_onnx.progress import Progress
 
-__all__ = ["Pace", "TimeLeft", "clock", "duration", "share_done"]
+__all__ = ["Pace", "TimeLeft", "clock", "duration", "share_done", "so_far"]
 
 #: Stages that take units one after the other.
 LEARNING = frozenset({"probe", "finish", *(phase.stage for method in METHODS.values() for phase in method.passes)})
@@ -100,6 +102,11 @@ class Pace:
             f"this run computed for {share:.0%} of the last {duration(passed)}: other programs, or a slow disk, hold it up; "
             "where cores are shared, --threads 1 waits least"
         )
+
+
+def so_far() -> tuple[float, float]:
+    """Seconds that this process has taken: on the clock, and of the processor."""
+    return max(0.0, time.time() - psutil.Process().create_time()), time.process_time()
 
 
 def share_done(progress: Progress) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mrecg_onnx.commands._durations import duration
+from mrecg_onnx.commands._durations import duration, so_far
 from mrecg_onnx.commands._names import SHOWN, Names
 from mrecg_onnx.commands._tables import grid
 from mrecg_onnx.converters.metadata_keys import PREPROCESS_KEY
@@ -31,6 +31,10 @@ WARNED = 2
 WORDS = ((0.99, 30.0, "hardly any"), (0.97, 20.0, "small"), (0.9, 12.0, "noticeable"), (0.0, float("-inf"), "large"))
 #: Activations of fewer bits need a Clip more on ONNX Runtime's integer kernels, which compute with eight anyway.
 EIGHT_BITS = 8
+#: Runtimes of targets whose kernels for activations of 4 bits do what those of 8 do, and an operator more.
+RUNTIMES = {"ort": "ONNX Runtime", "openvino": "OpenVINO"}
+#: Seconds that a start takes at most; a process that is older did other work before the run.
+LONGEST_START_S = 60
 #: Layers are counted in the form for ONNX Runtime where the target's runtime is another one, kernels in the file as it is.
 _ELSEWHERE = " in the form for ONNX Runtime; of this file it runs "
 
@@ -84,7 +88,7 @@ def summary(
             "loss": _loss(result),
             "pixels": _pixels(result, stated),
             "integers": f"{found.integer_layers} of {found.layers} layers run on integer kernels",
-            "time": duration(sum(result.seconds.values())),
+            "time": _whole_time(result),
             "page": str(page) if page is not None else "",
             "hint": _hint(result.settings),
             "warnings": [*warnings[:WARNED], *more],
@@ -92,11 +96,18 @@ def summary(
     )
 
 
+def _whole_time(result: QuantizationResult) -> str:
+    """The time of the run, and of the whole command where its start adds to it."""
+    run, whole = sum(result.seconds.values()), so_far()[0]
+    return duration(run) + (f" ({duration(whole)} with the start)" if 1.1 * run < whole < run + LONGEST_START_S else "")
+
+
 def _hint(settings: Settings) -> str:
     """What is better on the runtime that the file is for (docs/widths.md)."""
-    if settings.target != "ort" or settings.abits >= EIGHT_BITS:
+    named = RUNTIMES.get(settings.target)
+    if named is None or settings.abits >= EIGHT_BITS:
         return ""
-    return "on ONNX Runtime --abits 8 takes the same size and time or less, and is more accurate"
+    return f"on {named} --abits 8 takes the same size and time or less, and is more accurate"
 
 
 def _matched(result: QuantizationResult, names: Names) -> list[str]:

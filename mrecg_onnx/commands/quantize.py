@@ -11,7 +11,8 @@ import cloup
 
 from mrecg_onnx.commands._config import config_beside, resolved
 from mrecg_onnx.commands._console import VERBOSE, asked, say, show, warn
-from mrecg_onnx.commands._dry_run import foreseen, from_the_start, so_far
+from mrecg_onnx.commands._dry_run import foreseen, from_the_start
+from mrecg_onnx.commands._durations import so_far
 from mrecg_onnx.commands._errors import guarded
 from mrecg_onnx.commands._files import CONFIG, STDOUT, check_new, check_writes, write_json
 from mrecg_onnx.commands._loading import loading

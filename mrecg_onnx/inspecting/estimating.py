@@ -27,7 +27,7 @@ from mrecg_onnx.converters.results import Result
 from mrecg_onnx.data import ZEROQ, Data, Dataset, Preprocess
 from mrecg_onnx.finishing import finish_steps
 from mrecg_onnx.learning import COPIES, Learner, probe_iters
-from mrecg_onnx.machine import Run, full_precision, open_run
+from mrecg_onnx.machine import Run, byte_size, full_precision, open_run
 from mrecg_onnx.methods import METHODS, method_of
 from mrecg_onnx.network import Simulation, forward_batches, images_at_once, made_shapes
 from mrecg_onnx.planning import Plan
@@ -64,7 +64,7 @@ LOOKING = "looking"
 _Seconds = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Estimate(Result):
     """What a run would do and take.
 
@@ -89,6 +89,22 @@ class Estimate(Result):
     cpu_seconds: dict[str, float]
     memory: int
     took: float
+
+    def __str__(self) -> str:
+        """What a user decides by: widths, units and iterations, time and memory."""
+        settings, plan = self.settings, self.plan
+        widths = "mixed widths" if settings.mixed else f"W{settings.wbits}A{settings.abits}"
+        counts = f"{len(plan.quantized_layers)} layers and {len(plan.activations)} activations quantized"
+        learned = f"{self.iters:,} iterations together" if self.iters else "nothing is learned"
+        steps = f", then {self.steps:,} steps of the whole network" if self.steps else ""
+        whole, used = sum(self.seconds.values()), sum(self.cpu_seconds.values())
+        return "\n".join(
+            [
+                f"{widths} by {settings.method}, {counts} on {self.images} images: {learned}{steps}",
+                f"time: about {whole:.1f} s while the machine is as busy as now ({used:.1f} s of processor time)",
+                f"memory: about {byte_size(self.memory)}",
+            ]
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary."""

@@ -27,7 +27,8 @@ from mrecg_onnx.converters.metadata_keys import (
 )
 from mrecg_onnx.converters.module_names import module_names
 from mrecg_onnx.converters.results import Result
-from mrecg_onnx.converters.text import bounded
+from mrecg_onnx.converters.text import bounded, first_of
+from mrecg_onnx.machine import byte_size
 from mrecg_onnx.planning import told_cut
 from mrecg_onnx.running import describe, read_graph, size_bytes
 from mrecg_onnx.targets import requirements, stored_note, stored_requirements
@@ -46,9 +47,11 @@ __all__ = ["FinishedFile", "inspect_result", "is_result"]
 
 #: Largest number of an entry that is shown: anybody may have written it.
 _MOST = 1e30
+#: Bits of a weight that stayed in float.
+FLOAT_BITS = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FinishedFile(Result):
     """A file of :func:`mrecg_onnx.quantize`, as it describes itself.
 
@@ -114,6 +117,23 @@ class FinishedFile(Result):
         mixed = any(settings.get(name) is not None for name in ("size_budget", "avg_wbits", "max_drop"))
         weights = "mixed " if mixed or settings.get("allocate") == "milp" else f"W{settings.get('wbits', '?')}"
         return f"{weights}A{settings.get('abits', '?')}"
+
+    def __str__(self) -> str:
+        """Widths, method, target, container, size, what it is worth where that is known, and what it needs."""
+        settings = self.settings
+        floats = [layer.name for layer in self.layers if layer.wbits == FLOAT_BITS]
+        count = f"{len(self.layers) - len(floats)} of {len(self.layers)} layers"
+        lines = [
+            (
+                f"{self.name}: {self.widths} by {bounded(str(settings.get('method', '?')), 40)} for {self.target}, container "
+                f"{self.container}, {byte_size(self.size_bytes)}"
+            ),
+            (f"{count} and {len(self.activations)} activations quantized, made by version {self.version}"),
+        ]
+        lines += [f"in float: {first_of([bounded(name, 60) for name in floats], 5)}"] if floats else []
+        lines += [f"worth: {self.worth}"] if self.worth else []
+        lines += [f"cut: {self.cut}"] if self.cut else []
+        return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary."""

@@ -14,9 +14,10 @@ from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.load import standard_opset
 from mrecg_onnx.converters.made import Made, model_of
 from mrecg_onnx.converters.results import Result
+from mrecg_onnx.converters.text import first_of
 from mrecg_onnx.data import Data, Preprocess
 from mrecg_onnx.inspecting.finished import FinishedFile, inspect_result, is_result
-from mrecg_onnx.machine import Run, full_precision
+from mrecg_onnx.machine import Run, byte_size, full_precision
 from mrecg_onnx.planning import fallbacks, load_planned, told_cut
 from mrecg_onnx.preparation import calibrate, prepare
 from mrecg_onnx.progress import Clock
@@ -93,7 +94,7 @@ class Measured:
     origin: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection(Result):
     """What :func:`inspect` found.
 
@@ -117,6 +118,29 @@ class Inspection(Result):
     def merges_pending(self) -> bool:
         """True where ``quantize`` would merge units after its probing run."""
         return self.settings.method == "mrecg" and self.settings.scheme == "loss"
+
+    def __str__(self) -> str:
+        """The model, what would be quantized, in which units, and what stays in float."""
+        source, plan = self.source, self.plan
+        floats = [layer.name for layer in plan.layers if layer.excluded]
+        widths = "mixed widths" if self.settings.mixed else f"W{self.settings.wbits}A{self.settings.abits}"
+        lines = [
+            (
+                f"{source.name}: {source.parameters:,} parameters in {source.nodes} nodes, {byte_size(source.size_bytes)}, "
+                f"opset {source.opset}"
+            ),
+            (
+                f"{widths} by {self.settings.method}: {len(plan.quantized_layers)} layers, {len(plan.activations)} activations, "
+                f"{len(plan.merged_units())} units"
+            ),
+        ]
+        lines += [f"in float: {first_of(floats, 5)}"] if floats else []
+        lines += [f"cut: {self.cut}"] if self.cut else []
+        if self.measured is not None:
+            lines.append(
+                f"torch agrees with ONNX Runtime within {self.measured.parity:.1g} on {self.measured.images} images"
+            )
+        return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary."""

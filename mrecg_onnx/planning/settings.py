@@ -104,7 +104,9 @@ class BitSettings(TargetSettings):
             try:
                 re.compile(pattern)
             except (re.error, OverflowError, RecursionError) as error:
-                raise SettingsError(f"{quoted(pattern)} is not a regular expression: {first_line(error)}") from error
+                raise SettingsError(
+                    f"{quoted(pattern)} is not a regular expression: {first_line(error)}; a part of the name will do"
+                ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

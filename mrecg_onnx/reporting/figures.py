@@ -224,7 +224,8 @@ def draw_profile(rows: Sequence[tuple[str, float | None, float | None]], labels:
     """Two ratios in dB from layer to layer: name, that of the output, that of the weights."""
 
     def points(column: int) -> list[tuple[int, float]]:
-        found = [(i + 1, row[column]) for i, row in enumerate(rows)]
+        # Weights without any error are those of layers in float: no dot is for them.
+        found = [(i + 1, row[column]) for i, row in enumerate(rows) if column == 1 or row[column] != math.inf]
         return [(x, min(float(y), 90.0)) for x, y in found if y is not None and not math.isnan(y) and y > -math.inf]  # type: ignore[arg-type, type-var, operator]
 
     titles = {f"o{place}": f"{x} {shown(rows[x - 1][0], 120)}: {y:.1f} dB" for place, (x, y) in enumerate(points(1))}

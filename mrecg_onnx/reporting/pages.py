@@ -86,7 +86,7 @@ def quantization_page(
     if measured is not None and not (validation is not None and validation.quantized.top1):
         facts.append(_answers_fact(measured))
     worst = checks.outputs[0] if checks.outputs else None
-    if worst is not None and worst.equal is None and all(fact.name != "Output" for fact in facts):
+    if worst is not None and worst.equal is None and all(fact.label != "Output" for fact in facts):
         note = f"SQNR of {shown(worst.name, 24)} against FP32, {checks.images} images"
         facts.append(Fact("Output", f"{decibels(worst.default_db)} dB", note))
     facts += [

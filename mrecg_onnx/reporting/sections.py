@@ -185,7 +185,7 @@ def layers_section(
         lead = (
             "Signal against error (SQNR, dB) of every layer as written on ONNX Runtime, against the float model, on "
             f"{errors.images} images: 6 dB are one bit, at 0 dB the error is as large as the signal. Where the output falls well "
-            "below the input, the error arises in that layer."
+            "below the input, the error arises in that layer. A longer bar is a larger error."
         )
         if any(e.rescaled for e in errors.layers):
             lead += " Channels that equalization rescaled are compared at the same scale."

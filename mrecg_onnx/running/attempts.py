@@ -102,7 +102,7 @@ class Attempt:
         return self.cpu_s / self.against_cpu_s if self.cpu_s and self.against_cpu_s else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RuntimesReport(Result):
     """Outcome of :func:`mrecg_onnx.runtimes`.
 

@@ -91,7 +91,7 @@ _OPENVINO_LAYERS = "(Convolution|GroupConvolution|Deconvolution|FullyConnected|M
 
 def _openvino(name: str, title: str, precision: str) -> Runtime:
     return Runtime(
-        name, title, "OpenVino", ("openvino",), ("openvino",), "pip install openvino",
+        name, title, "OpenVino", ("openvino",), ("openvino",), "pip install 'mrecg-onnx[openvino]'",
         (f"{_OPENVINO_LAYERS} [IU]8", f"{_OPENVINO_LAYERS} (FP?32|FP?16|BF16)"), {"precision": precision}, form="openvino",
     )  # fmt: skip
 

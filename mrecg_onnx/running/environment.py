@@ -71,7 +71,7 @@ class Finding:
     do: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Environment(Result):
     """What :func:`doctor` found, in the order in which it matters."""
 
@@ -81,6 +81,16 @@ class Environment(Result):
     def broken(self) -> tuple[Finding, ...]:
         """What keeps the product from working."""
         return tuple(one for one in self.findings if one.state == "broken")
+
+    def __str__(self) -> str:
+        """Whether it works, and every finding with what to do."""
+        lines = [
+            "works" if not self.broken else f"{len(self.broken)} broken: " + ", ".join(f.name for f in self.broken)
+        ]
+        for one in self.findings:
+            mark = "" if one.state == "ok" else f" ({one.state})"
+            lines.append(f"{one.name}: {one.value}{mark}" + (f": {one.do}" if one.do else ""))
+        return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary."""

@@ -23,6 +23,7 @@ from mrecg_onnx.converters.load import model_path
 from mrecg_onnx.converters.made import Made, model_of
 from mrecg_onnx.converters.results import Result
 from mrecg_onnx.data import InputSpec
+from mrecg_onnx.machine import byte_size, milliseconds, ratio
 from mrecg_onnx.progress import Progress, Report
 from mrecg_onnx.running import (
     PROVIDERS,
@@ -103,13 +104,23 @@ class Timing:
     speedup_interval: tuple[float, float] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Benchmark(Result):
     """Outcome of :func:`benchmark`; files and timings in the order they were asked for."""
 
     files: tuple[FileReport, ...]
     timings: tuple[Timing, ...]
     environment: dict[str, str]
+
+    def __str__(self) -> str:
+        """Every file with its size, and every timing with its factor against the first file."""
+        lines = [f"{one.name}: {byte_size(one.size_bytes)}, opened in {one.load_s:.2g} s" for one in self.files]
+        for one in self.timings:
+            threads = "" if one.threads is None else f", {one.threads} threads"
+            place = f"{one.provider}, batch {one.batch}{threads}"
+            factor = f", {ratio(one.speedup, 1.0, 'faster', 'slower')}" if one.speedup_interval is not None else ""
+            lines.append(f"{one.file} ({place}): {milliseconds(one.median_s)} ms{factor}")
+        return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary."""

@@ -190,6 +190,10 @@ def _validate(
     progress: Report | None,
 ) -> ValidationResult:
     names = describe(fp32, "the FP32 model"), describe(quantized, "the quantized model")
+    if names[0] == names[1]:
+        logger.warning(
+            "%s is compared with itself: give the FP32 model first, and the quantized one behind it", names[0]
+        )
     models = InTurn({"fp32": fp32, "quantized": quantized}, threads, device)
     sessions = models.sessions
     check_source(fp32, sessions, names)

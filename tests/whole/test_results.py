@@ -165,3 +165,18 @@ def test_dir_shows_the_public_names_and_what_results_can_do() -> None:
     assert {"quantize", "validate", "sensitivity", "Settings", "Metric", "doctor"} <= set(dir(mrecg_onnx))
     assert {"save", "report", "validate", "to_json"} <= set(dir(mrecg_onnx.QuantizationResult))
     assert {"save", "report", "to_json"} <= set(dir(mrecg_onnx.ValidationResult))
+
+
+def test_every_result_prints_a_few_lines_and_shows_the_first(made: Any) -> None:
+    found = {
+        "FinishedFile": (mrecg_onnx.inspect(made), "W4A4 by nearest for ort, container int8"),
+        "Inspection": (mrecg_onnx.inspect(small(), settings=SETTINGS), "parameters in"),
+        "Estimate": (mrecg_onnx.estimate(small(), X, SETTINGS), "W4A4 by nearest"),
+        "Environment": (mrecg_onnx.doctor(), "works"),
+        "Benchmark": (mrecg_onnx.benchmark([small(), made.model], runs=3), "opened in"),
+    }
+    for name, (result, said) in found.items():
+        lines = str(result).splitlines()
+        assert 0 < len(lines) < 60, name
+        assert said in lines[0], name
+        assert repr(result) == f"<{name}: {lines[0]}>"
