@@ -11,6 +11,7 @@ import onnx
 
 from mrecg_onnx.converters.errors import ExportError, first_line
 from mrecg_onnx.litert.flatbuffer import Array
+from mrecg_onnx.machine import silent
 from mrecg_onnx.measures import Heads, likeness
 from mrecg_onnx.running import Opened, open_session, run_padded
 
@@ -43,7 +44,9 @@ def run_litert(
         feeds = [np.ascontiguousarray(data[name].transpose(layouts[name])) for name in names[: len(places)]]
         for place, x in zip(places, feeds, strict=True):
             interpreter.resize_tensor_input(place["index"], x.shape, strict=True)
-        interpreter.allocate_tensors()
+        # Only here: the delegate is made, which tells of that; what it refuses is raised.
+        with silent(2):
+            interpreter.allocate_tensors()
         for place, x in zip(places, feeds, strict=True):
             interpreter.set_tensor(place["index"], x)
         interpreter.invoke()

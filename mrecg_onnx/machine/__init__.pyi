@@ -5,6 +5,7 @@ from .kept import NOTHING_KEPT, Kept, short_digest
 from .lock import locked
 from .needs import Needs
 from .parallel import ALONE, Workers, is_first, joined, local_rank, world_size
+from .quiet import silent
 from .recording import Batch, Iterations
 from .run import Run, open_run
 from .settings import MOST_THREADS, MachineSettings
@@ -41,6 +42,7 @@ __all__ = [
     "points",
     "ratio",
     "short_digest",
+    "silent",
     "use_threads",
     "without_cache_folder",
     "world_size",

@@ -12,22 +12,18 @@ average, as in the usual W4A4; they take part under a size, which their weights 
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import logging
 import math
-import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.machine import byte_size
+from mrecg_onnx.machine import byte_size, silent
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.planning import BitRule, BitSettings, LayerPlan, Plan
 from mrecg_onnx.settings import Settings
@@ -281,7 +277,8 @@ def choose_widths(costs: Sequence[Mapping[int, float]], spent: Sequence[Mapping[
     one_each = np.asarray([[float(i == item) for i, _ in options] for item in range(len(spent))])
     # All sums are integers, so half of one more excludes nothing and leaves room for rounding.
     room = LinearConstraint(use.reshape(1, -1).astype(np.float64), ub=total // unit + 0.5)
-    with _silent_stdout():
+    # HiGHS 1.12 prints lines of its own debugging whatever it is told (its issue 2783); stdout is for results.
+    with silent(1):
         result = milp(
             table,
             integrality=np.ones(len(options)),
@@ -296,31 +293,6 @@ def choose_widths(costs: Sequence[Mapping[int, float]], spent: Sequence[Mapping[
     ]
     assert sum(units[k] for k in picks) <= total
     return [options[k][1] for k in picks]
-
-
-@contextmanager
-def _silent_stdout() -> Iterator[None]:
-    """Nothing reaches the process's stdout, from C code either.
-
-    HiGHS 1.12 prints lines of its own debugging there whatever it is told (its issue 2783); ours is for results.
-    """
-
-    def flush() -> None:
-        sys.stdout.flush()
-        # C keeps a buffer of its own; where it cannot be reached (Windows) its lines may come out after all.
-        with suppress(AttributeError, OSError, TypeError):
-            ctypes.CDLL(None).fflush(None)
-
-    flush()
-    kept, sink = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(sink, 1)
-        yield
-        flush()
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(sink)
 
 
 def with_rules(settings: S, allocation: Allocation) -> S:
