@@ -1,4 +1,4 @@
-"""Calls from Python that are wrong in themselves: a field of the settings among the arguments, a path in their place."""
+"""Calls from Python that are wrong in themselves: a setting among arguments, a path in place of settings, an input as output."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from mrecg_onnx.converters.choices import SettingsGroup
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.reads import Reads
+from mrecg_onnx.converters.results import Result
 from mrecg_onnx.converters.text import bounded, did_you_mean
 
 if TYPE_CHECKING:
@@ -22,7 +24,9 @@ R = TypeVar("R")
 
 
 def takes(**kinds: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A decorator that says where an argument belongs which the function does not have.
+    """A decorator that says where an argument belongs which the function does not have, and sees to it that inputs stay.
+
+    An argument ``output`` may be no file that another one names, and a result knows these: it is not saved over one either.
 
     Args:
         kinds: dataclasses by the parameters that take one, or by the field of the settings that does. What is given to a
@@ -39,7 +43,13 @@ def takes(**kinds: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
             for name, kind in kinds.items():
                 if issubclass(kind, SettingsGroup):
                     _check_settings(function.__name__, parameters, name, kind, given.get(name))
-            return function(*args, **kwargs)
+            reads, output = Reads.of(given), given.get("output")
+            if isinstance(output, str | os.PathLike):
+                reads.check(output, "--output")
+            made = function(*args, **kwargs)
+            if isinstance(made, Result):
+                object.__setattr__(made, "reads", reads)  # results are frozen, and this is no finding
+            return made
 
         return checked
 

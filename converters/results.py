@@ -8,10 +8,11 @@ import pkgutil
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mrecg_onnx.converters.errors import ExportError
 from mrecg_onnx.converters.files import followed, write_whole
+from mrecg_onnx.converters.reads import Reads
 
 __all__ = ["Pictured", "Result", "json_text", "write_text"]
 
@@ -20,7 +21,13 @@ _PAGES = "mrecg_onnx.reporting:report"
 
 
 class Result:
-    """What a call found."""
+    """What a call found.
+
+    Attributes:
+        reads: what the call read, which :meth:`save` does not write over; empty where something else made it.
+    """
+
+    reads: ClassVar[Reads] = Reads()
 
     def __repr__(self) -> str:
         """The first line of what ``print`` shows; models and figures have too many."""
@@ -41,8 +48,10 @@ class Result:
             The path.
 
         Raises:
+            SettingsError: what the call read is there.
             ExportError: it cannot be written.
         """
+        self.reads.check(path)
         return write_text(json_text(self.to_json()) + "\n", path)
 
 
@@ -60,7 +69,7 @@ class Pictured(Result):
             The path.
 
         Raises:
-            SettingsError: jinja2 or matplotlib is missing.
+            SettingsError: jinja2 or matplotlib is missing, or what is read is there.
             ExportError: it cannot be written.
             MrecgError: models or data cannot be read again.
         """

@@ -114,7 +114,7 @@ def convert(
 
     Raises:
         SettingsError: ``container`` or ``target`` is unknown or excludes what the file has, ``batch`` is below 1, or ``output``
-            is the model itself.
+            is what is read.
         ModelError: ``model`` cannot be read or was not written by :func:`mrecg_onnx.quantize`, is for another target, or has
             another fixed batch than ``batch``, or none.
         ExportError: the result cannot be written, or the runtime refuses it.
@@ -138,8 +138,6 @@ def convert(
             f"target {rules.name} has no container '{wanted}': choose one of {', '.join(rules.containers)}"
         )
     if output is not None:
-        if isinstance(model, str | Path) and Path(output).resolve() == Path(model).resolve():
-            raise SettingsError(f"--output {output} is the model itself: choose another file")
         check_writable(output)
     plain = source
     with as_written(where):

@@ -126,8 +126,10 @@ class QuantizationResult(Pictured):
             The path.
 
         Raises:
+            SettingsError: what the call read is there: the float model, its tensors, images, labels.
             ExportError: it cannot be written.
         """
+        self.reads.check(path)
         save_model(self.model, path)
         return Path(path)
 

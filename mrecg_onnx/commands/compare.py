@@ -149,7 +149,7 @@ def compare_command(
             from mrecg_onnx.reporting import report_comparison, require_packages
 
             require_packages()
-        check_writes({"--json": json_file, "--report": report_file}, [model], "the model itself")
+        check_writes({"--json": json_file, "--report": report_file}, [model])
 
         with cells(settings.iters) as report:
             try:

@@ -96,7 +96,7 @@ def convert_command(
     with guarded(debug=debug, writes=[path for path in (out, json_file) if path]):
         if json_file is not None and json_file.resolve() == out.resolve():
             raise SettingsError(f"--json {json_file} is an output file: choose another file")
-        check_writes({"--output": out, "--json": json_file}, [quantized], "the model itself")
+        check_writes({"--output": out, "--json": json_file}, [quantized])
         check_new(out)
         with loading():
             from mrecg_onnx.conversion import convert

@@ -83,7 +83,7 @@ def inspect_command(
         with loading():
             from mrecg_onnx.inspecting import Inspection, inspect, inspect_result, is_result
 
-        check_writes({"--json": json_file}, [model], "the model itself")
+        check_writes({"--json": json_file}, [model])
         if is_result(model):
             for name in (n for n in given_beside(ctx) if n in {"calib", *options}):
                 warn(f"--{name.replace('_', '-')} has no effect: {model} is quantized already")

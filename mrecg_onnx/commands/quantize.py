@@ -235,7 +235,6 @@ def _check_paths(
             "the file of options": None if anew else config,
         },
         [model],
-        "the model itself",
     )
     for path in filter(None, (out, config) if new else ()):
         check_new(path)

@@ -105,7 +105,7 @@ def sensitivity_command(
         metric = metric_from(options)
         if labels is not None and data is None:
             raise SettingsError("--labels are for --data: give the images, too")
-        check_writes({"--json": json_file, "--report": report_file}, [model], "the model itself")
+        check_writes({"--json": json_file, "--report": report_file}, [model])
         if report_file is not None:
             from mrecg_onnx.reporting import report_ranking, require_packages
 

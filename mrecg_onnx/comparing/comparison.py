@@ -26,6 +26,7 @@ from mrecg_onnx.comparing.tables import csv_text, markdown
 from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.errors import ExportError, SettingsError
 from mrecg_onnx.converters.files import write_all_whole
+from mrecg_onnx.converters.reads import Reads
 from mrecg_onnx.data import Preprocess
 from mrecg_onnx.machine import locked, world_size
 from mrecg_onnx.measures import AnyMetric, Metric, mcnemar_p, metric_of
@@ -95,7 +96,8 @@ def compare(
         All cells; one that failed says why, and the others are not touched by it.
 
     Raises:
-        SettingsError: a method or width does not exist, a list is empty, or the folder holds another comparison or foreign files.
+        SettingsError: a method or width does not exist, a list is empty, or the folder holds another comparison, foreign files,
+            or what is read where something would be written.
         ModelError: the float model cannot be opened.
         DataError: the data cannot be read, or another call uses the folder.
         ExportError: the folder cannot be written.
@@ -122,9 +124,12 @@ def compare(
     inputs.latency = {"batch": latency_batch, "repeats": repeats, "sittings": SITTINGS, "threads": settings.threads}
     base = base_method or chosen[0]
     pairs = [(method, width) for width in widths for method in chosen]
+    writes = [*(path(*pair) for pair in pairs for path in (inputs.output, inputs.record)), *_tables(inputs)]
+    reads = Reads.of({"model": model, "calib": calib, "data": data, "labels": labels, "settings": settings})
+    for path in writes:
+        reads.check(path, f"--output {output}:")
     if not force:
-        made = [path(*pair) for pair in pairs for path in (inputs.output, inputs.record)]
-        inputs.require_own([*made, *_tables(inputs)])
+        inputs.require_own(writes)
     inputs.claim_folder()
     cells: list[Cell] = []
     with locked(inputs.cells, str(output)):

@@ -2,7 +2,7 @@ from .dataset import Dataset, check_lost
 from .folders import ARRAY_SUFFIXES, IMAGE_SUFFIXES, find_files
 from .frozen import Frozen, freeze
 from .inputs import InputSpec
-from .label_files import labels_path, require_labels
+from .label_files import require_labels
 from .labels import NO_LABELS, check_classes
 from .opening import ZEROQ, holds_images, open_arrays, open_calibration, open_validation, require_values
 from .preprocess import (
@@ -53,7 +53,6 @@ __all__ = [
     "freeze",
     "given",
     "holds_images",
-    "labels_path",
     "open_arrays",
     "open_calibration",
     "open_validation",

@@ -8,15 +8,12 @@ from pathlib import Path
 
 from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.converters.files import irregular, no_such
+from mrecg_onnx.converters.reads import ARRAY_SUFFIXES, IMAGE_SUFFIXES
 from mrecg_onnx.converters.text import first_of
 
 __all__ = ["ARRAY_SUFFIXES", "IMAGE_SUFFIXES", "find_files"]
 
 logger = logging.getLogger(__name__)
-
-#: Decoded by Pillow.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-ARRAY_SUFFIXES = (".npy", ".npz")
 
 
 def find_files(path: Path, *, say: bool = True) -> tuple[Path, list[Path]]:

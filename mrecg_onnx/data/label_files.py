@@ -17,7 +17,7 @@ from mrecg_onnx.data.labels import labels_for
 from mrecg_onnx.data.mask_names import folder_and_ending, names_masks
 from mrecg_onnx.data.masks import Masks
 
-__all__ = ["LabelFile", "labels_path", "read_labels", "require_labels"]
+__all__ = ["LabelFile", "read_labels", "require_labels"]
 
 #: Class indices [N], or other targets, one for each file; None where nothing tells.
 Read: TypeAlias = "NDArray[np.int64] | Targets | None"
@@ -39,7 +39,7 @@ LABEL_FILES: Sequence[LabelFile] = (
 )
 
 
-def labels_path(path: Path) -> Path:
+def _labels_path(path: Path) -> Path:
     """The file or the folder that a path of labels names, without what is said behind it."""
     return folder_and_ending(without_order(path))[0]
 
@@ -50,7 +50,7 @@ def require_labels(path: Path) -> None:
     Raises:
         DataError: nothing is there, or what is no file.
     """
-    file = labels_path(path)
+    file = _labels_path(path)
     do, kind = "give a CSV of file,label, boxes in COCO's JSON, a folder of masks, or .npy for arrays", irregular(file)
     if kind is not None:
         raise DataError(f"labels {path}: is {kind}, no file; {do}")

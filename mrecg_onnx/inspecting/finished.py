@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from mrecg_onnx.converters import load_model
+from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.converters.load import standard_opset
 from mrecg_onnx.converters.made import Made, model_of
@@ -155,6 +156,7 @@ def is_result(model: onnx.ModelProto | str | Path) -> bool:
     return any(entry.key == VERSION_KEY for entry in found.metadata_props)
 
 
+@takes()
 def inspect_result(model: onnx.ModelProto | str | Path | Made) -> FinishedFile:
     """Read what a finished file, or what :func:`mrecg_onnx.quantize` returned, says of itself; nothing is run.
 

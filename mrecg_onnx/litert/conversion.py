@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from mrecg_onnx.converters import check_writable, load_model
+from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
 from mrecg_onnx.converters.files import followed, write_whole
 from mrecg_onnx.converters.made import Made, model_of
@@ -70,6 +71,7 @@ class LiteRTFile:
         }
 
 
+@takes()
 def to_litert(
     model: onnx.ModelProto | str | Path | Made,
     container: str = "int8",
@@ -91,7 +93,7 @@ def to_litert(
         The flatbuffer, opened by LiteRT.
 
     Raises:
-        SettingsError: ai-edge-litert is not installed, or there is no such ``container``.
+        SettingsError: ai-edge-litert is not installed, there is no such ``container``, or ``output`` is what is read.
         ModelError: ``model`` cannot be read, was not written by :func:`mrecg_onnx.quantize`, or is for another target.
         ExportError: an operator has no form there, ``output`` cannot be written, or LiteRT refuses the file.
     """

@@ -737,7 +737,7 @@ def test_quant_nodes_are_compared_with_what_is_read_back_from_them(
 def test_the_command_refuses_in_one_line(here: Path) -> None:
     fails("runtimes", "nothing.onnx", code=2, says=("nothing.onnx: no such file",))
     fails("runtimes", "model.onnx", "--only", "abacus", code=2, says=("runtime 'abacus' is unknown",))
-    fails("runtimes", "model.onnx", "--json", "model.onnx", code=2, says=("is one of the models",))
+    fails("runtimes", "model.onnx", "--json", "model.onnx", code=2, says=("is the model itself",))
     for timeout, must in (("0.1", "1 or more"), ("nan", "a finite number"), ("inf", "a finite number")):
         fails(
             "runtimes", "model.onnx", "--timeout", timeout, code=2, says=(f"timeout is {timeout}: it must be {must}",)

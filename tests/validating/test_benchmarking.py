@@ -122,7 +122,7 @@ def test_the_command_refuses_in_one_line(here: Path, monkeypatch: pytest.MonkeyP
     fails("benchmark", "fp32.onnx", "--batch", "0", code=2, says=("batch is 0",))
     fails("benchmark", "fp32.onnx", "--runs", "0", code=2, says=("runs is 0",))
     fails("benchmark", "fp32.onnx", "fp32.onnx", code=2, says=("twice",))
-    fails("benchmark", "fp32.onnx", "--json", "fp32.onnx", code=2, says=("is one of the models",))
+    fails("benchmark", "fp32.onnx", "--json", "fp32.onnx", code=2, says=("is the model itself",))
     fails("benchmark", "nothing.onnx", code=2, says=("nothing.onnx",))
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     fails(
