@@ -1,5 +1,5 @@
 from .dataset import Dataset, check_lost
-from .folders import ARRAY_SUFFIXES, IMAGE_SUFFIXES, find_files
+from .folders import find_files
 from .frozen import Frozen, freeze
 from .inputs import InputSpec
 from .label_files import require_labels
@@ -20,11 +20,9 @@ from .settings import RANGE_IMAGES, SAMPLES, DataSettings
 from .sources import Data, Given, Labels, Samples, Source, given
 
 __all__ = [
-    "ARRAY_SUFFIXES",
     "COLORS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
-    "IMAGE_SUFFIXES",
     "INTERPOLATIONS",
     "LAYOUTS",
     "NO_LABELS",
