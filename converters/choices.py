@@ -49,7 +49,8 @@ class OneOf:
         """
         if value not in self.words:
             hint = did_you_mean(value, self.words)
-            raise SettingsError(f"{name} is '{value}': choose one of {', '.join(self.words)}{hint}")
+            shown = f"'{value}'" if isinstance(value, str) else bounded(repr(value), 80)
+            raise SettingsError(f"{name} is {shown}: choose one of {', '.join(self.words)}{hint}")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.text import did_you_mean
 from mrecg_onnx.data import IMAGENET_MEAN, IMAGENET_STD, RANGE_IMAGES, SAMPLES, UNIT_SCALE, Preprocess, PreprocessField
 from mrecg_onnx.finishing import FinishSettings
+from mrecg_onnx.machine import parse_byte_size
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.planning import BudgetSettings, PlanSettings
 from mrecg_onnx.quantizers import RangeSettings
@@ -79,6 +80,9 @@ def _taking_presets(settings: _Class) -> _Class:
             if PRESETS[preset].keys() <= given.keys():  # as dataclasses.replace does it
                 raise SettingsError(f"preset '{preset}' changes nothing: all of its fields are given beside it")
             given = {**PRESETS[preset], **given}
+        for name in ("memory", "size_budget"):
+            if isinstance(given.get(name), str):  # as the command line has them: 2GB
+                given[name] = parse_byte_size(f"--{name.replace('_', '-')}", given[name])
         fields = [field.name for field in dataclasses.fields(settings)]
         for name in given.keys() - set(fields):
             raise TypeError(f"Settings has no '{name}': {_belongs(name, [*fields, 'preset'])}")

@@ -157,9 +157,12 @@ def test_a_group_refuses_alone_what_all_refuse_together(group, given, says):
         ({"xyz": 4}, TypeError, "Settings has no 'xyz'"),
         ({"method": "breqc"}, SettingsError, "mrecg; did you mean 'brecq'?"),
         ({"scheme": "lost"}, SettingsError, "JSON file; did you mean 'loss'?"),
-        ({"bits": 4}, SettingsError, "bits is 4: it takes rules for single layers"),
-        ({"bits": "conv1=W8"}, SettingsError, "bits is 'conv1=W8': it takes rules for single layers"),
-        ({"exclude": "conv1"}, SettingsError, "exclude is 'conv1': it takes regular expressions, ('conv1',)"),
+        ({"bits": 4}, SettingsError, "bits is 4: it takes widths of single layers, bits='conv1=W8A8' or a list"),
+        ({"bits": "W8A8"}, SettingsError, "'W8A8': expected REGEX=W4A8, REGEX=W8 or REGEX=A8 (in Python: bits=)"),
+        ({"exclude": [4]}, SettingsError, "exclude is [4]: it takes regular expressions, exclude='conv1' or a list"),
+        ({"range": ["mse"]}, SettingsError, "range is ['mse']: choose one of auto"),
+        ({"preset": 3}, SettingsError, "preset is 3: choose one of fast"),
+        ({"size_budget": "much"}, SettingsError, "expected a size such as 2GB or 1.8MB (in Python: size_budget=)"),
         ({"wbits": "4"}, SettingsError, "wbits is '4': it must be a number"),
         ({"abits": "4"}, SettingsError, "abits is '4': it must be a number"),
         ({"alpha": "1"}, SettingsError, "alpha is '1': it must be a number"),
@@ -169,6 +172,14 @@ def test_what_is_misspelt_or_of_another_type_is_answered_with_what_was_meant(giv
     with pytest.raises(kind) as error:
         Settings(**given)
     assert says in str(error.value)
+
+
+def test_words_of_the_command_line_are_taken():
+    rule = BitRule("head", 8, 8)
+    for words in ("head=W8A8", ["head=W8A8"], (rule,)):
+        assert Settings(bits=words).bits == (rule,)
+    assert Settings(exclude="conv1").exclude == Settings(exclude=["conv1"]).exclude == ("conv1",)
+    assert (Settings(memory="2GB").memory, Settings(size_budget="1.8 MB").size_budget) == (2 * 10**9, 1_800_000)
 
 
 @pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.least_wbits > 2])

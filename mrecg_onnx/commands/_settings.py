@@ -10,8 +10,6 @@ from mrecg_onnx.commands._sections import FIELDS
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.text import quoted
 from mrecg_onnx.data import NO_RESIZE, Preprocess, profile
-from mrecg_onnx.machine import parse_byte_size
-from mrecg_onnx.planning import BitRule
 from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:
@@ -37,14 +35,10 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
         SettingsError: a value is out of range.
     """
     given = {name: value for name, value in options.items() if name in FIELDS}
-    if given.get("memory") is not None:
-        given["memory"] = parse_byte_size("--memory", given["memory"])
-    if given.get("size_budget") is not None:
-        given["size_budget"] = parse_byte_size("--size-budget", given["size_budget"])
     return Settings(
         **given,
-        exclude=tuple(options["exclude"]),
-        bits=tuple(BitRule.parse(text) for text in options["bits"]),
+        exclude=options["exclude"],
+        bits=options["bits"],
         preprocess=preprocess_from(options, _beside) or _beside(),
     )
 

@@ -56,8 +56,8 @@ def compare(
     data: Data,
     output: str | Path,
     *,
-    methods: Sequence[str],
-    bits: Sequence[str | Widths],
+    methods: str | Sequence[str],
+    bits: str | Widths | Sequence[str | Widths],
     settings: Settings | None = None,
     base_method: str | None = None,
     labels: Labels | None = None,
@@ -78,8 +78,8 @@ def compare(
         data: validation data as for :func:`mrecg_onnx.validate`; without labels agreement and noise are compared.
         output: the folder where quantized files, cells and the table go; made where it does not exist. The same call goes on with
             what it finds there, more methods and widths may be added by and by; the table holds those of the last call.
-        methods: names of :data:`mrecg_onnx.methods.METHODS`.
-        bits: widths, such as ``W4A4``.
+        methods: names of :data:`mrecg_onnx.methods.METHODS`, one or several.
+        bits: widths, such as ``W4A4``, likewise.
         settings: everything else, the same for all cells.
         base_method: McNemar's test compares the others with it; the first of ``methods`` by default.
         labels: labels of ``data``, as for :func:`mrecg_onnx.validate`.
@@ -145,8 +145,8 @@ def compare(
         return _write_table(inputs, base, cells, plot=True)
 
 
-def _methods(methods: Sequence[str], base_method: str | None) -> list[str]:
-    chosen = list(dict.fromkeys(methods))
+def _methods(methods: str | Sequence[str], base_method: str | None) -> list[str]:
+    chosen = list(dict.fromkeys([methods] if isinstance(methods, str) else methods))
     if not chosen:
         raise SettingsError(f"methods: none is given; choose among {', '.join(METHODS)}")
     unknown = [name for name in [*chosen, *([base_method] if base_method else [])] if name not in METHODS]
@@ -157,8 +157,9 @@ def _methods(methods: Sequence[str], base_method: str | None) -> list[str]:
     return chosen
 
 
-def _widths(bits: Sequence[str | Widths]) -> list[Widths]:
-    widths = list(dict.fromkeys(w if isinstance(w, Widths) else Widths.parse(w) for w in bits))
+def _widths(bits: str | Widths | Sequence[str | Widths]) -> list[Widths]:
+    several = [bits] if isinstance(bits, str | Widths) else bits
+    widths = list(dict.fromkeys(w if isinstance(w, Widths) else Widths.parse(w) for w in several))
     if not widths:
         raise SettingsError("bits: no widths are given; W4A4, for example")
     return widths

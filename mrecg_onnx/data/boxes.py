@@ -36,8 +36,8 @@ SUFFIX = ".json"
 ORDER = ":order"
 #: Bytes of a file at most; the training annotations of COCO 2017 take 470 million.
 MOST = 512 * 10**6
-#: Memory that reading takes, in sizes of the file.
-_TIMES = 4
+#: Memory that reading takes, in sizes of the file: 6.3 were measured with 400,000 annotations.
+_TIMES = 7
 #: Largest coordinate and id.
 _FAR, _MOST_ID = 1e7, 2**31 - 1
 _READ = frozenset({

@@ -242,7 +242,8 @@ def targets_of(target: Any, count: int, what: str, *, batch: bool, whole: bool =
         if whole:
             given = len(target) if several else 1
             raise DataError(
-                f"{what} has {count} sample{'s' * (count != 1)} and {given} label{'s' * (given != 1)}: give one for each"
+                f"{what} has {count} sample{'s' * (count != 1)} and {given} label{'s' * (given != 1)}: give one for each, as "
+                "(inputs, labels), a list of pairs (input, label), or labels="
             )
         there = f"{len(target)} targets" if several else "one target"
         raise DataError(f"{what} and those after it are a batch of {count} with {there}: give one for each")

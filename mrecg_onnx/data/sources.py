@@ -295,16 +295,31 @@ def _torch_stream(source: object) -> bool:
 
 
 def _is_pair_of_arrays(source: object) -> bool:
-    """Whether it is (inputs, targets) of all samples: two arrays of as many rows, the second one of another shape or flat."""
+    """Whether it is (inputs, targets) of all samples: two arrays of as many rows, the second one of another shape or flat.
+
+    Labels are that too where there are more or fewer of them than inputs: whoever reads them says so.
+    """
     if not isinstance(source, tuple) or len(source) != 2:
         return False
     inputs, targets = source
     if isinstance(inputs, Mapping):
         inputs = next(iter(inputs.values()), None)
-    if not has_array(inputs) or _length(inputs) is None or _length(inputs) != _length(targets):
+    if not has_array(inputs) or _length(inputs) is None:
         return False
+    if _length(inputs) != _length(targets):
+        return _can_only_be_labels(targets, inputs)
     shapes: list[Any] = [getattr(values, "shape", ()) for values in (inputs, targets)]
     return len(shapes[1]) <= 2 or tuple(shapes[0]) != tuple(shapes[1])
+
+
+def _can_only_be_labels(values: Any, inputs: Any) -> bool:
+    """Whether what stands beside ``inputs`` is no sample and no batch of their network: these have as many axes, or one less."""
+    axes = len(getattr(inputs, "shape", ()))
+    if not has_array(values):
+        return isinstance(values, list | tuple) and len(values) > 0 and all(isinstance(x, int | str) for x in values)
+    fewer = axes - len(getattr(values, "shape", ()))
+    kinds = [str(getattr(one, "dtype", "")).rpartition(".")[2][:3] for one in (inputs, values)]
+    return fewer > 1 or (fewer == 1 and kinds[0] in _FLOATS and kinds[1] in _WHOLE)
 
 
 def _of_pair(source: Any) -> Given:
@@ -359,6 +374,10 @@ def _of_iterable(source: Iterable[Any]) -> Given:
 def _of_function(source: Callable[[], Iterable[Any]]) -> Given:
     name = getattr(source, "__name__", type(source).__name__)
     return Stream(f"the function {name}", lambda: iter(source()), again=True)
+
+
+#: Beginnings of the names of types, NumPy's and torch's.
+_FLOATS, _WHOLE = ("flo", "bfl"), ("int", "uin", "boo")
 
 
 class Kind(NamedTuple):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Accumulating", "Metric", "Scorer"]
 
 Array: TypeAlias = npt.NDArray[Any]
+_LAMBDA = "<lambda>"
 
 
 @runtime_checkable
@@ -95,6 +96,15 @@ class Metric:
         return {"name": self.name, "lower_is_better": bool(self.lower_is_better), "percent": self.percent}
 
     @property
+    def called(self) -> str:
+        """How messages call it: a lambda has no name, but a place."""
+        score = _unwrapped(self.score)
+        code = getattr(score, "__code__", None)
+        if code is None or score.__name__ != _LAMBDA or self.name != _name_of(score):
+            return f"metric {self.name}"
+        return f"metric {_LAMBDA} ({Path(code.co_filename).name}:{code.co_firstlineno})"
+
+    @property
     def unit(self) -> str:
         """What a drop is counted in."""
         return f"points of {self.name}" if self.percent else self.name
@@ -118,11 +128,16 @@ class Metric:
         return points(change) if self.percent else plain_zero(change, "+.3g")
 
 
-def _name_of(score: object) -> str:
+def _unwrapped(score: Any) -> Any:
     while isinstance(score, functools.partial):
         score = score.func
+    return score
+
+
+def _name_of(score: object) -> str:
+    score = _unwrapped(score)
     name = getattr(score, "__name__", None) or type(score).__name__
-    return "metric" if name == "<lambda>" else str(name)
+    return "metric" if name == _LAMBDA else str(name)
 
 
 class Scorer:
@@ -146,7 +161,7 @@ class Scorer:
             if callable(getattr(self._state, "reset", None)):
                 self._asked(self._state.reset)
         if isinstance(score, type) and not _accumulates(self._state):
-            raise MetricError(f"metric {metric.name}: its objects have no update(outputs, targets) and compute()")
+            raise MetricError(f"{metric.called}: its objects have no update(outputs, targets) and compute()")
         self._held = held or self._state is None
         self._parts: list[tuple[npt.NDArray[np.int64], Any, list[Any] | None]] = []
         self._without_targets = False
@@ -167,7 +182,7 @@ class Scorer:
         self._without_targets = targets is None
         if targets is None and self.metric.needs_targets:
             raise DataError(
-                f"metric {self.metric.name} holds outputs against targets, and the data have none: give labels, or pairs "
+                f"{self.metric.called} holds outputs against targets, and the data have none: give labels, or pairs "
                 "(inputs, target)"
             )
         if not self._held:
@@ -182,7 +197,7 @@ class Scorer:
         free = psutil.virtual_memory().available
         if 2 * size > free:  # once as they come, once put together
             raise MetricError(
-                f"metric {self.metric.name} is a function of all outputs, which take {byte_size(size)} for "
+                f"{self.metric.called} is a function of all outputs, which take {byte_size(size)} for "
                 f"{self._total} images ({byte_size(free)} are free): give an object with update() and "
                 "compute(), or fewer images"
             )
@@ -240,10 +255,10 @@ class Scorer:
         except Exception as error:
             hint = "; the data have no targets" if self._without_targets else ""
             said = f"{type(error).__name__}: {first_line(error)}{_where(error)}{hint}"
-            raise MetricError(f"metric {self.metric.name} fails on {self.model}: {said}") from error
+            raise MetricError(f"{self.metric.called} fails on {self.model}: {said}") from error
 
     def _number(self, value: Any) -> float:
-        metric, said = self.metric, f"metric {self.metric.name} of {self.model}"
+        metric, said = self.metric, f"{self.metric.called} of {self.model}"
         if isinstance(value, Mapping):
             if metric.key is None or metric.key not in value:
                 names = ", ".join(str(name) for name in list(value)[:8])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from mrecg_onnx.converters.choices import AtLeast, Between, OneOf, SettingsGroup, require_number
 from mrecg_onnx.converters.errors import SettingsError, first_line
@@ -45,6 +45,13 @@ class BitRule:
         return cls(pattern, w, a)
 
 
+def _several(value: object, kind: type) -> tuple[Any, ...] | None:
+    """One or several of ``kind``, or words for them, as a tuple; None where it is something else."""
+    several = (value,) if isinstance(value, str | kind) else value
+    fits = isinstance(several, tuple | list) and all(isinstance(one, str | kind) for one in several)
+    return tuple(several) if fits and isinstance(several, tuple | list) else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class BitSettings(TargetSettings):
     """Widths, within what the target takes.
@@ -53,9 +60,9 @@ class BitSettings(TargetSettings):
         wbits: weight width, 2..8.
         abits: activation width, 2..8, 16 where the target has it, or 32 to leave activations in float.
         first_last_bits: width of the first and the last weighted layers and of their inputs.
-        exclude: regular expressions; matching nodes stay in float. One that matches no name of a node is looked for among the
-            modules that torch wrote beside them.
-        bits: widths of single layers.
+        exclude: a regular expression, or several; matching nodes stay in float. One that matches no name of a node is looked
+            for among the modules that torch wrote beside them.
+        bits: widths of single layers: rules, or the command line's words for them, ``"head=W8A8"``; one or several.
         residual: "wide": tensors that low-bit layers share with additions keep 8 bits, the layers read a copy of their
             own width; "shared": one quantizer of the layers' width for all, as in the papers.
         protect: number of activation tensors raised to 8 bits, the most sensitive first.
@@ -81,15 +88,19 @@ class BitSettings(TargetSettings):
     def check(self) -> None:
         """Widths exist and the target takes them; patterns are regular expressions."""
         super().check()
-        if not isinstance(self.bits, tuple | list) or not all(isinstance(rule, BitRule) for rule in self.bits):
+        bits, exclude = _several(self.bits, BitRule), _several(self.exclude, str)
+        if bits is None:
             raise SettingsError(
-                f"bits is {bounded(repr(self.bits), 80)}: it takes rules for single layers, (BitRule.parse('conv1=W8A8'),); "
+                f"bits is {bounded(repr(self.bits), 80)}: it takes widths of single layers, bits='conv1=W8A8' or a list of such; "
                 "widths of all layers are wbits and abits"
             )
-        if not isinstance(self.exclude, tuple | list) or not all(isinstance(text, str) for text in self.exclude):
+        if exclude is None:
             raise SettingsError(
-                f"exclude is {bounded(repr(self.exclude), 80)}: it takes regular expressions, ('conv1',)"
+                f"exclude is {bounded(repr(self.exclude), 80)}: it takes regular expressions, exclude='conv1' or a list of such"
             )
+        rules_given = tuple(BitRule.parse(rule) if isinstance(rule, str) else rule for rule in bits)
+        object.__setattr__(self, "bits", rules_given)
+        object.__setattr__(self, "exclude", exclude)
         require_number("abits", self.abits)
         if self.abits not in {WIDE_BITS, FLOAT_BITS} and not 2 <= self.abits <= 8:
             raise SettingsError(

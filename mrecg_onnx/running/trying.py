@@ -173,7 +173,7 @@ def _tried_everywhere(
     size = batch or fixed or 1
     feeds, items = _fed(data, specs, size, samples, path)
     written, reference = _as_written(read_back(proto) or path, feeds, items)
-    places = find_places(rows, [sys.executable, *map(str, python)])
+    places = find_places(rows, [sys.executable, *map(str, [python] if isinstance(python, str | Path) else python)])
     task = _Task(
         path.absolute(), float_path.absolute() if float_path else None, proto, feeds, items, written, size, fixed is None,
         threads, runs, timeout, memory or psutil.virtual_memory().available // 2,
@@ -199,6 +199,7 @@ def _tried_everywhere(
 
 
 def _chosen(only: Sequence[str]) -> list[Runtime]:
+    only = [only] if isinstance(only, str) else only
     for name in only:
         if name not in RUNTIMES:
             raise SettingsError(f"runtime '{name}' is unknown: choose of {', '.join(RUNTIMES)}")

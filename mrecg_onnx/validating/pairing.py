@@ -30,6 +30,7 @@ def chosen_outputs(session: ort.InferenceSession, wanted: Sequence[str] | None, 
     names = [node.name for node in session.get_outputs()]
     if wanted is None:
         return tuple(names)
+    wanted = [wanted] if isinstance(wanted, str) else wanted
     if not wanted:
         raise SettingsError(f"no output is named: {where} has {', '.join(names)}")
     for name in wanted:

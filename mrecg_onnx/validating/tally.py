@@ -21,6 +21,8 @@ __all__ = ["Tally"]
 
 Array: TypeAlias = npt.NDArray[Any]
 _GUESSES = 5
+# Targets that tell what all are like.
+_LOOKED_AT = 8
 
 
 @dataclass
@@ -40,6 +42,8 @@ class Tally:
     # Places in the whole data set of those that are not.
     _differing: dict[str, list[npt.NDArray[np.int64]]] = field(default_factory=dict)
     _right: dict[int, list[npt.NDArray[np.bool_]]] = field(default_factory=lambda: {1: [], _GUESSES: []})
+    # The first targets are: None where none were seen.
+    _one_hot: bool | None = None
     _rows: list[Mapping[str, Array]] = field(default_factory=list)
     _row_count: int = 0
 
@@ -69,6 +73,9 @@ class Tally:
             self._same.setdefault(name, []).append(same)
             self._differing.setdefault(name, []).append((indices if places is None else places)[~same])
         self.images += len(indices)
+        if self.dataset.labels is None and logits and self._one_hot is None:
+            targets = self.dataset.targets_of(indices[:_LOOKED_AT]) or ()
+            self._one_hot = len(targets) > 0 and all(map(_is_one_hot, targets))
         if self.dataset.labels is None or not logits:
             return
         if self.labelled is None:  # the first batch decides
@@ -179,6 +186,8 @@ class Tally:
         """
         if not self.found:
             return ("no output is [N, classes]: there is no accuracy and no agreement",)
+        if top1 is None and self._one_hot:
+            return ("labels are one-hot: agreement only, no accuracy; give class indices, labels.argmax(1)",)
         if self.classes is None:
             choose = ", or choose the scores with --outputs NAME" if len(self.outputs) > 1 else ""
             shapes = " and ".join(f"{name!r} [N, {scores.columns}]" for name, scores in self.found.items())
@@ -190,6 +199,14 @@ class Tally:
         if unasked and top1 is None and self.dataset.targets_of([]) is None:
             return ("no labels: agreement only, no accuracy; give labels (--labels FILE)",)
         return ()
+
+
+def _is_one_hot(target: Any) -> bool:
+    """Whether it is a row of zeros with one 1 among them."""
+    values = np.asarray(target) if hasattr(target, "__array__") or type(target) in (list, tuple) else np.empty(0)
+    if values.ndim != 1 or len(values) < 2 or values.dtype.kind not in "fiub":
+        return False
+    return bool(np.count_nonzero(values) == 1 and values.max() == 1)
 
 
 def _origin(dataset: Dataset, index: int) -> str:

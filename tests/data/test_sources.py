@@ -501,6 +501,15 @@ def test_images_and_arrays_do_not_mix() -> None:
 # --- labels -------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "labels", [Y[:5], Y[:5].tolist(), torch.from_numpy(Y[:5]), np.eye(3, dtype=np.float32)[Y[:5] % 3]]
+)
+def test_labels_of_another_number_are_told_as_labels(labels: Any) -> None:
+    with pytest.raises(DataError, match=r"the pair of arrays has 10 samples and 5 labels: .* pairs \(input, label\)"):
+        validated((X, labels))
+    assert sum(len(rows) for _, rows in validated((X[:6], X[6:])).batches(4)) == N  # two batches
+
+
 @pytest.mark.parametrize("labels", [Y, Y.tolist(), torch.from_numpy(Y), Y[:, None].astype(np.uint8)])
 def test_labels_are_handed_over_beside_the_data(labels: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)

@@ -258,3 +258,11 @@ def test_what_is_kept_of_a_metric_changes_with_its_file(here: Path) -> None:
     assert metric_key(metric_of("mIoU")) == metric_key(metric_of("mIoU"))
     assert metric_key(Metric(Counted())) != metric_key(Metric(Counted()))
     assert metric_key(None) is None
+
+
+def test_a_lambda_is_told_by_its_place() -> None:
+    with pytest.raises(
+        MetricError, match=r"^metric <lambda> \(test_metric\.py:\d+\) fails on the FP32 model: ZeroDivision"
+    ):
+        scored(lambda outputs, targets: 1 / 0)
+    assert Metric(lambda outputs, targets: 1, "mine").called == "metric mine"

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from helpers.architectures import Graph, conv_relu, conv_transpose, two_inputs
 from helpers.classifiers import CLASSES, classifier, outputs, qdq_conv
+from helpers.learned import small
 from helpers.providers import all_on_cpu
 from helpers.stages import feeds
 from onnx import TensorProto, helper, numpy_helper
@@ -166,6 +167,14 @@ def test_labels_can_come_from_a_file(pair, pictures, tmp_path):
     result = validate(*pair, folder, labels=tmp_path / "labels.csv", repeats=0)
     said = outputs(onnx.load(pair[0]), pictures[1]).argmax(1)
     assert result.fp32.top1.value == pytest.approx(np.mean(said == 0))
+
+
+@pytest.mark.parametrize("made", [lambda x, y: (x, y), lambda x, y: list(zip(x, y, strict=True))])
+def test_labels_that_are_one_hot_are_told(made):
+    x, y = feeds(small(), 8)["input"], np.arange(8)
+    found = validate(small(), small(), made(x, np.eye(10, dtype=np.float32)[y]), repeats=0)
+    assert found.fp32.top1 is None
+    assert any("labels are one-hot" in text and "argmax" in text for text in found.warnings)
 
 
 def test_limit_takes_so_many_images(pair, pictures):
