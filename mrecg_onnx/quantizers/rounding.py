@@ -205,6 +205,17 @@ def _round(x: Tensor) -> Tensor:
     return x + (torch.round(x) - x).detach()
 
 
+def _limited(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """``x`` between the limits, whose gradient is 1 at them, too.
+
+    Of a few bits many codes lie at the grid's ends, where torch.clamp's gradient is 1 up to torch 2.13, from 2.14 on 0, or .5
+    where the limits are tensors (findings/torch_clamp_gradient_at_limits.sh).
+    """
+    now = x.detach()
+    within = torch.minimum(torch.maximum(now, lower), upper)
+    return torch.where(now == within, x, within)
+
+
 class StraightRounding:
     """AdaQuant's: weights move freely, rounding is to nearest with a straight-through gradient.
 
@@ -235,7 +246,7 @@ class StraightRounding:
 
     def soft(self, beta: float | Tensor | None = None, regularization: float = 0.0) -> Tensor:  # noqa: ARG002 - nothing to drive
         """Differentiable W~, the weight's shape: the rounded value, as in the file."""
-        return torch.clamp(_round(self._steps()), self._lower, self._upper) * self._scale
+        return _limited(_round(self._steps()), self._lower, self._upper) * self._scale
 
     def hard_codes(self) -> Tensor:
         """Integer codes, float tensor in [qmin, qmax]."""

@@ -102,8 +102,17 @@ def report_quantization(
         said = (_GONE,)
     else:
         specs = specs_of(load_model(fp32), describe(fp32))
-        dataset = open_calibration(calib, specs, settings.preprocess, samples=settings.samples, seed=settings.seed)
-        measured = measure(fp32, file, dataset, names=_names(fp32), threads=settings.threads)
+        try:
+            dataset = open_calibration(calib, specs, settings.preprocess, samples=settings.samples, seed=settings.seed)
+        except DataError as error:
+            if not result.cut:
+                raise
+            # What the part behind the cut alone reads, calibration needs not have had.
+            said = (
+                f"layers and answers were not measured on the calibration data, they are where --data gives all: {error}",
+            )
+        else:
+            measured = measure(fp32, file, dataset, names=_names(fp32), threads=settings.threads)
     made = quantization_page(
         result,
         fp32,

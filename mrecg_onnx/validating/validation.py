@@ -190,10 +190,6 @@ def _validate(
     progress: Report | None,
 ) -> ValidationResult:
     names = describe(fp32, "the FP32 model"), describe(quantized, "the quantized model")
-    if names[0] == names[1]:
-        logger.warning(
-            "%s is compared with itself: give the FP32 model first, and the quantized one behind it", names[0]
-        )
     models = InTurn({"fp32": fp32, "quantized": quantized}, threads, device)
     sessions = models.sessions
     check_source(fp32, sessions, names)
@@ -267,6 +263,8 @@ def _validate(
     doubts = tally.warnings(reports[0].top1, unasked=labels is None) if metric is None or tally.has_accuracy else ()
     said = [*notes, *watch.warnings(images=dataset.preprocess is not None), *doubts, *left]
     said += slower_here(quantized)
+    if names[0] == names[1]:
+        said.append(f"{names[0]} was compared with itself: give the FP32 model first, and the quantized one behind it")
     return ValidationResult(
         images=tally.images,
         skipped=skipped,

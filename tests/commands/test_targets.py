@@ -70,7 +70,7 @@ def test_the_sample_for_every_target_in_every_container(
     rules = load_target(target)
     said = works(*on_sample("--target", target, "-o", "int8.onnx")).stdout
     if rules.runtime == "openvino":
-        assert ("OpenVINO 20" if find_spec("openvino") else "pip install openvino") in said
+        assert ("OpenVINO 20" if find_spec("openvino") else "pip install 'mrecg-onnx[openvino]'") in said
     runs_here = ["int8"]
     for container in (name for name in CONTAINER_NAMES if name != "int8"):
         convert = ("convert", "int8.onnx", "--container", container, "-o", f"{container}.onnx")

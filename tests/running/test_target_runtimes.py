@@ -32,13 +32,15 @@ def test_openvino_opens_the_file_and_runs_it_in_integers() -> None:
 def test_a_runtime_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     opened = open_with(load_target("openvino"), quantized("residual"), None)
-    assert opened.line() == "not opened: OpenVINO is not installed (pip install openvino)"
+    assert opened.line() == "not opened: OpenVINO is not installed (pip install 'mrecg-onnx[openvino]')"
 
 
 def test_a_runtime_that_is_not_installed_is_said_by_the_command(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mrecg_onnx.running.catalogue.importlib.util.find_spec", lambda _name: None)
     said = works(*on_sample("--target", "openvino", "-o", "ov.onnx")).stdout
-    assert "target openvino: not opened: OpenVINO is not installed (pip install openvino)" in " ".join(said.split())
+    assert "target openvino: not opened: OpenVINO is not installed (pip install 'mrecg-onnx[openvino]')" in " ".join(
+        said.split()
+    )
 
 
 def test_openvino_predicts_on_the_sample_what_onnx_runtime_does(

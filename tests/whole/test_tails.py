@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,11 @@ def test_one_value_of_a_setting_of_the_tail_is_that_of_all_images(here: Path) ->
     def count(outputs: Any, targets: Any) -> float:
         return float(sum(len(boxes) for boxes in outputs["found_boxes"]))
 
+    if find_spec("jinja2") and find_spec("matplotlib"):
+        alone = mrecg_onnx.quantize(model, x, mrecg_onnx.Settings(method="nearest", wbits=8, abits=8))
+        said = alone.report("page.html").read_text(encoding="utf-8")
+        assert "layers and answers were not measured on the calibration data" in said
+        assert "give a dict by input name" in said
     for data in ("data.npz", arrays):
         found = result.validate(data, metric=count, repeats=1, layers=True)
         assert (found.images, found.fp32.score, found.quantized.score) == (24, 24, 24)
