@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from mrecg_onnx.data import InputSpec
     from mrecg_onnx.inspecting import FinishedFile
 
-__all__ = ["argument", "given_command", "stored_command"]
+__all__ = ["argument", "given_command", "likewise", "stored_command"]
+
+#: Parameters that say what is measured and where it is written, no choices of a file's.
+_MEASURED = frozenset({"data", "labels", "metric", "lower_is_better", "json_file", "report_file", "debug"})
 
 #: What a drop is counted in where no metric is named: with labels, and without.
 TOP1, AGREEMENT = "top-1", "agreement"
@@ -44,6 +47,20 @@ def given_command(ctx: click.Context) -> str:
         elif source is ParameterSource.COMMANDLINE:
             words += _option(parameter, value)
     return shlex.join(words)
+
+
+def likewise(ctx: click.Context, command: click.Command, more: Sequence[tuple[str, str]]) -> str:
+    """``command`` with what was given to that of ``ctx`` and makes a file what it is, and ``more`` options."""
+    words = ["mrecg-onnx", command.name or ""]
+    known = {parameter.name for parameter in command.params} - _MEASURED
+    for parameter in ctx.command.params:
+        name = parameter.name or ""
+        source = ctx.get_parameter_source(name)
+        if isinstance(parameter, click.Argument):
+            words.append(argument(ctx.params[name]))
+        elif name in known and source in {ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP}:
+            words += _option(parameter, ctx.params[name])
+    return shlex.join([*words, *(word for option in more for word in option)])
 
 
 def argument(path: Any) -> str:

@@ -39,6 +39,7 @@ from mrecg_onnx.commands._unused import unused_options
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.results import write_text
 from mrecg_onnx.machine import is_first
+from mrecg_onnx.measures import named_detections
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
     from mrecg_onnx.settings import Settings
 
 __all__ = ["quantize_command"]
+
+#: What stands for data of the user's.
+_ARRAYS = "ARRAYS.npz"
 
 
 @click.command("quantize", cls=Command)
@@ -183,9 +187,14 @@ def _validated_on(ctx: click.Context, result: QuantizationResult) -> list[str]:
     """Options of ``validate`` for data like those of this run: the same, or what stands for them."""
     given = {name: ctx.params.get(name) for name in ("data", "labels", "metric")}
     if given["data"] is None:
-        given["data"] = "LABELLED_IMAGES/" if used_images(result) or result.origin is not None else "ARRAYS.npz"
+        given["data"] = "LABELLED_IMAGES/" if used_images(result) or result.origin is not None else _ARRAYS
         if result.verification.agreement_float is None:  # no classes: what it is worth says a metric
-            given["metric"] = given["metric"] or "MODULE:FUNCTION"
+            detector = named_detections(output.name for output in result.model.graph.output)
+            if (
+                given["metric"] is None and detector and given["data"] != _ARRAYS
+            ):  # arrays have their targets beside them
+                given["labels"] = given["labels"] or "BOXES.json"
+            given["metric"] = given["metric"] or ("mAP" if detector else "MODULE:FUNCTION")
     words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
     return [*words, "--lower-is-better"] if ctx.params.get("lower_is_better") else words
 

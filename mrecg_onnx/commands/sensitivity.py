@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import cloup
 
-from mrecg_onnx.commands._console import VERBOSE, asked, show
+from mrecg_onnx.commands._console import VERBOSE, asked, say, show
 from mrecg_onnx.commands._errors import guarded
 from mrecg_onnx.commands._files import check_writes, write_json
 from mrecg_onnx.commands._loading import loading
@@ -24,10 +24,11 @@ from mrecg_onnx.commands._options import (
     report_option,
 )
 from mrecg_onnx.commands._progress import progress
-from mrecg_onnx.commands._repeat import given_command
+from mrecg_onnx.commands._repeat import given_command, likewise
 from mrecg_onnx.commands._sections import IMAGES, Command
 from mrecg_onnx.commands._settings import metric_from, settings_from
 from mrecg_onnx.commands._tables import grid, rows
+from mrecg_onnx.commands.quantize import quantize_command
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.machine import plain_zero, points
 
@@ -120,6 +121,9 @@ def sensitivity_command(
         if report_file is not None:
             report_ranking(found, report_file, command=given_command(ctx))
         show(*_tables(found, names, top, report_file))
+        if found.helps:
+            say(err=False)
+            say(f"Next, with all that help: {likewise(ctx, quantize_command, found.helpful)}", err=False)
 
 
 def _tables(found: Ranking, names: Names, top: int, page: Path | None = None) -> Iterator[RenderableType]:

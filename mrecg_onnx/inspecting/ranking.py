@@ -19,7 +19,7 @@ from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.results import Pictured
 from mrecg_onnx.data import Data, Labels, Preprocess, Source, check_classes, given, open_validation
-from mrecg_onnx.inspecting.suggesting import possible, suggested, variant
+from mrecg_onnx.inspecting.suggesting import possible, suggested, under, variant
 from mrecg_onnx.machine import Run, full_precision, plain_zero
 from mrecg_onnx.measures import Heads, Metric, Scorer, mcnemar_p, metric_of, output_error, prediction_output, two_axes
 from mrecg_onnx.network import Simulation, forward_batches
@@ -140,6 +140,7 @@ class Ranking(Pictured):
         metric: what suggestions are measured by; None for top-1, or agreement.
         targets: the images have what a metric holds outputs against; False without a metric.
         available: images that there were to choose from; None where nobody knows.
+        helpful: options and values of the suggestions that help alone, all of which :attr:`together` has.
         source: the float model, as it was given; not in :meth:`to_json`.
     """
 
@@ -155,12 +156,18 @@ class Ranking(Pictured):
     metric: Metric | None = None
     targets: bool = False
     available: int | None = None
+    helpful: tuple[tuple[str, str], ...] = ()
     source: onnx.ModelProto | str | Path | None = field(default=None, repr=False, compare=False)
 
     @property
     def helps(self) -> bool:
         """Suggestions that help alone help together, too; where they do not, what they bring may be the noise of few images."""
         return self.together is not None and self.together.worth > self.quality.worth
+
+    @property
+    def all_that_help(self) -> Settings:
+        """:attr:`settings` with every suggestion that helps, for :func:`mrecg_onnx.quantize`; as they are where nothing helps."""
+        return under(self.settings, self.helpful) if self.helps else self.settings
 
     @property
     def nothing_lost(self) -> bool:
@@ -175,6 +182,11 @@ class Ranking(Pictured):
         if len(self.ranked) > SHOWN:
             lines.append(f"and {len(self.ranked) - SHOWN} more")
         lines += [f"{s.option} '{s.value}': {self._worth(s.quality)}" for s in self.suggestions[:SHOWN]]
+        if self.helps and self.together is not None:
+            better = self.all_that_help
+            fields = {"bits": [rule.text for rule in better.bits], "exclude": list(better.exclude)}
+            said = ", ".join(f"{name}={value}" for name, value in fields.items() if value)
+            lines.append(f"all that help: {self._worth(self.together)}: Settings(..., {said}), which is .all_that_help")
         return "\n".join(lines)
 
     def _worth(self, quality: Quality) -> str:
@@ -295,6 +307,7 @@ def sensitivity(
             metric=wanted_metric,
             targets=wanted_metric is not None and judge.targets is not None,
             available=judge.available,
+            helpful=tuple(helpful),
             source=model,
         )
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mrecg_onnx.preparation import Prepared
     from mrecg_onnx.settings import Settings
 
-__all__ = ["possible", "suggested", "variant"]
+__all__ = ["possible", "suggested", "under", "variant"]
 
 #: Most bits that an option gives.
 MOST = 8
@@ -79,23 +79,23 @@ def _left_in_float(ready: Prepared, name: str) -> tuple[str, ...]:
 def possible(ready: Prepared, options: Sequence[tuple[str, str]]) -> Plan | None:
     """The plan under further options; None where they would leave no layer to quantize."""
     try:
-        return make_plan(ready.graph, _under(ready, options))
+        return make_plan(ready.graph, under(ready.settings, options))
     except SettingsError:
         return None
 
 
-def _under(ready: Prepared, options: Sequence[tuple[str, str]]) -> Settings:
+def under(settings: Settings, options: Sequence[tuple[str, str]]) -> Settings:
     """The settings with further options."""
     return dataclasses.replace(
-        ready.settings,
-        bits=(*ready.settings.bits, *(BitRule.parse(v) for o, v in options if o == "--bits")),
-        exclude=(*ready.settings.exclude, *(v for o, v in options if o == "--exclude")),
+        settings,
+        bits=(*settings.bits, *(BitRule.parse(v) for o, v in options if o == "--bits")),
+        exclude=(*settings.exclude, *(v for o, v in options if o == "--exclude")),
     )
 
 
 def variant(ready: Prepared, simulation: Simulation, options: Sequence[tuple[str, str]]) -> Simulation:
     """``simulation`` under further options; what they do not touch keeps its grids and codes."""
-    settings = _under(ready, options)
+    settings = under(ready.settings, options)
     plan = make_plan(ready.graph, settings)
     known = {a.name: a for a in ready.plan.activations}
     changed = [a.name for a in plan.activations if a.name not in known or known[a.name].bits != a.bits]

@@ -1,4 +1,4 @@
-from .detection import mean_average_precision
+from .detection import mean_average_precision, named_detections
 from .metric import Metric, Scorer
 from .metrics import (
     OutputSums,
@@ -38,6 +38,7 @@ __all__ = [
     "mean_average_precision",
     "metric_key",
     "metric_of",
+    "named_detections",
     "output_error",
     "output_sums",
     "prediction_output",

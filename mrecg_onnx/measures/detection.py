@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from mrecg_onnx.converters.errors import DataError, SettingsError
 
-__all__ = ["DetectionMap", "detections_of", "mean_average_precision"]
+__all__ = ["DetectionMap", "detections_of", "mean_average_precision", "named_detections"]
 
 Array = npt.NDArray[Any]
 #: How outputs are called that hold boxes, scores and classes, in lower case; the first that fits counts.
@@ -108,6 +108,17 @@ def _check_classes(outputs: Any, wanted: Sequence[Mapping[str, Array]]) -> None:
 
 def _is_called(name: str, kind: str) -> bool:
     return any(word in name.lower() for word in _NAMES[kind])
+
+
+def named_detections(names: Iterable[str]) -> bool:
+    """Whether outputs of these names are boxes with their scores, as far as names tell."""
+    left = list(names)
+    for kind in ("boxes", "scores"):
+        found = next((name for name in left if _is_called(name, kind)), None)
+        if found is None:
+            return False
+        left.remove(found)
+    return True
 
 
 def detections_of(outputs: Any) -> list[dict[str, Array]]:

@@ -44,6 +44,14 @@ class BitRule:
                 raise SettingsError(f"--bits {quoted(text)}: widths go from 2 to 8 (activations have {WIDE_BITS}, too)")
         return cls(pattern, w, a)
 
+    @property
+    def text(self) -> str:
+        """What :meth:`parse` reads."""
+        widths = "".join(
+            f"{letter}{bits}" for letter, bits in (("W", self.wbits), ("A", self.abits)) if bits is not None
+        )
+        return f"{self.pattern}={widths}"
+
 
 def _several(value: object, kind: type) -> tuple[Any, ...] | None:
     """One or several of ``kind``, or words for them, as a tuple; None where it is something else."""

@@ -11,7 +11,16 @@ import numpy.typing as npt
 from mrecg_onnx.converters.errors import ModelError
 from mrecg_onnx.data import Dataset, check_classes
 from mrecg_onnx.machine import Workers
-from mrecg_onnx.measures import Heads, OutputSums, Scores, add_sums, scores_of, topk_correct, two_axes
+from mrecg_onnx.measures import (
+    Heads,
+    OutputSums,
+    Scores,
+    add_sums,
+    named_detections,
+    scores_of,
+    topk_correct,
+    two_axes,
+)
 from mrecg_onnx.validating.results import Accuracy
 
 if TYPE_CHECKING:
@@ -185,7 +194,8 @@ class Tally:
             unasked: nobody said that there are no labels.
         """
         if not self.found:
-            return ("no output is [N, classes]: there is no accuracy and no agreement",)
+            boxes = "; --metric mAP with --labels BOXES.json counts boxes" if named_detections(self.outputs) else ""
+            return (f"no output is [N, classes]: there is no accuracy and no agreement{boxes}",)
         if top1 is None and self._one_hot:
             return ("labels are one-hot: agreement only, no accuracy; give class indices, labels.argmax(1)",)
         if self.classes is None:

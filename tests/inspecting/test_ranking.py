@@ -149,6 +149,13 @@ def test_suggestions_that_do_not_help_together_are_not_offered_so(found, tmp_pat
         in said
     )
     assert "all that help" in shown(better)
+    rules = [value for option, value in found.helpful if option == "--bits"]
+    assert rules
+    assert [rule.text for rule in better.all_that_help.bits] == rules
+    assert replace(found.settings, bits=rules).bits == better.all_that_help.bits
+    assert str(better).endswith(f"Settings(..., bits={rules}), which is .all_that_help")
+    assert worse.all_that_help == found.settings
+    assert "all that help" not in str(worse)
     worse.report(tmp_path / "page.html")
     assert "Suggestions together" in (tmp_path / "page.html").read_text()
 

@@ -52,6 +52,13 @@ def test_a_detector_is_measured_against_cocos_boxes(here: Path) -> None:
     assert "--labels FILE.json:order" in said
 
 
+def test_of_a_detector_the_next_command_names_what_counts_boxes(here: Path) -> None:
+    said = works("quantize", "d.onnx", *QUANTIZE, "-o", "q.onnx").stdout.splitlines()
+    assert said[-1].endswith("validate d.onnx q.onnx --data LABELLED_IMAGES/ --labels BOXES.json --metric mAP")
+    said = works("validate", "d.onnx", "q.onnx", "--data", "scenes", "--repeats", "0")
+    assert "--metric mAP" in said.stdout + said.stderr
+
+
 @pytest.mark.slow
 def test_masks_count_in_every_command(here: Path) -> None:
     masks = ("--data", "scenes", "--labels", "masks", "--metric", "mIoU")
