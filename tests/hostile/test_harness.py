@@ -71,7 +71,7 @@ BAD = {
     "in the temporary folder": GOOD + "import tempfile; tempfile.mkstemp(); " + END,
     "left the process sleep": GOOD + "import subprocess; subprocess.Popen(['sleep', '60']); " + END,
     "CPU seconds, 0.5 are allowed": GOOD + "import time\nwhile time.process_time() < 0.7: pass\n" + END,
-    "MB beyond the imports": GOOD + "held = b'x' * 2**28; " + END,
+    "MB beyond the imports": GOOD + "held = b'x' * 2**30; " + END,
 }
 
 
