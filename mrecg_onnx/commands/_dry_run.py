@@ -114,4 +114,4 @@ def _units(found: Estimate, names: Names) -> Iterator[RenderableType]:
         for number, unit in enumerate(shown, 1)
     ]
     more = f", the first {len(shown)} (--verbose lists all)" if len(shown) < len(units) else ""
-    yield rows(f"{len(units)} units{more}", ["", "unit", "layers", "bits"], content, left=(1, 3))
+    yield rows(f"{len(units)} units{more}", ["", "unit", "layers", "bits"], content, left=(1, 3), names=(1,))

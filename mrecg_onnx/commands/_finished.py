@@ -67,11 +67,13 @@ def finished_tables(found: FinishedFile) -> Iterator[RenderableType]:
         for layer in found.layers
     ]
     header = ["layer", "op", "weight", "parameters", "W", "A", "runs in"]
-    yield rows(f"{len(found.layers)} weighted layers", header, content, left=(0, 1, 6))
+    yield rows(
+        f"{len(found.layers)} weighted layers", header, content, left=(0, 1, 6), less=("parameters", "weight", "op")
+    )
     tensors = [[names(name), str(bits)] for name, bits in found.activations.items()]
     yield rows(f"{len(found.activations)} activation quantizers", ["tensor", "bits"], tensors)
     joined = [[str(i + 1), ", ".join(map(names, unit))] for i, unit in enumerate(found.units)]
-    yield rows(f"{len(found.units)} reconstruction units", ["", "layers"], joined, left=(1,))
+    yield rows(f"{len(found.units)} reconstruction units", ["", "layers"], joined, left=(1,), names=())
 
 
 def _bits(found: FinishedFile) -> str:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["fitted", "shortened"]
+__all__ = ["LEAST_NAME", "Room", "filled", "fitted", "shortened"]
 
 #: Columns below which what is left of a name says nothing.
 LEAST_NAME = 7
 _BETWEEN = "  "
+#: A name in a table has as many columns, of so many, that the first so many names there differ.
+MOST_NAME, COMPARED = 32, 200
+#: Columns that a name in a table, or text that goes on in a second line, has at least; and that a word there has at most, longer
+#: ones are shortened as names are.
+LEAST_CELL, LONGEST_WORD = 16, 24
 
 
 def shortened(name: str, width: int, mark: str = "…") -> str:
@@ -46,3 +53,97 @@ def fitted(width: int, kept: Sequence[str], name: str = "", extra: Sequence[str]
         if cell_len(line) + len(_BETWEEN) + cell_len(part) <= width:
             line += _BETWEEN + part
     return line
+
+
+def filled(parts: Iterable[str], width: int) -> list[str]:
+    """Lines of ``width`` columns with commas between ``parts``, none of which is broken; one that is wider has its own line."""
+    from rich.cells import cell_len
+
+    lines: list[str] = []
+    for part in parts:
+        if lines and cell_len(lines[-1]) + len(", ,") + cell_len(part) <= width:
+            lines[-1] += f", {part}"
+        else:
+            lines = [*lines[:-1], *(f"{line}," for line in lines[-1:]), part]
+    return lines
+
+
+@dataclass(frozen=True)
+class Room:
+    """How the columns of a table share a width.
+
+    Attributes:
+        header: their headings; they are broken between words alone.
+        content: rows of cells.
+        names: columns whose cells may be shortened in the middle.
+        wraps: columns whose cells may go on in a second line.
+        mark: what stands for what was cut.
+    """
+
+    header: Sequence[str]
+    content: Sequence[Sequence[str]]
+    names: Sequence[int]
+    wraps: Sequence[int]
+    mark: str = "…"
+
+    @cached_property
+    def natural(self) -> list[int]:
+        """What each would take."""
+        from rich.cells import cell_len
+
+        return [max(map(cell_len, (self.header[i], *self._cells(i)))) for i in range(len(self.header))]
+
+    @cached_property
+    def least(self) -> list[int]:
+        """What each needs."""
+        return [min(self.natural[i], max(self._least(i), _longest(self.header[i]))) for i in range(len(self.header))]
+
+    def _cells(self, column: int) -> list[str]:
+        return [row[column] for row in self.content]
+
+    def _least(self, column: int) -> int:
+        from rich.cells import cell_len
+
+        if column in self.names:
+            few = list(dict.fromkeys(self._cells(column)))[:COMPARED]
+            widths = range(LEAST_CELL, MOST_NAME)
+            return next((w for w in widths if len({shortened(name, w) for name in few}) == len(few)), MOST_NAME)
+        if column in self.wraps:
+            return max(LEAST_CELL, min(LONGEST_WORD, max(map(_longest, self._cells(column)))))
+        return max(map(cell_len, self._cells(column)))
+
+    def columns(self, width: int, less: Iterable[str]) -> list[int]:
+        """Those that there is room for when the ones called ``less`` go, one after the other; none where that is not enough."""
+        kept = list(range(len(self.header)))
+        for gone in (None, *less):
+            kept = [i for i in kept if self.header[i] != gone]
+            if sum(self.least[i] for i in kept) + len(_BETWEEN) * (len(kept) - 1) <= width:
+                return kept
+        return []
+
+    def shared(self, columns: Sequence[int], width: int) -> dict[int, int]:
+        """What each of ``columns`` gets: what it needs, and an equal share of what is left until it has all it would take."""
+        given = {i: self.least[i] for i in columns}
+        left = width - sum(given.values()) - len(_BETWEEN) * (len(columns) - 1)
+        while left > 0 and (short := [i for i in columns if given[i] < self.natural[i]]):
+            for i in short[:left]:
+                given[i] += 1
+            left -= len(short[:left])
+        return given
+
+    def cut(self, row: Sequence[str], given: Mapping[int, int]) -> list[str]:
+        """A row whose cells fit into the widths ``given``."""
+        cells = list(row)
+        for i, width in given.items():
+            if i in self.names:
+                cells[i] = shortened(cells[i], width, self.mark)
+            elif i in self.wraps and _longest(cells[i]) > width:
+                cells[i] = " ".join(shortened(word, width, self.mark) for word in cells[i].split())
+        return cells
+
+
+def _longest(text: str) -> int:
+    """The widest word."""
+    from rich.cells import cell_len
+
+    return max(map(cell_len, text.split()), default=0)

@@ -78,7 +78,7 @@ def _short_table(found: RuntimesReport, tried: tuple[Attempt, ...]) -> Renderabl
         for one in tried
     ]
     header = ["runtime", "runs", "agrees", "SQNR", "integer", "time", *(["speed"] if found.against else [])]
-    return rows("", header, content, left=(0, 1))
+    return rows("", header, content, left=(0, 1), names=(), wraps=(0,), less=("integer", "SQNR"))
 
 
 def _agrees(found: RuntimesReport, one: Attempt, of: str = "") -> str:
@@ -188,6 +188,7 @@ def _table(found: RuntimesReport) -> RenderableType:
         [*header, *(["against FP32", "by CPU time"] if found.against else []), ""],
         content,
         left=(0, 1, 2, len(content[0]) - 1),
+        names=(),
     )
 
 

@@ -16,7 +16,7 @@ from mrecg_onnx.targets import load_target
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rich.table import Table
+    from rich.console import RenderableType
 
     from mrecg_onnx.data import Preprocess
     from mrecg_onnx.planning import Plan
@@ -62,7 +62,7 @@ def summary(
     stated: Preprocess | None,
     data: bool,
     page: Path | None = None,
-) -> Table:
+) -> RenderableType:
     """Size, expected loss, what runs in integers, time, and warnings: at most a screen of 24 lines.
 
     ``stated`` is what the user said of preprocessing, ``data`` whether there are images beside those of the calibration.
@@ -154,7 +154,7 @@ def _remedies(settings: Settings) -> str:
     return " or ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
 
 
-def details(result: QuantizationResult, names: Names) -> Table:
+def details(result: QuantizationResult, names: Names) -> RenderableType:
     """All that was decided and measured on the way."""
     images = f"{result.images} calibration images" if used_images(result) else f"{result.images} rows of arrays"
     if result.origin is not None:

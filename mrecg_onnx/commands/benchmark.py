@@ -121,7 +121,8 @@ def _timings(found: Benchmark) -> RenderableType:
         for one in found.timings
     ]
     headings = ["provider", "threads", "batch", "file", "median", "10 to 90 %", "items/s", "against the first"]
-    return rows("", headings, content, left=(0, 3))
+    less = ("10 to 90 %", "items/s", "threads", "provider")
+    return rows("", headings, content, left=(0, 3), names=(3,), wraps=(7,), less=less)
 
 
 def _kernels(files: Sequence[FileReport]) -> RenderableType:

@@ -203,9 +203,10 @@ def _kept(finished: int, folder: Path) -> str:
 
 
 def _summary(result: Comparison, page: Path | None) -> None:
-    from mrecg_onnx.comparing import table
+    from mrecg_onnx.comparing import minor, table
 
     headings, content = table(result)
+    wraps, less = (len(headings) - 1,), minor(result)
     for warning in result.warnings:
         warn(warning)
     pairs = {
@@ -214,4 +215,7 @@ def _summary(result: Comparison, page: Path | None) -> None:
         "written": [str(path) for path in result.written],
         "page": str(page or ""),
     }
-    show(rows(f"{result.model.name}", headings, content, left=(0, 1)), grid(pairs))
+    show(
+        rows(f"{result.model.name}", headings, content, left=(0, 1), wraps=wraps, less=less),
+        grid(pairs),
+    )

@@ -178,7 +178,8 @@ def _layers(plan: Plan, names: Names) -> RenderableType:
         ]
         for layer in plan.layers
     ]
-    return rows(f"{len(plan.layers)} weighted layers", header, content, left=(0, 1, 9))
+    less = ("groups", "stride", "weight", "parameters", "MACs")
+    return rows(f"{len(plan.layers)} weighted layers", header, content, left=(0, 1, 9), wraps=(9,), less=less)
 
 
 def _quantizers(plan: Plan, names: Names) -> RenderableType:
@@ -190,7 +191,10 @@ def _quantizers(plan: Plan, names: Names) -> RenderableType:
         shared = ", ".join(quantizer.members[1:])
         content.append([names(quantizer.name), str(quantizer.bits), absorbs, shared])
     title = f"{len(plan.activations)} activation quantizers"
-    return rows(title, ["tensor", "bits", "absorbs", "shares its scale with"], content, left=(0, 2, 3))
+    less = ("shares its scale with", "absorbs")
+    return rows(
+        title, ["tensor", "bits", "absorbs", "shares its scale with"], content, left=(0, 2, 3), names=(0, 3), less=less
+    )
 
 
 def _units(found: Inspection, names: Names) -> RenderableType:
@@ -208,7 +212,7 @@ def _units(found: Inspection, names: Names) -> RenderableType:
     elif found.settings.method == "mrecg":
         title += f", {len(plan.merges)} after merging by the scheme {found.settings.scheme}"
     header = ["", "unit", "layers", "capacity in bits", "merged"]
-    return rows(title, header, content, left=(1, 4))
+    return rows(title, header, content, left=(1, 4), names=(1,))
 
 
 def _partners(group: Iterable[int], index: int) -> str:

@@ -207,10 +207,19 @@ def _ranked(found: Ranking, names: Names) -> RenderableType:
         [str(i + 1), names(entry.name), entry.kind, str(entry.bits), *losses(entry.losses)]
         for i, entry in enumerate(_shown(found))
     ]
-    if len(content) < len(found.ranked):
-        content.append(["", f"and {len(found.ranked) - len(content)} more: --verbose shows them"])
+    left = len(found.ranked) - len(content)
+    more = f", and {left} more: --verbose shows them" if left else ""
     header = ["", "layer or tensor", "", "bits", *(f"at {w}" for w in widths)]
-    return rows("loss with one alone quantized, the worst first", header, content, left=(1, 2))
+    less = ("at 7", "at 5", "at 6", "at 3")
+    return rows(
+        f"loss with one alone quantized, the worst first{more}",
+        header,
+        content,
+        left=(1, 2),
+        names=(1,),
+        wraps=(),
+        less=less,
+    )
 
 
 def _suggestions(found: Ranking) -> RenderableType:
@@ -225,7 +234,7 @@ def _suggestions(found: Ranking) -> RenderableType:
     if found.together is not None and found.helps:
         content.append(["all that help", _worth(found, found.together), _gain(found, found.together)])
     title = "what more bits, or float, bring back, one at a time, rounded to nearest"
-    return rows(title, ["option of quantize", "then", "brings back"], content, left=(0, 1))
+    return rows(title, ["option of quantize", "then", "brings back"], content, left=(0, 1), wraps=(1, 2))
 
 
 def _worth(found: Ranking, quality: Quality) -> str:

@@ -177,7 +177,7 @@ def _side_by_side(result: ValidationResult) -> RenderableType:
             _speed(result),
         ),
     ]
-    return rows("", ["", "FP32", "quantized", ""], content, left=(0, 1, 2, 3))
+    return rows("", ["", "FP32", "quantized", ""], content, left=(0, 1, 2, 3), names=(1, 2))
 
 
 def _speed(result: ValidationResult) -> str:
@@ -277,7 +277,8 @@ def _layers(result: ValidationResult, names: Names) -> list[RenderableType]:
     ]
     title = f"layers as written against FP32 on {found.images} images, SQNR in dB, the worst output first"
     header = ["layer", "op", "W", "A", "weights", "rounding of its input", "what it reads", "what it makes", "runs in"]
-    return [rows(title, header, content, left=(0, 1, 8))]
+    less = ("op", "weights", "rounding of its input", "what it reads")
+    return [rows(title, header, content, left=(0, 1, 8), wraps=(8,), less=less)]
 
 
 def _decibels(ratio: float | None) -> str:

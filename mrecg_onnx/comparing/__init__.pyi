@@ -2,7 +2,7 @@ from .comparison import compare, environment
 from .plots import draw_timings, have_matplotlib
 from .progress import ComparisonProgress
 from .result import Cell, Comparison, Widths
-from .tables import table
+from .tables import minor, table
 
 __all__ = [
     "Cell",
@@ -13,5 +13,6 @@ __all__ = [
     "draw_timings",
     "environment",
     "have_matplotlib",
+    "minor",
     "table",
 ]

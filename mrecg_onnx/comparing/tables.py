@@ -11,11 +11,13 @@ from mrecg_onnx.machine import byte_size, milliseconds, points
 from mrecg_onnx.running import speedup_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from mrecg_onnx.comparing.result import Cell, Comparison
     from mrecg_onnx.measures import Metric
     from mrecg_onnx.validating import Accuracy
 
-__all__ = ["csv_text", "markdown", "table"]
+__all__ = ["csv_text", "markdown", "minor", "table"]
 
 COLUMNS = {
     "method": "method", "bits": "bits", "top1": "top-1", "interval": "95 % interval", "change": "top-1 change",
@@ -24,6 +26,20 @@ COLUMNS = {
     "latency": "latency", "speedup": "against FP32", "note": "note",
 }  # fmt: skip
 """Columns of the tables for people, in their order, with their headings."""
+MINOR = (
+    "interval",
+    "peak",
+    "fp32_p",
+    "base_p",
+    "latency",
+    "seconds",
+    "agreement",
+    "sqnr",
+    "change",
+    "score_change",
+    "speedup",
+)
+"""Those that a narrow terminal can do without, the first to go first."""
 
 
 def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -37,9 +53,18 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         first["latency"] = f"{milliseconds(comparison.fp32_latency_s)} ms"
     content = [first, *(_texts(cell, metric, comparison.fp32_score) for cell in comparison.cells)]
     used = [name for name in COLUMNS if any(row.get(name) for row in content)]
+    return _headings(comparison, used), [[row.get(name, "") for name in used] for row in content]
+
+
+def minor(comparison: Comparison) -> list[str]:
+    """Headings of columns that a narrow terminal can do without, the first to go first."""
+    return _headings(comparison, MINOR)
+
+
+def _headings(comparison: Comparison, columns: Iterable[str]) -> list[str]:
+    metric = comparison.metric
     named = {"base": comparison.base_method, "metric": metric.name if metric is not None else ""}
-    headings = [COLUMNS[name].format(**named) for name in used]
-    return headings, [[row.get(name, "") for name in used] for row in content]
+    return [COLUMNS[name].format(**named) for name in columns]
 
 
 def _accuracy(top1: Accuracy | None) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mrecg_onnx.commands._console import WIDE, _console
-from mrecg_onnx.commands._tables import _Quick, rows
+from mrecg_onnx.commands._tables import _Rows, rows
 from mrecg_onnx.machine import ratio
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def test_a_table_set_without_rich_is_the_table_of_rich(cells: list[str]) -> None
         header = rng.choices(["", "layer", "W"], k=columns)
         content = [rng.choices(cells, k=columns) for _ in range(rng.randint(0, 6))]
         table = rows("", header, content, left=rng.sample(range(columns), rng.randint(0, columns)))
-        assert isinstance(table, _Quick)
+        assert isinstance(table, _Rows)
         assert lines(table) == lines(table.table)
         quick += bool(table._lines(WIDE))
     assert 3 < quick < 100  # both ways are taken
