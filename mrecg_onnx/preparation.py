@@ -209,7 +209,7 @@ def prepare(
             )
         fitting.require(graph, plan, inputs, dataset)
         dataset.require_values()
-        arrays = dataset.load(HEAD)
+        arrays = dataset.head(HEAD)
         data = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if len(next(iter(data.values()))) < 2:
             if settings.samples == 1:

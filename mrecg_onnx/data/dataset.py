@@ -10,6 +10,7 @@ file is not replaced by another one: which images were chosen depends on their n
 from __future__ import annotations
 
 import hashlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
     from mrecg_onnx.data.inputs import InputSpec
     from mrecg_onnx.data.preprocess import Preprocess
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Dataset", "check_lost", "digest", "lost_text"]
 
@@ -214,6 +217,21 @@ class Dataset(ABC):
             inputs, kept = self._read(indices[start : start + size])
             if kept:
                 yield inputs
+
+    def head(self, count: int) -> dict[str, NDArray[Any]]:
+        """What :meth:`load` gives, with a warning where every value of it is the same: nothing can be learned from that."""
+        found = self.load(count)
+        values = {name: array.flat[0] for name, array in found.items() if array.size}
+        if values and all((found[name] == value).all() for name, value in values.items()):
+            name, value = next(iter(values.items()))
+            logger.warning(
+                "every value of input '%s' is %g in the %d calibration images looked at: ranges are learned from nothing; give "
+                "real inputs",
+                name,
+                value,
+                len(found[name]),
+            )
+        return found
 
     def load(self, limit: int | None = None) -> dict[str, NDArray[Any]]:
         """All readable samples at once: input name -> (samples, ...) in the input's dtype.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,11 +15,15 @@ from mrecg_onnx.converters.errors import DataError, SettingsError
 
 __all__ = ["DetectionMap", "detections_of", "mean_average_precision", "named_detections"]
 
+logger = logging.getLogger(__name__)
+
 Array = npt.NDArray[Any]
 #: How outputs are called that hold boxes, scores and classes, in lower case; the first that fits counts.
 _NAMES = {"boxes": ("box", "bbox"), "scores": ("score", "conf"), "labels": ("label", "class", "cls")}
 _WANTED = "wanted are boxes [N, M, 4] and scores [N, M, classes], or scores [N, M] and an output called labels or classes [N, M]"
 _OTHERS = "for other forms give a metric of your own that calls mean_average_precision"
+#: Images on which two ways of counting classes are compared.
+_COMPARED = 500
 #: Detections of an image that count, the surest first, as COCO has it.
 MOST = 100
 #: The label of boxes whose outputs name no class: they are of the one class that the targets have.
@@ -39,6 +44,7 @@ class DetectionMap:
         self._found: list[dict[str, Array]] = []
         self._wanted: list[dict[str, Array]] = []
         self._unnamed = False
+        self._told = _Once()
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Take in a batch.
@@ -77,7 +83,39 @@ class DetectionMap:
         """
         only = next(iter(_classes(self._wanted)), 0)
         found = [one | {"labels": np.where(one["labels"] == UNNAMED, only, one["labels"])} for one in self._found]
-        return mean_average_precision(found, self._wanted, iou=self.iou)
+        worth = mean_average_precision(found, self._wanted, iou=self.iou)
+        self._compare_counts(found[:_COMPARED])
+        return worth
+
+    def _compare_counts(self, found: Sequence[Mapping[str, Array]]) -> None:
+        """Warn where the model counts classes from 0 and the targets from 1: the next label fits better than its own.
+
+        One that has a background at 0 and counts as the targets do is worth less so.
+        """
+        wanted = self._wanted[: len(found)]
+        classes = _classes(wanted)
+        if self._told.done or not classes or classes[0] < 1 or not any((one["labels"] == 0).any() for one in found):
+            return
+        shifted = [{**one, "labels": one["labels"] + 1} for one in found]
+        own, next_one = (mean_average_precision(labels, wanted, iou=self.iou) for labels in (found, shifted))
+        if next_one > own:
+            self._told.done = True
+            logger.warning(
+                "metric mAP: the model gives label 0, which no target has, and its labels plus 1 are worth %.2f%%, its own "
+                "%.2f%%: they do not count alike; of COCO's JSON --labels FILE.json:order counts categories from 0",
+                100 * next_one,
+                100 * own,
+            )
+
+
+class _Once:
+    """Whether something was told, one for all copies of a metric: each model has its own."""
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Once:
+        return self
 
 
 def _classes(wanted: Sequence[Mapping[str, Array]]) -> list[int]:

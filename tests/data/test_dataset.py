@@ -85,3 +85,11 @@ def test_unreachable_sample_of_a_large_set(tmp_path: Path) -> None:
     data = damaged(tmp_path, 40, [20])
     with pytest.raises(DataError, match="none of the 1 files"):
         data.load(limit=1)
+
+
+@pytest.mark.parametrize(("value", "warned"), [(0.0, True), (0.5, True), (None, False)])
+def test_data_of_one_value_are_told(value: float | None, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+    x = np.zeros((8, 3, 4, 4), np.float32) + (np.arange(8)[:, None, None, None] if value is None else value)
+    open_calibration(x.astype(np.float32), [spec(None, 3, 4, 4)], RAW).head(4)
+    told = [r.getMessage() for r in caplog.records if "ranges are learned from nothing" in r.getMessage()]
+    assert len(told) == int(warned)

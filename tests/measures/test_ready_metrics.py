@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -169,3 +170,25 @@ def test_what_was_not_found_and_what_is_not_there_count() -> None:
 def test_targets_without_boxes_are_refused(target: Any, said: str) -> None:
     with pytest.raises(DataError, match=said):
         READY["mAP"].make().update({"boxes": BOXES[:1], "scores": SCORES[:1], "labels": CLASSES[:1]}, [target])  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("found", "wanted", "warned"), [(0, 1, True), (0, 0, False), (1, 1, False)])
+def test_classes_that_are_counted_from_another_number_are_told(
+    found: int, wanted: int, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A background at 0 that is found among classes counted alike is none of these."""
+    pytest.importorskip("pycocotools", reason="pycocotools (the extra detection) is not installed")
+    background = [[[60, 60, 70, 70]]] * 2, [[0.1]] * 2, [[0]] * 2
+    outputs = {
+        name: np.concatenate([own, np.array(more, own.dtype)], 1)
+        for name, own, more in zip(
+            ("boxes", "scores", "labels"), (BOXES, SCORES, CLASSES + found), background, strict=True
+        )
+    }
+    targets = [{**one, "labels": [label + wanted for label in one["labels"]]} for one in TARGETS]
+    metric: Any = READY["mAP"].make()
+    for one in (metric, copy.deepcopy(metric)):  # of two models the first says it
+        one.update(outputs, targets)
+        one.compute()
+    said = [record.getMessage() for record in caplog.records if "FILE.json:order" in record.getMessage()]
+    assert len(said) == int(warned)
