@@ -31,6 +31,8 @@ WARNED = 2
 WORDS = ((0.99, 30.0, "hardly any"), (0.97, 20.0, "small"), (0.9, 12.0, "noticeable"), (0.0, float("-inf"), "large"))
 #: Activations of fewer bits need a Clip more on ONNX Runtime's integer kernels, which compute with eight anyway.
 EIGHT_BITS = 8
+#: A packed file is named where it has at most this share of the bytes.
+WORTH_PACKING = 0.9
 #: Runtimes of targets whose kernels for activations of 4 bits do what those of 8 do, and an operator more.
 RUNTIMES = {"ort": "ONNX Runtime", "openvino": "OpenVINO"}
 #: Seconds that a start takes at most; a process that is older did other work before the run.
@@ -81,6 +83,7 @@ def summary(
     return grid(
         {
             "output": _file(result, model, names),
+            "size": _smaller(result),
             "bits": bits_line(result.plan, result.settings),
             "matched": _matched(result, names),
             "cut": result.cut,
@@ -203,6 +206,25 @@ def _file(result: QuantizationResult, model: Path, names: Names) -> str:
     before, after = size_bytes(model), size_bytes(result.output)
     sizes = f"{byte_size(after)} against {byte_size(before)} in {names.precision()}"
     return f"{result.output}, {sizes}, {ratio(before, after, 'smaller', 'larger')}"
+
+
+def _smaller(result: QuantizationResult) -> str:
+    """Why codes of few bits are no small file, and what makes them one, where that is so."""
+    from mrecg_onnx.converters.errors import ExportError
+    from mrecg_onnx.writing import contained
+
+    settings, widths = result.settings, [layer.wbits for layer in result.plan.quantized_layers]
+    narrow = min(widths, default=EIGHT_BITS)
+    can = "packed" in load_target(settings.target).containers
+    if settings.container != "int8" or not can or narrow >= EIGHT_BITS or result.allocation is not None:
+        return ""
+    try:
+        packed = contained(result.model, "packed").model.ByteSize()
+    except ExportError:  # an operator that its opset does not have
+        return ""
+    if packed > WORTH_PACKING * result.model.ByteSize():
+        return ""
+    return f"weights of {narrow} bits take 8 in the file; --container packed: {byte_size(packed)}"
 
 
 def bits_line(plan: Plan, settings: Settings) -> str:

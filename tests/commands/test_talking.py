@@ -355,3 +355,27 @@ def test_where_no_class_scores_are_known_accuracy_is_measured_elsewhere(here: Pa
     maps = ("quantize", "maps.onnx", *NEAREST[2:], "--preprocess", "unit", "--resize", "32x32", "--crop", "32x32")
     assert said in plainly(*maps, "--wbits", "8", "--abits", "8").stdout
     assert said not in plainly(*on_sample("-o", "q.onnx")).stdout
+
+
+def test_why_few_bits_are_no_smaller_file_is_said_where_packing_helps(here: Path) -> None:
+    sample = (
+        "quantize",
+        SAMPLES / "digits_resnet8.onnx",
+        "--calib",
+        SAMPLES / "calib",
+        *NEAREST[4:],
+        "-o",
+        "few.onnx",
+        "--force",
+    )
+    few = ("--wbits", "2", "--abits", "8")
+    said = re.findall("weights of 2 bits take 8 in the file; --container packed: (.+)", plainly(*sample, *few).stdout)
+    packed = plainly(*sample, *few, "--container", "packed").stdout
+    assert len(said) == 1
+    assert f" {said[0]} against" in packed
+    for other in (
+        packed,
+        plainly(*sample, "--wbits", "8", "--abits", "8").stdout,
+        plainly(*sample, *few, "--target", "qnn").stdout,
+    ):
+        assert "take 8 in the file" not in other
