@@ -11,7 +11,6 @@ from mrecg_onnx.commands._console import FORCE, asked, put
 from mrecg_onnx.commands._errors import UsageFailure
 from mrecg_onnx.converters.errors import ExportError, SettingsError
 from mrecg_onnx.converters.files import check_writable, followed, irregular
-from mrecg_onnx.converters.reads import Read, Reads
 from mrecg_onnx.converters.results import json_text, write_text
 
 if TYPE_CHECKING:
@@ -42,7 +41,11 @@ def check_writes(writes: Mapping[str, Path | None], models: Sequence[Path]) -> N
         UsageFailure: it is a folder's, or leads to none.
         ExportError: no file can be written there.
     """
-    reads = Reads((*(Read("", str(model), model=True) for model in models), *_inputs()))
+    # Here, as it brings onnx with it: help does not wait for that.
+    from mrecg_onnx.converters.reads import Read, Reads
+
+    named = (Read(option, path) for option, path in _inputs())
+    reads = Reads((*(Read("", str(model), model=True) for model in models), *named))
     for option, path in writes.items():
         if path is None or path == STDOUT:
             continue
@@ -55,13 +58,13 @@ def check_writes(writes: Mapping[str, Path | None], models: Sequence[Path]) -> N
             raise
 
 
-def _inputs() -> Iterator[Read]:
-    """Whatever options of the command at work name, but for what it writes."""
+def _inputs() -> Iterator[tuple[str, str]]:
+    """Options of the command at work, but for what it writes, and the paths that they may name."""
     context = click.get_current_context(silent=True)
     if context is None:
         return
     if context.meta.get(CONFIG) is not None:
-        yield Read("--config", str(context.meta[CONFIG]))
+        yield "--config", str(context.meta[CONFIG])
     for parameter in context.command.params:
         if not isinstance(parameter, click.Option) or parameter.name in _WRITTEN:
             continue
@@ -69,7 +72,7 @@ def _inputs() -> Iterator[Read]:
         for one in given if isinstance(given, tuple) else (given,):
             # A name of a method or a target is no file but by chance, and then no output either.
             if isinstance(one, str | Path):
-                yield Read(max(parameter.opts, key=len), str(one))
+                yield max(parameter.opts, key=len), str(one)
 
 
 def check_new(path: Path) -> None:
