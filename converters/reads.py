@@ -11,8 +11,6 @@ import numpy as np
 
 from mrecg_onnx.converters.choices import SettingsGroup
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.converters.external import external_files
-from mrecg_onnx.converters.made import Made, holds_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -88,6 +86,8 @@ class Reads:
 
     def _taken(self, path: Path) -> str:
         """What the file at ``path`` is to those who read it; nothing where they do not."""
+        from mrecg_onnx.converters.external import external_files  # noqa: PLC0415 - onnx comes with it: help does not wait
+
         real, data = os.path.realpath(path), path.suffix.lower() in IMAGE_SUFFIXES + ARRAY_SUFFIXES
         models = [read.path for read in self.files if read.model and "\0" not in read.path]
         if any(real == os.path.realpath(Path(self.folder, model)) for model in models):
@@ -130,6 +130,8 @@ def _paths(name: str, value: object, depth: int = 0) -> Iterator[Read]:
             if isinstance(one, str | os.PathLike) or (depth < _DEPTH and not isinstance(one, int | float)):
                 yield from _paths(name, one, depth + 1)
     elif model:
+        from mrecg_onnx.converters.made import Made, holds_model  # noqa: PLC0415 - as above
+
         known = getattr(value, "reads", None)
         if isinstance(known, Reads) and name == _RESULT:  # what it was made of is read again
             yield from (read._replace(path=os.fspath(Path(known.folder, read.path))) for read in known.files)

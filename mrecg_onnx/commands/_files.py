@@ -11,6 +11,7 @@ from mrecg_onnx.commands._console import FORCE, asked, put
 from mrecg_onnx.commands._errors import UsageFailure
 from mrecg_onnx.converters.errors import ExportError, SettingsError
 from mrecg_onnx.converters.files import check_writable, followed, irregular
+from mrecg_onnx.converters.reads import Read, Reads
 from mrecg_onnx.converters.results import json_text, write_text
 
 if TYPE_CHECKING:
@@ -41,11 +42,7 @@ def check_writes(writes: Mapping[str, Path | None], models: Sequence[Path]) -> N
         UsageFailure: it is a folder's, or leads to none.
         ExportError: no file can be written there.
     """
-    # Here, as it brings onnx with it: help does not wait for that.
-    from mrecg_onnx.converters.reads import Read, Reads
-
-    named = (Read(option, path) for option, path in _inputs())
-    reads = Reads((*(Read("", str(model), model=True) for model in models), *named))
+    reads = Reads((*(Read("", str(model), model=True) for model in models), *_inputs()))
     for option, path in writes.items():
         if path is None or path == STDOUT:
             continue
@@ -58,13 +55,13 @@ def check_writes(writes: Mapping[str, Path | None], models: Sequence[Path]) -> N
             raise
 
 
-def _inputs() -> Iterator[tuple[str, str]]:
-    """Options of the command at work, but for what it writes, and the paths that they may name."""
+def _inputs() -> Iterator[Read]:
+    """Whatever options of the command at work name, but for what it writes."""
     context = click.get_current_context(silent=True)
     if context is None:
         return
     if context.meta.get(CONFIG) is not None:
-        yield "--config", str(context.meta[CONFIG])
+        yield Read("--config", str(context.meta[CONFIG]))
     for parameter in context.command.params:
         if not isinstance(parameter, click.Option) or parameter.name in _WRITTEN:
             continue
@@ -72,7 +69,7 @@ def _inputs() -> Iterator[tuple[str, str]]:
         for one in given if isinstance(given, tuple) else (given,):
             # A name of a method or a target is no file but by chance, and then no output either.
             if isinstance(one, str | Path):
-                yield max(parameter.opts, key=len), str(one)
+                yield Read(max(parameter.opts, key=len), str(one))
 
 
 def check_new(path: Path) -> None:
