@@ -15,11 +15,13 @@ from mrecg_onnx.converters.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["ARRAY_SUFFIXES", "IMAGE_SUFFIXES", "Read", "Reads"]
+__all__ = ["ARRAY_SUFFIXES", "IMAGE_SUFFIXES", "Read", "Reads", "require_text"]
 
 #: Files that a folder of data is searched for; images are decoded by Pillow.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 ARRAY_SUFFIXES = (".npy", ".npz")
+#: Files of models, of several tools, and of their tensors.
+MODEL_SUFFIXES = (".onnx", ".ort", ".tflite", ".pt", ".pth", ".data", ".bin", ".safetensors")
 #: Parameters that name models, beside which their tensors may lie.
 _RESULT = "result"
 _MODELS = frozenset({"model", "fp32", "quantized", "against", "files", _RESULT})
@@ -27,6 +29,23 @@ _MODELS = frozenset({"model", "fp32", "quantized", "against", "files", _RESULT})
 _WRITTEN = frozenset({"output", "checkpoint", "command", "progress"})
 # Lists in lists: pairs of a path and a target in a list, in a tuple with labels.
 _DEPTH = 2
+
+
+def require_text(path: str | os.PathLike[str], option: str = "", *, picture: bool = False) -> None:
+    """Refuse to write a page, JSON or a picture over a file that is none by its name: nobody asks for that.
+
+    Args:
+        path: what will be written; where nothing is, nothing is lost.
+        option: what names it, for messages.
+        picture: that is what will be written.
+
+    Raises:
+        SettingsError: a model, an array or an image is there.
+    """
+    others = MODEL_SUFFIXES + ARRAY_SUFFIXES + (() if picture else IMAGE_SUFFIXES)
+    if Path(path).suffix.lower() in others and _is_file(path):
+        kind = "picture" if picture else "page and no JSON"
+        raise SettingsError(f"{option} {os.fspath(path)} is there and is no {kind}: choose another file".lstrip())
 
 
 class Read(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from mrecg_onnx.converters.errors import ExportError
 from mrecg_onnx.converters.files import followed, write_whole
-from mrecg_onnx.converters.reads import Reads
+from mrecg_onnx.converters.reads import Reads, require_text
 
 __all__ = ["Pictured", "Result", "json_text", "write_text"]
 
@@ -48,10 +48,11 @@ class Result:
             The path.
 
         Raises:
-            SettingsError: what the call read is there.
+            SettingsError: what the call read is there, or another model, array or image.
             ExportError: it cannot be written.
         """
         self.reads.check(path)
+        require_text(path)
         return write_text(json_text(self.to_json()) + "\n", path)
 
 

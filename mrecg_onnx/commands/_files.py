@@ -11,7 +11,7 @@ from mrecg_onnx.commands._console import FORCE, asked, put
 from mrecg_onnx.commands._errors import UsageFailure
 from mrecg_onnx.converters.errors import ExportError, SettingsError
 from mrecg_onnx.converters.files import check_writable, followed, irregular
-from mrecg_onnx.converters.reads import Read, Reads
+from mrecg_onnx.converters.reads import Read, Reads, require_text
 from mrecg_onnx.converters.results import json_text, write_text
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ __all__ = ["CONFIG", "STDOUT", "check_new", "check_writes", "write_json"]
 STDOUT = Path("-")
 #: Where a command's context keeps the file of options that it was given.
 CONFIG = "mrecg_onnx.config"
+#: Options whose files are pages, JSON or pictures, the last ones marked.
+_TEXT = {"--json": False, "--report": False, "--plot": True}
 #: Parameters of commands with what they write.
 _WRITTEN = frozenset({"out", "folder", "json_file", "report_file", "plot_file", "checkpoint"})
 
@@ -47,6 +49,8 @@ def check_writes(writes: Mapping[str, Path | None], models: Sequence[Path]) -> N
         if path is None or path == STDOUT:
             continue
         reads.check(path, option)
+        if option in _TEXT:
+            require_text(path, option, picture=_TEXT[option])
         try:
             check_writable(path)
         except ExportError as error:  # a path that was mistyped, as of what is read, or a failure

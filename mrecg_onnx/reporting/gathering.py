@@ -11,6 +11,7 @@ from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.made import Made, model_of
 from mrecg_onnx.converters.module_names import NodeNames, module_names
+from mrecg_onnx.converters.reads import require_text
 from mrecg_onnx.data import (
     ZEROQ,
     Data,
@@ -82,6 +83,7 @@ def report_quantization(
         MrecgError: a file or the data cannot be read.
     """
     require_packages()
+    require_text(page)
     check_writable(page)
     if result.source is None:
         raise SettingsError("this result does not know its float model: quantize makes those that do")
@@ -191,6 +193,7 @@ def report_validation(
         MrecgError: as :func:`report_quantization`.
     """
     require_packages()
+    require_text(page)
     check_writable(page)
     if result.asked is None:
         raise SettingsError("this result does not know its models: validate makes those that do")
@@ -261,6 +264,7 @@ def report(
         MrecgError: the float model or the data cannot be read, or do not belong to the file.
     """
     require_packages()
+    require_text(output)
     check_writable(output)
     more = {
         "against": against,

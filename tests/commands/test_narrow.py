@@ -66,7 +66,10 @@ def test_what_a_command_prints_fits_without_a_broken_word(arguments: tuple[objec
     for columns in (80, 60):
         text = printed(given, columns)
         assert max(map(len, text.splitlines())) <= columns
-        broken = {word for word in words(text) if word.rstrip(";") not in wide and not any(word in one for one in long)}
+        known = wide | words("faster slower too noisy to say which is the same within noise")  # times are taken anew
+        broken = {
+            word for word in words(text) if word.rstrip(";") not in known and not any(word in one for one in long)
+        }
         assert not broken
 
 

@@ -190,6 +190,7 @@ def test_modules_are_shown_beside_made_up_names(tmp_path: Path, monkeypatch: pyt
     assert names("node_conv2d_0_narrow") == "node_conv2d_0_narrow (layer0.0.conv)"  # a copy of fewer bits
 
 
+@pytest.mark.slow
 def test_modules_are_shown_of_a_result_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     onnx.save(exported(), "new.onnx")

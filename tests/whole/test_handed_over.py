@@ -299,7 +299,7 @@ def by_paths(here: Here, tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize(
     ("calib", "data"),
     [
-        ("images", "generator of images"),
+        pytest.param("images", "generator of images", marks=pytest.mark.slow),
         pytest.param("generator", "pair", marks=pytest.mark.slow),
         pytest.param("paths", "paths", marks=pytest.mark.slow),
     ],

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from helpers.command_line import fails
 from helpers.learned import small
 from helpers.stages import feeds
 
@@ -127,3 +128,16 @@ def test_results(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert contents(here) == before
     assert made.save(here / "q.onnx").is_file()
     assert found.save(here / "found.json").is_file()
+
+
+def test_no_page_and_no_json_takes_the_place_of_a_model_that_nobody_named(here: Path) -> None:
+    result = mrecg_onnx.quantize(small(), "c.npy", mrecg_onnx.Settings(**NEAREST), output="q.onnx")
+    before = contents(here)
+    checked = mrecg_onnx.validate(small(), result, "c.npy", repeats=0)
+    for call in (checked.save, checked.report, result.report):
+        with pytest.raises(SettingsError, match=r"^m\.onnx is there and is no page and no JSON: choose another file$"):
+            call("m.onnx")
+    fails("inspect", "q.onnx", "--json", "c.npy", code=2, says=("--json c.npy is there and is no page and no JSON",))
+    fails("report", "q.onnx", "-o", "m.onnx", code=2, says=("--output m.onnx is there and is no page",))
+    fails("benchmark", "q.onnx", "--plot", "m.onnx", code=2, says=("--plot m.onnx is there and is no picture",))
+    assert contents(here) == before
