@@ -16,6 +16,7 @@ from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.converters.made import Made, model_of
 from mrecg_onnx.litert import LiteRTFile, to_litert
+from mrecg_onnx.machine import byte_size
 from mrecg_onnx.planning import outputs_without_rows
 from mrecg_onnx.running import Opened, describe, fixed_batch, input_specs, noise, open_session, open_with
 from mrecg_onnx.targets import TARGET_NAMES, Target, load_target
@@ -29,7 +30,7 @@ ROWS = 4
 FORMS = ("onnx", "tflite")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Conversion:
     """What :func:`convert` made.
 
@@ -54,6 +55,16 @@ class Conversion:
     compared: bool
     opened: Opened
     notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        """The first line of what ``print`` shows."""
+        return f"<Conversion: {str(self).partition(chr(10))[0]}>"
+
+    def __str__(self) -> str:
+        """Where it is, what it was and is, both sizes, what the target's runtime made of it, and notes."""
+        forms = " to ".join(f"{target}, container {container}" for target, container in (self.before, self.after))
+        sizes = f"{byte_size(self.size)}, before {byte_size(self.size_before)}"
+        return "\n".join([f"{self.output or 'not written'}: {forms}; {sizes}", self.opened.line(), *self.notes])
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary without the model itself."""

@@ -132,6 +132,7 @@ def _result(
         finished=finished,
         absorbed=tuple(ready.absorbed),
         allocation=allocation,
+        doubts=ready.dataset.doubts,
     )
 
 

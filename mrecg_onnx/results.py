@@ -59,6 +59,7 @@ class QuantizationResult(Pictured):
         trials: files made on the search for ``max_drop``, in order.
         source: the float model, as it was given.
         calib: the calibration data, as they were given.
+        doubts: what makes calibration data such as nothing is learned from.
     """
 
     model: onnx.ModelProto
@@ -85,12 +86,13 @@ class QuantizationResult(Pictured):
     trials: tuple[Trial, ...] = ()
     source: onnx.ModelProto | str | Path | None = field(default=None, repr=False, compare=False)
     calib: Data | None = field(default=None, repr=False, compare=False)
+    doubts: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What did not hold, a line each: the checks' own, and how many units learning did not help."""
         nearest = sum(unit.kept == "nearest" for unit in self.units)
-        warnings = self.verification.warnings
+        warnings = (*self.doubts, *self.verification.warnings)
         if nearest:
             said = f"{nearest} of {len(self.units)} units keep rounding to nearest: learning did not lower their loss"
             warnings = (*warnings, f"{said}; more iterations (--iters) help")

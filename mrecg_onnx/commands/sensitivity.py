@@ -121,7 +121,7 @@ def sensitivity_command(
         if report_file is not None:
             report_ranking(found, report_file, command=given_command(ctx))
         show(*_tables(found, names, top, report_file))
-        if found.helps:
+        if found.helps and not found.is_noise:
             say(err=False)
             say(f"Next, with all that help: {likewise(ctx, quantize_command, found.helpful)}", err=False)
 
@@ -232,7 +232,8 @@ def _suggestions(found: Ranking) -> RenderableType:
         for s in found.suggestions
     ]
     if found.together is not None and found.helps:
-        content.append(["all that help", _worth(found, found.together), _gain(found, found.together)])
+        noise = ", within noise" if found.is_noise else ""
+        content.append(["all that help", _worth(found, found.together), _gain(found, found.together) + noise])
     title = "what more bits, or float, bring back, one at a time, rounded to nearest"
     return rows(title, ["option of quantize", "then", "brings back"], content, left=(0, 1), wraps=(1, 2))
 

@@ -71,6 +71,7 @@ class Dataset(ABC):
         self.files = files
         self.labels = labels
         self.labels_source = "given"
+        self.doubts: tuple[str, ...] = ()
         self.preprocess = preprocess
         self.targets: Sequence[Any] | None = None
         self._lost: dict[int, str] = {}
@@ -219,18 +220,23 @@ class Dataset(ABC):
                 yield inputs
 
     def head(self, count: int) -> dict[str, NDArray[Any]]:
-        """What :meth:`load` gives, with a warning where every value of it is the same: nothing can be learned from that."""
+        """What :meth:`load` gives; where all samples are the same, that is said and among :attr:`doubts`."""
         found = self.load(count)
-        values = {name: array.flat[0] for name, array in found.items() if array.size}
-        if values and all((found[name] == value).all() for name, value in values.items()):
-            name, value = next(iter(values.items()))
-            logger.warning(
-                "every value of input '%s' is %g in the %d calibration images looked at: ranges are learned from nothing; give "
-                "real inputs",
-                name,
-                value,
-                len(found[name]),
+        rows = len(next(iter(found.values())))
+        if rows > 1 and all((array == array[:1]).all() for array in found.values()):
+            (name, first), *_ = ((name, array[0]) for name, array in found.items())
+            plain = (
+                f"every value of input '{name}' is {float(first.flat[0]):g}"
+                if first.size and (first == first.flat[0]).all()
+                else ""
             )
+            self.doubts = (
+                (
+                    f"{plain or 'all inputs are the same'} in the {rows} calibration images looked at: ranges are learned from "
+                    f"{'nothing' if plain else 'one image'}; give real inputs"
+                ),
+            )
+            logger.warning("%s", *self.doubts)
         return found
 
     def load(self, limit: int | None = None) -> dict[str, NDArray[Any]]:

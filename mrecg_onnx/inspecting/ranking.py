@@ -141,6 +141,7 @@ class Ranking(Pictured):
         targets: the images have what a metric holds outputs against; False without a metric.
         available: images that there were to choose from; None where nobody knows.
         helpful: options and values of the suggestions that help alone, all of which :attr:`together` has.
+        together_p: McNemar's p of what they change together, None where it is no answer that counts.
         source: the float model, as it was given; not in :meth:`to_json`.
     """
 
@@ -157,12 +158,18 @@ class Ranking(Pictured):
     targets: bool = False
     available: int | None = None
     helpful: tuple[tuple[str, str], ...] = ()
+    together_p: float | None = None
     source: onnx.ModelProto | str | Path | None = field(default=None, repr=False, compare=False)
 
     @property
     def helps(self) -> bool:
         """Suggestions that help alone help together, too; where they do not, what they bring may be the noise of few images."""
         return self.together is not None and self.together.worth > self.quality.worth
+
+    @property
+    def is_noise(self) -> bool:
+        """What all of them bring together may be chance: as few answers change by it."""
+        return self.together_p is not None and self.together_p >= NOISE_P
 
     @property
     def all_that_help(self) -> Settings:
@@ -186,7 +193,10 @@ class Ranking(Pictured):
             better = self.all_that_help
             fields = {"bits": [rule.text for rule in better.bits], "exclude": list(better.exclude)}
             said = ", ".join(f"{name}={value}" for name, value in fields.items() if value)
-            lines.append(f"all that help: {self._worth(self.together)}: Settings(..., {said}), which is .all_that_help")
+            noise = ", within noise" if self.is_noise else ""
+            lines.append(
+                f"all that help: {self._worth(self.together)}{noise}: Settings(..., {said}), which is .all_that_help"
+            )
         return "\n".join(lines)
 
     def _worth(self, quality: Quality) -> str:
@@ -290,10 +300,11 @@ def sensitivity(
             suggestions.append(Suggestion(option, value, alone, p))
         suggestions.sort(key=lambda s: s.quality.order, reverse=True)
         helpful: list[tuple[str, str]] = []
-        for one in (s for s in suggestions if s.quality.order > quality.order):
+        for one in (s for s in suggestions if s.quality.worth > quality.worth):
             # All of them might leave no layer to quantize.
             if possible(ready, [*helpful, (one.option, one.value)]) is not None:
                 helpful.append((one.option, one.value))
+        together, after = judge.judged(variant(ready, simulation, helpful)) if helpful else (None, None)
         return Ranking(
             settings=settings,
             images=judge.count,
@@ -302,7 +313,8 @@ def sensitivity(
             quality=quality,
             ranked=tuple(found),
             suggestions=tuple(suggestions),
-            together=judge.judged(variant(ready, simulation, helpful))[0] if helpful else None,
+            together=together,
+            together_p=None if before is None or after is None else mcnemar_p(before, after),
             skipped=tuple(f"{path} ({reason})" for path, reason in ready.dataset.skipped),
             metric=wanted_metric,
             targets=wanted_metric is not None and judge.targets is not None,

@@ -19,7 +19,7 @@ from .activations import (
 )
 from .fallback import fallbacks
 from .footprints import LOCAL_OPS, POINTWISE_OPS, Footprint, footprint
-from .graph import editable_graph, graph_inputs, load_planned, named
+from .graph import editable_graph, graph_inputs, is_quantized, load_planned, named
 from .make import make_plan, merge_by
 from .placement import place
 from .plan import BYSTANDER_BITS, ActivationPlan, LayerPlan, Plan, UnitPlan
@@ -61,6 +61,7 @@ __all__ = [
     "is_activation",
     "is_clamp",
     "is_preserving",
+    "is_quantized",
     "is_weighted",
     "lacks_kernel",
     "load_planned",

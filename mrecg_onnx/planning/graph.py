@@ -44,6 +44,12 @@ QUANTIZED_OPS = frozenset({
 })  # fmt: skip
 
 
+def is_quantized(model: onnx.ModelProto) -> bool:
+    """Whether an operator of the graph, or of a function in it, quantizes or computes with codes."""
+    nodes = (node for owner in (model.graph, *model.functions) for node in owner.node)
+    return any(node.op_type in QUANTIZED_OPS or node.op_type.startswith("QLinear") for node in nodes)
+
+
 def load_planned(
     model: onnx.ModelProto | str | Path, settings: PlanSettings
 ) -> tuple[onnx.ModelProto, ir.Model, Plan, Tail | None]:

@@ -119,12 +119,15 @@ class BitSettings(TargetSettings):
         rules.check_widths(self.first_last_bits, self.first_last_bits, "--first-last-bits")
         for rule in self.bits:
             rules.check_widths(rule.wbits or 32, rule.abits or 32, f"--bits '{rule.pattern}'")
-        for pattern in (*self.exclude, *(rule.pattern for rule in self.bits)):
+        patterns = [("--exclude", pattern) for pattern in self.exclude] + [
+            ("--bits", rule.pattern) for rule in self.bits
+        ]
+        for option, pattern in patterns:
             try:
                 re.compile(pattern)
             except (re.error, OverflowError, RecursionError) as error:
                 raise SettingsError(
-                    f"{quoted(pattern)} is not a regular expression: {first_line(error)}; a part of the name will do"
+                    f"{option}: {quoted(pattern)} is not a regular expression: {first_line(error)}; a part of the name will do"
                 ) from error
 
 

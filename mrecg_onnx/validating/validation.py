@@ -31,6 +31,7 @@ from mrecg_onnx.data import (
 )
 from mrecg_onnx.machine import Workers, joined
 from mrecg_onnx.measures import Heads, Metric, mcnemar_p, metric_of
+from mrecg_onnx.planning import is_quantized
 from mrecg_onnx.progress import Progress, Report
 from mrecg_onnx.running import (
     InTurn,
@@ -265,6 +266,8 @@ def _validate(
     said += slower_here(quantized)
     if names[0] == names[1]:
         said.append(f"{names[0]} was compared with itself: give the FP32 model first, and the quantized one behind it")
+    elif not is_quantized(read_graph(quantized)):
+        said.append(f"{names[1]} quantizes nothing: what is measured is how two float models differ")
     return ValidationResult(
         images=tally.images,
         skipped=skipped,
