@@ -107,9 +107,22 @@ def _unknown(error: click.UsageError) -> str:
         what, name, known = "option", error.option_name, [one for one in every if one.startswith("--")]
     else:
         return ""
+    if isinstance(error, click.NoSuchOption) and (others := _with_option(error.ctx, name)):
+        return f"No such option '{name}' here: it is an option of {', '.join(others)}"
     begun = sorted((one for one in known if one.startswith(name)), key=len)
     hint = f"; did you mean '{begun[0]}'?" if begun else did_you_mean(name, known)
     return f"No such {what} '{name}'{hint}"
+
+
+def _with_option(ctx: click.Context, name: str) -> list[str]:
+    """Other commands that have an option of this name."""
+    root = ctx.find_root().command
+    commands = root.commands if isinstance(root, click.Group) else {}
+    return [
+        command
+        for command, one in commands.items()
+        if any(name in (*parameter.opts, *parameter.secondary_opts) for parameter in one.params)
+    ]
 
 
 class Group(cloup.Group):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mrecg_onnx.commands._sections import FIELDS
 from mrecg_onnx.commands._tables import grid, rows, width
@@ -23,6 +23,8 @@ __all__ = ["finished_tables"]
 
 # Characters shown of what a file says as text: a SHA-256 has 64.
 _LONGEST = 80
+# So many values of a setting are shown.
+_MOST = 12
 #: Shown apart, or another name for what is.
 _ELSEWHERE = frozenset({"preprocess", "wbits", "abits", "method", "target", "container"})
 
@@ -45,7 +47,9 @@ def finished_tables(found: FinishedFile) -> Iterator[RenderableType]:
             "container": found.container,
             "needs": [row.note() for row in found.needs],
             "method": str(found.settings.get("method", "")),
-            "settings": [f"{name} {value}" for name, value in others.items() if name in FIELDS | {"bits", "exclude"}],
+            "settings": [
+                f"{name} {_setting(value)}" for name, value in others.items() if name in FIELDS | {"bits", "exclude"}
+            ],
             "cut": found.cut,
             "measured": found.worth,
             "protected": ", ".join(map(names, found.protected)),
@@ -74,6 +78,18 @@ def finished_tables(found: FinishedFile) -> Iterator[RenderableType]:
     yield rows(f"{len(found.activations)} activation quantizers", ["tensor", "bits"], tensors)
     joined = [[str(i + 1), ", ".join(map(names, unit))] for i, unit in enumerate(found.units)]
     yield rows(f"{len(found.units)} reconstruction units", ["", "layers"], joined, left=(1,), names=())
+
+
+def _setting(value: Any) -> str:
+    """A stored setting as its option has it: rules of widths by their words, several behind each other."""
+    if isinstance(value, dict) and {"pattern", "wbits", "abits"} <= value.keys():
+        widths = "".join(f"{letter}{value[name]}" for letter, name in (("W", "wbits"), ("A", "abits")) if value[name])
+        return bounded(f"{value['pattern']}={widths or 'float'}", _LONGEST)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_setting, value[:_MOST])) + (
+            f" and {len(value) - _MOST} more" if len(value) > _MOST else ""
+        )
+    return str(value)
 
 
 def _bits(found: FinishedFile) -> str:

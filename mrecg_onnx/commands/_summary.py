@@ -31,6 +31,8 @@ WARNED = 2
 WORDS = ((0.99, 30.0, "hardly any"), (0.97, 20.0, "small"), (0.9, 12.0, "noticeable"), (0.0, float("-inf"), "large"))
 #: Activations of fewer bits need a Clip more on ONNX Runtime's integer kernels, which compute with eight anyway.
 EIGHT_BITS = 8
+#: Fewer images than these say little of a loss.
+FEW = 16
 #: A packed file is named where it has at most this share of the bytes.
 WORTH_PACKING = 0.9
 #: Runtimes of targets whose kernels for activations of 4 bits do what those of 8 do, and an operator more.
@@ -130,8 +132,9 @@ def _loss(result: QuantizationResult) -> list[str]:
     share = found.agreement_float
     word = next(w for least, db, w in WORDS if (share >= least if share is not None else worst >= db))
     same = f"{share:.2%} of {found.images} calibration images get FP32's prediction, " if share is not None else ""
+    few = "; so few say little" if found.images < FEW else ""
     noise = f"outputs {worst:.1f} dB above the noise" if figures else "outputs are no floats"
-    lines = [f"{word} on calibration images: {same}{noise}"]
+    lines = [f"{word} on calibration images: {same}{noise}{few}"]
     if share is None:
         several = at_once(result)
         what = (

@@ -47,7 +47,12 @@ class _Pairs:
         table = Table.grid(padding=(0, 2))
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
-        most = max(LEAST_NAME, options.max_width // 3)
+        least, keys = max(LEAST_NAME, options.max_width // 3), list(map(printable, self.pairs))
+        # More of them where they were the same otherwise.
+        most = next(
+            (n for n in range(least, 2 * options.max_width // 3) if len({shortened(k, n) for k in keys}) == len(keys)),
+            least,
+        )
         for key, value in self.pairs.items():
             style = "yellow" if key.startswith("warning") else None
             table.add_row(key if _uncut(options) else shortened(printable(key), most), Stack(*value), style=style)

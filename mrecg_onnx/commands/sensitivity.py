@@ -24,7 +24,7 @@ from mrecg_onnx.commands._options import (
     report_option,
 )
 from mrecg_onnx.commands._progress import progress
-from mrecg_onnx.commands._repeat import given_command, likewise
+from mrecg_onnx.commands._repeat import argument, given_command, likewise
 from mrecg_onnx.commands._sections import IMAGES, Command
 from mrecg_onnx.commands._settings import metric_from, settings_from
 from mrecg_onnx.commands._tables import grid, rows
@@ -123,7 +123,9 @@ def sensitivity_command(
         show(*_tables(found, names, top, report_file))
         if found.helps and not found.is_noise:
             say(err=False)
-            say(f"Next, with all that help: {likewise(ctx, quantize_command, found.helpful)}", err=False)
+            # A name of its own: that of a run without them is taken by many who come here.
+            more = [*found.helpful, ("--output", argument(f"{model.stem}_helped.onnx"))]
+            say(f"Next, with all that help: {likewise(ctx, quantize_command, more)}", err=False)
 
 
 def _tables(found: Ranking, names: Names, top: int, page: Path | None = None) -> Iterator[RenderableType]:

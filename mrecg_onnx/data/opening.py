@@ -214,7 +214,8 @@ def _open(source: Data, inputs: Sequence[InputSpec], preprocess: Preprocess, how
     if how.classes and how.with_labels and dataset.targets is not None and dataset.labels is None:
         what = taken if how.file is None else how.file
         logger.warning(
-            "the targets of %s are no classes (whole numbers from 0): there is no accuracy; a metric counts them", what
+            "the targets of %s are no classes (whole numbers from 0, as integers): there is no accuracy; a metric counts them",
+            what,
         )
     return dataset
 

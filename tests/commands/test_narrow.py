@@ -124,3 +124,8 @@ def test_a_pipe_cuts_nothing_and_a_long_key_leaves_room_for_its_value(monkeypatc
         out.print(rows("", ["file", "note"], [[long, "a word"]]), grid({long: "value"}))
     assert capture.get().count(long) == 2
     assert "a fine value" in at(grid({long: "a fine value"}), 60, monkeypatch)
+
+
+def test_long_keys_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = at(grid({f"digits_resnet8_brecq_w{bits}a8.onnx, cpu": "Conv 9" for bits in (2, 4)}), 60, monkeypatch)
+    assert len({line.split("  ")[0] for line in text.splitlines()}) == 2

@@ -285,6 +285,10 @@ def test_a_shell_completes_values(words: str, offered: list[str]) -> None:
         ("quantize m.onnx --iter 3", "'--iter'; did you mean '--iters'? ('mrecg-onnx quantize --help'"),
         ("quantize m.onnx --cal x", "'--cal'; did you mean '--calib'?"),
         ("inspect --jsn x", "'--jsn'; did you mean '--json'?"),
+        (
+            "convert q.onnx --calib x",
+            "No such option '--calib' here: it is an option of quantize, compare, inspect, sensitivity, runtimes (",
+        ),
         ("quantize --qqqqqqqq x", "No such option '--qqqqqqqq' ('mrecg-onnx quantize --help'"),
         ("quantise", "No such command 'quantise'; did you mean 'quantize'?"),
         ("help quantise", "No such command 'quantise'; did you mean 'quantize'?"),
