@@ -218,7 +218,7 @@ def _parse(content: bytes, where: str) -> onnx.ModelProto:
 def _other(content: bytes) -> str:
     """What is said of bytes that are no ONNX model: what they are, where that is told by their first ones, and what to do."""
     if not content:
-        return "is empty, and no ONNX model: copy or export it again"
+        return "is not an ONNX file: it is empty; copy or export it again"
     for begin, at, named in _OTHERS:
         if content[at : at + len(begin)] == begin:
             return f"is not an ONNX file but {named}"

@@ -44,7 +44,7 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 CASES = [
     # --- files that are none
-    raw("an empty file", lambda: b"", "is empty, and no ONNX model"),
+    raw("an empty file", lambda: b"", "is not an ONNX file: it is empty"),
     raw("text", lambda: b"this is no model\n", "is not an ONNX file"),
     raw("one byte", lambda: b"\x08", "truncated or damaged"),
     raw("a pointer of Git LFS", lambda: b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
