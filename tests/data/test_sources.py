@@ -550,7 +550,7 @@ def test_targets_that_are_no_classes_are_kept_as_they_are(caplog: pytest.LogCapt
             targets = data.targets_of(indices)
             assert targets is not None
             np.testing.assert_array_equal(np.stack(targets), masks[indices])
-    assert "no classes (whole numbers from 0): there is no accuracy" in caplog.text
+    assert "no classes (whole numbers from 0, as integers): there is no accuracy" in caplog.text
     boxes = [{"boxes": np.zeros((i, 4)), "labels": np.arange(i)} for i in range(N)]
     data = validated([(x, box) for x, box in zip(X, boxes, strict=True)])
     ((_, indices),) = data.batches(N)
