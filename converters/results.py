@@ -14,20 +14,14 @@ from mrecg_onnx.converters.errors import ExportError
 from mrecg_onnx.converters.files import followed, write_whole
 from mrecg_onnx.converters.reads import Reads, require_text
 
-__all__ = ["Pictured", "Result", "json_text", "write_text"]
+__all__ = ["Pictured", "Printed", "Result", "json_text", "write_text"]
 
 #: What makes pages. It lies above all results, which know that there is one and no more: it is looked up when it is asked for.
 _PAGES = "mrecg_onnx.reporting:report"
 
 
-class Result:
-    """What a call found.
-
-    Attributes:
-        reads: what the call read, which :meth:`save` does not write over; empty where something else made it.
-    """
-
-    reads: ClassVar[Reads] = Reads()
+class Printed:
+    """What prints a few lines, and shows the first one where it is no more than looked at."""
 
     def __repr__(self) -> str:
         """The first line of what ``print`` shows; models and figures have too many."""
@@ -36,6 +30,16 @@ class Result:
     @abstractmethod
     def __str__(self) -> str:
         """A few lines for people."""
+
+
+class Result(Printed):
+    """What a call found.
+
+    Attributes:
+        reads: what the call read, which :meth:`save` does not write over; empty where something else made it.
+    """
+
+    reads: ClassVar[Reads] = Reads()
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from mrecg_onnx.converters import check_writable, load_model, save_model
 from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.errors import ModelError, SettingsError
 from mrecg_onnx.converters.made import Made, model_of
+from mrecg_onnx.converters.results import Printed
 from mrecg_onnx.litert import LiteRTFile, to_litert
 from mrecg_onnx.machine import byte_size
 from mrecg_onnx.planning import outputs_without_rows
@@ -31,7 +32,7 @@ FORMS = ("onnx", "tflite")
 
 
 @dataclass(frozen=True, repr=False)
-class Conversion:
+class Conversion(Printed):
     """What :func:`convert` made.
 
     Attributes:
@@ -55,10 +56,6 @@ class Conversion:
     compared: bool
     opened: Opened
     notes: tuple[str, ...]
-
-    def __repr__(self) -> str:
-        """The first line of what ``print`` shows."""
-        return f"<Conversion: {str(self).partition(chr(10))[0]}>"
 
     def __str__(self) -> str:
         """Where it is, what it was and is, both sizes, what the target's runtime made of it, and notes."""

@@ -106,12 +106,14 @@ class QuantizationResult(Pictured):
     def __str__(self) -> str:
         """What a user decides by: file, widths, size, expected loss, integer kernels, time, and warnings."""
         settings, plan, found = self.settings, self.plan, self.verification
-        widths = "mixed widths" if settings.mixed else f"W{settings.wbits}A{settings.abits}"
         size = byte_size(size_bytes(self.output if self.output is not None and self.output.exists() else self.model))
         known = isinstance(self.source, onnx.ModelProto) or (self.source is not None and Path(self.source).exists())
         before = f", FP32 {byte_size(size_bytes(self.source))}" if known and self.source is not None else ""
         counts = f"{len(plan.quantized_layers)} layers and {len(plan.activations)} activations quantized"
-        lines = [f"{self.output or 'not written'}: {widths} by {settings.method}, {counts}", f"size: {size}{before}"]
+        lines = [
+            f"{self.output or 'not written'}: {settings.widths} by {settings.method}, {counts}",
+            f"size: {size}{before}",
+        ]
         if found.agreement_float is not None:
             lines.append(
                 f"agreement: {found.agreement_float:.2%} of {found.images} calibration images get FP32's prediction"

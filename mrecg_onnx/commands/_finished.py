@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from mrecg_onnx.commands._repeat import rule_text
 from mrecg_onnx.commands._sections import FIELDS
 from mrecg_onnx.commands._tables import grid, rows, width
 from mrecg_onnx.converters.module_names import NodeNames
@@ -82,9 +83,8 @@ def finished_tables(found: FinishedFile) -> Iterator[RenderableType]:
 
 def _setting(value: Any) -> str:
     """A stored setting as its option has it: rules of widths by their words, several behind each other."""
-    if isinstance(value, dict) and {"pattern", "wbits", "abits"} <= value.keys():
-        widths = "".join(f"{letter}{value[name]}" for letter, name in (("W", "wbits"), ("A", "abits")) if value[name])
-        return bounded(f"{value['pattern']}={widths or 'float'}", _LONGEST)
+    if isinstance(value, dict) and "pattern" in value:
+        return bounded(rule_text(value), _LONGEST)
     if isinstance(value, list | tuple):
         return ", ".join(map(_setting, value[:_MOST])) + (
             f" and {len(value) - _MOST} more" if len(value) > _MOST else ""

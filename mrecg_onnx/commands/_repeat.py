@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mrecg_onnx.data import InputSpec
     from mrecg_onnx.inspecting import FinishedFile
 
-__all__ = ["argument", "given_command", "likewise", "stored_command"]
+__all__ = ["argument", "given_command", "likewise", "rule_text", "stored_command"]
 
 #: Parameters that say what is measured and where it is written, no choices of a file's.
 _MEASURED = frozenset({"data", "labels", "metric", "lower_is_better", "json_file", "report_file", "debug"})
@@ -157,11 +157,13 @@ def _given_rules(settings: Mapping[str, Any], said: list[str]) -> list[str]:
         said.append(
             "the budget chooses widths of layers: a --bits '^NAME$=W8' that was given beside it has to be added"
         )
-    found = []
-    for rule in rules:
-        widths = "".join(f"{k[0].upper()}{rule[k]}" for k in ("wbits", "abits") if rule.get(k) is not None)
-        found.append(f"{rule.get('pattern')}={widths}")
-    return found
+    return list(map(rule_text, rules))
+
+
+def rule_text(rule: Mapping[str, Any]) -> str:
+    """A stored rule for single layers in the words of --bits: ``fc=W8A8``; anybody may have written it."""
+    widths = "".join(f"{k[0].upper()}{rule[k]}" for k in ("wbits", "abits") if rule.get(k) is not None)
+    return f"{rule.get('pattern')}={widths}"
 
 
 def _preprocess(found: FinishedFile, specs: Sequence[InputSpec]) -> list[str]:

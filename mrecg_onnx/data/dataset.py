@@ -224,19 +224,13 @@ class Dataset(ABC):
         found = self.load(count)
         rows = len(next(iter(found.values())))
         if rows > 1 and all((array == array[:1]).all() for array in found.values()):
-            (name, first), *_ = ((name, array[0]) for name, array in found.items())
-            plain = (
-                f"every value of input '{name}' is {float(first.flat[0]):g}"
-                if first.size and (first == first.flat[0]).all()
-                else ""
-            )
-            self.doubts = (
-                (
-                    f"{plain or 'all inputs are the same'} in the {rows} calibration images looked at: ranges are learned from "
-                    f"{'nothing' if plain else 'one image'}; give real inputs"
-                ),
-            )
-            logger.warning("%s", *self.doubts)
+            name, array = next(iter(found.items()))
+            one = array.size > 0 and bool((array == array.flat[0]).all())
+            what = f"every value of input '{name}' is {float(array.flat[0]):g}" if one else "all inputs are the same"
+            learned = f"ranges are learned from {'nothing' if one else 'one image'}; give real inputs"
+            doubt = f"{what} in the {rows} calibration images looked at: {learned}"
+            logger.warning("%s", doubt)
+            self.doubts = (doubt,)
         return found
 
     def load(self, limit: int | None = None) -> dict[str, NDArray[Any]]:

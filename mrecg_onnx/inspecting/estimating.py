@@ -93,14 +93,13 @@ class Estimate(Result):
     def __str__(self) -> str:
         """What a user decides by: widths, units and iterations, time and memory."""
         settings, plan = self.settings, self.plan
-        widths = "mixed widths" if settings.mixed else f"W{settings.wbits}A{settings.abits}"
         counts = f"{len(plan.quantized_layers)} layers and {len(plan.activations)} activations quantized"
         learned = f"{self.iters:,} iterations together" if self.iters else "nothing is learned"
         steps = f", then {self.steps:,} steps of the whole network" if self.steps else ""
         whole, used = sum(self.seconds.values()), sum(self.cpu_seconds.values())
         return "\n".join(
             [
-                f"{widths} by {settings.method}, {counts} on {self.images} images: {learned}{steps}",
+                f"{settings.widths} by {settings.method}, {counts} on {self.images} images: {learned}{steps}",
                 f"time: about {whole:.1f} s while the machine is as busy as now ({used:.1f} s of processor time)",
                 f"memory: about {byte_size(self.memory)}",
             ]

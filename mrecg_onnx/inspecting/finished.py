@@ -129,7 +129,7 @@ class FinishedFile(Result):
                 f"{self.name}: {self.widths} by {bounded(str(settings.get('method', '?')), 40)} for {self.target}, container "
                 f"{self.container}, {byte_size(self.size_bytes)}"
             ),
-            (f"{count} and {len(self.activations)} activations quantized, made by version {self.version}"),
+            f"{count} and {len(self.activations)} activations quantized, made by version {self.version}",
         ]
         lines += [f"in float: {first_of([bounded(name, 60) for name in floats], 5)}"] if floats else []
         lines += [f"worth: {self.worth}"] if self.worth else []

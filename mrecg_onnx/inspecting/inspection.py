@@ -123,15 +123,14 @@ class Inspection(Result):
         """The model, what would be quantized, in which units, and what stays in float."""
         source, plan = self.source, self.plan
         floats = [layer.name for layer in plan.layers if layer.excluded]
-        widths = "mixed widths" if self.settings.mixed else f"W{self.settings.wbits}A{self.settings.abits}"
         lines = [
             (
                 f"{source.name}: {source.parameters:,} parameters in {source.nodes} nodes, {byte_size(source.size_bytes)}, "
                 f"opset {source.opset}"
             ),
             (
-                f"{widths} by {self.settings.method}: {len(plan.quantized_layers)} layers, {len(plan.activations)} activations, "
-                f"{len(plan.merged_units())} units"
+                f"{self.settings.widths} by {self.settings.method}: {len(plan.quantized_layers)} layers, "
+                f"{len(plan.activations)} activations, {len(plan.merged_units())} units"
             ),
         ]
         lines += [f"in float: {first_of(floats, 5)}"] if floats else []

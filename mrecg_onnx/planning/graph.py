@@ -46,8 +46,11 @@ QUANTIZED_OPS = frozenset({
 
 def is_quantized(model: onnx.ModelProto) -> bool:
     """Whether an operator of the graph, or of a function in it, quantizes or computes with codes."""
-    nodes = (node for owner in (model.graph, *model.functions) for node in owner.node)
-    return any(node.op_type in QUANTIZED_OPS or node.op_type.startswith("QLinear") for node in nodes)
+    return any(_has_codes(node.op_type) for owner in (model.graph, *model.functions) for node in owner.node)
+
+
+def _has_codes(op: str) -> bool:
+    return op in QUANTIZED_OPS or op.startswith("QLinear")
 
 
 def load_planned(
@@ -147,7 +150,7 @@ def _check(graph: ir.Model) -> None:
         ModelError: it is quantized already, or an input or output is no tensor of numbers.
     """
     for node in graph.graph.all_nodes():
-        if node.op_type in QUANTIZED_OPS or node.op_type.startswith("QLinear"):
+        if _has_codes(node.op_type):
             raise ModelError(
                 f"the model is quantized already (node '{node.name}', {node.op_type}): give the float model it was made from"
             )

@@ -154,6 +154,11 @@ class BudgetSettings(BitSettings):
         budgets = (self.size_budget, self.avg_wbits, self.max_drop)
         return self.allocate == "milp" or any(value is not None for value in budgets)
 
+    @property
+    def widths(self) -> str:
+        """``W4A8``, for people."""
+        return "mixed widths" if self.mixed else f"W{self.wbits}A{self.abits}"
+
     def check(self) -> None:
         """One budget at most, and averages that integer programming can reach."""
         super().check()

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrecg_onnx.comparing import Comparison
-from mrecg_onnx.converters import check_writable, load_model
+from mrecg_onnx.converters import load_model
 from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.made import Made, model_of
 from mrecg_onnx.converters.module_names import NodeNames, module_names
-from mrecg_onnx.converters.reads import require_text
 from mrecg_onnx.data import (
     ZEROQ,
     Data,
@@ -29,7 +28,7 @@ from mrecg_onnx.measures import Metric
 from mrecg_onnx.reporting.comparisons import comparison_page, ranking_page
 from mrecg_onnx.reporting.measuring import ANSWER_IMAGES, Compared, Measured, measure
 from mrecg_onnx.reporting.pages import finished_page, quantization_page, validation_page
-from mrecg_onnx.reporting.writing import require_packages, write_page
+from mrecg_onnx.reporting.writing import require_packages, require_page, write_page
 from mrecg_onnx.results import QuantizationResult
 from mrecg_onnx.running import describe, read_graph, specs_of
 from mrecg_onnx.validating import ValidationResult, int8_form, layers_of, validate
@@ -82,9 +81,7 @@ def report_quantization(
         ExportError: the page cannot be written.
         MrecgError: a file or the data cannot be read.
     """
-    require_packages()
-    require_text(page)
-    check_writable(page)
+    require_page(page)
     if result.source is None:
         raise SettingsError("this result does not know its float model: quantize makes those that do")
     fp32, settings = result.source, result.settings
@@ -192,9 +189,7 @@ def report_validation(
     Raises:
         MrecgError: as :func:`report_quantization`.
     """
-    require_packages()
-    require_text(page)
-    check_writable(page)
+    require_page(page)
     if result.asked is None:
         raise SettingsError("this result does not know its models: validate makes those that do")
     fp32, quantized, before, labels, limit = result.asked
@@ -263,9 +258,7 @@ def report(
         ExportError: the page cannot be written.
         MrecgError: the float model or the data cannot be read, or do not belong to the file.
     """
-    require_packages()
-    require_text(output)
-    check_writable(output)
+    require_page(output)
     more = {
         "against": against,
         "data": data,

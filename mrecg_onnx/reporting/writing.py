@@ -12,7 +12,8 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.errors import ExportError, SettingsError
-from mrecg_onnx.converters.files import followed, write_whole
+from mrecg_onnx.converters.files import check_writable, followed, write_whole
+from mrecg_onnx.converters.reads import require_text
 from mrecg_onnx.converters.text import printable
 from mrecg_onnx.reporting.content import Table
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from mrecg_onnx.reporting.content import Page, Part
 
-__all__ = ["MOST_BYTES", "page_text", "require_packages", "write_page"]
+__all__ = ["MOST_BYTES", "page_text", "require_packages", "require_page", "write_page"]
 
 #: A page is smaller; parts have bounds of their own that keep it so.
 MOST_BYTES = 2_000_000
@@ -42,6 +43,18 @@ def require_packages() -> None:
     missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
         raise SettingsError(f"a page needs {' and '.join(missing)}: pip install 'mrecg-onnx[report]'")
+
+
+def require_page(path: str | Path) -> None:
+    """Refuse, before the work, a page that could not be written, or that would take the place of something else.
+
+    Raises:
+        SettingsError: as :func:`require_packages`; or a model, an array or an image is there.
+        ExportError: no file can be written there.
+    """
+    require_packages()
+    require_text(path)
+    check_writable(path)
 
 
 def page_text(page: Page) -> str:
