@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from fractions import Fraction
 
 from rich import filesize
 
@@ -65,7 +66,8 @@ def parse_byte_size(option: str, text: str) -> int:
     if match is None:
         raise SettingsError(f"{option} {quoted(text)}: expected a size such as 2GB or 1.8MB")
     base = 1024 if match["binary"] else 1000
-    return int(float(match["number"]) * base ** _POWERS[(match["power"] or "").upper()])
+    # Exactly: as floats 1.001 times 1000 is less than 1001.
+    return int(Fraction(match["number"]) * base ** _POWERS[(match["power"] or "").upper()])
 
 
 def ratio(before: float, after: float, less: str, more: str) -> str:
