@@ -19,7 +19,7 @@ from typing import Any
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.text import bounded, did_you_mean
 
-__all__ = ["AtLeast", "Between", "OneOf", "SettingsGroup", "require_number"]
+__all__ = ["AtLeast", "Between", "OneOf", "SettingsGroup", "require_number", "settled"]
 
 
 def require_number(name: str, value: object) -> None:
@@ -96,6 +96,11 @@ class SettingsGroup:
     the default. A group inherits those of lower rooms that its room reads, too.
     """
 
+    def __init_subclass__(cls) -> None:
+        """A dataclass would write a representation of its own, of all fields."""
+        super().__init_subclass__()
+        cls.__repr__ = SettingsGroup.__repr__  # type: ignore[method-assign]
+
     def __post_init__(self) -> None:
         """Check every field, then what holds between them.
 
@@ -107,7 +112,7 @@ class SettingsGroup:
         for name, kinds in _plain(group):
             if name in ranged and str in kinds:
                 continue  # words are compared below
-            value = _settled(name, getattr(self, name), kinds)
+            value = settled(name, getattr(self, name), kinds)
             if isinstance(value, float) and not math.isfinite(value) and name not in ranged:
                 raise SettingsError(f"{name} is {value}: it must be a finite number")
             object.__setattr__(self, name, value)
@@ -117,6 +122,15 @@ class SettingsGroup:
                 allowed.check(field.name, value)
         self.check()
 
+    def __repr__(self) -> str:
+        """As it would be written: fields at their defaults are left out."""
+        given = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != _default(field)
+        ]
+        return f"{type(self).__name__}({', '.join(given)})"
+
     def check(self) -> None:
         """What holds between fields, or is no range; a group that has such rules calls those of its bases first.
 
@@ -125,11 +139,15 @@ class SettingsGroup:
         """
 
 
-def _settled(name: str, value: Any, kinds: frozenset[type]) -> Any:
-    """``value`` as the type that a field takes: numpy's numbers and 4.0 for a whole number as Python's, paths as texts.
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def settled(name: str, value: Any, kinds: frozenset[type]) -> Any:
+    """``value`` as one of the types ``kinds``: numpy's numbers and 4.0 for a whole number as Python's, paths as texts.
 
     Raises:
-        SettingsError: it is none.
+        SettingsError: what is called ``name`` is none.
     """
     if value is None and types.NoneType in kinds:
         return None

@@ -11,11 +11,12 @@ import numpy as np
 
 from mrecg_onnx.converters.choices import SettingsGroup
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.text import bounded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["ARRAY_SUFFIXES", "IMAGE_SUFFIXES", "Read", "Reads", "require_text"]
+__all__ = ["ARRAY_SUFFIXES", "IMAGE_SUFFIXES", "Read", "Reads", "require_path", "require_text"]
 
 #: Files that a folder of data is searched for; images are decoded by Pillow.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -29,6 +30,16 @@ _MODELS = frozenset({"model", "fp32", "quantized", "against", "files", _RESULT})
 _WRITTEN = frozenset({"output", "checkpoint", "command", "progress"})
 # Lists in lists: pairs of a path and a target in a list, in a tuple with labels.
 _DEPTH = 2
+
+
+def require_path(name: str, path: object) -> None:
+    """Refuse what is no path, before anything is done.
+
+    Raises:
+        SettingsError: what is called ``name`` is none; bytes are none, either.
+    """
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise SettingsError(f"{name} is {bounded(repr(path), 80)}: it must be a path, as text or pathlib.Path")
 
 
 def require_text(path: str | os.PathLike[str], option: str = "", *, picture: bool = False) -> None:
@@ -52,7 +63,7 @@ class Read(NamedTuple):
     """A file or a folder that is read.
 
     Attributes:
-        name: the option that names it.
+        name: what names it: an option, or a parameter in Python.
         path: as it was given, labels with what is said behind them (``boxes.json:order``, ``masks/:_m.png``).
         model: it is a model.
     """
@@ -95,8 +106,10 @@ class Reads:
             option: what names it, for messages.
 
         Raises:
-            SettingsError: a model is there, or its tensors, images, arrays, labels, rules or options that are read.
+            SettingsError: it is no path; or a model is there, or its tensors, images, arrays, labels, rules or options that
+                are read.
         """
+        require_path(option or "path", path)
         if not _is_file(path):
             return
         what = self._taken(Path(path))
@@ -135,15 +148,18 @@ class Reads:
 
 def _paths(name: str, value: object, depth: int = 0) -> Iterator[Read]:
     """Files and folders that the argument ``value`` of the parameter ``name`` names."""
-    option, model = f"--{name.replace('_', '-')}", name in _MODELS
+    model = name in _MODELS
     if isinstance(value, str | os.PathLike):
-        yield Read(option, os.fsdecode(value), model)
+        yield Read(name, os.fsdecode(value), model)
     elif isinstance(value, np.memmap):
         if value.filename is not None:
-            yield Read(option, os.fsdecode(value.filename))
+            yield Read(name, os.fsdecode(value.filename))
     elif isinstance(value, SettingsGroup):
         words = {field.name: getattr(value, field.name) for field in fields(value)}
         yield from (read for field, word in words.items() if isinstance(word, str) for read in _paths(field, word))
+        yield from (
+            Read(field, word.source) for field, word in words.items() if isinstance(getattr(word, "source", None), str)
+        )
     elif isinstance(value, dict | list | tuple):
         for one in value.values() if isinstance(value, dict) else value:
             if isinstance(one, str | os.PathLike) or (depth < _DEPTH and not isinstance(one, int | float)):
@@ -155,7 +171,7 @@ def _paths(name: str, value: object, depth: int = 0) -> Iterator[Read]:
         if isinstance(known, Reads) and name == _RESULT:  # what it was made of is read again
             yield from (read._replace(path=os.fspath(Path(known.folder, read.path))) for read in known.files)
         if isinstance(value, Made) and value.output is not None and holds_model(value):
-            yield Read(option, os.fsdecode(value.output), model)
+            yield Read(name, os.fsdecode(value.output), model)
 
 
 def _is_file(path: str | os.PathLike[str]) -> bool:

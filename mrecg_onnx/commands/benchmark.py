@@ -107,6 +107,7 @@ def _files(found: Benchmark) -> RenderableType:
 def _timings(found: Benchmark) -> RenderableType:
     from mrecg_onnx.running import speedup_text
 
+    first = found.files[0].name
     content = [
         [
             one.provider,
@@ -116,7 +117,7 @@ def _timings(found: Benchmark) -> RenderableType:
             f"{milliseconds(one.median_s)} ms",
             f"{milliseconds(one.low_s)} to {milliseconds(one.high_s)}",
             f"{one.throughput:.0f}",
-            speedup_text(one.speedup, one.speedup_interval),
+            speedup_text(one.speedup, one.speedup_interval) if one.file != first else "",
         ]
         for one in found.timings
     ]

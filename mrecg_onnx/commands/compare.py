@@ -203,7 +203,7 @@ def _kept(finished: int, folder: Path) -> str:
 
 
 def _summary(result: Comparison, page: Path | None) -> None:
-    from mrecg_onnx.comparing import minor, table
+    from mrecg_onnx.comparing import minor, table, timed
 
     headings, content = table(result)
     wraps, less = (len(headings) - 1,), minor(result)
@@ -211,6 +211,7 @@ def _summary(result: Comparison, page: Path | None) -> None:
         warn(warning)
     pairs = {
         "images": f"{result.images}" if result.images else "",
+        "latency": timed(result) if result.fp32_latency_s is not None else "",
         "preprocessing": result.settings.preprocess.describe() if result.settings.preprocess.source is not None else "",
         "written": [str(path) for path in result.written],
         "page": str(page or ""),

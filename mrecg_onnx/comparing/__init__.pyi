@@ -2,7 +2,7 @@ from .comparison import compare, environment
 from .plots import draw_timings, have_matplotlib
 from .progress import ComparisonProgress
 from .result import Cell, Comparison, Widths
-from .tables import minor, table
+from .tables import minor, table, timed
 
 __all__ = [
     "Cell",
@@ -15,4 +15,5 @@ __all__ = [
     "have_matplotlib",
     "minor",
     "table",
+    "timed",
 ]

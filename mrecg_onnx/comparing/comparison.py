@@ -49,7 +49,7 @@ NAME = "comparison"
 """Stem of the table's files in the folder."""
 
 
-@takes(settings=Settings, preprocess=Preprocess, metric=Metric)
+@takes(settings=Settings, preprocess=Preprocess, metric=Metric, bits=Widths)
 def compare(
     model: onnx.ModelProto | str | Path,
     calib: Data,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mrecg_onnx.measures import Metric
     from mrecg_onnx.validating import Accuracy
 
-__all__ = ["csv_text", "markdown", "minor", "table"]
+__all__ = ["csv_text", "markdown", "minor", "table", "timed"]
 
 COLUMNS = {
     "method": "method", "bits": "bits", "top1": "top-1", "interval": "95 % interval", "change": "top-1 change",
@@ -131,9 +131,16 @@ def _how(found: Comparison) -> str:
         f"{found.images} images on ONNX Runtime; {_metric(found)}intervals are Wilson's, p is McNemar's (exact). "
         f"{settings.iters} iterations a "
         f"unit, batch {settings.batch_size}, {images or 'no'} calibration images, seed {settings.seed}; all settings "
-        f"in the JSON file beside. Peak memory is that of the process that quantized. Latency: median at batch "
-        f"{found.latency_batch}, each file in turn with FP32; the same within noise where runs do not say which is "
-        "faster (95 %), noisy where they say next to nothing."
+        f"in the JSON file beside. Peak memory is that of the process that quantized. Latency: {timed(found)}; the same within "
+        "noise where runs do not say which is faster (95 %), noisy where they say next to nothing."
+    )
+
+
+def timed(found: Comparison) -> str:
+    """What latencies and factors are of, FP32's among them."""
+    return (
+        f"median at batch {found.latency_batch}, each file in turn with FP32 and against FP32's time in that turn; "
+        "FP32's row has the median of all turns"
     )
 
 

@@ -22,6 +22,7 @@ from mrecg_onnx.data import (
     given,
     open_calibration,
     open_validation,
+    profile,
 )
 from mrecg_onnx.inspecting import Ranking, inspect_result
 from mrecg_onnx.measures import Metric
@@ -232,7 +233,7 @@ def report(
     against: Model | Made | None = None,
     data: Data | None = None,
     labels: Labels | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess | str | Path | None = None,
     limit: int | None = None,
     metric: AnyMetric = None,
     command: str = "",
@@ -246,7 +247,7 @@ def report(
         against: the float model a file was made from; with ``data`` both are run.
         data: images, as for :func:`mrecg_onnx.validate`; what quantize returned is measured on its calibration data without.
         labels: labels for them.
-        preprocess: how images become inputs; what the file says by default.
+        preprocess: how images become inputs, also by name or from a file; what the file says by default.
         limit: images used at most.
         metric: what outputs are worth, as for :func:`mrecg_onnx.validate`; needs ``data``.
         command: what makes the same again, shown as it is.
@@ -292,7 +293,8 @@ def report(
     measured: Measured | None = None
     said: tuple[str, ...] = ()
     if against is not None and data is not None:
-        known = preprocess, found.preprocess
+        said_of = profile(preprocess) if isinstance(preprocess, str | Path) else preprocess
+        known = said_of, found.preprocess
         validation, measured = _validated(against, made, data, labels, known, limit, metric)
     else:
         said = ("nothing was measured: --against and --data with the float model and images show errors and answers",)

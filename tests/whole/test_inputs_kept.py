@@ -34,6 +34,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("images/1.png").write_bytes(b"")
     Path("link.onnx").symlink_to("m.onnx")
     Path("boxes.json").write_text("{}", encoding="utf-8")
+    Path("p.json").write_text('{"image_mean": [0.5], "image_std": [0.5], "rescale_factor": 1}', encoding="utf-8")
     Path("out").mkdir()
     Path("out/comparison.json").write_text("[1]", encoding="utf-8")
     return tmp_path
@@ -49,21 +50,22 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("m.onnx", {}, "m.onnx is the model itself: choose another file"),
         ("link.onnx", {}, "is the model itself"),
         (Path("m.data"), {}, "has tensors of m.onnx: choose another file"),
-        ("c.npy", {}, "is read, too (--calib): choose another file (in Python: output=, calib=)"),
-        ("c.npy", {"calib": "mapped"}, "is read, too (--calib)"),
-        ("images/1.png", {"calib": "images"}, "is in images, which is read (--calib)"),
-        ("images/1.png", {"calib": ["images/1.png"]}, "is read, too (--calib)"),
-        ("images/1.png", {"calib": [("images/1.png", 1)]}, "is read, too (--calib)"),
-        ("v.npz", {"data": "v.npz"}, "is read, too (--data)"),
-        ("l.npy", {"labels": "l.npy"}, "is read, too (--labels)"),
-        ("boxes.json", {"labels": "boxes.json:order"}, "is read, too (--labels)"),
-        ("t.toml", {"settings": mrecg_onnx.Settings}, "is read, too (--target)"),
+        ("c.npy", {}, "is read, too (calib): choose another file"),
+        ("c.npy", {"calib": "mapped"}, "is read, too (calib)"),
+        ("images/1.png", {"calib": "images"}, "is in images, which is read (calib)"),
+        ("images/1.png", {"calib": ["images/1.png"]}, "is read, too (calib)"),
+        ("images/1.png", {"calib": [("images/1.png", 1)]}, "is read, too (calib)"),
+        ("v.npz", {"data": "v.npz"}, "is read, too (data)"),
+        ("l.npy", {"labels": "l.npy"}, "is read, too (labels)"),
+        ("boxes.json", {"labels": "boxes.json:order"}, "is read, too (labels)"),
+        ("t.toml", {"settings": {"target": "t.toml"}}, "is read, too (target)"),
+        ("p.json", {"settings": {"preprocess": "p.json"}}, "is read, too (preprocess)"),
     ],
 )
 def test_quantize(here: Path, output: str | Path, more: dict[str, Any], says: str) -> None:
     before, calib = contents(here), more.pop("calib", "c.npy") if more else "c.npy"
     if "settings" in more:
-        more = {"settings": mrecg_onnx.Settings(target="t.toml")}
+        more = {"settings": mrecg_onnx.Settings(**more["settings"])}
     calib = np.load("c.npy", mmap_mode="r") if calib == "mapped" else calib
     with pytest.raises(SettingsError) as error:
         mrecg_onnx.quantize("m.onnx", calib, output=output, **more)
