@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from mrecg_onnx.commands._console import VERBOSE, asked
 from mrecg_onnx.commands._repeat import rule_text
 from mrecg_onnx.commands._sections import FIELDS
 from mrecg_onnx.commands._tables import grid, rows, width
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = ["finished_tables"]
 
-# Characters shown of what a file says as text: a SHA-256 has 64.
+# Characters shown of what a file says as text.
 _LONGEST = 80
+# A SHA-256 is told from others by so many of its 64; --verbose has all.
+_DIGEST = 12
 # So many values of a setting are shown.
 _MOST = 12
 #: Shown apart, or another name for what is.
@@ -40,9 +43,7 @@ def finished_tables(found: FinishedFile) -> Iterator[RenderableType]:
         {
             "file": f"{found.name}, {byte_size(found.size_bytes)}, opset {found.opset}",
             "made by": f"mrecg-onnx {bounded(found.version, _LONGEST)}",
-            "from": f"a float model with SHA-256 {bounded(found.source_sha256, _LONGEST)}"
-            if found.source_sha256
-            else "",
+            "from": f"a float model with SHA-256 {_digest(found.source_sha256)}" if found.source_sha256 else "",
             "bits": _bits(found),
             "target": found.target,
             "container": found.container,
@@ -79,6 +80,12 @@ def finished_tables(found: FinishedFile) -> Iterator[RenderableType]:
     yield rows(f"{len(found.activations)} activation quantizers", ["tensor", "bits"], tensors)
     joined = [[str(i + 1), ", ".join(map(names, unit))] for i, unit in enumerate(found.units)]
     yield rows(f"{len(found.units)} reconstruction units", ["", "layers"], joined, left=(1,), names=())
+
+
+def _digest(text: str) -> str:
+    return (
+        bounded(text, _LONGEST) if asked(VERBOSE) or len(text) <= _DIGEST else f"{bounded(text[:_DIGEST], _LONGEST)}..."
+    )
 
 
 def _setting(value: Any) -> str:
