@@ -157,15 +157,19 @@ def _row_labels(array: RowReader, rows: int, *, classes: bool) -> NDArray[Any]:
         if shape[0] != rows:
             raise DataError(f"{where} are {shape[0]} for {rows} rows: one a row is expected")
         return array.read(np.arange(rows))
-    if len(shape) not in (1, 2) or shape[1:] not in ((), (1,)) or array.dtype.kind not in "iu":
-        text = f"{array.dtype} ({', '.join(str(size) for size in shape)})"
-        raise DataError(
-            f"{where} are {text}: one whole number a row is expected, the class counted from 0; other targets need "
-            "--metric, and --labels none leaves them out"
-        )
+    text = f"{array.dtype} ({', '.join(str(size) for size in shape)})"
+    others = DataError(
+        f"{where} are {text}: one whole number a row is expected, the class counted from 0; other targets need "
+        "--metric, and --labels none leaves them out"
+    )
+    if len(shape) not in (1, 2) or shape[1:] not in ((), (1,)) or array.dtype.kind not in "iuf":
+        raise others
     if shape[0] != rows:
         raise DataError(f"{where} are {shape[0]} for {rows} rows: one a row is expected")
     values = array.read(np.arange(rows)).reshape(rows)
+    # numpy.loadtxt and tables of pandas have whole numbers as floats, which are classes, too.
+    if array.dtype.kind == "f" and not (np.isfinite(values) & (values == np.floor(values))).all():
+        raise others
     if len(values) and int(values.min()) < 0:
         raise DataError(f"label {values.min()} of {where} is no class: they count from 0")
     if len(values) and int(values.max()) > np.iinfo(np.int64).max:

@@ -36,7 +36,7 @@ from mrecg_onnx.data.kept_pixels import KeptPixels
 from mrecg_onnx.data.label_files import read_labels, require_labels
 from mrecg_onnx.data.labels import NO_LABELS
 from mrecg_onnx.data.preprocess import USE_ARRAYS, Preprocess
-from mrecg_onnx.data.samples import Sampler, by_input, class_indices, target_in, targets_of
+from mrecg_onnx.data.samples import Sampler, as_classes, by_input, class_indices, no_classes, target_in, targets_of
 from mrecg_onnx.data.sources import Given, Indexed, Stream, Whole, given, is_path, parts
 
 if TYPE_CHECKING:
@@ -192,7 +192,11 @@ class _Opening:
             raise DataError(
                 f"labels in {self.labels} belong to files; for {source} give an array, or pairs (inputs, label)"
             )
-        return targets_of(self.labels, count, str(source), batch=True, whole=True)
+        return self.wanted(targets_of(self.labels, count, str(source), batch=True, whole=True))
+
+    def wanted(self, targets: list[Any] | None) -> list[Any] | None:
+        """``targets``, as classes where those are meant."""
+        return as_classes(targets) if self.classes else targets
 
 
 def _open(source: Data, inputs: Sequence[InputSpec], preprocess: Preprocess, how: _Opening) -> Dataset:
@@ -213,10 +217,7 @@ def _open(source: Data, inputs: Sequence[InputSpec], preprocess: Preprocess, how
     )
     if how.classes and how.with_labels and dataset.targets is not None and dataset.labels is None:
         what = taken if how.file is None else how.file
-        logger.warning(
-            "the targets of %s are no classes (whole numbers from 0, as integers): there is no accuracy; a metric counts them",
-            what,
-        )
+        logger.warning("%s", no_classes(dataset.targets, str(what)))
     return dataset
 
 
@@ -289,7 +290,8 @@ def _open_given(source: Given, inputs: Sequence[InputSpec], preprocess: Preproce
         return _open_listed(listed, source, inputs, preprocess, how)
     if source.images:
         _require_one(inputs)
-    sampler = Sampler(inputs, preprocess.resolve(inputs[0]) if source.images else None, str(source))
+    resolved = preprocess.resolve(inputs[0]) if source.images else None
+    sampler = Sampler(inputs, resolved, str(source), classes=how.classes)
     if isinstance(source, Stream):
         if how.with_labels and how.labels is not None and how.file is None:
             raise DataError(f"labels of {source} come with its items: give pairs (inputs, label)")
@@ -348,7 +350,7 @@ def _open_whole(source: Whole, inputs: Sequence[InputSpec], how: _Opening) -> Da
     targets = how.handed(total, source)
     if targets is None and how.with_labels:
         own = source.targets if source.targets is not None else target_in(source.arrays, inputs)
-        targets = targets_of(own, total, str(source), batch=True, whole=True)
+        targets = how.wanted(targets_of(own, total, str(source), batch=True, whole=True))
     kept = None if targets is None else [targets[i] for i in chosen]
     dataset = MemoryDataset(inputs, arrays, chosen, kept, str(source))
     dataset.total = total
@@ -377,7 +379,8 @@ def _open_listed(
     if targets is None and how.with_labels and any(target is not None for target in own):
         if any(target is None for target in own):
             raise DataError(f"sample {own.index(None)} of {source} has no label, others have one: give one for each")
-        targets = [targets_of(target, 1, f"sample {i} of {source}", batch=False)[0] for i, target in enumerate(own)]  # type: ignore[index]
+        each = [targets_of(target, 1, f"sample {i} of {source}", batch=False)[0] for i, target in enumerate(own)]  # type: ignore[index]
+        targets = how.wanted(each)
     arrays = [file for file in files if file.suffix.lower() in ARRAY_SUFFIXES]
     if arrays:
         if len(arrays) < len(files):

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from mrecg_onnx.converters.errors import DataError
-from mrecg_onnx.converters.text import first_of, quoted
+from mrecg_onnx.converters.text import bounded, first_of, quoted
 from mrecg_onnx.data.decoding import Room
 from mrecg_onnx.data.fitting import as_array, cast, has_array, on_cpu, rows_of
 from mrecg_onnx.data.inputs import is_one_for_all, shape_text, uneven_rows
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mrecg_onnx.data.inputs import InputSpec
     from mrecg_onnx.data.preprocess import Preprocess
 
-__all__ = ["Rows", "Sampler", "by_input", "class_indices", "target_in", "targets_of"]
+__all__ = ["Rows", "Sampler", "as_classes", "by_input", "class_indices", "no_classes", "target_in", "targets_of"]
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,13 @@ class Sampler:
         inputs: the model's inputs.
         preprocess: what is done to images, resolved for the model; None where the items are arrays.
         called: what messages call the data.
+        classes: targets are to be classes: whole numbers that came as floats are some (:func:`as_classes`).
     """
 
-    def __init__(self, inputs: Sequence[InputSpec], preprocess: Preprocess | None, called: str) -> None:
-        self.inputs, self.preprocess, self._called = tuple(inputs), preprocess, called
+    def __init__(
+        self, inputs: Sequence[InputSpec], preprocess: Preprocess | None, called: str, *, classes: bool = False
+    ) -> None:
+        self.inputs, self.preprocess, self.called, self.classes = tuple(inputs), preprocess, called, classes
         self._table = preprocess.table(inputs[0].dtype) if preprocess is not None else None
         self._room = Room()
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -69,7 +72,7 @@ class Sampler:
         Raises:
             DataError: it is not what the model is fed, or its size is not that of the samples before it.
         """
-        what = f"sample {number} of {self._called}"
+        what = f"sample {number} of {self.called}"
         value, target = parts(item)
         if isinstance(item, tuple) and len(item) > 2:
             raise DataError(f"{what} is a tuple of {len(item)}: give inputs, or a pair (inputs, target)")
@@ -94,7 +97,8 @@ class Sampler:
         if len(set(counts.values())) > 1:
             raise DataError(f"{what}: its inputs have {uneven_rows(counts)}")
         self._check_sizes(made, what)
-        return Rows(made, targets_of(target, count, what, batch=_is_batch(found, made, self.inputs)), count)
+        targets = targets_of(target, count, what, batch=_is_batch(found, made, self.inputs))
+        return Rows(made, as_classes(targets) if self.classes else targets, count)
 
     def images(self, item: Any, number: int) -> list[tuple[Image.Image, Any]]:
         """The images of an item, of which ``number`` samples came before, with their targets; nothing is done to them.
@@ -102,7 +106,7 @@ class Sampler:
         Raises:
             DataError: it has none, or one cannot be opened.
         """
-        what = f"sample {number} of {self._called}"
+        what = f"sample {number} of {self.called}"
         value, target = parts(item)
         if isinstance(value, Mapping):
             target = target_in(value, self.inputs) if target is None else target
@@ -136,7 +140,7 @@ class Sampler:
                 "a pair of one of them and a target is expected"
             )
         rows = rows_of(as_array(value, what), spec, what)
-        return cast(rows, spec, np.arange(number, number + len(rows)), ("sample", f" of {self._called}"))
+        return cast(rows, spec, np.arange(number, number + len(rows)), ("sample", f" of {self.called}"))
 
     def _pixels(self, image: Any, what: str) -> NDArray[Any]:
         """An image as the model takes it, a batch of one."""
@@ -259,6 +263,27 @@ def _on_cpu(target: Any, what: str) -> Any:
     return on_cpu(target, what)
 
 
+def as_classes(targets: list[Any] | None) -> list[Any] | None:
+    """Targets that are whole numbers as integers, also where all came as floats: numpy.loadtxt and pandas have those."""
+    if targets is None or not all(isinstance(_lone(target), float | np.floating) for target in targets):
+        return targets
+    values = [float(_lone(target)) for target in targets]
+    return [int(value) for value in values] if all(map(float.is_integer, values)) else targets
+
+
+def no_classes(targets: Sequence[Any], called: str) -> str:
+    """What is said where the targets of what is ``called`` so are no classes."""
+    odd = next((one for target in targets if class_indices([one := _lone(target)]) is None), None)
+    odd = odd.item() if isinstance(odd, np.generic) else odd
+    such = f", such as {bounded(repr(odd), 40)}" if isinstance(odd, str | float | bool) else ""
+    return f"the targets of {called} are no classes (whole numbers from 0){such}: there is no accuracy; a metric counts them"
+
+
+def _lone(target: Any) -> Any:
+    """A target, the number in it where it is an array of one."""
+    return target.reshape(-1)[0] if isinstance(target, np.ndarray) and target.size == 1 else target
+
+
 def class_indices(targets: Sequence[Any], first: int = 0) -> NDArray[np.int64] | None:
     """Targets as classes, counted from 0; None where one is something else than a whole number.
 
@@ -267,7 +292,7 @@ def class_indices(targets: Sequence[Any], first: int = 0) -> NDArray[np.int64] |
     """
     found = []
     for number, target in enumerate(targets):
-        value = target.reshape(-1)[0] if isinstance(target, np.ndarray) and target.size == 1 else target
+        value = _lone(target)
         if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
             return None
         if not 0 <= int(value) <= np.iinfo(np.int64).max:

@@ -186,7 +186,8 @@ def test_labels_of_their_own_file(tmp_path: Path) -> None:
     np.save(tmp_path / "y.npy", np.array([2, 0, 1]))
     np.savez(tmp_path / "one.npz", whatever=np.array([2, 0, 1]))
     np.savez(tmp_path / "more.npz", other=np.zeros(3), labels=np.array([2, 0, 1]))
-    for name in ("y.npy", "one.npz", "more.npz"):
+    np.save(tmp_path / "floats.npy", np.array([2.0, 0.0, 1.0]))  # as numpy.loadtxt reads them
+    for name in ("y.npy", "one.npz", "more.npz", "floats.npy"):
         assert labels_in(tmp_path / "x.npy", tmp_path / name) == [2, 0, 1]
     np.savez(tmp_path / "two.npz", a=np.zeros(3), b=np.zeros(3))
     with pytest.raises(DataError, match=r"two\.npz holds a, b: call the labels y"):
@@ -196,7 +197,10 @@ def test_labels_of_their_own_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        (np.zeros(3), r"are float64 \(3\): one whole number a row is expected"),
+        (np.array([0, 0.5, 1]), r"are float64 \(3\): one whole number a row is expected"),
+        (np.array([0, np.nan, 1]), r"are float64 \(3\): one whole number a row is expected"),
+        (np.array([0, -1.0, 2]), "label -1.0 .* is no class"),
+        (np.array([0, 1, 2.0**63]), "label 9.22.* is no class index"),
         (np.eye(3, dtype=np.int64), r"are int64 \(3, 3\)"),
         (np.zeros(3, bool), r"are bool \(3\)"),
         (np.array(["a", "b", "c"]), r"are <U1 \(3\)"),

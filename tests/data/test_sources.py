@@ -535,6 +535,36 @@ def test_a_file_of_labels_belongs_to_files(tmp_path: Path) -> None:
         validated(X, labels=tmp_path / "y.npy")
 
 
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int32])
+def test_whole_numbers_are_classes_also_as_floats(kind: type, caplog: pytest.LogCaptureFixture) -> None:
+    """numpy.loadtxt and tables of pandas have them so."""
+    labels = np.arange(N).astype(kind)
+    pairs = list(zip(X, labels, strict=True))
+    loader = DataLoader(TensorDataset(torch.from_numpy(X), torch.from_numpy(labels)), batch_size=2)
+    for source in ((X, labels), (X, labels[:, None]), pairs, iter(pairs), loader):
+        data = validated(source)
+        for _ in data.batches(4):
+            pass
+        assert data.labels is not None
+        assert data.labels.tolist() == list(range(N))
+    assert validated(X, labels=labels.tolist()).labels.tolist() == list(range(N))
+    assert "no classes" not in caplog.text
+
+
+@pytest.mark.parametrize(("odd", "shown"), [(0.5, "0.5"), ("cat", "'cat'"), (float("nan"), "nan"), (True, "True")])
+def test_what_is_no_class_is_shown(odd: object, shown: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Once, whatever they come in; a metric takes them."""
+    targets = [1, *[odd] * (N - 1)]
+    pairs = list(zip(X, targets, strict=True))
+    for source in ((X, targets), pairs, iter(pairs)):
+        caplog.clear()
+        data = validated(source)
+        for _ in data.batches(2):
+            pass
+        assert data.labels is None
+        assert caplog.text.count(f"no classes (whole numbers from 0), such as {shown}: there is no accuracy") == 1
+
+
 def test_targets_that_are_no_classes_are_kept_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
     masks = np.random.default_rng(0).random((N, 2, 2))
     pairs = list(zip(X, masks, strict=True))
@@ -550,7 +580,7 @@ def test_targets_that_are_no_classes_are_kept_as_they_are(caplog: pytest.LogCapt
             targets = data.targets_of(indices)
             assert targets is not None
             np.testing.assert_array_equal(np.stack(targets), masks[indices])
-    assert "no classes (whole numbers from 0, as integers): there is no accuracy" in caplog.text
+    assert caplog.text.count("no classes (whole numbers from 0): there is no accuracy") == 4
     boxes = [{"boxes": np.zeros((i, 4)), "labels": np.arange(i)} for i in range(N)]
     data = validated([(x, box) for x, box in zip(X, boxes, strict=True)])
     ((_, indices),) = data.batches(N)
