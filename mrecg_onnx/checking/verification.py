@@ -97,6 +97,17 @@ class Verification:
     float_layers: dict[str, str] = field(default_factory=dict)
     agreement_float: float | None = None
 
+    @property
+    def furthest(self) -> tuple[str, float] | None:
+        """The float output furthest from the float network at the default level, and its dB; None where no output is float."""
+        floats = [check for check in self.outputs if check.equal is None]
+        return worst_output(floats, "default_db") if floats else None
+
+    @property
+    def float_outputs(self) -> int:
+        """How many outputs are floats."""
+        return sum(check.equal is None for check in self.outputs)
+
 
 def checked_images(held: dict[str, Tensor], dataset: Dataset) -> dict[str, Tensor]:
     """Images on which to check a file: those that are ``held``, spread over ``dataset``, or more of it where they are small."""

@@ -8,7 +8,7 @@ from mrecg_onnx.commands._durations import duration, so_far
 from mrecg_onnx.commands._names import SHOWN, Names
 from mrecg_onnx.commands._tables import grid
 from mrecg_onnx.converters.metadata_keys import PREPROCESS_KEY
-from mrecg_onnx.converters.text import first_of
+from mrecg_onnx.converters.text import bounded, first_of
 from mrecg_onnx.machine import byte_size, ratio
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.targets import load_target
@@ -31,6 +31,8 @@ WARNED = 2
 WORDS = ((0.99, 30.0, "hardly any"), (0.97, 20.0, "small"), (0.9, 12.0, "noticeable"), (0.0, float("-inf"), "large"))
 #: Activations of fewer bits need a Clip more on ONNX Runtime's integer kernels, which compute with eight anyway.
 EIGHT_BITS = 8
+#: Characters of an output's name in a sentence.
+LONGEST_OUTPUT = 32
 #: Fewer images than these say little of a loss.
 FEW = 16
 #: A packed file is named where it has at most this share of the bytes.
@@ -127,13 +129,16 @@ def _matched(result: QuantizationResult, names: Names) -> list[str]:
 def _loss(result: QuantizationResult) -> list[str]:
     """What quantization costs on the calibration images, in words, and what to do where it is much."""
     found = result.verification
-    figures = [c.default_db for c in found.outputs if c.equal is None]
-    worst = min(figures, default=float("inf"))
+    furthest = found.furthest
+    worst = furthest[1] if furthest is not None else float("inf")
     share = found.agreement_float
     word = next(w for least, db, w in WORDS if (share >= least if share is not None else worst >= db))
     same = f"{share:.2%} of {found.images} calibration images get FP32's prediction, " if share is not None else ""
     few = "; so few say little" if found.images < FEW else ""
-    noise = f"outputs {worst:.1f} dB above the noise" if figures else "outputs are no floats"
+    noise = "outputs are no floats"
+    if furthest is not None:
+        which = "outputs" if found.float_outputs == 1 else f"the worst output ({bounded(furthest[0], LONGEST_OUTPUT)})"
+        noise = f"{which} {worst:.1f} dB above the noise"
     lines = [f"{word} on calibration images: {same}{noise}{few}"]
     if share is None:
         several = at_once(result)

@@ -46,11 +46,15 @@ __all__ = [
 ]
 
 
-def _answers_fact(found: Measured) -> Fact:
+def _answers_fact(found: Measured, names: NodeNames) -> Fact:
     answers = found.answers
     if answers.agreement is None:
-        worst = min((e.makes_db for e in found.layers.layers if e.makes_db is not None), default=None)
-        return Fact("Worst layer", f"{decibels(worst)} dB", "SQNR of its output against FP32")
+        known = [entry for entry in found.layers.layers if entry.makes_db is not None]
+        worst = min(known, key=lambda entry: entry.makes_db or 0.0, default=None)
+        if worst is None:
+            return Fact("Worst layer", DASH, "no layer was measured")
+        what = shown(names(worst.layer.name), 24)
+        return Fact("Worst layer", f"{decibels(worst.makes_db)} dB", f"SQNR of what {what} makes against FP32")
     return Fact(
         "Same answer as FP32",
         percent(answers.agreement.value),
@@ -84,11 +88,9 @@ def quantization_page(
     settings, plan, checks = result.settings, result.plan, result.verification
     facts = [*_accuracy_facts(validation)] if validation is not None else []
     if measured is not None and not (validation is not None and validation.quantized.top1):
-        facts.append(_answers_fact(measured))
-    worst = checks.outputs[0] if checks.outputs else None
-    if worst is not None and worst.equal is None and all(fact.label != "Output" for fact in facts):
-        note = f"SQNR of {shown(worst.name, 24)} against FP32, {checks.images} images"
-        facts.append(Fact("Output", f"{decibels(worst.default_db)} dB", note))
+        facts.append(_answers_fact(measured, names))
+    if checks.furthest is not None and all(fact.label not in _OUTPUTS for fact in facts):
+        facts.append(_output_fact(*checks.furthest, checks.float_outputs, checks.images))
     facts += [
         size_fact(size_bytes(fp32), size_bytes(result.output if result.output is not None else result.model)),
         _integers(checks.integer_layers, checks.layers),
@@ -158,9 +160,19 @@ def _accuracy_facts(result: ValidationResult) -> list[Fact]:
         )
     if result.agreement is not None:
         facts.append(Fact("Same answer as FP32", percent(result.agreement), f"{result.images} images"))
-    if not facts and not math.isnan(result.sqnr_db):
-        facts.append(Fact("Output", f"{decibels(result.sqnr_db)} dB", "SQNR of the worst output against FP32"))
+    if not facts and result.sqnr_by_output:
+        worst = min(result.sqnr_by_output.items(), key=lambda output: output[1])
+        facts.append(_output_fact(*worst, len(result.sqnr_by_output), result.images))
     return facts
+
+
+_OUTPUTS = ("Output", "Worst output")
+
+
+def _output_fact(name: str, ratio: float, several: int, images: int) -> Fact:
+    """The output furthest from the float model's, of ``several``."""
+    note = f"SQNR of {shown(name, 24)} against FP32, {images} images"
+    return Fact(_OUTPUTS[several > 1], f"{decibels(ratio)} dB", note)
 
 
 def _metric_facts(result: ValidationResult) -> list[Fact]:
@@ -369,7 +381,7 @@ def finished_page(
     integer = sum(not layer.in_float for layer in found.layers)
     facts = [*_accuracy_facts(validation)] if validation is not None else []
     if measured is not None and not (validation is not None and validation.agreement is not None):
-        facts.append(_answers_fact(measured))
+        facts.append(_answers_fact(measured, names))
     if validation is not None:
         facts += [size_fact(validation.fp32.size_bytes, found.size_bytes), *_latency(validation)]
     else:

@@ -217,3 +217,22 @@ def test_pages_cost_nothing_where_none_is_asked_for():
     code = f"import mrecg_onnx, mrecg_onnx.commands, sys; print([m for m in {names} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_tile_of_outputs_is_the_worst_one_as_on_the_terminal(here):
+    graph = onnx.load("model.onnx").graph
+    adds = [node.output[0] for node in graph.node if node.op_type == "Add"]
+    onnx.utils.extract_model("model.onnx", "maps.onnx", [graph.input[0].name], adds)
+    told = works("quantize", "maps.onnx", *QUANTIZE[2:], "--method", "nearest", "-o", "q.onnx", "--report", "page.html")
+    said = " ".join(told.stdout.split())
+    name, worst, _, other = re.search(
+        r"FP32 against that default: .*?(\S+) ([\d.]+) dB, (\S+) ([\d.]+) dB", said
+    ).groups()
+    assert float(worst) < float(other)
+    assert f"the worst output ({name}) {worst} dB above the noise" in said
+    told = works("validate", "maps.onnx", "q.onnx", "--data", "images", "--repeats", 0, "--report", "validated.html")
+    beside = re.search(r"SQNR +(\S+): ([\d.]+) dB", told.stdout).groups()
+    for page, (output, figure) in (("page.html", (name, worst)), ("validated.html", beside)):
+        tile = rf'Worst output</p><p class="value">{figure}\s?dB</p><p class="note">SQNR of {output} against FP32'
+        assert re.search(tile, (here / page).read_text())
+    assert re.search(r"Worst layer</p>.*?SQNR of what (\w+) makes against FP32", (here / "page.html").read_text())
