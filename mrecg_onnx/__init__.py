@@ -9,6 +9,7 @@ Names are resolved on first use (``__init__.pyi`` says where they live), so that
 """
 
 import os
+import sys
 from importlib import metadata
 
 import lazy_loader
@@ -16,6 +17,15 @@ import lazy_loader
 # ONNX Runtime 1.29 and later reports on models (file and graph name, producer, hashes) and on the machine to its makers,
 # and keeps an identifier in the home folder; it decides when it is imported. Who wants that sets the variable to 0.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+# A thread of GNU's OpenMP, which torch computes with on Linux, looks for work 300,000 times before it sleeps, and holds a core
+# for as long as others let it: beside other programs a run of small operators takes many times as long. 3,000 outlast the gaps
+# between operators (benchmarks/results/shared_cores.md). It is read when torch is loaded; who sets it has the last word.
+WAITS_LONG = False
+if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
+    WAITS_LONG = "torch" in sys.modules and sys.platform == "linux"
+    if not WAITS_LONG:
+        os.environ["GOMP_SPINCOUNT"] = "3000"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 

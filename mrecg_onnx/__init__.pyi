@@ -48,4 +48,5 @@ __all__ = [
     "validate",
 ]
 
+WAITS_LONG: bool
 __version__: str

@@ -7,21 +7,14 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from mrecg_onnx.machine import milliseconds
-from mrecg_onnx.methods import METHODS
+from mrecg_onnx.machine import LEARNING, milliseconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mrecg_onnx.progress import Progress
 
-__all__ = ["Pace", "TimeLeft", "clock", "duration", "share_done", "so_far"]
-
-#: Stages that take units one after the other.
-LEARNING = frozenset({"probe", "finish", *(phase.stage for method in METHODS.values() for phase in method.passes)})
-
-#: Seconds of learning after which a run's pace is looked at, and the share of a core below which it is held up.
-WATCHED_S, HELD_UP = 40.0, 0.4
+__all__ = ["TimeLeft", "clock", "duration", "share_done", "so_far"]
 
 
 def duration(seconds: float) -> str:
@@ -72,36 +65,6 @@ class TimeLeft:
         # Weighted mean of the two estimates, by the share of what this run has to do.
         trust = (share - given) / (1 - given) if given < 1 else 1.0
         return (1 - share) * (trust * (whole or 0.0) + (1 - trust) * self.from_probe)
-
-
-class Pace:
-    """Notices once that a run which learns hardly computes: other programs, or a disk, hold it up."""
-
-    def __init__(
-        self, clock: Callable[[], float] = time.monotonic, computed: Callable[[], float] = time.process_time
-    ) -> None:
-        self.clock, self.computed = clock, computed
-        self.begin: tuple[float, float] | None = None
-        self.over = False
-
-    def update(self, progress: Progress) -> str | None:
-        """What to say of it, None where there is nothing, or it is said."""
-        if self.over or progress.stage not in LEARNING:
-            return None
-        now = self.clock(), self.computed()
-        if self.begin is None:
-            self.begin = now
-        passed = now[0] - self.begin[0]
-        if passed < WATCHED_S:
-            return None
-        self.over = True
-        share = (now[1] - self.begin[1]) / passed
-        if share >= HELD_UP:
-            return None
-        return (
-            f"this run computed for {share:.0%} of the last {duration(passed)}: other programs, or a slow disk, hold it up; "
-            "where cores are shared, --threads 1 waits least"
-        )
 
 
 def so_far() -> tuple[float, float]:

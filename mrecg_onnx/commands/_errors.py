@@ -20,7 +20,6 @@ import cloup
 from mrecg_onnx.commands._console import OWN_PROCESS, OutputError, open_streams, say, silence, warn
 from mrecg_onnx.commands._help import Context
 from mrecg_onnx.commands._signals import Stopped, stoppable
-from mrecg_onnx.commands._waiting import wait_briefly
 from mrecg_onnx.converters.errors import DataError, MrecgError, first_line
 from mrecg_onnx.converters.text import LONGEST_LINE, at_the_terminal, bounded, did_you_mean, printable, quoted
 from mrecg_onnx.machine import is_first
@@ -135,7 +134,6 @@ class Group(cloup.Group):
         if not kwargs.get("standalone_mode", True):  # a host calls: streams and signals are its own
             return super().main(*args, **kwargs)
         open_streams()
-        wait_briefly()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")

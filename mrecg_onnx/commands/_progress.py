@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.commands._console import is_quiet, say, standard_error
-from mrecg_onnx.commands._durations import Pace, TimeLeft, clock, duration, share_done
+from mrecg_onnx.commands._durations import TimeLeft, clock, duration, share_done
 from mrecg_onnx.commands._fitting import fitted
 from mrecg_onnx.converters.text import printable
 from mrecg_onnx.machine import is_first
@@ -75,16 +75,13 @@ def _state_of(progress: Progress, left: float | None) -> _State:
 @contextmanager
 def progress(iters: int, names: Callable[[str], str] = str) -> Iterator[Callable[[Progress], None]]:
     """The ``report`` of a run of ``iters`` iterations a unit, shown on stderr until the context ends; units as ``names`` says."""
-    left, pace = TimeLeft(iters), Pace()
+    left = TimeLeft(iters)
     with _shown() as view:
 
         def report(now: Progress) -> None:
             if now.said:
                 view.say(now.said)
                 return
-            slow = pace.update(now)
-            if slow is not None:
-                view.say(slow)
             now = replace(now, unit=names(now.unit)) if now.unit else now
             remaining, result = left.update(now), now.result
             view.show(_state_of(now, remaining))

@@ -10,9 +10,11 @@ from .recording import Batch, Iterations
 from .run import Run, open_run
 from .settings import MOST_THREADS, MachineSettings
 from .torch_cache import without_cache_folder
+from .waiting import LEARNING
 
 __all__ = [
     "ALONE",
+    "LEARNING",
     "MOST_THREADS",
     "NOTHING_KEPT",
     "Batch",

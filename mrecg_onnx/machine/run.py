@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,9 +18,12 @@ from mrecg_onnx.machine.device import pick_device
 from mrecg_onnx.machine.lock import locked
 from mrecg_onnx.machine.needs import Needs, refuse_file
 from mrecg_onnx.machine.parallel import ALONE, Workers, joined, local_size
-from mrecg_onnx.progress import Clock, Report
+from mrecg_onnx.machine.waiting import Pace
+from mrecg_onnx.progress import Clock, Progress, Report
 
 __all__ = ["Run", "open_run"]
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -126,5 +130,19 @@ def open_run(
     with joined(pick_device(device).type) as workers, ExitStack() as held:
         if folder is not None:
             workers.once(lambda: held.enter_context(locked(Path(folder), f"--checkpoint {folder}")))
-        clock = Clock(report if workers.first else None)
+        clock = Clock(_watched(report) if workers.first else None)
         yield Run(workers, clock, memory, Path(folder) if folder is not None else None, asked)
+
+
+def _watched(report: Report | None) -> Report:
+    """``report``, and a warning where others hold the run up."""
+    pace = Pace()
+
+    def hear(progress: Progress) -> None:
+        slow = pace.update(progress)
+        if slow is not None:
+            logger.warning("%s", slow)
+        if report is not None:
+            report(progress)
+
+    return hear

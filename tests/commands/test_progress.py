@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from mrecg_onnx.commands import _progress
-from mrecg_onnx.commands._durations import Pace, TimeLeft, duration
+from mrecg_onnx.commands._durations import TimeLeft, duration
 from mrecg_onnx.commands._fitting import fitted, shortened
 from mrecg_onnx.commands._progress import cells, counter, progress
 from mrecg_onnx.comparing.progress import ComparisonProgress
@@ -68,21 +68,6 @@ def test_units_of_an_earlier_run_say_nothing_of_the_time_left() -> None:
     now[0] = 5.0
     assert part.update(ended("probe", 10, 10)) == pytest.approx(100)
     assert part.update(Progress("reconstruct")) == pytest.approx(100)
-
-
-@pytest.mark.parametrize(("computed", "said"), [(4.0, "for 10% of the last 40.0 s"), (39.0, None), (70.0, None)])
-def test_a_run_that_others_hold_up_is_told_once(computed: float, said: str | None) -> None:
-    now, used = [0.0], [0.0]
-    pace = Pace(lambda: now[0], lambda: used[0])
-    assert pace.update(Progress("load")) is None
-    assert pace.update(Progress("probe")) is None
-    now[0], used[0] = 40.0, computed
-    assert pace.update(Progress("calibrate")) is None  # one-off work waits for files, too
-    found = pace.update(Progress("reconstruct"))
-    assert found is None if said is None else said in (found or "")
-    assert "--threads 1" in (found or "--threads 1")
-    now[0] = 400.0
-    assert pace.update(Progress("reconstruct")) is None
 
 
 @pytest.mark.parametrize(
