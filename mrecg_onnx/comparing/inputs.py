@@ -101,7 +101,9 @@ class Inputs:
         }
         if metric is not None:
             if metric.needs_targets and checked.labels is None and checked.targets is None:
-                raise DataError(f"metric {metric.name} holds outputs against targets, and {data} has none: give labels")
+                raise DataError(
+                    f"metric {metric.name} holds outputs against targets, and {data} has none: give --labels"
+                )
             validated_by["metric"] = metric_key(metric)
         plain = json.loads(json.dumps([quantized_by, validated_by]))
         by: dict[str, Any] = dict(zip(("quantized_by", "validated_by"), plain, strict=True))

@@ -1,4 +1,5 @@
-from .detection import mean_average_precision, named_detections
+from .box_forms import named_detections
+from .detection import mean_average_precision
 from .metric import Metric, Scorer
 from .metrics import (
     OutputSums,

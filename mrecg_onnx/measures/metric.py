@@ -162,6 +162,7 @@ class Scorer:
                 self._asked(self._state.reset)
         if isinstance(score, type) and not _accumulates(self._state):
             raise MetricError(f"{metric.called}: its objects have no update(outputs, targets) and compute()")
+        self._by_name = bool(getattr(score, "by_name", False))  # ready ones say which output is wrong
         self._held = held or self._state is None
         self._parts: list[tuple[npt.NDArray[np.int64], Any, list[Any] | None]] = []
         self._without_targets = False
@@ -178,12 +179,12 @@ class Scorer:
             DataError: the metric needs targets, and there are none.
             MetricError: the metric fails on it, or all outputs together would not fit into memory.
         """
-        given = next(iter(outputs.values())) if len(outputs) == 1 else dict(outputs)
+        given = next(iter(outputs.values())) if len(outputs) == 1 and not self._by_name else dict(outputs)
         self._without_targets = targets is None
         if targets is None and self.metric.needs_targets:
             raise DataError(
-                f"{self.metric.called} holds outputs against targets, and the data have none: give labels, or pairs "
-                "(inputs, target)"
+                f"{self.metric.called} holds outputs against targets, and the data have none: give --labels, or in "
+                "Python pairs (inputs, target)"
             )
         if not self._held:
             self._update(given, targets)

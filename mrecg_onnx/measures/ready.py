@@ -12,6 +12,7 @@ import numpy as np
 
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.measures.detection import DetectionMap
+from mrecg_onnx.measures.given import as_numbers
 from mrecg_onnx.measures.metric import Metric
 from mrecg_onnx.measures.metrics import topk_correct
 from mrecg_onnx.measures.predictions import two_axes
@@ -70,12 +71,21 @@ class _TopK:
         scores = next((rows for x in found if (rows := two_axes(x)) is not None), None)
         if scores is None:
             raise DataError(f"metric top-{self.k}: no output is [N, classes]")
-        labels = np.asarray(targets)
-        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        labels = as_numbers(targets)
+        if labels is not None and labels.shape[1:] == (1,):
+            labels = labels[:, 0]
+        # numpy.loadtxt and tables of pandas have whole numbers as floats, which are classes, too.
+        whole = (
+            labels is not None
+            and labels.ndim == 1
+            and labels.dtype.kind in "iuf"
+            and (labels == np.floor(labels)).all()
+        )
+        if labels is None or not whole:
             raise DataError(f"metric top-{self.k}: class indices are wanted as targets, one an image")
         if len(labels) and not 0 <= labels.min() <= labels.max() < scores.shape[1]:
             raise DataError(
-                f"metric top-{self.k}: labels {labels.min()} to {labels.max()} for {scores.shape[1]} classes"
+                f"metric top-{self.k}: labels {labels.min():g} to {labels.max():g} for {scores.shape[1]} classes"
             )
         self.right += int(topk_correct(scores, labels.astype(np.int64), self.k).sum())
         self.images += len(labels)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mrecg_onnx.converters.errors import DataError
+from mrecg_onnx.measures.given import as_numbers, told
 
 __all__ = ["IGNORED", "MeanIoU"]
 
@@ -30,6 +32,9 @@ class MeanIoU:
         ignored: pixels of this class in the targets do not count; nor do those below 0.
     """
 
+    #: Outputs are wanted by name, also where there is one.
+    by_name = True
+
     def __init__(self, ignored: int = IGNORED) -> None:
         self.ignored = ignored
         self._counts = np.zeros((0, 0), np.int64)
@@ -41,22 +46,13 @@ class MeanIoU:
         Raises:
             DataError: outputs and targets do not fit each other.
         """
-        wanted = [np.asarray(mask) for mask in targets]
-        for mask in wanted:
-            if isinstance(mask[()], dict):
-                raise DataError(
-                    "metric mIoU: a target is a dict, as of boxes: whole numbers [H, W], the pixels' classes, are wanted"
-                )
-            if mask.ndim != 2 or mask.dtype.kind not in "iub":
-                raise DataError(
-                    f"metric mIoU: a target is {mask.dtype} {list(mask.shape)}: whole numbers [H, W], the pixels' classes, are "
-                    "wanted"
-                )
-        found = list(outputs.values()) if isinstance(outputs, dict) else [outputs]
+        wanted = [_mask(target) for target in targets]
+        named = outputs if isinstance(outputs, dict) else {"": outputs}
+        found = list(named.values())
         size = wanted[0].shape
         classes = next((c for x in found if (c := _classes(np.asarray(x), size)) is not None), None)
         if classes is None:
-            shapes = ", ".join(str(list(np.asarray(x).shape)) for x in found)
+            shapes = ", ".join(f"{name} {list(np.asarray(x).shape)}".strip() for name, x in named.items())
             raise DataError(
                 f"metric mIoU: no output ({shapes}) holds classes or scores of classes for masks of {size[0]}x{size[1]} pixels"
             )
@@ -103,6 +99,20 @@ class MeanIoU:
 
 #: Classes at most: masks of other things (instances, depths) hold thousands of values.
 MOST_CLASSES = 4096
+
+
+def _mask(target: Any) -> Array:
+    """A target as classes [H, W].
+
+    Raises:
+        DataError: it is something else.
+    """
+    mask, wanted = as_numbers(target), "whole numbers [H, W], the pixels' classes, are wanted"
+    if isinstance(target, Mapping):
+        raise DataError(f"metric mIoU: a target is a dict, as of boxes: {wanted}")
+    if mask is None or mask.ndim != 2 or mask.dtype.kind not in "iub":
+        raise DataError(f"metric mIoU: a target is {told(target)}: {wanted}")
+    return mask
 
 
 def _classes(output: Array, size: tuple[int, ...]) -> tuple[Array, int] | None:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mrecg_onnx.converters.errors import DataError
+from mrecg_onnx.converters.errors import DataError, MetricError
 from mrecg_onnx.measures import MeanIoU, mean_average_precision
-from mrecg_onnx.measures.detection import detections_of
+from mrecg_onnx.measures.box_forms import detections_of
 from mrecg_onnx.measures.ready import READY
 
 RNG = np.random.default_rng(0)
@@ -25,10 +25,14 @@ def worth(name: str, outputs: Any, targets: Any) -> float:
 def test_classes_among_the_largest_scores() -> None:
     scores = np.eye(8, dtype=np.float32)[[0, 1, 2, 3]]
     assert worth("top-1", scores, np.array([0, 1, 5, 7])) == 0.5
+    assert worth("top-1", scores, np.array([[0.0], [1.0], [5.0], [7.0]])) == 0.5  # as numpy.loadtxt reads them
     assert worth("top-5", {"aux": np.zeros((4, 3, 3)), "scores": scores}, np.array([0, 1, 5, 1])) == 0.75
     for outputs, targets, said in (
         (np.zeros((4, 3, 3)), np.zeros(4, int), "no output is"),
         (scores, np.zeros((4, 2), int), "class indices are wanted"),
+        (scores, [0, 1, 2, (3, 4)], "class indices are wanted"),
+        (scores, ["a", "b", "c", "d"], "class indices are wanted"),
+        (scores, np.array([0, 0.5, 1, 2]), "class indices are wanted"),
         (scores, np.array([0, 1, 2, 8]), "labels 0 to 8 for 8 classes"),
     ):
         with pytest.raises(DataError, match=said):
@@ -60,7 +64,20 @@ def test_mean_iou_is_that_of_scikit_learn(form: str) -> None:
             np.zeros((1, 8, 8), int),
             r"no output \(\[1, 3, 4, 4\]\) holds classes .* of 8x8",
         ),
+        (
+            {"out": np.zeros((1, 3, 4, 4), np.float32)},
+            np.zeros((1, 8, 8), int),
+            r"no output \(out \[1, 3, 4, 4\]\) holds",
+        ),
         (np.zeros((1, 3, 4, 4), np.float32), np.zeros((1, 4, 4)), "whole numbers"),
+        (
+            np.zeros((1, 3, 4, 4), np.float32),
+            [(np.zeros((4, 4)), np.zeros(2))],
+            "a target is a tuple of 2: whole numbers",
+        ),
+        (np.zeros((1, 3, 4, 4), np.float32), [{"masks": 0}], "a target is a dict, as of boxes: whole numbers"),
+        (np.zeros((1, 3, 4, 4), np.float32), ["mask.png"], "a target is a str: whole numbers"),
+        (np.zeros((1, 3, 4, 4), np.float32), [None], "a target is a NoneType: whole numbers"),
         (np.zeros((1, 3, 4, 4), np.float32), np.full((1, 4, 4), 3), "class 3 in a mask is beyond the 3 classes"),
         (np.zeros((1, 4, 4), int), np.full((1, 4, 4), 5000), "more than 4096"),
         (np.zeros((1, 4, 4), int), np.full((1, 4, 4), 255), "no pixel of the masks counts"),
@@ -107,6 +124,65 @@ def test_forms_of_detections_say_the_same() -> None:
     ):
         with pytest.raises(DataError, match=said):
             detections_of(form)
+
+
+def _sigmoid(x: Any) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+CENTRES = np.concatenate([(BOXES[..., :2] + BOXES[..., 2:]) / 2, BOXES[..., 2:] - BOXES[..., :2]], 2)
+LOGITS = RNG.normal(-1, 2, (2, 2, 2)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        (  # YOLO's before NonMaxSuppression: a score for each of two classes
+            {"pred": np.concatenate([CENTRES, _sigmoid(LOGITS)], 2)},
+            r"output 'pred' \[2, 2, 6\] was taken for x0, y0, x1, y1, score, class, but 0\.\d+ in its last column is no class",
+        ),
+        (
+            {"pred": np.concatenate([BOXES, CLASSES[..., None], SCORES[..., None]], 2)},
+            "0.8 in its last column is no class",
+        ),
+        (np.concatenate([BOXES, SCORES[..., None], CLASSES[..., None] - 1], 2), "-1 in its last column is no class"),
+        (np.concatenate([BOXES, LOGITS[..., :1], CLASSES[..., None]], 2), "its fifth column goes from .* as logits do"),
+        (
+            {"boxes": BOXES, "scores": SCORES, "labels": CLASSES + 0.5},
+            r"output 'labels' \[2, 2\] .* but 0.5 in it is no class",
+        ),
+        ({"boxes": BOXES, "scores": LOGITS[..., 0], "labels": CLASSES}, "output 'scores' goes from .* as logits do"),
+        (
+            {"boxes": BOXES, "scores": LOGITS},
+            r"output 'scores' \[2, 2, 2\] was taken for scores, but it goes from .* as logits do",
+        ),
+    ],
+)
+def test_what_has_the_shape_of_detections_and_not_the_values_is_refused(outputs: Any, said: str) -> None:
+    """One line that says what to do, of the first model; of a quantized one values may be off."""
+    metric: Any = READY["mAP"].make()
+    other = copy.deepcopy(metric)
+    with pytest.raises(MetricError, match=said) as raised:
+        metric.update(outputs, TARGETS)
+    assert "a metric of your own that calls mean_average_precision" in str(raised.value)
+    assert len(str(raised.value)) < 290
+    other.update(outputs, TARGETS)
+
+
+def test_scores_of_classes_lie_as_the_boxes_do() -> None:
+    scores = np.full((2, 5, 2), 0.5)
+    with pytest.raises(DataError, match=r"class_scores \[2, 5, 2\]: wanted are boxes"):
+        detections_of({"boxes": BOXES, "class_scores": scores})
+
+
+def test_boxes_that_end_before_they_begin_are_refused() -> None:
+    pytest.importorskip("pycocotools", reason="pycocotools, the extra detection, is not installed")
+    sized = np.concatenate([BOXES[..., :2] + 50, BOXES[..., 2:] - BOXES[..., :2]], 2)
+    with pytest.raises(MetricError, match=r"boxes \[2, 2, 4\], .* but in 100% of them x1 < x0 .* are a size; bring it"):
+        worth("mAP", {"boxes": sized, "scores": SCORES, "labels": CLASSES}, TARGETS)
+    targets = [{"boxes": boxes[:1], "labels": [0]} for boxes in sized]
+    with pytest.raises(DataError, match="in 100% of the boxes of the targets x1 < x0"):
+        worth("mAP", {"boxes": BOXES, "scores": SCORES, "labels": CLASSES}, targets)
 
 
 @pytest.mark.parametrize("one_class", [0, 17])
@@ -164,12 +240,41 @@ def test_what_was_not_found_and_what_is_not_there_count() -> None:
     [
         ({"bbox": []}, "a dict of bbox: boxes"),
         ({"boxes": np.zeros((2, 4)), "labels": [1]}, "a dict of 2 boxes and 1 labels"),
+        ({"boxes": np.zeros((1, 4)), "labels": [1], "iscrowd": [0, 0]}, "a dict of 1 boxes and 2 iscrowd"),
+        ({"boxes": np.zeros((4, 5)), "labels": np.arange(5)}, r"boxes of a target are float64 \[4, 5\]: \[n, 4\]"),
+        ({"boxes": [[0, 0, 1, 1], [0, 0]], "labels": [1, 1]}, "boxes of a target are a list of 2: numbers"),
+        ({"boxes": 3, "labels": 1}, r"boxes of a target are int64 \[\]"),
+        ({"boxes": [[0, 0, 1, 1]], "labels": ["cat"]}, "labels of a target are a list of 1: numbers"),
+        ({"boxes": [[0, 0, 1, 1]], "labels": [0.5]}, "label 0.5 in a target is no class"),
+        ({"boxes": [[0, 0, 1, 1]], "labels": [-1]}, "label -1 in a target is no class"),
+        ({"boxes": [[0, 0, 1, np.nan]], "labels": [1]}, "a box in a target holds NaN"),
+        ((np.zeros((2, 4)), np.zeros(2)), r"a target is a tuple of 2: a dict of boxes \[n, 4\] and labels \[n\]"),
+        ([np.zeros((2, 4)), np.zeros(2)], "a target is a list of 2: a dict of boxes"),
         (np.zeros((2, 4)), r"float64 \[2, 4\]: a dict of boxes"),
+        ("boxes.json", "a target is a str: a dict of boxes"),
+        (None, "a target is a NoneType: a dict of boxes"),
+        (7, r"int64 \[\]: a dict of boxes"),
     ],
 )
 def test_targets_without_boxes_are_refused(target: Any, said: str) -> None:
     with pytest.raises(DataError, match=said):
         READY["mAP"].make().update({"boxes": BOXES[:1], "scores": SCORES[:1], "labels": CLASSES[:1]}, [target])  # type: ignore[union-attr]
+
+
+def test_a_target_without_a_box_may_be_empty() -> None:
+    pytest.importorskip("pycocotools", reason="pycocotools, the extra detection, is not installed")
+    outputs = {"boxes": BOXES, "scores": SCORES, "labels": CLASSES}
+    none: dict[str, Any] = {"boxes": [], "labels": []}
+    assert worth("mAP", outputs, [TARGETS[0], []]) == worth("mAP", outputs, [TARGETS[0], none]) > 0
+
+
+@pytest.mark.parametrize("found", [{"boxes": [], "labels": []}, {**TARGETS[0], "scores": [0.5]}, (BOXES[0], SCORES[0])])
+def test_detections_of_another_form_are_refused(found: Any) -> None:
+    pytest.importorskip("pycocotools", reason="pycocotools, the extra detection, is not installed")
+    with pytest.raises(
+        DataError, match=r"detections of an image are .*: .*boxes \[n, 4\], scores \[n\] and labels \[n\]"
+    ):
+        mean_average_precision([found], TARGETS[:1])
 
 
 @pytest.mark.parametrize(("found", "wanted", "warned"), [(0, 1, True), (0, 0, False), (1, 1, False)])
