@@ -188,10 +188,10 @@ def show(*tables: RenderableType) -> None:
     out = _console(sys.stdout)
     with collecting_seldom(), _printing(sys.stdout):
         if out.is_terminal:
-            out.print(*tables)
+            out.print(*tables, crop=False)  # what is to be copied is whole: the terminal breaks it
             return
         with out.capture() as capture:  # its end looks whether the stream still takes anything
-            out.print(*tables)
+            out.print(*tables, crop=False)
     for line in capture.get().splitlines():
         say(line.rstrip(), err=False)  # rich fills lines up with spaces
 

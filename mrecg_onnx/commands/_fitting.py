@@ -78,6 +78,7 @@ class Room:
         names: columns whose cells may be shortened in the middle.
         wraps: columns whose cells may go on in a second line.
         mark: what stands for what was cut.
+        whole: nothing is cut.
     """
 
     header: Sequence[str]
@@ -85,6 +86,7 @@ class Room:
     names: Sequence[int]
     wraps: Sequence[int]
     mark: str = "…"
+    whole: bool = False
 
     @cached_property
     def natural(self) -> list[int]:
@@ -104,12 +106,13 @@ class Room:
     def _least(self, column: int) -> int:
         from rich.cells import cell_len
 
-        if column in self.names:
+        if column in self.names and not self.whole:
             few = list(dict.fromkeys(self._cells(column)))[:COMPARED]
             widths = range(LEAST_CELL, MOST_NAME)
             return next((w for w in widths if len({shortened(name, w) for name in few}) == len(few)), MOST_NAME)
         if column in self.wraps:
-            return max(LEAST_CELL, min(LONGEST_WORD, max(map(_longest, self._cells(column)))))
+            longest = max(map(_longest, self._cells(column)))
+            return max(LEAST_CELL, longest if self.whole else min(LONGEST_WORD, longest))
         return max(map(cell_len, self._cells(column)))
 
     def columns(self, width: int, less: Iterable[str]) -> list[int]:

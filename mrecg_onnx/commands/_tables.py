@@ -68,12 +68,14 @@ def rows(
     names: Sequence[int] = (0,),
     wraps: Sequence[int] | None = None,
     less: Sequence[str] = (),
+    copied: Sequence[int] = (),
 ) -> RenderableType:
     """A titled table that keeps to the width of the terminal without breaking a word.
 
     Where there is too little room, ``names`` are shortened in their middle and ``wraps`` go on in a second line; then columns are
-    left out in the order of ``less``, and a line says which; where that is not enough, or the command was asked for
+    left out in the order of ``less``, and a line says so; where that is not enough, or the command was asked for
     details, each row becomes a list with all of it. In a file or a pipe nothing is cut, unless ``COLUMNS`` says how wide it is.
+    What is ``copied`` is whole everywhere: where it is wider than the terminal that breaks it, and copies it as it is.
 
     Args:
         title: stands above; may be empty.
@@ -83,13 +85,17 @@ def rows(
         names: columns of names and paths.
         wraps: columns of words; those of ``left`` that are no names by default.
         less: headings of columns that can be missed, the first to go first.
+        copied: columns of commands and options.
     """
     from rich.console import Group as Stack
     from rich.text import Text
 
-    words = [i for i in left if i not in names] if wraps is None else wraps
+    names = [i for i in names if i not in copied]
+    words = [i for i in left if i not in names and i not in copied] if wraps is None else wraps
     filled_up = [[*row, *[""] * (len(header) - len(row))] for row in content]
-    shown = _Rows(header, filled_up, tuple(left), tuple(names), tuple(words), tuple(less), asked(VERBOSE))
+    shown = _Rows(
+        header, filled_up, tuple(left), tuple(names), tuple(words), tuple(less), asked(VERBOSE), tuple(copied)
+    )
     return Stack(Text(title, style="bold"), shown) if title else shown  # a table's own title wraps at its width
 
 
@@ -104,6 +110,7 @@ class _Rows:
     wraps: tuple[int, ...]
     less: tuple[str, ...]
     whole: bool
+    copied: tuple[int, ...] = ()
 
     @property
     def table(self) -> Table:
@@ -125,7 +132,7 @@ class _Rows:
         if _uncut(options) or not cells:
             yield self.table
             return
-        room = Room(self.header, cells, self.names, self.wraps, "..." if options.ascii_only else "…")
+        room = Room(self.header, cells, self.names, self.wraps, "..." if options.ascii_only else "…", self.whole)
         if sum(room.natural) + len(_BETWEEN) * (len(self.header) - 1) + 2 <= most:
             yield self.table
             return
@@ -137,11 +144,13 @@ class _Rows:
             yield Text()
             return
         given = room.shared(columns, most - 2)
-        yield self._table(columns, [room.cut(row, given) for row in cells], given)
+        shown = [room.cut(row, given) for row in cells]
+        yield self._table(columns, shown, given)
         missing = [name for i, name in enumerate(self.header) if i not in columns]
-        if missing:
-            note = f"not shown: {'; '.join(missing)} (-v or a wider terminal shows all)\n"
-            yield Padding(Text(note, style="dim"), (0, 0, 0, 1))
+        notes = ["names are shortened"] if shown != cells else []
+        notes += [f"not shown: {'; '.join(missing)}"] if missing else []
+        if notes:
+            yield Padding(Text(f"{'; '.join(notes)} (-v or a wider terminal shows all)\n", style="dim"), (0, 0, 0, 1))
 
     def _table(self, columns: Iterable[int], content: Sequence[Sequence[str]], given: Mapping[int, int]) -> Table:
         """The table of some columns; narrow where they are ``given`` widths."""
@@ -162,7 +171,7 @@ class _Rows:
         from rich.text import Text
 
         named = min(self.names, default=0) + 1
-        yield Text(" ".join(filter(None, row[:named])), style="bold")
+        yield Text(" ".join(filter(None, row[:named])), style="bold", overflow="ignore" if self.copied else None)
         pairs = zip(self.header[named:], row[named:], strict=True)
         for line in filled([f"{name}: {cell.strip()}" if name else cell for name, cell in pairs if cell.strip()], most):
             yield Padding(Text(line), (0, 0, 0, len(_INDENT)))

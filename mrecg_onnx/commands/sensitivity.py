@@ -30,7 +30,7 @@ from mrecg_onnx.commands._settings import metric_from, settings_from
 from mrecg_onnx.commands._tables import grid, rows
 from mrecg_onnx.commands.quantize import quantize_command
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.machine import plain_zero, points
+from mrecg_onnx.machine import plain_zero
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -118,14 +118,17 @@ def sensitivity_command(
             )
         if json_file is not None:
             write_json(found.to_json(), json_file)
-        if report_file is not None:
-            report_ranking(found, report_file, command=given_command(ctx))
-        show(*_tables(found, names, top, report_file))
+        following = ""
         if found.helps and not found.is_noise:
-            say(err=False)
             # A name of its own: that of a run without them is taken by many who come here.
             more = [*found.helpful, ("--output", argument(f"{model.stem}_helped.onnx"))]
-            say(f"Next, with all that help: {likewise(ctx, quantize_command, more)}", err=False)
+            following = likewise(ctx, quantize_command, more)
+        if report_file is not None:
+            report_ranking(found, report_file, command=given_command(ctx), following=following)
+        show(*_tables(found, names, top, report_file))
+        if following:
+            say(err=False)
+            say(f"Next, with all that help: {following}", err=False)
 
 
 def _tables(found: Ranking, names: Names, top: int, page: Path | None = None) -> Iterator[RenderableType]:
@@ -145,7 +148,7 @@ def _tables(found: Ranking, names: Names, top: int, page: Path | None = None) ->
         yield grid({"one width": "what no layer reads (a sum, an output): no option gives it another"})
     if found.suggestions:
         yield _suggestions(found)
-    yield grid({"noise": _noise(found), "together": _together(found), "suggestions": _none(found, top)})
+    yield grid({"noise": found.noise, "together": _together(found), "suggestions": _none(found, top)})
 
 
 def _images(found: Ranking) -> str:
@@ -162,25 +165,11 @@ def _images(found: Ranking) -> str:
     return f"{count}, {labels}, no class scores: error of the outputs against the float network"
 
 
-def _these(found: Ranking) -> str:
-    """The images, and how there are more."""
-    if found.available is None or found.available <= found.images:
-        return f"these {found.images} images"
-    return f"these {found.images} of {found.available} images: --limit takes more"
-
-
-def _noise(found: Ranking) -> str:
-    """What the mark in the table means."""
-    if not any(one.is_noise for one in found.suggestions):
-        return ""
-    return f"what few answers change by may be chance (McNemar's p is 0.05 or more) on {_these(found)}"
-
-
 def _together(found: Ranking) -> str:
     """Why suggestions that help alone are not offered all at once."""
     if found.together is None or found.helps:
         return ""
-    gain = _gain(found, found.together)
+    gain = found.gain(found.together)
     return (
         f"those that help alone bring back nothing ({gain}): what each brings may be the noise of {found.images} images"
     )
@@ -191,7 +180,7 @@ def _none(found: Ranking, top: int) -> str:
     if found.suggestions or top == 0:
         return ""
     if found.nothing_lost:
-        return f"none: nothing is lost on {_these(found)}"
+        return f"none: nothing is lost on {found.these}"
     return "none: no option gives what is quantized more bits, or leaves it in float"
 
 
@@ -211,7 +200,7 @@ def _ranked(found: Ranking, names: Names) -> RenderableType:
     ]
     left = len(found.ranked) - len(content)
     more = f", and {left} more: --verbose shows them" if left else ""
-    header = ["", "layer or tensor", "", "bits", *(f"at {w}" for w in widths)]
+    header = ["#", "layer or tensor", "", "bits", *(f"at {w}" for w in widths)]
     less = ("at 7", "at 5", "at 6", "at 3")
     return rows(
         f"loss with one alone quantized, the worst first{more}",
@@ -225,37 +214,11 @@ def _ranked(found: Ranking, names: Names) -> RenderableType:
 
 
 def _suggestions(found: Ranking) -> RenderableType:
-    content = [
-        [
-            f"{s.option} '{s.value}'",
-            _worth(found, s.quality),
-            _gain(found, s.quality) + (", within noise" if s.is_noise else ""),
-        ]
-        for s in found.suggestions
-    ]
-    if found.together is not None and found.helps:
-        noise = ", within noise" if found.is_noise else ""
-        content.append(["all that help", _worth(found, found.together), _gain(found, found.together) + noise])
+    content = [[option, ranks, _worth(found, quality), gain] for ranks, option, quality, gain in found.tried()]
     title = "what more bits, or float, bring back, one at a time, rounded to nearest"
-    return rows(title, ["option of quantize", "then", "brings back"], content, left=(0, 1), wraps=(1, 2))
+    header = ["option of quantize", "for #", "then", "brings back"]
+    return rows(title, header, content, left=(0, 1, 2), names=(), wraps=(2, 3), copied=(0,))
 
 
 def _worth(found: Ranking, quality: Quality) -> str:
-    if found.metric is not None and quality.score is not None:
-        return f"{found.metric.name} {found.metric.text(quality.score)}"
-    if quality.top1 is not None:
-        return f"top-1 {quality.top1:.2%}"
-    if quality.agreement is not None:
-        return f"agreement {quality.agreement:.2%}"
-    return f"output error {quality.error:.4f}"
-
-
-def _gain(found: Ranking, after: Quality) -> str:
-    before = found.quality
-    if found.metric is not None and before.score is not None and after.score is not None:
-        return found.metric.change(before.score, after.score)
-    if before.top1 is not None and after.top1 is not None:
-        return points(after.top1 - before.top1)
-    if before.agreement is not None and after.agreement is not None:
-        return points(after.agreement - before.agreement)
-    return plain_zero(before.error - after.error, "+.4f")
+    return " ".join(found.figure(quality))

@@ -1,7 +1,8 @@
 from .estimating import Estimate, estimate
 from .finished import FinishedFile, inspect_result, is_result
 from .inspection import Inspection, Measured, TensorInfo, inspect
-from .ranking import Quality, Ranked, Ranking, sensitivity
+from .ranked import Quality, Ranked, Ranking
+from .ranking import sensitivity
 
 __all__ = [
     "Estimate",

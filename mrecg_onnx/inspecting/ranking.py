@@ -7,9 +7,8 @@ suggestion and without it.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +16,10 @@ import torch
 
 from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.errors import DataError, SettingsError
-from mrecg_onnx.converters.results import Pictured
 from mrecg_onnx.data import Data, Labels, Preprocess, Source, check_classes, given, open_validation
-from mrecg_onnx.inspecting.suggesting import possible, suggested, under, variant
-from mrecg_onnx.machine import Run, full_precision, plain_zero
+from mrecg_onnx.inspecting.ranked import Quality, Ranked, Ranking, Suggestion
+from mrecg_onnx.inspecting.suggesting import possible, suggested, variant
+from mrecg_onnx.machine import Run, full_precision
 from mrecg_onnx.measures import Heads, Metric, Scorer, mcnemar_p, metric_of, output_error, prediction_output, two_axes
 from mrecg_onnx.network import Simulation, forward_batches
 from mrecg_onnx.planning import Plan, told_cut
@@ -39,185 +38,7 @@ if TYPE_CHECKING:
     from mrecg_onnx.measures import AnyMetric
     from mrecg_onnx.progress import Report
 
-__all__ = ["Quality", "Ranked", "Ranking", "Suggestion", "sensitivity"]
-
-#: Layers and tensors, and suggestions, that ``print`` shows.
-SHOWN = 5
-#: From this p on a difference may be chance.
-NOISE_P = 0.05
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """Weights of a layer, or a tensor that has a quantizer.
-
-    Attributes:
-        name: node name of the layer, or the tensor.
-        kind: "weights" or "activations".
-        bits: width under the settings.
-        layers: the layer, or those that read the tensor; none of one that other ops read alone, or that makes an output.
-        losses: task loss (:mod:`mrecg_onnx.measures.task`) by width with this one alone quantized; for a tensor that no layer
-            reads only at the width it has: no option gives it another one.
-    """
-
-    name: str
-    kind: str
-    bits: int
-    layers: tuple[str, ...]
-    losses: dict[int, float]
-
-    @property
-    def loss(self) -> float:
-        """At the width it has."""
-        return self.losses[self.bits]
-
-
-@dataclass(frozen=True)
-class Quality:
-    """What a network is worth, all on the same images.
-
-    Attributes:
-        top1: share of right answers; None without labels or class scores.
-        agreement: share of predictions that are the float network's; None without class scores.
-        error: relative L2 error of the outputs (:func:`mrecg_onnx.measures.output_errors.output_error`).
-        score: by the metric that was asked for; None without one.
-        lower_is_better: that metric counts errors.
-    """
-
-    top1: float | None
-    agreement: float | None
-    error: float
-    score: float | None = None
-    lower_is_better: bool = False
-
-    @property
-    def worth(self) -> float:
-        """Grows as the network gets better, by what a user is shown: the metric, top-1, agreement or the outputs' error."""
-        if self.score is not None:
-            return -self.score if self.lower_is_better else self.score
-        first = self.top1 if self.top1 is not None else self.agreement
-        return first if first is not None else -self.error
-
-    @property
-    def order(self) -> tuple[float, float]:
-        """Likewise, and by the error where that is equal."""
-        return self.worth, -self.error
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """An option of ``quantize`` and what the network is worth with it, all else as before.
-
-    ``option`` and ``value`` are as on the command line; together they are "--bits" or "--exclude" and its argument. ``p`` is
-    McNemar's of what that changes on the images, None where it is no answer that counts.
-    """
-
-    option: str
-    value: str
-    quality: Quality
-    p: float | None = None
-
-    @property
-    def is_noise(self) -> bool:
-        """What it brings may be chance: as few answers change by it."""
-        return self.p is not None and self.p >= NOISE_P
-
-
-@dataclass(frozen=True, repr=False)
-class Ranking(Pictured):
-    """What :func:`sensitivity` found.
-
-    Attributes:
-        settings: what the network was quantized for.
-        images: how many the qualities were measured on.
-        labelled: they have labels, which are classes.
-        float_quality: the float network.
-        quality: quantized as the settings say.
-        ranked: the most sensitive first.
-        suggestions: for the first of them, each alone; what brings back most comes first. None where nothing is lost.
-        together: all suggestions at once that bring something back alone; None where there are none.
-        skipped: images that could not be read, with the reason.
-        metric: what suggestions are measured by; None for top-1, or agreement.
-        targets: the images have what a metric holds outputs against; False without a metric.
-        available: images that there were to choose from; None where nobody knows.
-        helpful: options and values of the suggestions that help alone, all of which :attr:`together` has.
-        together_p: McNemar's p of what they change together, None where it is no answer that counts.
-        source: the float model, as it was given; not in :meth:`to_json`.
-    """
-
-    settings: Settings
-    images: int
-    labelled: bool
-    float_quality: Quality
-    quality: Quality
-    ranked: tuple[Ranked, ...]
-    suggestions: tuple[Suggestion, ...]
-    together: Quality | None
-    skipped: tuple[str, ...] = ()
-    metric: Metric | None = None
-    targets: bool = False
-    available: int | None = None
-    helpful: tuple[tuple[str, str], ...] = ()
-    together_p: float | None = None
-    source: onnx.ModelProto | str | Path | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def helps(self) -> bool:
-        """Suggestions that help alone help together, too; where they do not, what they bring may be the noise of few images."""
-        return self.together is not None and self.together.worth > self.quality.worth
-
-    @property
-    def is_noise(self) -> bool:
-        """What all of them bring together may be chance: as few answers change by it."""
-        return self.together_p is not None and self.together_p >= NOISE_P
-
-    @property
-    def all_that_help(self) -> Settings:
-        """:attr:`settings` with every suggestion that helps, for :func:`mrecg_onnx.quantize`; as they are where nothing helps."""
-        return under(self.settings, self.helpful) if self.helps else self.settings
-
-    @property
-    def nothing_lost(self) -> bool:
-        """The quantized network is worth as much as the float one on these images, or more."""
-        return self.quality.worth >= self.float_quality.worth
-
-    def __str__(self) -> str:
-        """What the network is worth, the most sensitive layers and tensors, and what helps most."""
-        widths = f"W{self.settings.wbits}A{self.settings.abits}"
-        lines = [f"{widths} rounded to nearest on {self.images} images: {self._worth(self.quality)}"]
-        lines += [f"{r.name} ({r.kind}, {r.bits} bits): loss {plain_zero(r.loss, '.2g')}" for r in self.ranked[:SHOWN]]
-        if len(self.ranked) > SHOWN:
-            lines.append(f"and {len(self.ranked) - SHOWN} more")
-        lines += [f"{s.option} '{s.value}': {self._worth(s.quality)}" for s in self.suggestions[:SHOWN]]
-        if self.helps and self.together is not None:
-            better = self.all_that_help
-            fields = {"bits": [rule.text for rule in better.bits], "exclude": list(better.exclude)}
-            said = ", ".join(f"{name}={value}" for name, value in fields.items() if value)
-            noise = ", within noise" if self.is_noise else ""
-            lines.append(
-                f"all that help: {self._worth(self.together)}{noise}: Settings(..., {said}), which is .all_that_help"
-            )
-        return "\n".join(lines)
-
-    def _worth(self, quality: Quality) -> str:
-        if self.metric is not None and quality.score is not None:
-            return f"{self.metric.name} {self.metric.text(quality.score)}"
-        for name, share in (("top-1", quality.top1), ("agreement", quality.agreement)):
-            if share is not None:
-                return f"{name} {share:.2%}"
-        return f"output error {quality.error:.4f}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dictionary."""
-        metric = self.metric.to_json() if self.metric is not None else None
-        plain = dataclasses.asdict(dataclasses.replace(self, metric=None, source=None)) | {
-            "settings": self.settings.to_json(),
-            "metric": metric,
-        }
-        del plain["source"]
-        for entry in plain["ranked"]:
-            entry["losses"] = {str(width): loss for width, loss in entry["losses"].items()}
-        return plain
+__all__ = ["sensitivity"]
 
 
 @takes(settings=Settings, preprocess=Preprocess, metric=Metric)
@@ -287,17 +108,16 @@ def sensitivity(
         float_quality, _ = judge.judged(None)
         quality, before = judge.judged(simulation)
         lost = quality.worth < float_quality.worth
-        wanted: dict[tuple[str, str], None] = {}  # weights of a layer and what it alone reads may have the same
-        for entry in (r for r in found if lost and r.bits <= max(WIDTHS)):
-            if len(wanted) < top:
-                wanted.update(
-                    dict.fromkeys(suggested(ready, entry.name, entry.kind, entry.layers, entry.losses, entry.bits))
-                )
+        wanted: dict[tuple[str, str], list[int]] = {}  # weights of a layer and what it alone reads may have the same
+        for rank, entry in enumerate(found, 1):
+            if lost and entry.bits <= max(WIDTHS) and len(wanted) < top:
+                for pair in suggested(ready, entry.name, entry.kind, entry.layers, entry.losses, entry.bits):
+                    wanted.setdefault(pair, []).append(rank)
         suggestions = []
         for option, value in told(list(wanted), "suggestions"):
             alone, after = judge.judged(variant(ready, simulation, [(option, value)]))
             p = None if before is None or after is None else mcnemar_p(before, after)
-            suggestions.append(Suggestion(option, value, alone, p))
+            suggestions.append(Suggestion(option, value, alone, p, tuple(wanted[option, value])))
         suggestions.sort(key=lambda s: s.quality.order, reverse=True)
         helpful: list[tuple[str, str]] = []
         for one in (s for s in suggestions if s.quality.worth > quality.worth):

@@ -6,8 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.comparing import table
-from mrecg_onnx.machine import plain_zero, points
-from mrecg_onnx.reporting.content import Cell, Column, Fact, Page, Section, Table, shown
+from mrecg_onnx.reporting.content import Cell, Column, Commands, Fact, Page, Section, Table, shown
 from mrecg_onnx.reporting.figures import draw_dots
 from mrecg_onnx.reporting.pages import heat_map, page_environment
 from mrecg_onnx.reporting.sections import duration, interval, percent, settings_section, size
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["comparison_page", "ranking_page"]
 
+#: Characters of what is to be copied: longer ones are none that anybody reads, and the command that follows has them.
+MOST_COPIED = 1000
 #: Columns of a comparison that are left out on a phone.
 _MINOR = frozenset({"95 % interval", "agreement", "SQNR", "peak memory", "latency", "against FP32", "time", "note"})
 
@@ -113,9 +114,12 @@ def _leading(text: str) -> float:
     return float(found[0]) if found else float("inf")
 
 
-def ranking_page(found: Ranking, model: str | Path, *, names: NodeNames, command: str = "") -> Page:
-    """What ``sensitivity`` found."""
+def ranking_page(
+    found: Ranking, model: str | Path, *, names: NodeNames, command: str = "", following: str = ""
+) -> Page:
+    """What ``sensitivity`` found; ``following`` is the ``quantize`` that comes next, of a command line."""
     settings = found.settings
+    noise = ", within noise" if found.is_noise else ""
     facts = [
         _quality(found, f"W{settings.wbits}A{settings.abits}, nearest", found.quality, f"{found.images} images"),
         *(
@@ -125,7 +129,7 @@ def ranking_page(found: Ranking, model: str | Path, *, names: NodeNames, command
         ),
         *(
             [
-                _quality(found, "With all that help", found.together, "suggestions below")
+                _quality(found, "With all that help", found.together, f"suggestions below{noise}")
                 if found.helps
                 else _quality(found, "Suggestions together", found.together, "bring nothing: noise of few images")
             ]
@@ -143,24 +147,14 @@ def ranking_page(found: Ranking, model: str | Path, *, names: NodeNames, command
             "Sensitivity",
             "Task loss with one layer's weights or one tensor alone quantized, by width; the worst first, the width it has under "
             "these settings in brackets. Colours are logarithmic. What no layer reads (a sum, an output) keeps its width.",
-            [heat_map(rows)],
+            [heat_map(rows, numbered=True)],
         )
     ]
     if found.suggestions:
-        columns = (Column("Option of quantize"), Column("Then", "number"), Column("Brings back", "number"))
-        tried = tuple(
-            (
-                Cell(f"{s.option} '{shown(s.value, 60)}'", title=shown(s.value, 240)),
-                Cell(_worth(found, s.quality), order=s.quality.worth),
-                Cell(
-                    _gain(found, s.quality) + (", within noise" if s.is_noise else ""),
-                    order=s.quality.worth - found.quality.worth,
-                ),
-            )
-            for s in found.suggestions
+        lead = "More bits, or float, for the most sensitive, one at a time, rounded to nearest; # is the place above."
+        sections.append(
+            Section("suggestions", "What more bits or float bring back", lead, _suggestions(found, names, following))
         )
-        lead = "More bits, or float, for the most sensitive, one at a time, rounded to nearest."
-        sections.append(Section("suggestions", "What more bits or float bring back", lead, [Table(columns, tried)]))
     sections.append(settings_section(settings.to_json()))
     skipped = (f"{len(found.skipped)} images could not be read",) if found.skipped else ()
     where = describe(model)
@@ -169,37 +163,44 @@ def ranking_page(found: Ranking, model: str | Path, *, names: NodeNames, command
     return Page(title, "sensitivity", lead, tuple(facts), skipped, tuple(sections), command, page_environment())
 
 
+def _suggestions(found: Ranking, names: NodeNames, following: str) -> list[Table | Commands]:
+    """What was tried, all that help in the last row, and the call that has them."""
+    columns = (
+        Column("Option of quantize"),
+        Column("For #", hint="Places in the table of layers and tensors"),
+        Column("Then", "number"),
+        Column("Brings back", "number"),
+    )
+    ranked = {str(i): names(entry.name) for i, entry in enumerate(found.ranked, 1)}
+    rows = []
+    for ranks, option, quality, gain in found.tried():
+        what = ", ".join(filter(None, (ranked.get(rank) for rank in ranks.split(", "))))
+        kind, figure = found.figure(quality)
+        rows.append(
+            (
+                Cell(shown(option, MOST_COPIED), title=shown(option, MOST_COPIED)),
+                Cell(f"{ranks} {shown(what, 40)}".strip(), order=_leading(ranks), title=shown(what, 240)),
+                Cell(f"{shown(kind, 40)} {figure}", order=quality.worth),
+                Cell(gain, order=quality.worth - found.quality.worth),
+            )
+        )
+    told = f"{found.noise[:1].upper()}{found.noise[1:]}." if found.noise else ""
+    parts: list[Table | Commands] = [Table(columns, tuple(rows), note=told)]
+    if found.helps and not found.is_noise:
+        if following:
+            parts.append(Commands("Next, with all that help:", following))
+        else:
+            parts.append(
+                Commands("Next, in Python, with all that help:", "quantize(model, calib, result.all_that_help)")
+            )
+    return parts
+
+
 def _of_images(found: Ranking) -> str:
     return "labelled images" if found.labelled else f"{found.images} images"
 
 
 def _quality(found: Ranking, label: str, quality: Quality, note: str) -> Fact:
-    kind = _kind(found, quality)
-    return Fact(label, _worth(found, quality).removeprefix(f"{kind} ").removeprefix("agreement "), f"{kind}, {note}")
-
-
-def _kind(found: Ranking, quality: Quality) -> str:
-    if found.metric is not None:
-        return shown(found.metric.name, 40)
-    if quality.top1 is not None:
-        return "top-1"
-    return "same answer as FP32" if quality.agreement is not None else "output error"
-
-
-def _worth(found: Ranking, quality: Quality) -> str:
-    if found.metric is not None and quality.score is not None:
-        return f"{shown(found.metric.name, 40)} {found.metric.text(quality.score)}"
-    if quality.top1 is not None:
-        return f"top-1 {percent(quality.top1, 2)}"
-    return f"agreement {percent(quality.agreement, 2)}" if quality.agreement is not None else f"{quality.error:.4f}"
-
-
-def _gain(found: Ranking, after: Quality) -> str:
-    before = found.quality
-    if found.metric is not None and before.score is not None and after.score is not None:
-        return found.metric.change(before.score, after.score)
-    for name in ("top1", "agreement"):
-        one, other = getattr(before, name), getattr(after, name)
-        if one is not None and other is not None:
-            return points(other - one)
-    return plain_zero(before.error - after.error, "+.4f")
+    kind, figure = found.figure(quality)
+    kind = "same answer as FP32" if kind == "agreement" and found.metric is None else shown(kind, 40)
+    return Fact(label, figure, f"{kind}, {note}")

@@ -15,6 +15,7 @@ __all__ = [
     "DASH",
     "Cell",
     "Column",
+    "Commands",
     "Fact",
     "Figure",
     "Page",
@@ -139,6 +140,15 @@ class Pairs:
 
 
 @dataclass(frozen=True)
+class Commands:
+    """What is to be copied, whole, with what it is for above it."""
+
+    lead: str
+    text: str
+    kind: str = "commands"
+
+
+@dataclass(frozen=True)
 class Picture:
     """An image on which two files differ: its source (a data address), what it is called, and guesses with their shares."""
 
@@ -179,7 +189,7 @@ class Units:
     kind: str = "units"
 
 
-Part = Table | Figure | Pairs | Pictures | Units
+Part = Table | Figure | Pairs | Pictures | Units | Commands
 
 
 @dataclass(frozen=True)

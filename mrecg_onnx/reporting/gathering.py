@@ -212,8 +212,8 @@ def report_comparison(result: Comparison, page: str | Path, *, command: str = ""
     write_page(comparison_page(result, command=command), page)
 
 
-def report_ranking(found: Ranking, page: str | Path, *, command: str = "") -> None:
-    """Write the page of what :func:`mrecg_onnx.sensitivity` found.
+def report_ranking(found: Ranking, page: str | Path, *, command: str = "", following: str = "") -> None:
+    """Write the page of what :func:`mrecg_onnx.sensitivity` found; ``following`` is the command with all that help.
 
     Raises:
         SettingsError: jinja2 or matplotlib is missing.
@@ -222,7 +222,8 @@ def report_ranking(found: Ranking, page: str | Path, *, command: str = "") -> No
     require_packages()
     if found.source is None:
         raise SettingsError("this result does not know its model: sensitivity makes those that do")
-    write_page(ranking_page(found, found.source, names=_names(found.source), command=command), page)
+    made = ranking_page(found, found.source, names=_names(found.source), command=command, following=following)
+    write_page(made, page)
 
 
 @takes(preprocess=Preprocess, metric=Metric)

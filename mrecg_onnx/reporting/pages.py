@@ -222,8 +222,8 @@ def _sensitivities(result: QuantizationResult, names: NodeNames) -> list[Section
     return found
 
 
-def heat_map(rows: Sequence[tuple[str, str, int | None, Mapping[int, float]]]) -> Table:
-    """Losses by width: name, kind, the width that holds, losses; colours are logarithmic over all cells."""
+def heat_map(rows: Sequence[tuple[str, str, int | None, Mapping[int, float]]], *, numbered: bool = False) -> Table:
+    """Losses by width: name, kind, the width that holds, losses; colours are logarithmic over all cells; places in front."""
     widths = sorted({width for *_, losses in rows for width in losses})
     known = [loss for *_, losses in rows for loss in losses.values() if loss > 0]
     low, high = (math.log(min(known)), math.log(max(known))) if known else (0.0, 1.0)
@@ -237,13 +237,19 @@ def heat_map(rows: Sequence[tuple[str, str, int | None, Mapping[int, float]]]) -
         return Cell(f"[{text}]" if width == held else text, order=loss, heat=heat)
 
     columns = (
+        *([Column("#", "number", "Place, the most sensitive first")] if numbered else []),
         Column("Layer or tensor"),
         Column("Kind", minor=True),
         *(Column(f"{width} bits", "number", minor=width in {5, 6, 7}) for width in widths),
     )
     content = tuple(
-        (Cell(shown(name, 48), title=shown(name, 240)), Cell(kind), *(cell(losses, width, held) for width in widths))
-        for name, kind, held, losses in rows[:1500]
+        (
+            *([Cell(str(place), order=place, tone="faint")] if numbered else []),
+            Cell(shown(name, 48), title=shown(name, 240)),
+            Cell(kind),
+            *(cell(losses, width, held) for width in widths),
+        )
+        for place, (name, kind, held, losses) in enumerate(rows[:1500], 1)
     )
     return Table(columns, content, filtered=True)
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from helpers.targets import SAMPLES
 
 from mrecg_onnx.commands import main
-from mrecg_onnx.commands._console import _console
+from mrecg_onnx.commands._console import _console, show
 from mrecg_onnx.commands._tables import grid, rows
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_what_a_command_prints_fits_without_a_broken_word(arguments: tuple[object, ...], quantized: Path) -> None:
     given = tuple(quantized if one == "QUANT" else one for one in arguments)
-    wide = words(printed(given, None)) | words("not shown: (-v or a wider terminal shows all)")
+    wide = words(printed(given, None)) | words("names are shortened; not shown: (-v or a wider terminal shows all)")
     wide |= {part for word in wide for part in word.split(";")}
     long = {word for word in wide if len(word) > 36}  # paths stay whole beside their keys, however long
     for columns in (80, 60):
@@ -99,14 +99,17 @@ def test_names_are_shortened_before_a_column_goes_and_differ_then(monkeypatch: p
     text = at(table(), 82, monkeypatch)
     assert "not shown" not in text
     assert len(set(re.findall(r"\S+…\S+", text))) == 2
+    assert "names are shortened (-v or a wider terminal shows all)" in text
+    assert "shortened" not in at(table(), 200, monkeypatch)
 
 
 def test_columns_go_in_the_order_that_is_stated_and_a_line_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
     text = at(table(), 66, monkeypatch)
-    assert "not shown: 95 % interval (-v or a wider terminal shows all)" in " ".join(text.split())
+    said = "names are shortened; not shown: 95 % interval (-v or a wider terminal shows all)"
+    assert said in " ".join(text.split())
     assert "406 MB" in text
     assert "98.06%" not in text
-    assert "95 % interval; peak memory" in at(table(), 50, monkeypatch)
+    assert "95 % interval; peak memory" in " ".join(at(table(), 50, monkeypatch).split())
 
 
 def test_rows_become_lists_where_nothing_can_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +117,24 @@ def test_rows_become_lists_where_nothing_can_go(monkeypatch: pytest.MonkeyPatch)
     assert "layers/first/very/long/name/conv1\n  top-1: 99.33%, 95 % interval: 98.06% to 99.77%,\n" in re.sub(
         " +\n", "\n", text
     )
+
+
+def test_details_shorten_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mrecg_onnx.commands._tables.asked", lambda what: True)
+    text = at(table(), 82, monkeypatch)
+    assert all(row[0] in text for row in CONTENT)
+    assert "…" not in text
+
+
+def test_what_is_to_be_copied_is_whole_at_every_width(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    option = f"--bits '^({'|'.join(f'node_Conv_{i}' for i in range(9))})$=A8'"
+    for columns in (200, 100, 60):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        content = [[option, "1, 2", "agreement 86.20%"]]
+        show(rows("title", ["option of quantize", "for #", "then"], content, left=(0, 1, 2), copied=(0,)))
+        lines = capsys.readouterr().out.splitlines()
+        assert any(option in line for line in lines)
+        assert (option in lines) == (columns < 200)  # a line of its own, with nothing beside it
 
 
 def test_a_pipe_cuts_nothing_and_a_long_key_leaves_room_for_its_value(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from dataclasses import replace
 from io import StringIO
 
@@ -17,13 +19,15 @@ from rich.console import Console
 from mrecg_onnx.commands.sensitivity import _tables
 from mrecg_onnx.converters import normalize
 from mrecg_onnx.converters.errors import DataError, SettingsError
-from mrecg_onnx.inspecting.ranking import Ranking, sensitivity
+from mrecg_onnx.inspecting.ranked import Ranking
+from mrecg_onnx.inspecting.ranking import sensitivity
 from mrecg_onnx.inspecting.suggesting import suggested
 from mrecg_onnx.machine import Run
 from mrecg_onnx.measures import Metric
 from mrecg_onnx.planning import BitRule, make_plan
 from mrecg_onnx.preparation import prepare
 from mrecg_onnx.quantization import quantize
+from mrecg_onnx.reporting import report_ranking
 from mrecg_onnx.running import open_session
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.validating import validate
@@ -105,6 +109,16 @@ def test_suggestions_are_options_of_quantize_and_bring_back_what_they_say(found,
     assert best.quality.order > found.quality.order
     assert found.together.error < found.quality.error
     assert best.option == "--bits"
+    for one in found.suggestions:
+        entries = [found.ranked[rank - 1] for rank in one.ranks]
+        assert entries
+        assert all(re.search(one.value.rpartition("=")[0], name) for e in entries for name in e.layers)
+        first = found.ranked[one.ranks[0] - 1]
+        row = next(line for line in shown(found).splitlines() if f"{one.option} '{one.value}'" in line)
+        assert row.split("'")[2].split()[0].rstrip(",") == str(one.ranks[0])
+        assert f"\n {one.ranks[0]:>2}   {first.name} " in shown(found)
+        assert f"for {', '.join(map(str, one.ranks))}: {one.option} '{one.value}'" in str(found)
+    assert found.to_json()["suggestions"][0]["ranks"] == best.ranks
     result = quantize(small(), calib, replace(SETTINGS, bits=(BitRule.parse(best.value),)))
     # The file itself, on the same images: agreement with the float network is what was promised.
     measured = validate(small(), result.model, calib, repeats=0)
@@ -158,6 +172,22 @@ def test_suggestions_that_do_not_help_together_are_not_offered_so(found, tmp_pat
     assert "all that help" not in str(worse)
     worse.report(tmp_path / "page.html")
     assert "Suggestions together" in (tmp_path / "page.html").read_text()
+    chance, sure = (replace(better, together_p=p) for p in (1.0, 0.01))
+    for result, following, says in (
+        (worse, "", ()),
+        (sure, "", ("all that help", "quantize(model, calib, result.all_that_help)")),
+        (sure, "mrecg-onnx quantize m.onnx --bits '^a$=W8'", ("mrecg-onnx quantize m.onnx --bits '^a$=W8'",)),
+        (
+            chance,
+            "",
+            ("all that help", f"{better.gain(better.together)}, within noise", "suggestions below, within noise"),
+        ),
+    ):
+        report_ranking(result, tmp_path / "page.html", following=following)
+        page = html.unescape((tmp_path / "page.html").read_text()).replace("<wbr>", "").replace("\xa0", " ")
+        assert all(text in page for text in says)
+        assert ("result.all_that_help" in page) == (result is sure and not following)
+        assert ('<td class="text key" title="all that help">' in page) == (result is not worse)
 
 
 def test_what_brings_back_few_answers_is_marked(found):
