@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.converters.text import bounded, did_you_mean
+from mrecg_onnx.converters.text import bounded
 
 __all__ = ["AtLeast", "Between", "OneOf", "SettingsGroup", "require_number", "settled"]
 
@@ -48,9 +48,8 @@ class OneOf:
             SettingsError: ``value``, of the field called ``name``, is another.
         """
         if value not in self.words:
-            hint = did_you_mean(value, self.words)
             shown = f"'{value}'" if isinstance(value, str) else bounded(repr(value), 80)
-            raise SettingsError(f"{name} is {shown}: choose one of {', '.join(self.words)}{hint}")
+            raise SettingsError.among(f"{name} is {shown}", self.words, value)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,12 @@ an exit code; Python callers catch :class:`MrecgError`.
 
 from __future__ import annotations
 
-from mrecg_onnx.converters.text import with_arguments
+from typing import TYPE_CHECKING
+
+from mrecg_onnx.converters.text import did_you_mean, with_arguments
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = [
     "ConversionError",
@@ -36,9 +41,22 @@ class MrecgError(Exception):
 
 
 class SettingsError(MrecgError, ValueError):
-    """A setting is out of its range or contradicts another one (a usage error)."""
+    """A setting is out of its range or contradicts another one (a usage error).
+
+    ``choices`` is the end of a message that stays whole however long it is: all words that there are.
+    """
 
     exit_code = 2
+    choices = ""
+
+    @classmethod
+    def among(cls, said: str, words: Iterable[str], given: object = None) -> SettingsError:
+        """``said``, all ``words`` there are to choose among, and the one that ``given`` was most likely meant to be."""
+        known = list(words)
+        choices = f": choose among {', '.join(known)}{did_you_mean(given, known) if given is not None else ''}"
+        error = cls(said + choices)
+        error.choices = choices
+        return error
 
 
 class ModelError(MrecgError):

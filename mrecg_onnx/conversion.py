@@ -128,7 +128,7 @@ def convert(
         ExportError: the result cannot be written, or the runtime refuses it.
     """
     if to not in FORMS:
-        raise SettingsError(f"convert makes no '{to}': choose one of {', '.join(FORMS)}")
+        raise SettingsError.among(f"convert makes no '{to}'", FORMS, to)
     if to == "tflite":
         if target is not None or batch is not None:
             raise SettingsError(
@@ -142,9 +142,7 @@ def convert(
     rules = _rules(target, before[0], where)
     wanted = container or (before[1] if before[1] in rules.containers else "int8")
     if wanted not in rules.containers:
-        raise SettingsError(
-            f"target {rules.name} has no container '{wanted}': choose one of {', '.join(rules.containers)}"
-        )
+        raise SettingsError.among(f"target {rules.name} has no container '{wanted}'", rules.containers)
     if output is not None:
         check_writable(output)
     plain = source

@@ -31,12 +31,13 @@ __all__ = ["Failure", "Group", "UsageFailure", "guarded", "interrupted"]
 
 
 class Failure(click.ClickException):
-    """One line on stderr and exit code 1."""
+    """One line on stderr and exit code 1; ``choices``, the end of the message, is not cut."""
 
     prefix = "Error: "
 
-    def __init__(self, message: str) -> None:
-        super().__init__(bounded(" ".join(message.split()), LONGEST_LINE - len(self.prefix)))
+    def __init__(self, message: str, choices: str = "") -> None:
+        said = " ".join(message.removesuffix(choices).split())
+        super().__init__(bounded(said, LONGEST_LINE - len(self.prefix)) + printable(choices))
 
     def show(self, file: Any = None) -> None:  # noqa: ARG002 - click's signature
         """Print the line."""
@@ -191,7 +192,7 @@ def _one_failure(debug: bool, writes: Sequence[Path], kept: Callable[[], str] | 
     except MrecgError as error:
         _show_traceback(debug)
         kind = UsageFailure if error.exit_code == UsageFailure.exit_code else Failure
-        raise kind(str(error)) from error
+        raise kind(str(error), getattr(error, "choices", "")) from error
     except KeyboardInterrupt as error:
         _show_traceback(debug)
         written = _written(writes, before, "{} was written")

@@ -148,10 +148,10 @@ def compare(
 def _methods(methods: str | Sequence[str], base_method: str | None) -> list[str]:
     chosen = list(dict.fromkeys([methods] if isinstance(methods, str) else methods))
     if not chosen:
-        raise SettingsError(f"methods: none is given; choose among {', '.join(METHODS)}")
+        raise SettingsError.among("methods: none is given", METHODS)
     unknown = [name for name in [*chosen, *([base_method] if base_method else [])] if name not in METHODS]
     if unknown:
-        raise SettingsError(f"method '{unknown[0]}' is unknown: choose among {', '.join(METHODS)}")
+        raise SettingsError.among(f"method '{unknown[0]}' is unknown", METHODS, unknown[0])
     if base_method and base_method not in chosen:
         raise SettingsError(f"base method '{base_method}' is not among the methods compared: {', '.join(chosen)}")
     return chosen

@@ -100,8 +100,8 @@ class Preprocess:
         self._check_geometry()
         for name, choices in (("layout", LAYOUTS), ("color", COLORS), ("interpolation", (None, *INTERPOLATIONS))):
             if getattr(self, name) not in choices:
-                known = ", ".join(choice for choice in choices if choice is not None)
-                raise SettingsError(f"{name} must be one of {known}, got {bounded(repr(getattr(self, name)), 60)}")
+                known, given = [choice for choice in choices if choice is not None], getattr(self, name)
+                raise SettingsError.among(f"{name} is {bounded(repr(given), 60)}", known, given)
 
     def _check_geometry(self) -> None:
         if isinstance(self.resize, tuple | list):

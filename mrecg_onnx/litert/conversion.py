@@ -98,7 +98,7 @@ def to_litert(
         ExportError: an operator has no form there, ``output`` cannot be written, or LiteRT refuses the file.
     """
     if container not in CONTAINERS:
-        raise SettingsError(f"files for LiteRT have no container '{container}': choose one of {', '.join(CONTAINERS)}")
+        raise SettingsError.among(f"files for LiteRT have no container '{container}'", CONTAINERS, container)
     model = model_of(model)
     where = describe(model)
     source = load_model(model)

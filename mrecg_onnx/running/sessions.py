@@ -144,7 +144,7 @@ def session_options(level: str, threads: int | None) -> ort.SessionOptions:
 def open_on_device(model: Model, options: ort.SessionOptions, device: str) -> ort.InferenceSession:
     """Open ``model`` on ``device`` and nowhere else; raises as :func:`open_session`."""
     if device not in PROVIDERS:
-        raise SettingsError(f"device {device!r} is unknown: choose of {', '.join(PROVIDERS)}")
+        raise SettingsError.among(f"device {device!r} is unknown", PROVIDERS, device)
     wanted = PROVIDERS[device][0]
     if device == "cuda":
         _require_cuda()

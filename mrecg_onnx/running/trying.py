@@ -202,7 +202,7 @@ def _chosen(only: Sequence[str]) -> list[Runtime]:
     only = [only] if isinstance(only, str) else only
     for name in only:
         if name not in RUNTIMES:
-            raise SettingsError(f"runtime '{name}' is unknown: choose of {', '.join(RUNTIMES)}")
+            raise SettingsError.among(f"runtime '{name}' is unknown", RUNTIMES, name)
     return [row for row in RUNTIMES.values() if not only or row.name in only]
 
 

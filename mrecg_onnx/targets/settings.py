@@ -30,6 +30,4 @@ class TargetSettings(SettingsGroup):
         super().check()
         rules = load_target(self.target)
         if self.container not in rules.containers:
-            raise SettingsError(
-                f"target {rules.name} has no container '{self.container}': choose one of {', '.join(rules.containers)}"
-            )
+            raise SettingsError.among(f"target {rules.name} has no container '{self.container}'", rules.containers)

@@ -180,9 +180,7 @@ def _checked(name: str, path: Path, rules: dict[str, Any]) -> Target:
             )
     for rule, allowed in _CHOICES.items():
         if rules[rule] not in allowed:
-            raise SettingsError(
-                f"target {path}: {rule} is {bounded(repr(rules[rule]), 60)}: choose one of {', '.join(allowed)}"
-            )
+            raise SettingsError.among(f"target {path}: {rule} is {bounded(repr(rules[rule]), 60)}", allowed)
     if not isinstance(rules["summary"], str):
         raise SettingsError(f"target {path}: summary is {rules['summary']!r}: expected a text")
     for rule, (least, most) in {"opset": (13, 25), "wbits": (2, 8), "abits": (2, 8)}.items():
@@ -198,8 +196,8 @@ def _checked(name: str, path: Path, rules: dict[str, Any]) -> Target:
             raise SettingsError(f"target {path}: {rule} is {bounded(repr(entries), 60)}: expected a list of names")
         wrong = [entry for entry in entries if known is not None and entry not in known]
         if wrong:
-            raise SettingsError(
-                f"target {path}: {rule} has the unknown {quoted(wrong[0])}: choose of {', '.join(known or ())}"
+            raise SettingsError.among(
+                f"target {path}: {rule} has the unknown {quoted(wrong[0])}", known or (), wrong[0]
             )
         if len(set(entries)) < len(entries) or (known is not None and not entries):
             raise SettingsError(f"target {path}: {rule} {'names one twice' if entries else 'is empty'}: name each once")

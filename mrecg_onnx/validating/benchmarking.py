@@ -254,7 +254,7 @@ def _check(
                 raise SettingsError(f"{name} is {value}: it must be 1 or more")
     for provider in providers:
         if provider not in PROVIDERS:
-            raise SettingsError(f"provider '{provider}' is unknown: choose of {', '.join(PROVIDERS)}")
+            raise SettingsError.among(f"provider '{provider}' is unknown", PROVIDERS, provider)
 
 
 def _common_inputs(paths: Sequence[Path], called: Mapping[Path, str]) -> list[InputSpec]:

@@ -90,7 +90,7 @@ def contained(
         ExportError: an operator of the graph does not exist in the opset that the container needs.
     """
     if name not in CONTAINERS:
-        raise SettingsError(f"container is '{name}': choose one of {', '.join(CONTAINERS)}")
+        raise SettingsError.among(f"container is '{name}'", CONTAINERS, name)
     before = container_of(model, where)
     if before == name:
         return Contained(model)

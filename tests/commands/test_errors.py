@@ -9,9 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import onnx
 import pytest
 from helpers.command_line import FAST, fails, files, quantize_fails, run
+
+from mrecg_onnx.commands import main
+from mrecg_onnx.converters.text import LONGEST_LINE
+from mrecg_onnx.running import RUNTIMES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -124,3 +129,20 @@ def test_an_unforeseen_error_takes_one_line_and_debug_shows_where(here: Path, mo
     assert result.exit_code == 1
     assert "Traceback" in result.stderr
     assert "explode" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["tf", "x" * 400])
+def test_a_wrong_word_is_answered_with_all_that_there_are(here: Path, name: str) -> None:
+    fails(
+        "runtimes", "model.onnx", "--only", name, code=2, says=(f"choose among {', '.join(RUNTIMES)}", "' is unknown")
+    )
+
+
+def test_words_of_options_fit_into_the_line_that_names_them() -> None:
+    for command in main.commands.values():
+        for option in command.params:
+            if isinstance(option.type, click.Choice):
+                said = option.type.get_invalid_choice_message("x" * 20, None)
+                line = f"Error: Invalid value for '{option.opts[0]}': {said}"
+                more = f" ('mrecg-onnx {command.name} --help' lists what there is)"
+                assert len(line + more) <= LONGEST_LINE

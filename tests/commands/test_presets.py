@@ -38,7 +38,7 @@ def test_a_preset_is_its_fields(name: str) -> None:
 
 
 def test_a_preset_that_nobody_knows_or_that_changes_nothing_is_refused() -> None:
-    with pytest.raises(MrecgError, match="preset is 'quick': choose one of fast, balanced, best"):
+    with pytest.raises(MrecgError, match="preset is 'quick': choose among fast, balanced, best"):
         Settings(preset="quick")
     with pytest.raises(MrecgError, match="preset 'fast' changes nothing"):
         dataclasses.replace(Settings(), preset="fast")

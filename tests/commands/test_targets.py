@@ -80,7 +80,7 @@ def test_the_sample_for_every_target_in_every_container(
             runs_here.append(container)
             assert "the same bit for bit" in works(*convert).stdout
         else:
-            fails(*convert, code=2, says=(f"target {target} has no container '{container}': choose one of",))
+            fails(*convert, code=2, says=(f"target {target} has no container '{container}': choose among",))
             fails(
                 *on_sample("--target", target, "--container", container), code=2, says=(f"no container '{container}'",)
             )

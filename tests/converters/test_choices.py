@@ -53,8 +53,8 @@ def test_values_that_fields_take(kind):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"word": "c"}, "word is 'c': choose one of a, b"),
-        ({"word": None}, "word is None: choose one of a, b"),
+        ({"word": "c"}, "word is 'c': choose among a, b"),
+        ({"word": None}, "word is None: choose among a, b"),
         ({"limit": 0}, "limit is 0: it must be 1 or more"),
         ({"limit": math.nan}, "limit is nan: it must be 1 or more"),
         ({"share": 0.49}, "share is 0.49: it must lie between 0.5 and 2"),

@@ -219,7 +219,7 @@ def test_fields_of_preprocess_are_read(tmp_path: Path) -> None:
         (CLIP | {"crop_size": {"height": 224}}, "crop_size is "),
         (TIMM | {"pretrained_cfg": {"mean": [0.5], "std": [0.5], "input_size": [3, 224, True]}}, "input_size is "),
         (TIMM | {"pretrained_cfg": {"mean": [0.5]}}, "std is missing"),
-        ({"mean": [0.5], "std": [0.5], "interpolation": "cubic"}, "interpolation must be one of"),
+        ({"mean": [0.5], "std": [0.5], "interpolation": "cubic"}, "interpolation is 'cubic': choose among"),
         ({"mean": [0.5], "std": [0.5], "resize": 10**9}, "resize is 1000000000"),
         ({"mean": "x" * 1000}, "mean is 'xxx"),
         (" " * (MAX_BYTES + 1), "is larger than 4 MB"),

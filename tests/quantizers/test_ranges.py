@@ -181,7 +181,7 @@ def test_the_table_has_the_names_that_the_command_line_offers():
 
 
 def test_unknown_range_and_percentile_out_of_bounds_are_refused():
-    with pytest.raises(SettingsError, match="range is 'max': choose one of auto, output"):
+    with pytest.raises(SettingsError, match="range is 'max': choose among auto, output"):
         Settings(range="max")
     with pytest.raises(SettingsError, match="percentile"):
         Settings(percentile=40.0)

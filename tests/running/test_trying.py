@@ -351,7 +351,7 @@ def float_model() -> onnx.ModelProto:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"only": ["abacus"]}, "runtime 'abacus' is unknown: choose of onnxruntime,"),
+        ({"only": ["abacus"]}, "runtime 'abacus' is unknown: choose among onnxruntime,"),
         ({"batch": 0}, "batch is 0: it must be 1 or more"),
         ({"threads": 0}, "threads is 0"),
         ({"samples": 0}, "samples is 0"),

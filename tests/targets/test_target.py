@@ -39,7 +39,7 @@ def test_the_rules_can_be_copied(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ('activation = "uint8"', 'activation = "uint7"', "activation is 'uint7': choose one of uint8, int8"),
+        ('activation = "uint8"', 'activation = "uint7"', "activation is 'uint7': choose among uint8, int8"),
         ('bias = "int32"', "", "lacks bias"),
         ('bias = "int32"', 'bias = "int32"\nspeed = 2', "has the unknown rule speed"),
         ("wbits = [2, 8]", "wbits = [8, 2]", r"wbits is \[8, 2\]: expected \[lowest, highest\] within 2 and 8"),
@@ -72,7 +72,7 @@ def test_settings_that_the_rules_exclude(tmp_path: Path) -> None:
     for options, says in (
         (
             {"target": "tensorrt", "container": "packed"},
-            "target tensorrt has no container 'packed': choose one of int8",
+            "target tensorrt has no container 'packed': choose among int8",
         ),
         ({"target": "tensorrt", "method": "lapq"}, "method lapq does not keep"),
         ({"target": "qnn", "method": "aciq"}, "cannot hold widths a channel"),

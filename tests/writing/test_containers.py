@@ -94,7 +94,7 @@ def test_files_of_other_tools_are_refused() -> None:
     strange.metadata_props[-1].value = "["
     with pytest.raises(ModelError, match="cannot be read"):
         contained(strange, "packed")
-    with pytest.raises(SettingsError, match="choose one of int8, packed, typed"):
+    with pytest.raises(SettingsError, match="choose among int8, packed, typed"):
         contained(residual(), "int3")
 
 
