@@ -148,7 +148,14 @@ def _tables(found: Ranking, names: Names, top: int, page: Path | None = None) ->
         yield grid({"one width": "what no layer reads (a sum, an output): no option gives it another"})
     if found.suggestions:
         yield _suggestions(found)
-    yield grid({"noise": found.noise, "together": _together(found), "suggestions": _none(found, top)})
+    yield grid(
+        {
+            "noise": found.noise,
+            "together": _together(found),
+            "suggestions": _none(found, top),
+            "warnings": found.warnings,
+        }
+    )
 
 
 def _images(found: Ranking) -> str:

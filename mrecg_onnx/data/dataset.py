@@ -53,6 +53,7 @@ class Dataset(ABC):
         preprocess: what is done to images, resolved for the model; None for arrays.
         targets: what outputs are held against as it was given, one a sample, where it came with the samples in Python.
         total: how many samples there were to choose from; None where only reading them to the end would tell.
+        doubts: what makes them such as tell nothing, a sentence each: for a result's warnings, once they were gone over.
         origin: how the data were made, as plain JSON data, where no camera took them; None for files.
     """
 

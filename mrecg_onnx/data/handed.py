@@ -288,7 +288,7 @@ class IndexedDataset(_Chosen):
             classes = class_indices(list(recent.values()), int(self._chosen[min(recent)]))
             self._classes = classes is not None
             if classes is None and self._sampler.classes:
-                logger.warning("%s", no_classes(list(recent.values()), str(self._source)))
+                self.doubts = (no_classes(list(recent.values()), str(self._source)),)
             labels = np.zeros(len(self), np.int64) if self.labels is None else self.labels
             labels[list(recent)] = 0 if classes is None else classes
             self.labels = None if classes is None else labels
@@ -363,15 +363,14 @@ class PassingDataset(Dataset):
         if size < 1:
             raise SettingsError(f"batch size must be 1 or more, got {size}")
         count, labels = 0, np.zeros(1024, np.int64)
-        fresh, classes, said = not self._head, True, False
+        fresh, classes = not self._head, True
         self.labels, held = None, 0
         for rows in self._chunks(size):
             self._recent = count, rows.targets
             found = class_indices(rows.targets, count) if rows.targets is not None and classes else None
             classes = rows.targets is None or found is not None
-            if rows.targets is not None and not (classes or said) and self._sampler.classes:
-                logger.warning("%s", no_classes(rows.targets, self._called))
-                said = True
+            if rows.targets is not None and not (classes or self.doubts) and self._sampler.classes:
+                self.doubts = (no_classes(rows.targets, self._called),)
             if count + rows.count > len(labels):
                 labels = np.concatenate([labels, np.zeros(max(len(labels), rows.count), np.int64)])
             if found is not None:

@@ -13,7 +13,6 @@ What is read:
 from __future__ import annotations
 
 import itertools
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,8 +47,6 @@ if TYPE_CHECKING:
     from mrecg_onnx.data.sources import Data, Source
 
 __all__ = ["ZEROQ", "holds_images", "open_arrays", "open_calibration", "open_validation", "require_values"]
-
-logger = logging.getLogger(__name__)
 
 #: Said in place of a path: calibration images are made (:mod:`mrecg_onnx.calibrating.zeroq`).
 ZEROQ = "zeroq"
@@ -217,7 +214,7 @@ def _open(source: Data, inputs: Sequence[InputSpec], preprocess: Preprocess, how
     )
     if how.classes and how.with_labels and dataset.targets is not None and dataset.labels is None:
         what = taken if how.file is None else how.file
-        logger.warning("%s", no_classes(dataset.targets, str(what)))
+        dataset.doubts = (no_classes(dataset.targets, str(what)),)
     return dataset
 
 

@@ -126,6 +126,7 @@ class Ranking(Pictured):
         helpful: options and values of the suggestions that help alone, all of which :attr:`together` has.
         together_p: McNemar's p of what they change together, None where it is no answer that counts.
         source: the float model, as it was given; not in :meth:`to_json`.
+        warnings: what makes the figures doubtful, a sentence each.
     """
 
     settings: Settings
@@ -143,6 +144,7 @@ class Ranking(Pictured):
     helpful: tuple[tuple[str, str], ...] = ()
     together_p: float | None = None
     source: onnx.ModelProto | str | Path | None = field(default=None, repr=False, compare=False)
+    warnings: tuple[str, ...] = ()
 
     @property
     def helps(self) -> bool:
@@ -185,7 +187,7 @@ class Ranking(Pictured):
             lines.append(
                 f"all that help: {self._worth(self.together)}{noise}: Settings(..., {said}), which is .all_that_help"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
     def _worth(self, quality: Quality) -> str:
         return " ".join(self.figure(quality))

@@ -16,6 +16,7 @@ import torch
 
 from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.errors import DataError, SettingsError
+from mrecg_onnx.converters.text import with_arguments
 from mrecg_onnx.data import Data, Labels, Preprocess, Source, check_classes, given, open_validation
 from mrecg_onnx.inspecting.ranked import Quality, Ranked, Ranking, Suggestion
 from mrecg_onnx.inspecting.suggesting import possible, suggested, variant
@@ -26,6 +27,7 @@ from mrecg_onnx.planning import Plan, told_cut
 from mrecg_onnx.preparation import Prepared, calibrate, prepare
 from mrecg_onnx.progress import Clock, told
 from mrecg_onnx.settings import Settings
+from mrecg_onnx.validating import guesses, worth_nothing
 from mrecg_onnx.widths import IMAGES, WIDTHS, cost_images, measure_costs
 
 if TYPE_CHECKING:
@@ -141,6 +143,7 @@ def sensitivity(
             available=judge.available,
             helpful=tuple(helpful),
             source=model,
+            warnings=tuple(map(with_arguments, (*images.doubts, *judge.doubts(float_quality)))),
         )
 
 
@@ -161,6 +164,7 @@ class _Images:
         handed: they came from Python.
         targets: what a metric is given.
         available: images that there were to choose from.
+        doubts: what is wrong with the targets.
     """
 
     data: dict[str, Tensor]
@@ -169,6 +173,7 @@ class _Images:
     handed: bool = False
     targets: list[Any] | None = None
     available: int | None = None
+    doubts: tuple[str, ...] = ()
 
 
 def _images(ready: Prepared, data: Source | None, labels: Labels | None, limit: int, *, classes: bool) -> _Images:
@@ -191,7 +196,8 @@ def _images(ready: Prepared, data: Source | None, labels: Labels | None, limit: 
     found = {n: torch.from_numpy(np.concatenate([p[n] for p in parts])) for n in parts[0]}
     known = dataset.labels[np.concatenate(rows)] if dataset.labels is not None else None
     wanted = None if any(t is None for t in targets) else [one for t in targets for one in t or ()]
-    return _Images(found, known, dataset.labels_source, dataset.labels_handed, wanted, dataset.total)
+    source, handed = dataset.labels_source, dataset.labels_handed
+    return _Images(found, known, source, handed, wanted, dataset.total, dataset.doubts)
 
 
 class _Judge:
@@ -233,6 +239,12 @@ class _Judge:
             right = answers.cpu().numpy() == self.labels
             top1 = float(right.mean())
         return Quality(top1, agreement, error, score, lower), right if self.metric is None else None
+
+    def doubts(self, quality: Quality) -> tuple[str, ...]:
+        """What is said where the float network, of this ``quality``, is worth nothing on these images."""
+        if self.metric is not None:
+            return worth_nothing(self.metric, quality.score)
+        return guesses(quality.top1, self.count, None if self.scores is None else self.reference[self.scores].shape[1])
 
     def _score(self, outputs: Mapping[str, Tensor], called: str) -> tuple[float | None, bool]:
         """By the metric, and whether that counts errors."""

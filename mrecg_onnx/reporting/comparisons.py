@@ -156,11 +156,11 @@ def ranking_page(
             Section("suggestions", "What more bits or float bring back", lead, _suggestions(found, names, following))
         )
     sections.append(settings_section(settings.to_json()))
-    skipped = (f"{len(found.skipped)} images could not be read",) if found.skipped else ()
+    said = (*([f"{len(found.skipped)} images could not be read"] if found.skipped else []), *found.warnings)
     where = describe(model)
     title = shown(where.replace("\\", "/").rsplit("/", 1)[-1], 80)
     lead = f"What its layers lose when they are quantized; FP32 {size(size_bytes(model))}."
-    return Page(title, "sensitivity", lead, tuple(facts), skipped, tuple(sections), command, page_environment())
+    return Page(title, "sensitivity", lead, tuple(facts), said, tuple(sections), command, page_environment())
 
 
 def _suggestions(found: Ranking, names: NodeNames, following: str) -> list[Table | Commands]:

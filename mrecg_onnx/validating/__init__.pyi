@@ -6,6 +6,7 @@ from .pairing import chosen_outputs
 from .results import Accuracy, ModelReport, ValidationResult
 from .rowless import require_metric
 from .validation import gain_warnings, validate
+from .worth import guesses, worth_nothing
 from .written_layers import WrittenLayer, int8_form, layers_of, stored_bits
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "chosen_outputs",
     "float_form",
     "gain_warnings",
+    "guesses",
     "int8_form",
     "layers_of",
     "measure_layers",
@@ -33,4 +35,5 @@ __all__ = [
     "validate",
     "weight_factors",
     "with_outputs",
+    "worth_nothing",
 ]

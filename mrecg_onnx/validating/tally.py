@@ -22,6 +22,7 @@ from mrecg_onnx.measures import (
     two_axes,
 )
 from mrecg_onnx.validating.results import Accuracy
+from mrecg_onnx.validating.worth import guesses
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,6 +54,8 @@ class Tally:
     _right: dict[int, list[npt.NDArray[np.bool_]]] = field(default_factory=lambda: {1: [], _GUESSES: []})
     # The first targets are: None where none were seen.
     _one_hot: bool | None = None
+    # What is wrong with the targets, once they were seen.
+    _doubts: tuple[str, ...] = ()
     _rows: list[Mapping[str, Array]] = field(default_factory=list)
     _row_count: int = 0
 
@@ -137,13 +140,23 @@ class Tally:
     def join(self, workers: Workers) -> None:
         """Put together what all processes counted, each on its share of the images."""
         parts = workers.gather(
-            (self.images, self.sums, self.found, self._same, self._right, self.labelled, self._differing)
+            (
+                self.images,
+                self.sums,
+                self.found,
+                self._same,
+                self._right,
+                self.labelled,
+                self._differing,
+                self.dataset.doubts,
+            )
         )
+        self._doubts = next((part[7] for part in parts if part[7]), ())
         if len(parts) == 1:
             return
         self.images = sum(part[0] for part in parts)
         self.sums, self.found, self._same, self._differing = {}, {}, {}, {}
-        for _, sums, found, same, _, _, differing in parts:
+        for _, sums, found, same, _, _, differing, _ in parts:
             add_sums(self.sums, sums)
             for name, scores in found.items():
                 self.found[name] = self.found[name].merge(scores) if name in self.found else scores
@@ -195,20 +208,17 @@ class Tally:
         """
         if not self.found:
             boxes = "; --metric mAP with --labels BOXES.json counts boxes" if named_detections(self.outputs) else ""
-            return (f"no output is [N, classes]: there is no accuracy and no agreement{boxes}",)
+            return (*self._doubts, f"no output is [N, classes]: there is no accuracy and no agreement{boxes}")
         if top1 is None and self._one_hot:
             return ("labels are one-hot: agreement only, no accuracy; give class indices, labels.argmax(1)",)
         if self.classes is None:
             choose = ", or choose the scores with --outputs NAME" if len(self.outputs) > 1 else ""
             shapes = " and ".join(f"{name!r} [N, {scores.columns}]" for name, scores in self.found.items())
             said = f"nothing says that {shapes} holds class scores: there is no accuracy and no agreement; give labels{choose}"
-            return (said,)
-        if top1 is not None and top1.low <= 1 / self.classes:
-            said = f"{top1.value:.4f} of the images right among {self.classes} classes"
-            return (f"the FP32 model is no better than chance ({said}): labels or preprocessing do not fit it",)
+            return (*self._doubts, said)
         if unasked and top1 is None and self.dataset.targets_of([]) is None:
             return ("no labels: agreement only, no accuracy; give labels (--labels FILE)",)
-        return ()
+        return (*self._doubts, *guesses(None if top1 is None else top1.value, self.images, self.classes))
 
 
 def _is_one_hot(target: Any) -> bool:

@@ -59,6 +59,7 @@ from mrecg_onnx.validating.results import Asked, ModelReport, ValidationResult
 from mrecg_onnx.validating.rowless import Rowless
 from mrecg_onnx.validating.scored import Scored
 from mrecg_onnx.validating.tally import Tally
+from mrecg_onnx.validating.worth import worth_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -262,7 +263,13 @@ def _validate(
     drop = reports[0].top1.value - reports[1].top1.value if reports[0].top1 and reports[1].top1 else None
     p = mcnemar_p(*tally.right(1)) if tally.has_accuracy else None
     doubts = tally.warnings(reports[0].top1, unasked=labels is None) if metric is None or tally.has_accuracy else ()
-    said = [*notes, *watch.warnings(images=dataset.preprocess is not None), *doubts, *left]
+    said = [
+        *notes,
+        *watch.warnings(images=dataset.preprocess is not None),
+        *doubts,
+        *worth_nothing(metric, reports[0].score),
+        *left,
+    ]
     said += slower_here(quantized)
     if names[0] == names[1]:
         said.append(f"{names[0]} was compared with itself: give the FP32 model first, and the quantized one behind it")

@@ -16,7 +16,7 @@ import onnx
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.metadata_keys import JUDGED_KEY
 from mrecg_onnx.machine import plain_zero
-from mrecg_onnx.validating import ValidationResult
+from mrecg_onnx.validating import ValidationResult, worth_nothing
 
 __all__ = ["AVERAGES", "Trial", "measured_drop", "most_trials", "note_judged", "search", "tell_doubts"]
 
@@ -61,9 +61,11 @@ def measured_drop(found: ValidationResult, bound: float) -> tuple[float, bool]:
 
     Raises:
         DataError: the model gives no class scores, and there is no metric.
-        SettingsError: by the metric the float model has not even the bound to lose.
+        SettingsError: by the metric the float model has not even the bound to lose, or nothing at all.
     """
     metric, before, after = found.metric, found.fp32.score, found.quantized.score
+    for said in worth_nothing(metric, before):
+        raise SettingsError(f"--max-drop {bound:g}: {said}")
     if metric is not None and before is not None and after is not None:
         if not metric.lower_is_better and bound >= metric.drop(before, 0.0) > 0:
             raise SettingsError(

@@ -359,11 +359,12 @@ def test_masks_that_are_none(tmp_path: Path, mask: Image.Image, name: str, says:
     assert one_line(error)
 
 
-def test_without_a_metric_it_is_said_that_nothing_counts_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_metric_it_is_said_that_nothing_counts_them(tmp_path: Path) -> None:
     masks = with_mask(tmp_path, Image.fromarray(classes()))
     data = open_validation(tmp_path / "val", [spec(None, 3, 20, 24)], RAW, masks)
     assert data.labels is None
-    assert f"the targets of {masks} are no classes (whole numbers from 0): there is no accuracy" in caplog.text
+    (said,) = data.doubts
+    assert f"the targets of {masks} are no classes (whole numbers from 0): there is no accuracy" in said
 
 
 def test_the_key_of_a_data_set_changes_with_its_targets(tmp_path: Path) -> None:

@@ -66,6 +66,16 @@ def detector() -> onnx.ModelProto:
     return model
 
 
+def headed() -> onnx.ModelProto:
+    """The detector with one output as YOLO's head has it: box and a score for each class, [N, 16, 6]."""
+    model = detector()
+    model.graph.node.append(helper.make_node("Concat", ["boxes", "scores"], ["pred"], axis=2))
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info("pred", TensorProto.FLOAT, ["N", 16, 6]))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
 _TAIL = """
 <ir_version: 9, opset_import: ["" : 17]>
 tail (float[N, 16, 4] boxes, float[N, 16, 2] scores) => (float[K, 4] found_boxes, float[K] found_scores, int64[K] found_labels)

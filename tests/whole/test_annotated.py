@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 from helpers.command_line import fails, works
-from helpers.detectors import detector, furnish, read, segmenter
+from helpers.detectors import detector, furnish, headed, read, segmenter
 
 import mrecg_onnx
 from mrecg_onnx.converters.errors import DataError
@@ -50,6 +51,25 @@ def test_a_detector_is_measured_against_cocos_boxes(here: Path) -> None:
     said = fails("validate", "d.onnx", "q.onnx", "--data", "scenes", "--labels", "instances.json", "--metric", "mAP")
     assert "class 8 in a target is beyond the 2 classes of the outputs" in said
     assert "--labels FILE.json:order" in said
+
+
+@pytest.mark.parametrize("command", ["validate", "sensitivity"])
+def test_a_head_of_two_classes_is_not_taken_for_what_is_found(here: Path, command: str) -> None:
+    """[N, M, 6] of box and two scores has the shape of corners, score and class: it was worth nothing, without a word."""
+    pytest.importorskip("pycocotools", reason="pycocotools (the extra detection) is not installed")
+    onnx.save(headed(), "h.onnx")
+    counted = ("--data", "scenes", "--labels", "instances.json:order", "--metric", "mAP")
+    if command == "validate":
+        said = fails(
+            "validate", "h.onnx", "h.onnx", *counted, "--preprocess", "unit", "--resize", "32x32", "--repeats", "0"
+        )
+    else:
+        said = fails("sensitivity", "h.onnx", *QUANTIZE, *counted)
+    assert "metric mAP: output 'pred' [24, 16, 6] was taken for x0, y0, x1, y1, score, class, but 0." in said
+    assert (
+        "in its last column is no class (a whole number from 0); bring it into a form of docs/metrics.md, or give"
+        in said
+    )
 
 
 def test_of_a_detector_the_next_command_names_what_counts_boxes(here: Path) -> None:

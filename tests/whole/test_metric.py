@@ -239,6 +239,47 @@ def test_targets_in_files_are_any_numbers_for_a_metric(here: Path) -> None:
     assert compared.fp32_score == pytest.approx(0, abs=1e-6)
 
 
+def test_a_float_model_that_is_worth_nothing_is_told(here: Path) -> None:
+    """Wherever it counts: of nothing nothing is lost, and a drop of 0 would look like a good file."""
+    said = "the FP32 model itself has nothing 0.00% here, so that nothing is compared: its outputs, the labels"
+    metric = Metric(lambda outputs, targets: 0.00004, "nothing", percent=True)
+    found = validate("model.onnx", "coarse.onnx", "data.npz", metric=metric, repeats=0)
+    assert [w for w in found.warnings if said in w] == [w for w in found.to_json()["warnings"] if said in w] != []
+    assert f"warning: {said}" in str(found)
+    settings = Settings(**NEAREST)
+    ranked = sensitivity("model.onnx", "calib.npz", settings, data="data.npz", metric=metric, top=1)
+    assert [said in w for w in ranked.warnings] == [said in w for w in ranked.to_json()["warnings"]] == [True]
+    assert f"warning: {said}" in str(ranked)
+    ranked.report("page.html")
+    assert said in Path("page.html").read_text(encoding="utf-8")
+    with pytest.raises(SettingsError, match=f"--max-drop 1: {said}"):
+        quantize("model.onnx", "calib.npz", Settings(**NEAREST, max_drop=1), data="data.npz", metric=metric)
+    for other in (Metric(metric.score, "bare"), Metric(metric.score, "errors", lower_is_better=True, percent=True)):
+        found = validate("model.onnx", "coarse.onnx", "data.npz", metric=other, repeats=0)
+        assert not any("itself" in warning for warning in found.warnings)
+    data = np.load("data.npz")
+    wrong = (data["y"] + 1) % (data["y"].max() + 1)
+    guessed = sensitivity("model.onnx", "calib.npz", settings, data=data["input"], labels=wrong, top=0)
+    assert any("no better than chance" in warning for warning in guessed.warnings)
+
+
+def test_labels_that_are_no_classes_are_in_the_result(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Once, whatever they come in; one-hot ones are told as what they are."""
+    x = feeds(small(), 40)["input"]
+    names = [f"class {i % 3}" for i in range(40)]
+    pairs = list(zip(x, names, strict=True))
+    said = "are no classes (whole numbers from 0), such as 'class 0': there is no accuracy; a metric counts them"
+    for data, labels in ((x, names), (pairs, None), (iter(pairs), None), ((x, names), None)):
+        found = validate("model.onnx", "coarse.onnx", data, labels=labels, repeats=0)
+        assert sum(said in warning for warning in found.warnings) == 1
+        assert str(found).count(said) == 1
+    ranked = sensitivity("model.onnx", "calib.npz", Settings(**NEAREST), data=pairs, top=0)
+    assert [said in warning for warning in ranked.warnings] == [True]
+    hot = validate("model.onnx", "coarse.onnx", (x, np.eye(3)[[i % 3 for i in range(40)]]), repeats=0)
+    assert [w for w in hot.warnings if "labels are one-hot" in w or "no classes" in w] == [hot.warnings[0]]
+    assert "no classes" not in caplog.text
+
+
 def test_the_largest_drop_is_counted_by_the_metric(here: Path) -> None:
     settings = Settings(**NEAREST, max_drop=0.3)
     result = quantize("model.onnx", "calib.npz", settings, data="data.npz", metric=accuracy)
