@@ -111,7 +111,7 @@ class SettingsGroup:
         for name, kinds in _plain(group):
             if name in ranged and str in kinds:
                 continue  # words are compared below
-            value = settled(name, getattr(self, name), kinds)
+            value = settled(name, _chosen(getattr(self, name), kinds), kinds)
             if isinstance(value, float) and not math.isfinite(value) and name not in ranged:
                 raise SettingsError(f"{name} is {value}: it must be a finite number")
             object.__setattr__(self, name, value)
@@ -136,6 +136,11 @@ class SettingsGroup:
         Raises:
             SettingsError: it does not hold.
         """
+
+
+def _chosen(value: Any, kinds: frozenset[type]) -> Any:
+    """None for the command line's word where that is what a field of numbers takes: the run chooses."""
+    return None if value == "auto" and types.NoneType in kinds and str not in kinds else value
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -144,6 +144,7 @@ def check_writable(path: str | Path) -> None:
     Raises:
         ExportError: The folder is missing or cannot be written to, or ``path`` is a folder.
     """
+    named_folder = str(path).endswith(("/", os.sep))  # which a Path forgets
     path = Path(path)
     folder = followed(path).parent
     try:
@@ -155,6 +156,8 @@ def check_writable(path: str | Path) -> None:
         raise ExportError(f"{path}: cannot be written: {said}; choose another path") from error
     if path.is_dir():
         raise ExportError(f"{path}: is a folder; give the path of the file to write")
+    if named_folder:
+        raise ExportError(f"{path}{os.sep}: there is no such folder, and a file is written; give the path of the file")
     kind = irregular(path)
     if kind is not None:
         # A file is written beside it and takes its place: root would lose /dev/null.

@@ -116,6 +116,25 @@ class Reads:
         if what:
             raise SettingsError(f"{option} {os.fspath(path)} {what}: choose another file".lstrip())
 
+    def check_folder(self, path: str | os.PathLike[str], option: str) -> None:
+        """Refuse a folder for results in one that is searched for data: pictures of the results would be among them.
+
+        Args:
+            path: the folder that will be written to.
+            option: what names it, for messages.
+
+        Raises:
+            SettingsError: it is a folder of data, or lies in one.
+        """
+        real = os.path.realpath(path)
+        for read in self.files:
+            there = self._there(read) if not read.model else None
+            if there is not None and Path(there).is_dir() and Path(real).is_relative_to(there):
+                raise SettingsError(
+                    f"{option} {os.fspath(path)} is or lies in {read.path}, which is searched for data ({read.name}): "
+                    "choose another folder"
+                )
+
     def _taken(self, path: Path) -> str:
         """What the file at ``path`` is to those who read it; nothing where they do not."""
         from mrecg_onnx.converters.external import external_files  # noqa: PLC0415 - onnx comes with it: help does not wait

@@ -27,7 +27,19 @@ if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
     if not WAITS_LONG:
         os.environ["GOMP_SPINCOUNT"] = "3000"
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_lazily, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> object:
+    try:
+        return _lazily(name)
+    except AttributeError as error:
+        if name.startswith("_"):
+            raise
+        from mrecg_onnx.converters.text import did_you_mean  # noqa: PLC0415 - a checkout finds it once this is whole
+
+        raise AttributeError(f"mrecg_onnx has no '{name}'{did_you_mean(name, __all__)}") from error
+
 
 try:
     __version__ = metadata.version("mrecg-onnx")

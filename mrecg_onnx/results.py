@@ -27,6 +27,9 @@ from mrecg_onnx.settings import Settings
 from mrecg_onnx.validating import ValidationResult, validate
 from mrecg_onnx.widths import Allocation, Trial
 
+#: What rounding to nearest is nearly the best for.
+EIGHT_BITS = 8
+
 __all__ = ["QuantizationResult"]
 
 
@@ -91,12 +94,23 @@ class QuantizationResult(Pictured):
     @property
     def warnings(self) -> tuple[str, ...]:
         """What did not hold, a line each: the checks' own, and how many units learning did not help."""
-        nearest = sum(unit.kept == "nearest" for unit in self.units)
-        warnings = (*self.doubts, *self.verification.warnings)
+        warnings = (*self.doubts, *self._wide(), *self.verification.warnings)
+        # At 8 bits there is nothing to learn, and nothing to warn of.
+        narrow = {layer.name for layer in self.plan.quantized_layers if layer.wbits < EIGHT_BITS}
+        nearest = sum(unit.kept == "nearest" and not narrow.isdisjoint(unit.layers) for unit in self.units)
         if nearest:
             said = f"{nearest} of {len(self.units)} units keep rounding to nearest: learning did not lower their loss"
             warnings = (*warnings, f"{said}; more iterations (--iters) help")
         return tuple(map(with_arguments, warnings))
+
+    def _wide(self) -> tuple[str, ...]:
+        """What is said where fewer bits were asked for than any layer has."""
+        widths = [layer.wbits for layer in self.plan.quantized_layers]
+        asked, ends = self.settings.wbits, self.settings.first_last_bits
+        if not widths or self.settings.mixed or asked >= min(widths) or ends <= asked:
+            return ()
+        said = f"no layer has weights of {asked} bits: the first and the last one have {ends}, and there is no other"
+        return (f"{said} (--first-last-bits {asked} gives them fewer)",)
 
     @property
     def cut(self) -> str:
@@ -111,7 +125,7 @@ class QuantizationResult(Pictured):
         before = f", FP32 {byte_size(size_bytes(self.source))}" if known and self.source is not None else ""
         counts = f"{len(plan.quantized_layers)} layers and {len(plan.activations)} activations quantized"
         lines = [
-            f"{self.output or 'not written'}: {settings.widths} by {settings.method}, {counts}",
+            f"{self.output or 'in memory'}: {settings.widths} by {settings.method}, {counts}",
             f"size: {size}{before}",
         ]
         if found.agreement_float is not None:
@@ -159,6 +173,7 @@ class QuantizationResult(Pictured):
         return {
             "output": str(self.output) if self.output else None,
             "settings": self.settings.to_json(),
+            "warnings": list(self.warnings),
             "plan": self.plan.to_json(),
             "units": [dataclasses.asdict(u) for u in self.units],
             "phases": {stage: [dataclasses.asdict(u) for u in units] for stage, units in self.phases.items()},

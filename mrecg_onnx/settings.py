@@ -74,14 +74,16 @@ def _taking_presets(settings: _Class) -> _Class:
     make = settings.__init__  # type: ignore[misc]
 
     @functools.wraps(make)
-    def init(self: Any, *, preset: str | None = None, **given: Any) -> None:
+    def init(self: Any, *args: Any, preset: str | None = None, **given: Any) -> None:
+        if args:
+            raise TypeError("Settings takes its fields by name: Settings(wbits=4, abits=8)")
         if preset is not None:
             OneOf(*PRESETS).check("preset", preset)
             if PRESETS[preset].keys() <= given.keys():  # as dataclasses.replace does it
                 raise SettingsError(f"preset '{preset}' changes nothing: all of its fields are given beside it")
             given = {**PRESETS[preset], **given}
         for name in ("memory", "size_budget"):
-            if isinstance(given.get(name), str):  # as the command line has them: 2GB
+            if isinstance(given.get(name), str) and given[name] != "auto":  # as the command line has them: 2GB
                 given[name] = parse_byte_size(f"--{name.replace('_', '-')}", given[name])
         fields = [field.name for field in dataclasses.fields(settings)]
         for name in given.keys() - set(fields):

@@ -162,6 +162,7 @@ def test_a_group_refuses_alone_what_all_refuse_together(group, given, says):
         ({"bits": "W8A8"}, SettingsError, "'W8A8': expected REGEX=W4A8, REGEX=W8 or REGEX=A8 (in Python: bits=)"),
         ({"exclude": [4]}, SettingsError, "exclude is [4]: it takes regular expressions, exclude='conv1' or a list"),
         ({"range": ["mse"]}, SettingsError, "range is ['mse']: choose among auto"),
+        ({"wbits": "auto"}, SettingsError, "wbits is 'auto': it must be a number"),
         ({"preset": 3}, SettingsError, "preset is 3: choose among fast"),
         ({"size_budget": "much"}, SettingsError, "expected a size such as 2GB or 1.8MB (in Python: size_budget=)"),
         ({"wbits": "4"}, SettingsError, "wbits is '4': it must be a number"),
@@ -194,3 +195,12 @@ def test_widths_that_a_method_cannot_do(name):
 def test_help_explains_every_field():
     explained = re.findall(r"^    (\w+): ", inspect.getdoc(Settings).partition("Attributes:")[2], re.MULTILINE)
     assert sorted(explained) == sorted(field.name for field in dataclasses.fields(Settings))
+
+
+def test_settings_by_place_say_how() -> None:
+    with pytest.raises(TypeError, match=r"by name: Settings\(wbits=4, abits=8\)"):
+        Settings(4, 8)  # type: ignore[misc]
+
+
+def test_auto_is_what_a_run_chooses() -> None:
+    assert Settings(finish="auto", samples="auto", memory="auto") == Settings(finish=None)  # type: ignore[arg-type]

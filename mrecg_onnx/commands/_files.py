@@ -9,15 +9,15 @@ import click
 
 from mrecg_onnx.commands._console import FORCE, asked, put
 from mrecg_onnx.commands._errors import UsageFailure
-from mrecg_onnx.converters.errors import ExportError, SettingsError
+from mrecg_onnx.converters.errors import ExportError, MrecgError, SettingsError
 from mrecg_onnx.converters.files import check_writable, followed, irregular
 from mrecg_onnx.converters.reads import Read, Reads, require_text
 from mrecg_onnx.converters.results import json_text, write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-__all__ = ["CONFIG", "STDOUT", "check_new", "check_writes", "write_json"]
+__all__ = ["CONFIG", "STDOUT", "Extras", "check_new", "check_writes", "write_json"]
 
 #: What --json takes for standard output.
 STDOUT = Path("-")
@@ -84,6 +84,34 @@ def check_new(path: Path) -> None:
     """
     if path.is_file() and not asked(FORCE):
         raise SettingsError(f"{path} is there already: --force writes over it, --output names another file")
+
+
+class Extras:
+    """What is written behind the work, pages and JSON: where one cannot be, what was found is shown all the same."""
+
+    def __init__(self) -> None:
+        self._failed: list[MrecgError] = []
+
+    def write(self, path: Path | None, make: Callable[[Path], object]) -> Path | None:
+        """Have ``make`` write ``path`` where there is one; what was written, None where nothing was."""
+        if path is None:
+            return None
+        try:
+            make(path)
+        except MrecgError as error:
+            self._failed.append(error)
+            return None
+        return path
+
+    def settle(self, kept: str = "") -> None:
+        """Say what could not be written, after all else was shown; ``kept`` is there, and what helps.
+
+        Raises:
+            ExportError: something could not be.
+        """
+        if self._failed:
+            first = self._failed[0]
+            raise ExportError(f"{first}; {kept}" if kept else str(first)) from first
 
 
 def write_json(data: Mapping[str, Any], path: Path) -> None:

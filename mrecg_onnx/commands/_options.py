@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from mrecg_onnx.commands._completion import offering, path_or
 from mrecg_onnx.commands._config import config_option
 from mrecg_onnx.commands._console import FORCE, QUIET, TAKEN, VERBOSE
 from mrecg_onnx.commands._files import STDOUT
+from mrecg_onnx.commands._paths import FILE, PATH, PathOrWord
 from mrecg_onnx.commands._sections import BITS, EXPERT, IMAGES, METHOD, RUN, Choice, Steps, all_of, option
 from mrecg_onnx.data import COLORS, INTERPOLATIONS, LAYOUTS, NO_LABELS, PROFILES, ZEROQ
 from mrecg_onnx.methods import METHODS, RANGE_NAMES
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = [
     "CALIBRATION",
     "CONTAINER",
-    "PATH",
     "TARGET",
     "budget_options",
     "calib_option",
@@ -42,28 +41,6 @@ __all__ = [
     "report_option",
     "talk_options",
 ]
-
-
-#: Whether a path exists is for the method to say: its message names what was wrong with what.
-PATH = click.Path(path_type=Path)
-
-
-class PathOrWord(click.Path):
-    """A path, or a word as it stands: a file or folder of that name is ``./zeroq``."""
-
-    def __init__(self, word: str) -> None:
-        super().__init__(path_type=Path)
-        self.word = word
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The word as a string, anything else as a path."""
-        return value if value == self.word else super().convert(value, param, ctx)
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Paths, and the word where it was begun."""
-        if incomplete and self.word.startswith(incomplete):
-            return [CompletionItem(self.word)]
-        return super().shell_complete(ctx, param, incomplete)
 
 
 CALIBRATION = PathOrWord(ZEROQ)
@@ -396,7 +373,7 @@ report_option = option(
     RUN,
     "--report",
     "report_file",
-    type=PATH,
+    type=FILE,
     metavar="OUT.html",
     help="Also write a page to look at: one HTML file without anything beside it.",
 )
@@ -436,7 +413,7 @@ output_options = all_of(
         RUN,
         "--json",
         "json_file",
-        type=PATH,
+        type=FILE,
         metavar="FILE|-",
         callback=_json,
         help="Write everything found as JSON; - is standard output, which then holds nothing else.",

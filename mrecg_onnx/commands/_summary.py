@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.commands._durations import duration, so_far
@@ -257,12 +258,15 @@ def _budgets(result: QuantizationResult) -> list[str]:
     if result.allocation is None:
         return []
     size = contained(result.model, "packed").model.ByteSize()
-    lines = [
-        f"{s['option']}: {s['used']}" + (f" (at most {s['limit']})" if s["limit"] else "")
-        for s in result.allocation.spent
-    ]
-    lines += [f"tried {t.average:g} bits on average: {t.lost(result.settings.max_drop)} lost" for t in result.trials]
-    return [*lines, f"packed, the file takes {byte_size(size)}"]
+    lines = []
+    for spent in result.allocation.spent:
+        # "3.50 bits on average (at most 3.50)": the unit once.
+        limit = spent["limit"].removesuffix(" bits on average")
+        lines.append(f"{spent['option']}: {spent['used']}" + (f" (at most {limit})" if limit else ""))
+    lines += [f"tried {t.average:g} bits on average: drop {t.lost(result.settings.max_drop)}" for t in result.trials]
+    here = result.settings.container == "packed" or "packed" not in load_target(result.settings.target).containers
+    how = "" if here else f": `mrecg-onnx convert {shlex.quote(str(result.output))} --container packed`"
+    return [*lines, f"packed, the file takes {byte_size(size)}{how}"]
 
 
 def _method(result: QuantizationResult) -> str:

@@ -10,9 +10,10 @@ import cloup
 from mrecg_onnx.commands._completion import listed, providers
 from mrecg_onnx.commands._console import VERBOSE, asked, show
 from mrecg_onnx.commands._errors import guarded
-from mrecg_onnx.commands._files import check_writes, write_json
+from mrecg_onnx.commands._files import Extras, check_writes, write_json
 from mrecg_onnx.commands._loading import loading
-from mrecg_onnx.commands._options import PATH, output_options
+from mrecg_onnx.commands._options import output_options
+from mrecg_onnx.commands._paths import FILE, PATH
 from mrecg_onnx.commands._progress import counter
 from mrecg_onnx.commands._sections import Command
 from mrecg_onnx.commands._tables import grid, rows
@@ -42,7 +43,7 @@ SHOWN = 10
     help="cpu, cuda, tensorrt, openvino, qnn, ...: where the files run.",
 )  # fmt: skip
 @cloup.option("--runs", type=int, default=50, metavar="N", help="Timed runs of each file.", show_default=True)
-@cloup.option("--plot", "plot_file", type=PATH, metavar="FILE", help="Draw the latencies as PNG.")
+@cloup.option("--plot", "plot_file", type=FILE, metavar="FILE", help="Draw the latencies as PNG.")
 @output_options
 def benchmark_command(
     *,
@@ -82,11 +83,11 @@ def benchmark_command(
                 runs=runs,
                 progress=report,
             )
-        if json_file is not None:
-            write_json(found.to_json(), json_file)
-        if plot_file is not None:
-            draw_timings(found, plot_file)
+        extras = Extras()
+        extras.write(json_file, lambda path: write_json(found.to_json(), path))
+        extras.write(plot_file, lambda path: draw_timings(found, path))
         show(_files(found), _timings(found), _kernels(found.files))
+        extras.settle()
 
 
 def _numbers(option: str, text: str) -> list[int]:

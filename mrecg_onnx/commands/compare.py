@@ -11,11 +11,10 @@ import cloup
 from mrecg_onnx.commands._completion import listed, offering
 from mrecg_onnx.commands._console import FORCE, asked, show, warn
 from mrecg_onnx.commands._errors import Failure, guarded, interrupted
-from mrecg_onnx.commands._files import check_writes, write_json
+from mrecg_onnx.commands._files import Extras, check_writes, write_json
 from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._options import (
     CALIBRATION,
-    PATH,
     calibration_options,
     force_option,
     image_options,
@@ -27,6 +26,7 @@ from mrecg_onnx.commands._options import (
     plan_options,
     report_option,
 )
+from mrecg_onnx.commands._paths import PATH
 from mrecg_onnx.commands._progress import cells
 from mrecg_onnx.commands._repeat import given_command
 from mrecg_onnx.commands._sections import BITS, IMAGES, METHOD, Command, all_but
@@ -173,11 +173,12 @@ def compare_command(
                 )
             except KeyboardInterrupt as error:
                 raise interrupted(_kept(report.finished, folder), error) from error
-        if json_file is not None:
-            write_json(result.to_json(), json_file)
-        if report_file is not None:
-            report_comparison(result, report_file, command=given_command(ctx))
-        _summary(result, report_file)
+        extras = Extras()
+        extras.write(json_file, lambda path: write_json(result.to_json(), path))
+        _summary(
+            result, extras.write(report_file, lambda path: report_comparison(result, path, command=given_command(ctx)))
+        )
+        extras.settle(f"all else is in {folder}, and the same command makes it from there")
         if result.failed:
             what = ", ".join(cell.name for cell in result.failed)
             raise Failure(f"{len(result.failed)} of {len(result.cells)} cells failed: {what}")

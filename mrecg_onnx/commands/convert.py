@@ -9,9 +9,10 @@ import cloup
 
 from mrecg_onnx.commands._console import show
 from mrecg_onnx.commands._errors import guarded
-from mrecg_onnx.commands._files import check_new, check_writes, write_json
+from mrecg_onnx.commands._files import Extras, check_new, check_writes, write_json
 from mrecg_onnx.commands._loading import loading
-from mrecg_onnx.commands._options import CONTAINER, PATH, TARGET, force_option, output_options
+from mrecg_onnx.commands._options import CONTAINER, TARGET, force_option, output_options
+from mrecg_onnx.commands._paths import FILE, PATH
 from mrecg_onnx.commands._progress import counter
 from mrecg_onnx.commands._sections import Choice, Command
 from mrecg_onnx.commands._tables import grid
@@ -50,7 +51,7 @@ __all__ = ["convert_command"]
     "-o",
     "--output",
     "out",
-    type=PATH,
+    type=FILE,
     metavar="OUT",
     help="The file to write.  [default: <QUANT>_<target>_<container>_batch<N>.onnx in this folder, <QUANT>_<container>.tflite]",
 )
@@ -109,9 +110,10 @@ def convert_command(
             else:
                 result = convert(quantized, container, target, batch=batch, output=out)
                 summary = _summary(result)
-        if json_file is not None:
-            write_json(result.to_json(), json_file)
+        extras = Extras()
+        extras.write(json_file, lambda path: write_json(result.to_json(), path))
         show(summary)
+        extras.settle(f"{out} is written")
 
 
 def _summary(result: Conversion) -> RenderableType:

@@ -14,14 +14,8 @@ from mrecg_onnx.commands._files import check_writes, write_json
 from mrecg_onnx.commands._finished import finished_tables
 from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._names import Names
-from mrecg_onnx.commands._options import (
-    CALIBRATION,
-    PATH,
-    calibration_options,
-    image_options,
-    output_options,
-    plan_options,
-)
+from mrecg_onnx.commands._options import CALIBRATION, calibration_options, image_options, output_options, plan_options
+from mrecg_onnx.commands._paths import PATH
 from mrecg_onnx.commands._presets import given_beside
 from mrecg_onnx.commands._progress import progress
 from mrecg_onnx.commands._sections import IMAGES, Command

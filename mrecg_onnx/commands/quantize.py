@@ -14,11 +14,10 @@ from mrecg_onnx.commands._console import VERBOSE, asked, say, show, warn
 from mrecg_onnx.commands._dry_run import foreseen, from_the_start
 from mrecg_onnx.commands._durations import so_far
 from mrecg_onnx.commands._errors import guarded
-from mrecg_onnx.commands._files import CONFIG, STDOUT, check_new, check_writes, write_json
+from mrecg_onnx.commands._files import CONFIG, STDOUT, Extras, check_new, check_writes, write_json
 from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._names import Names
 from mrecg_onnx.commands._options import (
-    PATH,
     budget_options,
     calib_option,
     calibration_options,
@@ -29,6 +28,7 @@ from mrecg_onnx.commands._options import (
     plan_options,
     report_option,
 )
+from mrecg_onnx.commands._paths import FILE, PATH
 from mrecg_onnx.commands._presets import given_beside, preset_option
 from mrecg_onnx.commands._progress import progress
 from mrecg_onnx.commands._repeat import argument, given_command
@@ -60,7 +60,7 @@ _ARRAYS = "ARRAYS.npz"
     "-o",
     "--output",
     "out",
-    type=PATH,
+    type=FILE,
     metavar="OUT",
     help="The file to write.  [default: <model>_<method>_w4a4.onnx in this folder]",
 )
@@ -149,25 +149,24 @@ def quantize_command(
             return
         if config is not None:
             write_text(options_used, config)
-        if json_file is not None:
-            write_json(result.to_json(), json_file)
-        if report_file is not None:
+        extras = Extras()
+        extras.write(json_file, lambda path: write_json(result.to_json(), path))
+
+        def report_to(path: Path) -> None:
             from mrecg_onnx.reporting import report_quantization
 
-            report_quantization(
-                result,
-                report_file,
-                data=data,
-                labels=labels,
-                metric=metric,
-                command=given_command(ctx),
-            )
+            report_quantization(result, path, data=data, labels=labels, metric=metric, command=given_command(ctx))
+
+        page = extras.write(report_file, report_to)
         stated = preprocess_from(options)
-        show(summary(result, model, names, stated=stated, data=data is not None, page=report_file))
+        show(summary(result, model, names, stated=stated, data=data is not None, page=page))
         if asked(VERBOSE):
             show(details(result, names))
         say(err=False)
         say(f"Next: {_next(ctx, result, model, out)}", err=False)
+        extras.settle(
+            f"{out} is written, and `mrecg-onnx report {shlex.quote(argument(out))} -o PAGE.html` makes a page of it"
+        )
 
 
 def _next(ctx: click.Context, result: QuantizationResult, model: Path, out: Path) -> str:

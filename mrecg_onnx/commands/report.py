@@ -11,7 +11,8 @@ from mrecg_onnx.commands._console import say
 from mrecg_onnx.commands._errors import guarded
 from mrecg_onnx.commands._files import check_writes
 from mrecg_onnx.commands._loading import loading
-from mrecg_onnx.commands._options import PATH, image_options, labels_option, metric_options, talk_options
+from mrecg_onnx.commands._options import image_options, labels_option, metric_options, talk_options
+from mrecg_onnx.commands._paths import FILE, PATH
 from mrecg_onnx.commands._repeat import stored_command
 from mrecg_onnx.commands._sections import IMAGES, Command
 from mrecg_onnx.commands._settings import metric_from, preprocess_from
@@ -38,7 +39,7 @@ __all__ = ["report_command"]
 @metric_options
 @cloup.option("--limit", type=int, metavar="N", group=IMAGES, help="Images used at most.")
 @image_options(stored="QUANT")
-@cloup.option("-o", "--output", "out", type=PATH, required=True, metavar="OUT.html", help="The page to write.")
+@cloup.option("-o", "--output", "out", type=FILE, required=True, metavar="OUT.html", help="The page to write.")
 @talk_options
 def report_command(
     *, quantized: Path, against: Path | None, data: Path | None, out: Path, debug: bool, **options: Any

@@ -11,9 +11,10 @@ import cloup
 from mrecg_onnx.commands._completion import offering, runtimes_known
 from mrecg_onnx.commands._console import VERBOSE, asked, show
 from mrecg_onnx.commands._errors import guarded
-from mrecg_onnx.commands._files import check_writes, write_json
+from mrecg_onnx.commands._files import Extras, check_writes, write_json
 from mrecg_onnx.commands._loading import loading
-from mrecg_onnx.commands._options import PATH, image_options, output_options
+from mrecg_onnx.commands._options import image_options, output_options
+from mrecg_onnx.commands._paths import PATH
 from mrecg_onnx.commands._progress import counter
 from mrecg_onnx.commands._runtimes import details, summary
 from mrecg_onnx.commands._sections import IMAGES, Command
@@ -133,9 +134,10 @@ def runtimes_command(
                 memory=memory,
                 progress=report,
             )
-        if json_file is not None:
-            write_json(found.to_json(), json_file)
+        extras = Extras()
+        extras.write(json_file, lambda path: write_json(found.to_json(), path))
         show(*summary(found, data, _form(file)), *(details(found) if asked(VERBOSE) else ()))
+        extras.settle()
 
 
 def _inputs(file: Path, against: Path | None, data: Path, options: Mapping[str, Any]) -> Mapping[str, Any]:

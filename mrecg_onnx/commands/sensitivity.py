@@ -9,11 +9,10 @@ import cloup
 
 from mrecg_onnx.commands._console import VERBOSE, asked, say, show
 from mrecg_onnx.commands._errors import guarded
-from mrecg_onnx.commands._files import check_writes, write_json
+from mrecg_onnx.commands._files import Extras, check_writes, write_json
 from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._names import Names
 from mrecg_onnx.commands._options import (
-    PATH,
     calib_option,
     calibration_options,
     image_options,
@@ -23,6 +22,7 @@ from mrecg_onnx.commands._options import (
     plan_options,
     report_option,
 )
+from mrecg_onnx.commands._paths import PATH
 from mrecg_onnx.commands._progress import progress
 from mrecg_onnx.commands._repeat import argument, given_command, likewise
 from mrecg_onnx.commands._sections import IMAGES, Command
@@ -116,19 +116,22 @@ def sensitivity_command(
             found = sensitivity(
                 model, calib, settings, data=data, labels=labels, limit=limit, top=top, metric=metric, progress=report
             )
-        if json_file is not None:
-            write_json(found.to_json(), json_file)
+        extras = Extras()
+        extras.write(json_file, lambda path: write_json(found.to_json(), path))
         following = ""
         if found.helps and not found.is_noise:
             # A name of its own: that of a run without them is taken by many who come here.
             more = [*found.helpful, ("--output", argument(f"{model.stem}_helped.onnx"))]
             following = likewise(ctx, quantize_command, more)
-        if report_file is not None:
-            report_ranking(found, report_file, command=given_command(ctx), following=following)
-        show(*_tables(found, names, top, report_file))
+
+        def report_to(path: Path) -> None:
+            report_ranking(found, path, command=given_command(ctx), following=following)
+
+        show(*_tables(found, names, top, extras.write(report_file, report_to)))
         if following:
             say(err=False)
             say(f"Next, with all that help: {following}", err=False)
+        extras.settle()
 
 
 def _tables(found: Ranking, names: Names, top: int, page: Path | None = None) -> Iterator[RenderableType]:

@@ -10,11 +10,10 @@ import cloup
 from mrecg_onnx.commands._completion import offering, providers
 from mrecg_onnx.commands._console import VERBOSE, asked, show
 from mrecg_onnx.commands._errors import guarded
-from mrecg_onnx.commands._files import check_writes, write_json
+from mrecg_onnx.commands._files import Extras, check_writes, write_json
 from mrecg_onnx.commands._loading import loading
 from mrecg_onnx.commands._names import Names
 from mrecg_onnx.commands._options import (
-    PATH,
     image_options,
     labels_option,
     metric_options,
@@ -22,6 +21,7 @@ from mrecg_onnx.commands._options import (
     outputs_option,
     report_option,
 )
+from mrecg_onnx.commands._paths import PATH
 from mrecg_onnx.commands._progress import counter
 from mrecg_onnx.commands._repeat import given_command
 from mrecg_onnx.commands._sections import IMAGES, Command
@@ -131,11 +131,11 @@ def validate_command(
             )
         if not is_first():
             return
-        if json_file is not None:
-            write_json(result.to_json(), json_file)
-        if report_file is not None:
-            report_validation(result, report_file, command=given_command(ctx))
-        show(_side_by_side(result), _comparison(result, report_file), *_layers(result, Names(fp32)))
+        extras = Extras()
+        extras.write(json_file, lambda path: write_json(result.to_json(), path))
+        page = extras.write(report_file, lambda path: report_validation(result, path, command=given_command(ctx)))
+        show(_side_by_side(result), _comparison(result, page), *_layers(result, Names(fp32)))
+        extras.settle()
 
 
 def stored_or_beside(fp32: Path | None, quantized: Path) -> Preprocess:

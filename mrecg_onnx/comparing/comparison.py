@@ -126,6 +126,7 @@ def compare(
     pairs = [(method, width) for width in widths for method in chosen]
     writes = [*(path(*pair) for pair in pairs for path in (inputs.output, inputs.record)), *_tables(inputs)]
     reads = Reads.of({"model": model, "calib": calib, "data": data, "labels": labels, "settings": settings})
+    reads.check_folder(output, "--output")
     for path in writes:
         reads.check(path, f"--output {output}:")
     if not force:

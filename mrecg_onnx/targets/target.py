@@ -158,7 +158,12 @@ def load_target(name: str) -> Target:
     """
     path = _FOLDER / f"{name}.toml" if name in TARGET_NAMES else Path(name)
     if not path.is_file():
-        hint = did_you_mean(name, TARGET_NAMES)
+        lite = name.lower() in {"tflite", "litert"}
+        hint = (
+            ": `mrecg-onnx convert FILE --to tflite` makes files for phones"
+            if lite
+            else did_you_mean(name, TARGET_NAMES)
+        )
         raise SettingsError(f"target '{name}' is neither {', '.join(TARGET_NAMES)} nor an existing file of rules{hint}")
     try:
         rules: dict[str, Any] = tomllib.loads(read_small(path))

@@ -8,7 +8,9 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -23,11 +25,10 @@ from mrecg_onnx import Settings, __version__
 from mrecg_onnx.commands import main
 from mrecg_onnx.commands._names import Names
 from mrecg_onnx.commands._summary import _remedies
+from mrecg_onnx.converters.errors import ExportError
 from mrecg_onnx.converters.module_names import module_names
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from click.testing import Result
 
 NEAREST = ("quantize", "model.onnx", "--calib", "images", "--method", "nearest", "--samples", "8", "--threads", "1")
@@ -87,6 +88,23 @@ def test_the_page_is_named_in_the_column_of_the_others(here: Path) -> None:
     (page,) = (line for line in lines if line.startswith("page "))
     (time,) = (line for line in lines if line.startswith("time "))
     assert page.index("page.html") == len(time) - len(time[len("time") :].lstrip())
+
+
+def test_what_was_found_is_shown_where_its_page_cannot_be_written(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full at the end of an hour: the file is there, and how to make the page later is said."""
+    full = Mock(side_effect=ExportError("page.html: cannot be written: No space left on device"))
+    monkeypatch.setattr("mrecg_onnx.reporting.report_quantization", full)
+    result = run(*NEAREST, "-o", "q.onnx", "--report", "page.html")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("output")
+    assert "page.html" not in result.stdout
+    assert "No space left on device; q.onnx is written, and `mrecg-onnx report q.onnx -o PAGE" in result.stderr
+    assert Path("q.onnx").is_file()
+    monkeypatch.setattr("mrecg_onnx.reporting.report_validation", full)
+    result = run("validate", "model.onnx", "q.onnx", "--data", "images", "--repeats", "0", "--report", "page.html")
+    assert result.exit_code == 1
+    assert "agreement" in result.stdout
+    assert result.stderr.rstrip().endswith("No space left on device")
 
 
 def test_much_loss_says_what_to_do_and_little_does_not(here: Path) -> None:

@@ -82,3 +82,15 @@ def test_rules_of_every_base_count():
 def test_fields_go_by_keyword():
     with pytest.raises(TypeError):
         Left("b")
+
+
+def test_a_group_prints_as_it_would_be_written() -> None:
+    for group in (Left(), Left(word="b", limit=3), Left(share=0.5)):
+        assert eval(repr(group)) == group
+    assert repr(Left(limit=3, free=-1)) == "Left(limit=3)"
+
+
+def test_the_command_lines_word_leaves_a_number_to_the_run() -> None:
+    assert Left(limit="auto").limit is None  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="free is 'auto': it must be a number"):
+        Left(free="auto")  # type: ignore[arg-type]

@@ -125,13 +125,30 @@ def test_results_are_a_few_lines_that_name_no_model(here: Here, tmp_path: Path) 
 
 def test_units_that_learning_did_not_help_are_counted(here: Here) -> None:
     made = quantize(here.model, here.x, SETTINGS)
-    units = tuple(replace(unit, kept="nearest" if i == 0 else "learned") for i, unit in enumerate(made.units))
+    narrow = {layer.name for layer in made.plan.quantized_layers if layer.wbits < 8}
+    first = next(i for i, unit in enumerate(made.units) if narrow & {*unit.layers})
+    units = tuple(replace(unit, kept="nearest" if i == first else "learned") for i, unit in enumerate(made.units))
     (said,) = set(replace(made, units=units).warnings) - set(made.verification.warnings)
     assert said.startswith(
         f"1 of {len(units)} units keep rounding to nearest: learning did not lower their loss; more iter"
     )
     learned = tuple(replace(unit, kept="learned") for unit in units)
     assert replace(made, units=learned).warnings == made.verification.warnings
+    wide = tuple(replace(unit, kept="learned" if narrow & {*unit.layers} else "nearest") for unit in units)
+    assert any(unit.kept == "nearest" for unit in wide)  # at 8 bits there is nothing to learn
+    assert replace(made, units=wide).warnings == made.verification.warnings
+
+
+def test_bits_that_no_layer_has_are_told(here: Here) -> None:
+    made = quantize(here.model, here.x, NEAREST)
+    assert made.to_json()["warnings"] == list(made.warnings) == []
+    two = replace(made, settings=replace(made.settings, wbits=2))
+    (said,) = two.warnings
+    assert said.startswith("no layer has weights of 2 bits: the first and the last one have 8, and there is no other")
+    assert two.to_json()["warnings"] == [said]
+    narrow = replace(made, settings=replace(made.settings, wbits=2, first_last_bits=2))
+    assert narrow.warnings == ()
+    assert "in memory: " in str(replace(made, output=None))
 
 
 def test_python_writes_over_what_is_there(here: Here, tmp_path: Path, by_array: bytes) -> None:

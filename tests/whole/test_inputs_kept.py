@@ -35,6 +35,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("link.onnx").symlink_to("m.onnx")
     Path("boxes.json").write_text("{}", encoding="utf-8")
     Path("p.json").write_text('{"image_mean": [0.5], "image_std": [0.5], "rescale_factor": 1}', encoding="utf-8")
+    Path("arrays").mkdir()
+    np.save("arrays/x.npy", x)
     Path("out").mkdir()
     Path("out/comparison.json").write_text("[1]", encoding="utf-8")
     return tmp_path
@@ -84,6 +86,7 @@ def test_quantize(here: Path, output: str | Path, more: dict[str, Any], says: st
         lambda: mrecg_onnx.report("m.onnx", "m.data"),
         lambda: mrecg_onnx.report("q.onnx", "m.onnx", against="m.onnx", data="v.npz"),
         lambda: mrecg_onnx.report("q.onnx", "l.npy", against="m.onnx", data="v.npz", labels="l.npy"),
+        lambda: mrecg_onnx.compare("m.onnx", "c.npy", "arrays", "arrays/out", methods="nearest", bits="W4A4"),
         lambda: mrecg_onnx.compare(
             *("m.onnx", "c.npy", "v.npz", "out"),
             methods=["nearest"],
@@ -95,7 +98,10 @@ def test_quantize(here: Path, output: str | Path, more: dict[str, Any], says: st
 )
 def test_other_calls(here: Path, call: Any) -> None:
     before = contents(here)
-    with pytest.raises(SettingsError, match=r"is the model itself|is one of the models|has tensors of|is read, too"):
+    with pytest.raises(
+        SettingsError,
+        match=r"is the model itself|is one of the models|has tensors of|is read, too|is searched for data",
+    ):
         call()
     assert contents(here) == before
 

@@ -99,6 +99,12 @@ def test_numbers_of_numpy_and_generators_are_taken() -> None:
     assert call(1, None)[1] is None
 
 
+def test_names_that_there_are_not_are_answered_with_one_that_there_is() -> None:
+    with pytest.raises(AttributeError, match=r"mrecg_onnx has no 'quantise'; did you mean 'quantize'?"):
+        _ = mrecg_onnx.quantise
+    assert not hasattr(mrecg_onnx, "__wrapped__")
+
+
 @pytest.mark.parametrize("path", [3, None, b"x", [], Odd()])
 def test_results_are_saved_by_path(path: Any) -> None:
     found = mrecg_onnx.doctor()
