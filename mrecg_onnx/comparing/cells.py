@@ -29,6 +29,7 @@ import numpy.typing as npt
 import psutil
 
 from mrecg_onnx.converters.errors import MrecgError
+from mrecg_onnx.converters.text import at_the_terminal, with_arguments
 from mrecg_onnx.settings import Settings
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ class CellProcess:
 def _progress(fields: dict[str, Any]) -> Progress:
     from mrecg_onnx.progress import Progress  # noqa: PLC0415 - imports torch: only where progress is shown
 
-    return Progress(**fields)
+    return Progress(**{**fields, "said": with_arguments(fields["said"])} if fields.get("said") else fields)
 
 
 # --- the child's side -------------------------------------------------------------------------------------------------
@@ -230,13 +231,14 @@ def main(stage: str) -> None:
     logger = logging.getLogger("mrecg_onnx")
     logger.addHandler(channel)
     logger.setLevel(logging.INFO)
-    try:
-        channel.send(result=_STAGES[stage](job, channel))
-    except MrecgError as error:
-        channel.send(error=str(error))
-    except Exception as error:  # noqa: BLE001 - the parent has to hear of whatever it is
-        logger.info("the cell's process failed:\n%s", traceback.format_exc())
-        channel.send(error=f"unexpected failure: {type(error).__name__}: {error}")
+    with at_the_terminal():  # what options are in Python the parent adds, which knows who reads it
+        try:
+            channel.send(result=_STAGES[stage](job, channel))
+        except MrecgError as error:
+            channel.send(error=str(error))
+        except Exception as error:  # noqa: BLE001 - the parent has to hear of whatever it is
+            logger.info("the cell's process failed:\n%s", traceback.format_exc())
+            channel.send(error=f"unexpected failure: {type(error).__name__}: {error}")
     sys.stdout.flush()
     os._exit(0)  # nothing of what is left to do at exit concerns the parent, and some libraries take seconds over it
 

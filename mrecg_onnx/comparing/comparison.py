@@ -27,6 +27,7 @@ from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.errors import ExportError, SettingsError
 from mrecg_onnx.converters.files import write_all_whole
 from mrecg_onnx.converters.reads import Reads
+from mrecg_onnx.converters.text import with_arguments
 from mrecg_onnx.data import Preprocess
 from mrecg_onnx.machine import locked, world_size
 from mrecg_onnx.measures import AnyMetric, Metric, mcnemar_p, metric_of
@@ -204,7 +205,7 @@ def _write_table(inputs: Inputs, base: str, cells: Sequence[Cell], *, plot: bool
         fp32_size_bytes=size_bytes(inputs.model),
         fp32_latency_s=float(np.median(known)) if known else None,
         latency_batch=inputs.latency["batch"],
-        warnings=tuple(warnings),
+        warnings=tuple(map(with_arguments, warnings)),
         written=tuple(written),
         environment=environment(),
     )

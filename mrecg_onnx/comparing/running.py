@@ -14,6 +14,7 @@ from mrecg_onnx.comparing.progress import Tell
 from mrecg_onnx.comparing.result import Cell
 from mrecg_onnx.converters.errors import ExportError, MrecgError
 from mrecg_onnx.converters.files import require_regular, write_whole
+from mrecg_onnx.converters.text import with_arguments
 from mrecg_onnx.machine import locked
 from mrecg_onnx.validating import Accuracy, source_sha256
 
@@ -127,7 +128,7 @@ def _cell(cell: Cell, file: Path, made: dict[str, Any], checked: dict[str, Any],
         sqnr_db=checked["sqnr_db"],
         sqnr_by_output=checked.get("sqnr_by_output", {}),
         equal_by_output=checked.get("equal_by_output", {}),
-        warnings=(*made["warnings"], *checked.get("warnings", ())),
+        warnings=tuple(map(with_arguments, (*made["warnings"], *checked.get("warnings", ())))),
         right=unpack(right, checked["labelled"]) if right is not None else None,
     )
 

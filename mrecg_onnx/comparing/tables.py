@@ -113,13 +113,9 @@ def markdown(found: Comparison) -> str:
     lines = [f"# {printable(found.model.stem)}: methods compared", ""]
     lines += [f"| {' | '.join(row)} |" for row in (headings, ["---"] * len(headings))]
     lines += ["| " + " | ".join(printable(text).replace("|", "\\|") for text in row) + " |" for row in content]
-    lines += [
-        "",
-        _how(found),
-        "",
-        *(f"{warning}." for warning in found.warnings),
-        f"{', '.join(f'{name} {value}' for name, value in found.environment.items())}.",
-    ]
+    versions = ", ".join(f"{name} {value}" for name, value in found.environment.items())
+    for paragraph in (_how(found), *(f"{printable(warning)}." for warning in found.warnings), f"{versions}."):
+        lines += ["", paragraph]
     return "\n".join(lines) + "\n"
 
 

@@ -130,7 +130,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             if self.stage == "quantize":
                 Path(self.job.output).write_bytes(b"a model")
                 size = {"images": 24, "peak_bytes": 1, "device_peak_bytes": None, "size_bytes": 7, "seconds": 1.0}
-                return size | {"sha256": running._sha256(self.job.output), "warnings": []}
+                little = ["--iters 8 are few (in Python: iters=)"] if self.job.settings.method == "adaround" else []
+                return size | {"sha256": running._sha256(self.job.output), "warnings": little}
             right = np.arange(40) % 4 > 0
             fp32 = {"images": 40, "top1": None, "warnings": []}
             found = {"drop": 0.1, "fp32_p": 1.0, "agreement": 0.9, "sqnr_db": 10.0, "fp32": fp32, "images": 40}
@@ -436,6 +437,20 @@ def test_the_command_shows_the_table_and_where_things_are(here: Here, tmp_path: 
         assert text in result.stdout
     again = run(*command(here, tmp_path / "out", "--repeats", "0", methods="nearest,brecq"))
     assert "kept from an earlier run" in again.stderr
+
+
+def test_warnings_name_options_at_the_terminal_and_arguments_in_python(
+    here: Here, tmp_path: Path, started: list[str]
+) -> None:
+    told = run(*command(here, tmp_path / "out", "--repeats", "0", methods="adaround"))
+    page = tmp_path / "out/comparison.md"
+    paragraphs = page.read_text().split("\n\n")
+    assert "Warning: adaround W4A4: --iters 8 are few\n" in told.stderr
+    assert "adaround W4A4: --iters 8 are few." in paragraphs
+    assert paragraphs[-1].startswith("mrecg-onnx ")
+    found = here.compare(tmp_path / "python", methods="adaround", repeats=0)
+    assert "adaround W4A4: --iters 8 are few (in Python: iters=)" in found.warnings
+    assert found.cells[0].warnings == ("--iters 8 are few (in Python: iters=)",)
 
 
 def test_the_command_fails_where_a_cell_does_after_showing_the_rest(
