@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mrecg_onnx.converters.errors import SettingsError
-from mrecg_onnx.converters.text import bounded
+from mrecg_onnx.converters.text import bounded, called
 
 __all__ = ["AtLeast", "Between", "OneOf", "SettingsGroup", "require_number", "settled"]
 
@@ -111,14 +111,14 @@ class SettingsGroup:
         for name, kinds in _plain(group):
             if name in ranged and str in kinds:
                 continue  # words are compared below
-            value = settled(name, _chosen(getattr(self, name), kinds), kinds)
+            value = settled(called(name), _chosen(getattr(self, name), kinds), kinds)
             if isinstance(value, float) and not math.isfinite(value) and name not in ranged:
-                raise SettingsError(f"{name} is {value}: it must be a finite number")
+                raise SettingsError(f"{called(name)} is {value}: it must be a finite number")
             object.__setattr__(self, name, value)
         for field, allowed in _restricted(group):
             value = getattr(self, field.name)
             if value is not None or field.default is not None:
-                allowed.check(field.name, value)
+                allowed.check(called(field.name), value)
         self.check()
 
     def __repr__(self) -> str:

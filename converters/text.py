@@ -14,6 +14,7 @@ __all__ = [
     "LONGEST_LINE",
     "at_the_terminal",
     "bounded",
+    "called",
     "did_you_mean",
     "first_of",
     "printable",
@@ -55,6 +56,11 @@ def at_the_terminal() -> Iterator[None]:
         yield
     finally:
         _faces["terminal"] = before
+
+
+def called(field: str) -> str:
+    """What a field of settings is called by who is spoken to: ``--batch-size`` at the terminal, ``batch_size`` in Python."""
+    return f"--{field.replace('_', '-')}" if _faces["terminal"] else field
 
 
 def with_arguments(text: str) -> str:

@@ -44,6 +44,8 @@ Arguments = Sequence[str | bytes]
 
 #: Longest line of an error, in characters.
 LONGEST = 300
+#: Characters of our own words that there are, which are listed whole behind it.
+CHOICES = 400
 #: Lines by which a command without a terminal says where it is: they belong to every one.
 PROGRESS = re.compile(r"starting \.\.\.|[a-z]+ \.\.\.|[a-z]+ done in [\d.:]+( m?s)?|[a-z]+: .*[\d.:]+( m?s)? so far")
 #: What importing takes in a fresh process, in CPU seconds on a slow machine.
@@ -123,6 +125,11 @@ class Outcome:
     running: tuple[str, ...]
 
 
+def longest(line: str) -> int:
+    """Characters that an error's line may have."""
+    return LONGEST + (CHOICES if "choose among " in line else 0)
+
+
 def rows(cases: Sequence[Case]) -> pytest.MarkDecorator:
     """Parametrize a test by cases."""
     names = [case.name for case in cases]
@@ -176,8 +183,8 @@ def what_it_says(case: Case, outcome: Outcome) -> list[str]:
         said = lines.pop() if lines else ""
         if not said.startswith(("Error: ", "Interrupted: ")):
             found.append(f"the last line is no error: {said[:LONGEST]!r}")
-        if len(said) > LONGEST:
-            found.append(f"{len(said)} characters in the line, {LONGEST} are allowed")
+        if len(said) > longest(said):
+            found.append(f"{len(said)} characters in the line, {longest(said)} are allowed")
     found += [f"another line: {line!r}" for line in lines if not (case.lines and line.startswith(case.lines))]
     found += [f"does not say {text!r}" for text in case.says if text not in said]
     if found:
