@@ -18,7 +18,7 @@ from mrecg_onnx.converters.text import with_arguments
 from mrecg_onnx.data import Data
 from mrecg_onnx.finishing import FinishResult
 from mrecg_onnx.learning import Lapq
-from mrecg_onnx.machine import byte_size
+from mrecg_onnx.machine import byte_size, duration
 from mrecg_onnx.planning import Plan, told_cut
 from mrecg_onnx.progress import UnitResult
 from mrecg_onnx.rewriting import Absorbed, Equalized
@@ -134,7 +134,7 @@ class QuantizationResult(Pictured):
             )
         lines += [f"cut: {self.cut}"] if self.cut else []
         lines.append(f"integer kernels: {found.integer_layers} of {found.layers} layers")
-        lines.append(f"time: {sum(self.seconds.values()):.1f} s")
+        lines.append(f"time: {duration(sum(self.seconds.values()))}")
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
     def save(self, path: str | Path) -> Path:

@@ -6,10 +6,9 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.commands._console import VERBOSE, asked
-from mrecg_onnx.commands._durations import duration
 from mrecg_onnx.commands._summary import bits_line
 from mrecg_onnx.commands._tables import grid, rows, width
-from mrecg_onnx.machine import byte_size
+from mrecg_onnx.machine import byte_size, duration
 from mrecg_onnx.methods import METHODS
 
 if TYPE_CHECKING:

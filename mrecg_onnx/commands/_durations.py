@@ -1,4 +1,4 @@
-"""How long things take, for people, and how long they will."""
+"""How long a run will still take, and how long it took so far."""
 
 from __future__ import annotations
 
@@ -7,28 +7,14 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from mrecg_onnx.machine import LEARNING, milliseconds
+from mrecg_onnx.machine import LEARNING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mrecg_onnx.progress import Progress
 
-__all__ = ["TimeLeft", "clock", "duration", "share_done", "so_far"]
-
-
-def duration(seconds: float) -> str:
-    """``40 ms`` below a tenth of a second, ``12.3 s`` below a minute, then ``2:05`` and ``1:02:05``."""
-    if seconds < 0.0995:
-        return f"{milliseconds(seconds)} ms" if seconds > 0 else "0 ms"
-    return f"{seconds:.1f} s" if seconds < 59.95 else clock(seconds)
-
-
-def clock(seconds: float) -> str:
-    """``0:05``, ``2:05`` and ``1:02:05``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+__all__ = ["TimeLeft", "share_done", "so_far"]
 
 
 class TimeLeft:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.commands._console import is_quiet, say, standard_error
-from mrecg_onnx.commands._durations import TimeLeft, clock, duration, share_done
+from mrecg_onnx.commands._durations import TimeLeft, share_done
 from mrecg_onnx.commands._fitting import fitted
 from mrecg_onnx.converters.text import printable
-from mrecg_onnx.machine import is_first
+from mrecg_onnx.machine import clock, duration, is_first
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from mrecg_onnx.commands._durations import duration, so_far
+from mrecg_onnx.commands._durations import so_far
 from mrecg_onnx.commands._names import SHOWN, Names
 from mrecg_onnx.commands._tables import grid
 from mrecg_onnx.converters.metadata_keys import PREPROCESS_KEY
 from mrecg_onnx.converters.text import bounded, first_of
-from mrecg_onnx.machine import byte_size, ratio
+from mrecg_onnx.machine import byte_size, duration, ratio
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.targets import load_target
 

@@ -127,7 +127,7 @@ def _source(found: Inspection) -> RenderableType:
             "inputs": [_tensor(value) for value in source.inputs],
             "outputs": [_tensor(value) for value in source.outputs],
             "cut": found.cut,
-            "parameters": _count(source.parameters),
+            "parameters": f"{source.parameters:,}",
             "MACs an image": _count(known) + more,
             "nodes": str(source.nodes),
             "plan": _planned(found.settings),
@@ -164,7 +164,7 @@ def _layers(plan: Plan, names: Names) -> RenderableType:
             _times(layer.shape),
             _times(layer.stride),
             str(layer.groups),
-            _count(layer.params),
+            f"{layer.params:,}",
             _count(layer.macs) if layer.macs is not None else "?",
             width(layer.wbits),
             width(layer.abits),
@@ -252,8 +252,8 @@ def _times(sizes: tuple[int, ...]) -> str:
 
 
 def _count(number: int) -> str:
-    """``12.3 M``; exact below ten thousand."""
+    """``12.34 M`` of what goes into billions; exact below ten thousand: ``2,304``."""
     if number < 10_000:
-        return str(number)
+        return f"{number:,}"
     power = min(3, int(math.log10(number)) // 3)
     return f"{number / 1000**power:.2f} {' kMG'[power]}"

@@ -196,7 +196,7 @@ def _by_metric(result: ValidationResult) -> list[list[str]]:
     if metric is None or before is None or after is None:
         return []
     name = metric.name + (" (less is better)" if metric.lower_is_better else "")
-    return [[name, metric.text(before), metric.text(after), metric.change(before, after)]]
+    return [[name, metric.text(before, (after,)), metric.text(after, (before,)), metric.change(before, after)]]
 
 
 def _comparison(result: ValidationResult, page: Path | None) -> RenderableType:

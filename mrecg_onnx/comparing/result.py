@@ -177,7 +177,7 @@ class Comparison(Pictured):
         """A line for the float model and one for each cell, and warnings."""
         fp32 = [f"top-1 {self.fp32_top1}"] if self.fp32_top1 else []
         if self.metric is not None and self.fp32_score is not None:
-            fp32.append(f"{self.metric.name} {self.metric.text(self.fp32_score)}")
+            fp32.append(f"{self.metric.name} {self.metric.text(self.fp32_score, self.scores)}")
         lines = [
             f"{self.model.name}: {len(self.cells)} cells on {self.images} images, in {self.folder}",
             f"FP32: {', '.join([*fp32, byte_size(self.fp32_size_bytes)])}",
@@ -189,13 +189,18 @@ class Comparison(Pictured):
             if cell.drop is not None:
                 said.append(points(-cell.drop))
             if self.metric is not None and cell.score is not None:
-                said.append(f"{self.metric.name} {self.metric.text(cell.score)}")
+                said.append(f"{self.metric.name} {self.metric.text(cell.score, self.scores)}")
             if cell.agreement is not None:
                 said.append(f"agreement {cell.agreement:.2%}")
             if cell.size_bytes is not None:
                 said.append(byte_size(cell.size_bytes))
             lines.append(f"{cell.name}: {', '.join(said)}")
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """What the float model and the cells are worth by the metric, as far as it is known."""
+        return tuple(x for x in (self.fp32_score, *(cell.score for cell in self.cells)) if x is not None)
 
     @property
     def failed(self) -> tuple[Cell, ...]:

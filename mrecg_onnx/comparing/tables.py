@@ -7,14 +7,13 @@ import io
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.text import printable
-from mrecg_onnx.machine import byte_size, milliseconds, points
+from mrecg_onnx.machine import byte_size, duration, milliseconds, points
 from mrecg_onnx.running import speedup_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from mrecg_onnx.comparing.result import Cell, Comparison
-    from mrecg_onnx.measures import Metric
     from mrecg_onnx.validating import Accuracy
 
 __all__ = ["csv_text", "markdown", "minor", "table", "timed"]
@@ -48,10 +47,10 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     first = {"method": "FP32", "bits": "", "size": byte_size(comparison.fp32_size_bytes), **_accuracy(fp32)}
     metric = comparison.metric
     if metric is not None and comparison.fp32_score is not None:
-        first["score"] = metric.text(comparison.fp32_score)
+        first["score"] = metric.text(comparison.fp32_score, comparison.scores)
     if comparison.fp32_latency_s is not None:
         first["latency"] = f"{milliseconds(comparison.fp32_latency_s)} ms"
-    content = [first, *(_texts(cell, metric, comparison.fp32_score) for cell in comparison.cells)]
+    content = [first, *(_texts(cell, comparison) for cell in comparison.cells)]
     used = [name for name in COLUMNS if any(row.get(name) for row in content)]
     return _headings(comparison, used), [[row.get(name, "") for name in used] for row in content]
 
@@ -73,8 +72,9 @@ def _accuracy(top1: Accuracy | None) -> dict[str, str]:
     return {"top1": f"{top1.value:.2%}", "interval": f"{top1.low:.2%} to {top1.high:.2%}"}
 
 
-def _texts(cell: Cell, metric: Metric | None, fp32_score: float | None) -> dict[str, str]:
+def _texts(cell: Cell, comparison: Comparison) -> dict[str, str]:
     """A cell's columns as text; changes are with their sign, as in the tables of ``validate``."""
+    metric, fp32_score = comparison.metric, comparison.fp32_score
     texts = {"method": cell.method, "bits": str(cell.widths)}
     if cell.error is not None:
         return texts | {"note": f"failed: {cell.error}"}
@@ -85,7 +85,7 @@ def _texts(cell: Cell, metric: Metric | None, fp32_score: float | None) -> dict[
     assert cell.size_bytes is not None
     return texts | _accuracy(cell.top1) | {
         "change": "" if cell.drop is None else points(-cell.drop),
-        "score": "" if metric is None or cell.score is None else metric.text(cell.score),
+        "score": "" if metric is None or cell.score is None else metric.text(cell.score, comparison.scores),
         "score_change": ""
         if metric is None or fp32_score is None or cell.score is None
         else metric.change(fp32_score, cell.score),
@@ -93,7 +93,7 @@ def _texts(cell: Cell, metric: Metric | None, fp32_score: float | None) -> dict[
         "base_p": text(cell.base_p, "{:.3g}"),
         "agreement": text(cell.agreement, "{:.2%}"),
         "sqnr": text(cell.sqnr_db, "{:.1f} dB") + _worst(cell),
-        "seconds": text(cell.seconds, "{:.1f} s"),
+        "seconds": "" if cell.seconds is None else duration(cell.seconds),
         "peak": "" if cell.peak_bytes is None else byte_size(cell.peak_bytes),
         "size": byte_size(cell.size_bytes),
         "latency": "" if cell.latency_s is None else f"{milliseconds(cell.latency_s)} ms",

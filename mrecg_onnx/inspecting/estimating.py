@@ -27,7 +27,7 @@ from mrecg_onnx.converters.results import Result
 from mrecg_onnx.data import ZEROQ, Data, Dataset, Preprocess
 from mrecg_onnx.finishing import finish_steps
 from mrecg_onnx.learning import COPIES, Learner, probe_iters
-from mrecg_onnx.machine import Run, byte_size, full_precision, open_run
+from mrecg_onnx.machine import Run, byte_size, duration, full_precision, open_run
 from mrecg_onnx.methods import METHODS, method_of
 from mrecg_onnx.network import Simulation, forward_batches, images_at_once, made_shapes
 from mrecg_onnx.planning import Plan
@@ -100,7 +100,7 @@ class Estimate(Result):
         return "\n".join(
             [
                 f"{settings.widths} by {settings.method}, {counts} on {self.images} images: {learned}{steps}",
-                f"time: about {whole:.1f} s while the machine is as busy as now ({used:.1f} s of processor time)",
+                f"time: about {duration(whole)} while the machine is as busy as now ({duration(used)} of processor time)",
                 f"memory: about {byte_size(self.memory)}",
             ]
         )

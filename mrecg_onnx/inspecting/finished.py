@@ -29,7 +29,7 @@ from mrecg_onnx.converters.metadata_keys import (
 from mrecg_onnx.converters.module_names import module_names
 from mrecg_onnx.converters.results import Result
 from mrecg_onnx.converters.text import bounded, first_of
-from mrecg_onnx.machine import byte_size
+from mrecg_onnx.machine import byte_size, figure
 from mrecg_onnx.planning import told_cut
 from mrecg_onnx.running import describe, read_graph, size_bytes
 from mrecg_onnx.targets import requirements, stored_note, stored_requirements
@@ -101,10 +101,10 @@ class FinishedFile(Result):
     def worth(self) -> str:
         """What it was worth where its widths were searched by that, for people; "" where they were not."""
         found = self.judged or {}
-        values = [found.get(name) for name in ("fp32", "quantized")]
+        values: list[Any] = [found.get(name) for name in ("fp32", "quantized")]
         if not all(isinstance(x, int | float) and not isinstance(x, bool) and abs(x) <= _MOST for x in values):
             return ""
-        before, after = (f"{x:.2%}" if found.get("percent") is True else f"{x:.4g}" for x in values)
+        before, after = (f"{x:.2%}" if found.get("percent") is True else figure(x, values) for x in values)
         count = found.get("images")
         images = f" on {count} images" if isinstance(count, int) and 0 <= count <= _MOST else ""
         less = " (less is better)" if found.get("lower_is_better") is True else ""

@@ -195,7 +195,8 @@ class Ranking(Pictured):
     def figure(self, quality: Quality) -> tuple[str, str]:
         """What a quality is counted by (the metric, "top-1", "agreement" or "output error"), and its figure."""
         if self.metric is not None and quality.score is not None:
-            return self.metric.name, self.metric.text(quality.score)
+            every = (self.float_quality, self.quality, *(s.quality for s in self.suggestions), self.together)
+            return self.metric.name, self.metric.text(quality.score, (q.score for q in every if q is not None))
         for name, share in (("top-1", quality.top1), ("agreement", quality.agreement)):
             if share is not None:
                 return name, f"{share:.2%}"

@@ -1,4 +1,15 @@
-from .amounts import byte_size, cores, milliseconds, parse_byte_size, plain_zero, points, ratio
+from .amounts import (
+    byte_size,
+    clock,
+    cores,
+    duration,
+    figure,
+    milliseconds,
+    parse_byte_size,
+    plain_zero,
+    points,
+    ratio,
+)
 from .cache import Pool, Region, Store, channels_last, give_back
 from .device import full_precision, pick_device, use_threads
 from .kept import NOTHING_KEPT, Kept, short_digest
@@ -29,7 +40,10 @@ __all__ = [
     "Workers",
     "byte_size",
     "channels_last",
+    "clock",
     "cores",
+    "duration",
+    "figure",
     "full_precision",
     "give_back",
     "is_first",

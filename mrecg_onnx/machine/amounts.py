@@ -1,4 +1,4 @@
-"""Sizes in bytes, short times and factors as people read write them: 1.80 MB, 323 kB, 2G; 1.23 ms; 1.94x faster; and cores."""
+"""Sizes in bytes, times, figures and factors as people read them: 1.80 MB, 2G; 2:05; 0.4400; 1.94x faster. And cores."""
 
 from __future__ import annotations
 
@@ -6,13 +6,28 @@ import math
 import os
 import re
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from rich import filesize
 
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.text import quoted
 
-__all__ = ["byte_size", "cores", "milliseconds", "parse_byte_size", "plain_zero", "points", "ratio"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = [
+    "byte_size",
+    "clock",
+    "cores",
+    "duration",
+    "figure",
+    "milliseconds",
+    "parse_byte_size",
+    "plain_zero",
+    "points",
+    "ratio",
+]
 
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _WRITTEN = re.compile(
@@ -41,6 +56,33 @@ def milliseconds(seconds: float) -> str:
     if not found > 0:
         return "0"
     return f"{found:.{min(6, max(0, 2 - math.floor(math.log10(found))))}f}"
+
+
+def duration(seconds: float) -> str:
+    """``40.0 ms`` below a tenth of a second, ``12.3 s`` below a minute, then ``2:05`` and ``1:02:05``."""
+    if seconds < 0.0995:
+        return f"{milliseconds(seconds)} ms" if seconds > 0 else "0 ms"
+    return f"{seconds:.1f} s" if seconds < 59.95 else clock(seconds)
+
+
+def clock(seconds: float) -> str:
+    """``0:05``, ``2:05`` and ``1:02:05``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def figure(value: float, beside: Iterable[float] = (), digits: int = 4, sign: str = "") -> str:
+    """``value`` as one of a table: ``0.4400`` where ``0.4667`` is ``beside`` it, whole where all are whole: ``3``, ``12``.
+
+    Args:
+        value: the figure.
+        beside: the others.
+        digits: that count, zeros at its end among them.
+        sign: "+" for a change.
+    """
+    whole = all(math.isfinite(x) and float(x).is_integer() and abs(x) < 10**6 for x in (value, *beside))
+    return plain_zero(value, f"{sign}.0f" if whole else f"{sign}#.{digits}g").removesuffix(".")
 
 
 def plain_zero(value: float, form: str) -> str:

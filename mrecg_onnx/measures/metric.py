@@ -19,7 +19,7 @@ import math
 import numbers
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, runtime_checkable
@@ -29,7 +29,7 @@ import numpy.typing as npt
 import psutil
 
 from mrecg_onnx.converters.errors import DataError, MetricError, MrecgError, SettingsError, first_line
-from mrecg_onnx.machine import byte_size, plain_zero, points
+from mrecg_onnx.machine import byte_size, figure, points
 
 if TYPE_CHECKING:
     from mrecg_onnx.machine import Workers
@@ -117,15 +117,15 @@ class Metric:
         """The same as people count it: shares in points."""
         return self.loss(before, after) * (100.0 if self.percent else 1.0)
 
-    def text(self, value: float) -> str:
-        """``value`` for people."""
-        return f"{value:.2%}" if self.percent else f"{value:.4g}"
+    def text(self, value: float, beside: Iterable[float | None] = ()) -> str:
+        """``value`` for people; those that stand ``beside`` it have as many digits."""
+        return f"{value:.2%}" if self.percent else figure(value, [x for x in beside if x is not None])
 
     def change(self, before: float, after: float) -> str:
         """What became of it, for people."""
         # Sums of the same figures in another order differ by their last digits.
         change = 0.0 if math.isclose(before, after, rel_tol=1e-9) else after - before
-        return points(change) if self.percent else plain_zero(change, "+.3g")
+        return points(change) if self.percent else figure(change, (before, after), 3, "+")
 
 
 def _unwrapped(score: Any) -> Any:

@@ -6,10 +6,11 @@ import re
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.comparing import table
+from mrecg_onnx.machine import duration, figure
 from mrecg_onnx.reporting.content import Cell, Column, Commands, Fact, Page, Section, Table, shown
 from mrecg_onnx.reporting.figures import draw_dots
 from mrecg_onnx.reporting.pages import heat_map, page_environment
-from mrecg_onnx.reporting.sections import duration, interval, percent, settings_section, size
+from mrecg_onnx.reporting.sections import interval, percent, settings_section, size
 from mrecg_onnx.running import describe, size_bytes
 
 if TYPE_CHECKING:
@@ -31,14 +32,15 @@ _MINOR = frozenset({"95 % interval", "agreement", "SQNR", "peak memory", "latenc
 def comparison_page(result: Comparison, *, command: str = "") -> Page:
     """What ``compare`` found."""
     done = [cell for cell in result.cells if cell.error is None]
-    metric, form = result.metric, ".2f" if result.drawn_as.endswith("%") else ".4g"
+    metric = result.metric
 
     def worth(cell: Compared) -> float | None:
         drawn = result.drawn(cell)
         return None if drawn is None else drawn[0]
 
     def text(value: float) -> str:
-        return f"{value:{form}}{' %' if form == '.2f' else ''}"
+        """A value as plots have it: shares there are in percent."""
+        return f"{value:.2f}%" if result.drawn_as.endswith("%") else figure(value, result.scores)
 
     facts = []
     if metric is not None and result.fp32_drawn is not None:
@@ -64,11 +66,11 @@ def comparison_page(result: Comparison, *, command: str = "") -> Page:
         for cell in (c for c in result.cells if c.widths == width):
             rows.append((cell.method, *(result.drawn(cell) or (None, 0.0, 0.0))))
         panels.append((str(width), rows))
-    figure = draw_dots(panels, result.fp32_drawn, result.drawn_as)
+    dots = draw_dots(panels, result.fp32_drawn, result.drawn_as)
     dashed = "; dashed: FP32" if result.fp32_drawn is not None else ""
     lead = f"{'Values' if metric is not None or not dashed else 'Dots with 95 % intervals'}{dashed}. All on the same images."
     sections = (
-        Section("cells", "Methods and widths", lead, [figure, _cells(result)]),
+        Section("cells", "Methods and widths", lead, [dots, _cells(result)]),
         settings_section(result.to_json()["settings"]),
     )
     failed = tuple(f"{cell.name} failed: {cell.error}" for cell in result.failed)
@@ -106,12 +108,21 @@ def _cells(result: Comparison) -> Table:
     return Table(columns, rows, filtered=len(rows) > 8)
 
 
+#: What stands behind a number, in its smallest unit: bytes, milliseconds and seconds.
+_UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "ms": 1e-3}
+
+
 def _leading(text: str) -> float:
-    """The number that a text begins with; what is as fast as FP32 has a factor of 1."""
+    """The number that a text begins with, sizes in bytes and times in seconds; what is as fast as FP32 has a factor of 1."""
     if text.startswith("same"):
         return 1.0
-    found = re.match(r"[+-]?[\d.]+(e[+-]?\d+)?", text)
-    return float(found[0]) if found else float("inf")
+    if re.fullmatch(r"\d+(:\d\d)+", text):
+        seconds = 0
+        for part in text.split(":"):
+            seconds = 60 * seconds + int(part)
+        return float(seconds)
+    found = re.match(r"([+-]?[\d.]+(?:e[+-]?\d+)?) ?([kMGT]B|ms)?", text)
+    return float(found[1]) * _UNITS.get(found[2], 1.0) if found else float("inf")
 
 
 def ranking_page(

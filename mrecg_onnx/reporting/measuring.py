@@ -225,7 +225,7 @@ def _activations(
         below, above = np.mean(cuts[codes.of], axis=0)
         cut = float(below), float(above)
         nothing = float((given == 0).mean())
-        zeros = f", {100 * nothing:.0f} % are 0 (not drawn)" if nothing > 0.02 else ""
+        zeros = f", {nothing:.0%} are 0 (not drawn)" if nothing > 0.02 else ""
         caption = f"{layer.abits} bits, SQNR of rounding {entry.rounds_db:.1f} dB{_cut(*cut)}{zeros}"
         grid = tuple(low + step * i for i in range(codes.high - codes.low + 1))
         title = f"Input of {shown(names(layer.name), 52)}"
@@ -239,7 +239,7 @@ def _lowest(entries: Sequence[LayerError], figure: Any) -> list[LayerError]:
 
 
 def _cut(below: float, above: float) -> str:
-    return f", {100 * (below + above):.2g} % cut off" if below + above > 0 else ", nothing cut off"
+    return f", {100 * (below + above):.2g}% cut off" if below + above > 0 else ", nothing cut off"
 
 
 def _histogram(

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.comparing import environment
-from mrecg_onnx.machine import milliseconds, plain_zero, points, ratio
+from mrecg_onnx.machine import duration, milliseconds, plain_zero, points, ratio
 from mrecg_onnx.reporting.content import DASH, Cell, Column, Fact, Page, Pairs, Section, Table, shown
 from mrecg_onnx.reporting.sections import (
     answers_section,
     decibels,
-    duration,
     file_units_section,
     histogram_section,
     interval,
@@ -183,7 +182,7 @@ def _metric_facts(result: ValidationResult) -> list[Fact]:
     # As top-1: a point, and of what is no share a hundredth of what the float model has.
     lost = metric.loss(before, after) >= (0.01 if metric.percent else 0.01 * abs(before)) > 0
     return [
-        Fact(name, metric.text(after), f"FP32 {metric.text(before)}{less}"),
+        Fact(name, metric.text(after, (before,)), f"FP32 {metric.text(before, (after,))}{less}"),
         Fact(f"{name} change", metric.change(before, after), f"{result.images} images{less}", "bad" if lost else ""),
     ]
 
@@ -349,7 +348,8 @@ def _side_by_side(result: ValidationResult) -> Table:
     metric, before_by, after_by = result.metric, result.fp32.score, result.quantized.score
     if metric is not None and before_by is not None and after_by is not None:
         change = metric.change(before_by, after_by)
-        rows.append(row(shown(metric.name, 40), metric.text(before_by), metric.text(after_by), change))
+        both = metric.text(before_by, (after_by,)), metric.text(after_by, (before_by,))
+        rows.append(row(shown(metric.name, 40), *both, change))
     rows.append(
         row(
             "Size",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from mrecg_onnx.machine import byte_size, ratio
+from mrecg_onnx.machine import byte_size, duration, ratio
 from mrecg_onnx.methods import METHODS
 from mrecg_onnx.reporting.content import (
     DASH,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = [
     "answers_section",
     "decibels",
-    "duration",
     "file_units_section",
     "histogram_section",
     "interval",
@@ -58,8 +57,8 @@ FULL_DB = 40.0
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """``97.1 %``."""
-    return f"{100 * share:.{digits}f} %"
+    """``97.1%``."""
+    return f"{share:.{digits}%}"
 
 
 def decibels(ratio: float | None) -> str:
@@ -67,15 +66,6 @@ def decibels(ratio: float | None) -> str:
     if ratio is None or math.isnan(ratio):
         return DASH
     return "∞" if ratio == math.inf else f"{ratio:.1f}"
-
-
-def duration(seconds: float) -> str:
-    """``12.3 s``, ``2 min 5 s``, ``1 h 2 min``."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def size(count: int) -> str:
@@ -264,7 +254,7 @@ def _unit_table(learned: Sequence[UnitResult], names: NodeNames) -> Table:
                 Cell(str(len(unit.layers)), order=len(unit.layers)),
                 Cell(f"{unit.loss_nearest:.3g}", order=unit.loss_nearest),
                 Cell(f"{unit.loss:.3g}", order=unit.loss),
-                Cell(f"{100 * gain:.0f} %", order=gain, share=min(1.0, max(0.0, gain))),
+                Cell(f"{gain:.0%}", order=gain, share=min(1.0, max(0.0, gain))),
                 Cell(unit.kept, tone="bad" if unit.kept == "nearest" else ""),
                 Cell(f"{unit.iters:,}", order=unit.iters),
                 Cell(duration(unit.seconds), order=unit.seconds),

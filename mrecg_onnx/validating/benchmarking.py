@@ -23,7 +23,7 @@ from mrecg_onnx.converters.load import model_path
 from mrecg_onnx.converters.made import Made, model_of
 from mrecg_onnx.converters.results import Result
 from mrecg_onnx.data import InputSpec
-from mrecg_onnx.machine import byte_size, milliseconds, ratio
+from mrecg_onnx.machine import byte_size, duration, milliseconds
 from mrecg_onnx.progress import Progress, Report
 from mrecg_onnx.running import (
     PROVIDERS,
@@ -43,6 +43,7 @@ from mrecg_onnx.running import (
     ratio_interval,
     size_bytes,
     slower_here,
+    speedup_text,
 )
 
 __all__ = ["Benchmark", "FileReport", "Timing", "benchmark"]
@@ -114,11 +115,12 @@ class Benchmark(Result):
 
     def __str__(self) -> str:
         """Every file with its size, and every timing with its factor against the first file."""
-        lines = [f"{one.name}: {byte_size(one.size_bytes)}, opened in {one.load_s:.2g} s" for one in self.files]
+        lines = [f"{one.name}: {byte_size(one.size_bytes)}, opened in {duration(one.load_s)}" for one in self.files]
         for one in self.timings:
             threads = "" if one.threads is None else f", {one.threads} threads"
             place = f"{one.provider}, batch {one.batch}{threads}"
-            factor = f", {ratio(one.speedup, 1.0, 'faster', 'slower')}" if one.speedup_interval is not None else ""
+            told = one.file != self.files[0].name
+            factor = f", {speedup_text(one.speedup, one.speedup_interval)}" if told else ""
             lines.append(f"{one.file} ({place}): {milliseconds(one.median_s)} ms{factor}")
         return "\n".join(lines)
 

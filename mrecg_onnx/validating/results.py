@@ -146,8 +146,9 @@ class ValidationResult(Pictured):
                 change = points(after.value - before.value)
                 lines.append(f"{name}: {after}, FP32 {before}, {change}")
         if self.metric is not None and fp32.score is not None and quantized.score is not None:
-            text, change = self.metric.text, self.metric.change(fp32.score, quantized.score)
-            lines.append(f"{self.metric.name}: {text(quantized.score)}, FP32 {text(fp32.score)}, {change}")
+            both, change = (fp32.score, quantized.score), self.metric.change(fp32.score, quantized.score)
+            own, floating = (self.metric.text(score, both) for score in reversed(both))
+            lines.append(f"{self.metric.name}: {own}, FP32 {floating}, {change}")
         if self.agreement is not None:
             lines.append(f"agreement: {self.agreement:.2%} of the predictions")
         if not math.isnan(self.sqnr_db):

@@ -63,6 +63,7 @@ class Budget:
         layers: names of the layers that get an item's width.
         show: units in the user's terms, such as "3.50 bits on average".
         counts: there is something that spends it, free or fixed.
+        least: :attr:`smallest` as it is shown, where that is rounded up; "" where it is as all others are.
     """
 
     option: str
@@ -73,6 +74,7 @@ class Budget:
     layers: Mapping[str, tuple[str, ...]]
     show: Callable[[int], str]
     counts: bool = True
+    least: str = ""
 
     @property
     def smallest(self) -> int:
@@ -90,9 +92,10 @@ class Budget:
             SettingsError: it says the smallest possible.
         """
         if self.smallest > self.limit:
+            least = self.least or self.show(self.smallest)
             raise SettingsError(
                 f"{self.option} is too little for the {'activations' if self.kind == 'tensors' else self.kind}: the smallest "
-                f"possible is {self.show(self.smallest)}, all of them at the least bits that --bits and the method leave"
+                f"possible is {least}, all of them at the least bits that --bits and the method leave"
             )
 
 
@@ -178,9 +181,19 @@ def size_budget(plan: Plan, settings: Settings, sizes: PackedSize, limit: int) -
     fixed = sizes.total({x.name: max(x.wbits, least) for x in layers if x.name not in free})
     # The limit stands among the settings in the file: one that is too little has fewer digits than the least that works.
     fixed += max(0, len(str(fixed)) + 1 - len(str(limit)))
+    least_bytes = fixed + sum(min(row.values()) for row in free.values())
+    # A limit and the least that works, which is more, must not look the same.
+    option = f"--size-budget {_apart(limit, least_bytes, up=False)}"
     return Budget(
-        f"--size-budget {_size(limit)}", "weights", limit, fixed, free, {n: (n,) for n in free}, _size
-    )  # fmt: skip
+        option,
+        "weights",
+        limit,
+        fixed,
+        free,
+        {n: (n,) for n in free},
+        byte_size,
+        least=_apart(least_bytes, limit, up=True),
+    )
 
 
 def tensor_budget(plan: Plan, settings: Settings) -> Budget:
@@ -239,7 +252,7 @@ def allocate(budgets: Sequence[Budget], costs: Costs) -> Allocation:
                 rules.setdefault(layer, {})["wbits" if budget.kind == "weights" else "abits"] = width
         spent.append({
             "option": budget.option, "kind": budget.kind, "used": budget.show(budget.used(found)),
-            "limit": budget.show(budget.limit) if budget.counts else "", "smallest": budget.show(budget.smallest),
+            "limit": budget.show(budget.limit) if budget.counts else "", "smallest": budget.least or budget.show(budget.smallest),
         })  # fmt: skip
     logger.info("allocated widths: %s", ", ".join(f"{name} {width}" for name, width in chosen.items()))
     written = tuple(BitRule(f"^{re.escape(n)}$", r.get("wbits"), r.get("abits")) for n, r in rules.items())
@@ -313,6 +326,9 @@ def _fixed(layer: LayerPlan, settings: BitSettings, kind: str) -> bool:
     )
 
 
-def _size(size: int) -> str:
-    """Rounded up, so that a budget of what is shown is large enough."""
-    return byte_size(size, 4, up=True)
+def _apart(size: int, beside: int, *, up: bool) -> str:
+    """A size with as many digits as tell it from ``beside``; rounded ``up`` where a budget of what is shown has to be enough."""
+    digits = 3
+    while size != beside and byte_size(size, digits, up=up) == byte_size(beside, digits, up=not up):
+        digits += 1
+    return byte_size(size, digits, up=up)

@@ -251,7 +251,7 @@ function showTop(slot, values) {
   list.replaceChildren(...topOf(values).map((index) => element("li", {}, [
     element("progress", { max: 1, value: parts[index], ariaHidden: "true" }),
     element("span", { className: "label", textContent: label(index), title: label(index) }),
-    element("span", { className: "chance", textContent: `${(100 * parts[index]).toFixed(1)} %` }),
+    element("span", { className: "chance", textContent: `${(100 * parts[index]).toFixed(1)}%` }),
   ])));
 }
 

@@ -12,11 +12,11 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from mrecg_onnx.commands import _progress
-from mrecg_onnx.commands._durations import TimeLeft, duration
+from mrecg_onnx.commands._durations import TimeLeft
 from mrecg_onnx.commands._fitting import fitted, shortened
 from mrecg_onnx.commands._progress import cells, counter, progress
 from mrecg_onnx.comparing.progress import ComparisonProgress
-from mrecg_onnx.machine import milliseconds, points
+from mrecg_onnx.machine import duration, milliseconds, points
 from mrecg_onnx.progress import Clock, Progress, UnitResult, tell, told
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from mrecg_onnx.comparing import Cell, Comparison, Widths
 from mrecg_onnx.comparing.tables import csv_text, table
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.measures import Metric
+from mrecg_onnx.reporting.comparisons import comparison_page
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.validating import Accuracy
 
@@ -50,7 +51,8 @@ def test_a_comparison_says_what_it_found_on_a_line_each() -> None:
     [
         (PERCENT, (0.5, 0.4825), ("50.00%", "48.25%"), "-1.75 points"),
         (PERCENT, (0.5, 0.5), ("50.00%", "50.00%"), "+0.00 points"),
-        (ERROR, (2.0, 2.25), ("2", "2.25"), "+0.25"),
+        (ERROR, (2.0, 3.0), ("2", "3"), "+1"),
+        (ERROR, (2.0, 2.25), ("2.000", "2.250"), "+0.250"),
     ],
 )
 def test_a_metric_has_its_columns_and_its_place_in_every_line(
@@ -100,3 +102,19 @@ def test_widths() -> None:
 def test_widths_that_are_none(text: str) -> None:
     with pytest.raises(SettingsError, match=re.escape(f"'{text}'")):
         Widths.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("metric", "scores", "best"),
+    [(PERCENT, (0.862, 0.5), "50.00%"), (ERROR, (2.0, 2.25), "2.250"), (None, (), "75.00%")],
+)
+def test_its_page_shows_figures_as_the_table_does(metric: Metric | None, scores: tuple[float, ...], best: str) -> None:
+    pytest.importorskip("matplotlib")
+    cell = Cell(
+        "mrecg", Widths(4, 4), top1=Accuracy(0.75, 0.7, 0.8), score=scores[1] if scores else None, size_bytes=4_560
+    )
+    found = compared(cell, metric=metric, fp32_score=scores[0] if scores else None, fp32_top1=Accuracy(0.8, 0.75, 0.85))
+    facts = {fact.label: fact.value for fact in comparison_page(found).facts}
+    assert facts["Best"] == best
+    assert facts["Best"] in [text for row in table(found)[1] for text in row]
+    assert facts["FP32"] in table(found)[1][0]

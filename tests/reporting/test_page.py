@@ -11,6 +11,7 @@ import pytest
 
 from mrecg_onnx.converters.errors import ExportError
 from mrecg_onnx.reporting import writing
+from mrecg_onnx.reporting.comparisons import _leading
 from mrecg_onnx.reporting.content import (
     Cell,
     Column,
@@ -27,6 +28,7 @@ from mrecg_onnx.reporting.content import (
 )
 from mrecg_onnx.reporting.figures import draw_curve, draw_dots, draw_graph, draw_histogram, draw_profile
 from mrecg_onnx.reporting.measuring import Histogram
+from mrecg_onnx.reporting.sections import percent
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
@@ -213,3 +215,18 @@ def test_only_what_is_cut_off_is_red(below: float, above: float):
     bars = re.findall(r'<path d="([^"]*)"[^>]*style="[^"]*--bad', draw_histogram(found).drawings[0])[0]
     heights = [float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", bars)]
     assert sum(y < max(heights) - 1 for y in heights) == 2 * ((below > 0) + (above > 0))
+
+
+def test_columns_of_text_are_sorted_by_what_they_mean():
+    for ordered in (
+        ["36 bytes", "980 kB", "1.20 MB", "406 MB", "1.02 GB"],
+        ["40.0 ms", "0.8 s", "59.9 s", "1:48", "14:24", "1:02:05"],
+        ["-1.50 points", "+0.00 points", "+12.00 points"],
+        ["0.80x slower", "same within noise", "1.52x faster"],
+    ):
+        orders = [_leading(text) for text in ordered]
+        assert orders == sorted(orders)
+
+
+def test_shares_are_as_on_the_terminal():
+    assert percent(0.862, 2) == f"{0.862:.2%}" == "86.20%"

@@ -140,4 +140,6 @@ def test_a_time_that_may_be_either_has_no_factor(here: Path, monkeypatch: pytest
     found = benchmark(["fp32.onnx", "w4a4.onnx", "again.onnx"], runs=6)
     shown = [speedup_text(one.speedup, one.speedup_interval) for one in found.timings]
     assert shown == ["the same", "1.90x faster", "same within noise"]
+    lines = str(found).splitlines()[3:]
+    assert [line.partition(" ms")[2] for line in lines] == ["", ", 1.90x faster", ", same within noise"]
     assert found.to_json()["timings"][2]["speedup_interval"] == pytest.approx((2.0 / 2.4, 2.0 / 1.8))

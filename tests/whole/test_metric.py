@@ -122,7 +122,7 @@ def test_what_fails_says_on_which_model(here: Path) -> None:
 def test_the_command_line_imports_from_this_folder(here: Path) -> None:
     command = ("validate", "model.onnx", "coarse.onnx", "--data", "data.npz", "--repeats", "0")
     shown = works(*command, "--metric", "mymetrics:accuracy", "--json", "out.json").stdout
-    assert re.search(r"accuracy +1 +0\.\d+ +-0\.\d+", shown)
+    assert re.search(r"accuracy +1\.000 +0\.\d{4} +-0\.\d{3,}", shown)
     found = json.loads((here / "out.json").read_text())["metric"]
     assert (found["name"], found["fp32"]) == ("accuracy", 1.0)
     shown = works(*command, "--metric", "mymetrics.py:wrong", "--lower-is-better").stdout
@@ -304,7 +304,7 @@ def test_a_file_says_what_its_widths_were_searched_by(here: Path) -> None:
     assert found.judged == {
         "name": "accuracy", "lower_is_better": False, "percent": False, "fp32": 1.0, "quantized": score, "images": 40,
     }  # fmt: skip
-    said = f"accuracy {score:.4g}, FP32 1 on 40 images, by which the widths were searched"
+    said = f"accuracy {score:.4f}, FP32 1.000 on 40 images, by which the widths were searched"
     assert said == found.worth
     assert said in " ".join(works("inspect", "q.onnx").output.split())
     convert("q.onnx", "packed", output="packed.onnx")

@@ -139,7 +139,7 @@ def test_the_page_shows_both_networks_side_by_side(browse: Callable[..., Any]) -
         assert first[slot]["size"] == f"{path.stat().st_size / 1e3:.1f} kB"
         assert first[slot]["top"] == [str(c) for c in np.argsort(-scores[0], kind="stable")[:5]]
         parts = np.exp(scores[0] - scores[0].max())
-        shown = [float(text.removesuffix(" %")) / 100 for text in first[slot]["chances"]]
+        shown = [float(text.removesuffix("%")) / 100 for text in first[slot]["chances"]]
         np.testing.assert_allclose(shown, np.sort(parts / parts.sum())[::-1][:5], atol=6e-4)
         assert " ms " in first[slot]["time"]
     assert first["quantized"]["kind"] == "W4A4 packed"

@@ -23,7 +23,7 @@ from mrecg_onnx.machine import parse_byte_size
 from mrecg_onnx.planning import BitRule
 from mrecg_onnx.quantization import quantize
 from mrecg_onnx.settings import Settings
-from mrecg_onnx.widths.allocation import WIDTHS, choose_widths
+from mrecg_onnx.widths.allocation import WIDTHS, _apart, choose_widths
 from mrecg_onnx.writing.containers import contained
 
 
@@ -278,3 +278,17 @@ def test_what_bits_fixes_stays(quantized):
 def test_contradictions_are_refused(given, text):
     with pytest.raises(SettingsError, match=text):
         replace(Settings(), **given)
+
+
+@pytest.mark.parametrize(
+    ("limit", "least", "said"),
+    [
+        (1000, 5000, ("1.00 kB", "5.00 kB")),
+        (1_004_900, 1_005_000, ("1.00 MB", "1.01 MB")),
+        (1_004_000, 1_003_900, ("1.00 MB", "1.01 MB")),
+        (1_006_000, 1_006_010, ("1.006 MB", "1.007 MB")),
+        (10, 11, ("10 bytes", "11 bytes")),
+    ],
+)
+def test_a_limit_and_the_least_that_works_have_three_digits_unless_they_would_look_the_same(limit, least, said):
+    assert (_apart(limit, least, up=False), _apart(least, limit, up=True)) == said
