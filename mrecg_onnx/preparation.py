@@ -7,6 +7,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -26,7 +27,8 @@ from mrecg_onnx.calibrating import (
     recalled_nearest_weights,
 )
 from mrecg_onnx.converters.deadline import limit_runs
-from mrecg_onnx.converters.errors import DataError, SettingsError
+from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.parity import run_onnx
 from mrecg_onnx.converters.save import digest
 from mrecg_onnx.data import ZEROQ, Data, Dataset, for_images, given, holds_images, open_calibration, require_numbers
 from mrecg_onnx.finishing import Fitting
@@ -63,6 +65,7 @@ from mrecg_onnx.rewriting import (
     find_streams,
     recalled_scales,
 )
+from mrecg_onnx.running import describe
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.targets import load_target
 
@@ -209,18 +212,9 @@ def prepare(
             )
         fitting.require(graph, plan, inputs, dataset)
         dataset.require_values()
-        arrays = dataset.head(HEAD)
+        arrays = dataset.head(HEAD, settings.samples, workers.size)
         data = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        if len(next(iter(data.values()))) < 2:
-            if settings.samples == 1:
-                raise SettingsError(
-                    "calibration needs at least two images: --samples 1 takes one (in Python: samples=)"
-                )
-            raise DataError("calibration needs at least two images, and here is one: give more")
-        if len(dataset) < 2 * workers.size:
-            raise DataError(
-                f"{len(dataset)} calibration images are too few for {workers.size} processes: each needs two"
-            )
+        dataset.require_taken(partial(run_onnx, original), describe(model))
         settings = dataclasses.replace(settings, preprocess=dataset.preprocess or settings.preprocess)
         few = {name: array[:PARITY_IMAGES] for name, array in arrays.items()}
         loaded = graph

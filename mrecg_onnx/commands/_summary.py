@@ -129,13 +129,16 @@ def _matched(result: QuantizationResult, names: Names) -> list[str]:
 
 def _loss(result: QuantizationResult) -> list[str]:
     """What quantization costs on the calibration images, in words, and what to do where it is much."""
+    from mrecg_onnx.data import FIT_ALONE
+
     found = result.verification
     furthest = found.furthest
     worst = furthest[1] if furthest is not None else float("inf")
     share = found.agreement_float
     word = next(w for least, db, w in WORDS if (share >= least if share is not None else worst >= db))
     same = f"{share:.2%} of {found.images} calibration images get FP32's prediction, " if share is not None else ""
-    few = "; so few say little" if found.images < FEW else ""
+    warned = any(warning.startswith(FIT_ALONE) for warning in result.doubts)
+    few = "; so few say little" if found.images < FEW and not warned else ""
     noise = "outputs are no floats"
     if furthest is not None:
         which = "outputs" if found.float_outputs == 1 else f"the worst output ({bounded(furthest[0], LONGEST_OUTPUT)})"

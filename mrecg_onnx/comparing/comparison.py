@@ -182,7 +182,7 @@ def _write_table(inputs: Inputs, base: str, cells: Sequence[Cell], *, plot: bool
         ExportError: the folder cannot be written.
     """
     fp32 = inputs.fp32 or {}
-    warnings = [*fp32.get("warnings", []), *(f"{cell.name}: {text}" for cell in cells for text in cell.warnings)]
+    warnings = [*fp32.get("warnings", []), *_of_cells(cells)]
     known = [cell.speedup * cell.latency_s for cell in cells if cell.speedup is not None and cell.latency_s is not None]
     *written, drawn = _tables(inputs)
     if plot and any(cell.error is None for cell in cells):
@@ -217,6 +217,16 @@ def _write_table(inputs: Inputs, base: str, cells: Sequence[Cell], *, plot: bool
     except OSError as error:
         raise ExportError(f"{inputs.folder}: the table cannot be written: {error.strerror or error}") from error
     return found
+
+
+def _of_cells(cells: Sequence[Cell]) -> list[str]:
+    """Warnings of the cells, each by its name; what all files have in common, as their images, is said once."""
+    made = [cell for cell in cells if cell.error is None]
+    shared = [
+        text for text in (made[0].warnings if len(made) > 1 else ()) if all(text in cell.warnings for cell in made)
+    ]
+    own = [f"{cell.name}: {text}" for cell in cells for text in cell.warnings if text not in shared]
+    return [*shared, *own]
 
 
 def _against_base(cell: Cell, base: str, cells: Sequence[Cell]) -> Cell:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from mrecg_onnx.converters.errors import DataError, ExportError, SettingsError
 from mrecg_onnx.converters.files import require_regular, write_whole
 from mrecg_onnx.data import ZEROQ, for_images, given, holds_images, open_calibration, open_validation, require_numbers
 from mrecg_onnx.measures import Metric, metric_key
-from mrecg_onnx.running import input_specs, open_session
+from mrecg_onnx.running import input_specs, open_session, run_padded
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.validating import chosen_outputs, require_metric, source_sha256
 
@@ -86,6 +87,7 @@ class Inputs:
         data, labels = handed.validation(data, specs, settings, labels, limit)
         checked = open_validation(data, specs, settings.preprocess, labels, limit, classes=metric is None)
         checked.require_values()
+        checked.require_taken(partial(run_padded, session), str(model))
         content = {name: value for name, value in settings.to_json().items() if name not in _FREE}
         quantized_by = {
             "version": __version__,

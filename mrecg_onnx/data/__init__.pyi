@@ -1,4 +1,5 @@
 from .dataset import Dataset, check_lost
+from .enough import FIT_ALONE
 from .folders import find_files
 from .frozen import Frozen, freeze
 from .inputs import InputSpec
@@ -21,6 +22,7 @@ from .sources import Data, Given, Labels, Samples, Source, given
 
 __all__ = [
     "COLORS",
+    "FIT_ALONE",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "INTERPOLATIONS",

@@ -110,6 +110,12 @@ class ArrayDataset(Dataset):
         part.labels = self.labels[rank::size] if self.labels is not None else None
         return part
 
+    def named(self, index: int) -> str:
+        """As the base class has it."""
+        position = int(self._chosen[index])
+        number = int(np.searchsorted(self._ends, position, side="right"))
+        return f"row {position - (int(self._ends[number - 1]) if number else 0)} in {self._paths[number]}"
+
     def decode_within(self, most: int) -> tuple[int, str]:
         """Hold members of archives in a quarter of ``most`` bytes; the largest need is that of a row."""
         self._hold, self._held = most // HOLDING // len(self.inputs), None

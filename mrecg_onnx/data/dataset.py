@@ -20,10 +20,12 @@ import numpy as np
 from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.text import first_of
 from mrecg_onnx.data.choosing import middle_of_strata
+from mrecg_onnx.data.enough import few, require_enough
 from mrecg_onnx.data.fitting import as_array, has_array
+from mrecg_onnx.data.taken import require_taken
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -73,6 +75,7 @@ class Dataset(ABC):
         self.labels = labels
         self.labels_source = "given"
         self.doubts: tuple[str, ...] = ()
+        self._cut = False
         self.preprocess = preprocess
         self.targets: Sequence[Any] | None = None
         self._lost: dict[int, str] = {}
@@ -85,6 +88,11 @@ class Dataset(ABC):
     def whole(self) -> int:
         """``len()`` of the set that this one is a share of; its own otherwise."""
         return len(self) if self._whole is None else self._whole
+
+    @property
+    def is_part(self) -> bool:
+        """There are more than were asked for, or may be: nobody looked behind those of a stream."""
+        return self._cut or (self.total is not None and self.total > self.whole)
 
     @property
     def skipped(self) -> list[tuple[Path, str]]:
@@ -134,6 +142,26 @@ class Dataset(ABC):
             DataError: NaN, an infinity, or a value that the input's type does not hold; its sample is named.
         """
 
+    def require_taken(
+        self,
+        run: Callable[[dict[str, NDArray[Any]]], object],
+        model: str,
+        batches: Iterable[tuple[Mapping[str, NDArray[Any]], NDArray[np.int64]]] | None = None,
+    ) -> None:
+        """Refuse integers that a model fails on, as :func:`mrecg_onnx.data.taken.require_taken` has it.
+
+        Args:
+            run: runs inputs ``[N, ...]`` by name.
+            model: how messages call it.
+            batches: inputs and where their samples lie here; all samples by default.
+
+        Raises:
+            DataError: the model fails on a sample, which is named.
+        """
+        if self.preprocess is None:  # pixels are no indices
+            seen = self.batches(_LOAD_CHUNK) if batches is None else batches
+            require_taken(run, self.inputs, self.named, model, seen)
+
     def _look_at_all(self) -> None:
         """Read all samples, a few at a time, and keep none."""
         row = max(1, sum(rows.nbytes for rows in self._read([0])[0].values()))
@@ -162,6 +190,10 @@ class Dataset(ABC):
         if self.targets is not None:
             return [self.targets[int(index)] for index in indices]
         return None if self.labels is None else [int(self.labels[int(index)]) for index in indices]
+
+    def named(self, index: int) -> str:
+        """A sample by where it lies, for messages."""
+        return str(self.files[index]) if self.files is not None else f"row {index}"
 
     def batch(self, indices: Sequence[int] | NDArray[np.integer]) -> dict[str, NDArray[Any]]:
         """Exactly the samples asked for: input name -> (len(indices), ...) in the input's dtype.
@@ -220,10 +252,22 @@ class Dataset(ABC):
             if kept:
                 yield inputs
 
-    def head(self, count: int) -> dict[str, NDArray[Any]]:
-        """What :meth:`load` gives; where all samples are the same, that is said and among :attr:`doubts`."""
+    def head(self, count: int, samples: int | None = None, processes: int = 1) -> dict[str, NDArray[Any]]:
+        """What :meth:`load` gives, to calibrate on.
+
+        Where all samples are the same, that is said, and among :attr:`doubts`, as is that they are few.
+
+        Args:
+            count: at most so many.
+            samples: how many were asked for; None: all.
+            processes: how many share them.
+
+        Raises:
+            MrecgError: as :meth:`load`, or there are too few (:func:`mrecg_onnx.data.enough.require_enough`).
+        """
         found = self.load(count)
         rows = len(next(iter(found.values())))
+        require_enough(len(self), rows, samples, processes)
         if rows > 1 and all((array == array[:1]).all() for array in found.values()):
             name, array = next(iter(found.items()))
             one = array.size > 0 and bool((array == array.flat[0]).all())
@@ -232,6 +276,8 @@ class Dataset(ABC):
             doubt = f"{what} in the {rows} calibration images looked at: {learned}"
             logger.warning("%s", doubt)
             self.doubts = (doubt,)
+        if not self.is_part and self.origin is None:  # so few of more are somebody's choice
+            self.doubts += few(len(self), "rows" if self.preprocess is None else "images")
         return found
 
     def load(self, limit: int | None = None) -> dict[str, NDArray[Any]]:

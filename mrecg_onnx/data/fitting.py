@@ -107,7 +107,7 @@ def misfit(shape: tuple[int, ...], spec: InputSpec) -> str:
         return f"it has {_axes(axes)}, the input {_axes(len(wanted))}, the batch first"
     if axes == len(wanted) - 1:
         if fits(shape, wanted[1:]):
-            return f"it is one sample and lacks the batch axis: reshape it to {shape_text((1, *shape))}"
+            return f"it is one sample: give several, the batch first, {shape_text((None, *shape))}"
         lacking = [axis for axis in range(1, len(wanted)) if _lacks(shape, wanted, axis)]
         if lacking:
             axis = lacking[0]

@@ -78,7 +78,7 @@ class _Chosen(Dataset):
         self, inputs: Sequence[InputSpec], chosen: NDArray[np.int64], targets: Sequence[Any] | None, source: str
     ) -> None:
         super().__init__(inputs)
-        self._chosen = chosen
+        self._chosen, self._source_name = chosen, source
         self.labels_source = f"of {source}"
         self.label(targets)
 
@@ -89,6 +89,10 @@ class _Chosen(Dataset):
     def labels_handed(self) -> bool:
         """As the base class has it."""
         return True
+
+    def named(self, index: int) -> str:
+        """As the base class has it."""
+        return f"sample {int(self._chosen[index])} of {self._source_name}"
 
     def label(self, targets: Sequence[Any] | None) -> None:
         """Take ``targets``, one for each sample."""
@@ -177,6 +181,7 @@ class KeptDataset(_Chosen):
         self._found = found.text
         super().__init__(sampler.inputs, np.arange(count), targets, called)
         self.preprocess = sampler.preprocess
+        self._cut = count == most
 
     def fingerprint(self) -> str:
         """Changes with any value of any sample."""
@@ -335,6 +340,10 @@ class PassingDataset(Dataset):
 
     def __len__(self) -> int:
         return max(self._count, min(self._expected or 0, self._limit or MOST))
+
+    def named(self, index: int) -> str:
+        """As the base class has it."""
+        return f"sample {index * self._parts + self._part} of {self._called}"
 
     def _share(self, rank: int, size: int) -> Dataset:
         part = copy.copy(self)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 
 from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.errors import DataError, SettingsError
+from mrecg_onnx.converters.parity import run_onnx
 from mrecg_onnx.converters.text import with_arguments
 from mrecg_onnx.data import Data, Labels, Preprocess, Source, check_classes, given, open_validation
 from mrecg_onnx.inspecting.ranked import Quality, Ranked, Ranking, Suggestion
@@ -26,6 +28,7 @@ from mrecg_onnx.network import Simulation, forward_batches
 from mrecg_onnx.planning import Plan, told_cut
 from mrecg_onnx.preparation import Prepared, calibrate, prepare
 from mrecg_onnx.progress import Clock, told
+from mrecg_onnx.running import describe
 from mrecg_onnx.settings import Settings
 from mrecg_onnx.validating import guesses, worth_nothing
 from mrecg_onnx.widths import IMAGES, WIDTHS, cost_images, measure_costs
@@ -143,7 +146,7 @@ def sensitivity(
             available=judge.available,
             helpful=tuple(helpful),
             source=model,
-            warnings=tuple(map(with_arguments, (*images.doubts, *judge.doubts(float_quality)))),
+            warnings=tuple(map(with_arguments, (*ready.dataset.doubts, *images.doubts, *judge.doubts(float_quality)))),
         )
 
 
@@ -193,6 +196,7 @@ def _images(ready: Prepared, data: Source | None, labels: Labels | None, limit: 
         targets.append(dataset.targets_of(indices))  # of a stream those of this batch alone are known
     if not parts:
         raise DataError("there is no image to measure on")
+    dataset.require_taken(partial(run_onnx, ready.original), describe(ready.source), zip(parts, rows, strict=True))
     found = {n: torch.from_numpy(np.concatenate([p[n] for p in parts])) for n in parts[0]}
     known = dataset.labels[np.concatenate(rows)] if dataset.labels is not None else None
     wanted = None if any(t is None for t in targets) else [one for t in targets for one in t or ()]

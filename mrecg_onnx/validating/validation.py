@@ -11,7 +11,7 @@ import numpy as np
 
 from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.deadline import LIMIT_S, limit_runs
-from mrecg_onnx.converters.errors import DataError, SettingsError
+from mrecg_onnx.converters.errors import DataError, ModelError, SettingsError
 from mrecg_onnx.converters.made import model_of
 from mrecg_onnx.converters.metadata_keys import PREPROCESS_KEY, VERSION_KEY
 from mrecg_onnx.converters.text import with_arguments
@@ -219,9 +219,15 @@ def _validate(
         require_room(specs, rows)
     for feeds, indices in dataset.batches(rowless.batch(batch_size)):
         watch.add(feeds)
-        before, after = (
-            rowless.run(session, feeds, name) for session, name in zip(sessions.values(), names, strict=True)
-        )
+        try:
+            before, after = (
+                rowless.run(session, feeds, name) for session, name in zip(sessions.values(), names, strict=True)
+            )
+        except ModelError:
+            dataset.require_taken(
+                lambda row: rowless.run(sessions["fp32"], row, names[0]), names[0], [(feeds, indices)]
+            )
+            raise
         tally.add(indices, before, after, indices * workers.size + workers.rank)  # of a share every so many are ours
         scored.add(indices, rowless.scored(before), rowless.scored(after))
         tally.keep_rows(feeds, rows if timed else 0)

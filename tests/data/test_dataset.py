@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -85,6 +85,26 @@ def test_unreachable_sample_of_a_large_set(tmp_path: Path) -> None:
     data = damaged(tmp_path, 40, [20])
     with pytest.raises(DataError, match="none of the 1 files"):
         data.load(limit=1)
+
+
+def test_few_calibration_samples_are_told(tmp_path: Path) -> None:
+    """Unless so few were asked for of more."""
+    inputs, x = [spec(None, 3, 4, 4)], np.random.default_rng(0).random((40, 3, 4, 4)).astype(np.float32)
+    numbered(tmp_path / "images", 9)
+    np.save(tmp_path / "x.npy", x[:31])
+
+    def said(source: Any, samples: int | None = None) -> list[str]:
+        data = open_calibration(source, inputs, RAW, samples=samples)
+        data.head(64, samples)
+        return [doubt.partition(":")[0] for doubt in data.doubts]
+
+    for rows in (x[:31], tmp_path / "x.npy", list(x[:31]), iter(x[:31])):
+        assert said(rows) == ["ranges and rounding fit 31 calibration rows alone"]
+    assert said(tmp_path / "images") == ["ranges and rounding fit 9 calibration images alone"]
+    assert said(x[:31], 31) == ["ranges and rounding fit 31 calibration rows alone"]
+    assert said(iter(x[:8]), 9) == ["ranges and rounding fit 8 calibration rows alone"]
+    for source in (x, tmp_path / "x.npy", tmp_path / "images", list(x), iter(x)):
+        assert said(source, 8) == said(x[:32]) == []
 
 
 @pytest.mark.parametrize(("value", "warned"), [(0.0, True), (0.5, True), (None, False)])
