@@ -20,9 +20,9 @@ from mrecg_onnx.converters.garbage import collecting_seldom
 from mrecg_onnx.converters.text import bounded, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from rich.console import Console, RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 __all__ = [
     "FORCE",
@@ -188,12 +188,29 @@ def show(*tables: RenderableType) -> None:
     out = _console(sys.stdout)
     with collecting_seldom(), _printing(sys.stdout):
         if out.is_terminal:
-            out.print(*tables, crop=False)  # what is to be copied is whole: the terminal breaks it
+            out.print(_spaced(tables), end="", crop=False)  # what is to be copied is whole: the terminal breaks it
             return
         with out.capture() as capture:  # its end looks whether the stream still takes anything
-            out.print(*tables, crop=False)
+            out.print(_spaced(tables), end="", crop=False)
     for line in capture.get().splitlines():
         say(line.rstrip(), err=False)  # rich fills lines up with spaces
+
+
+def _spaced(tables: Sequence[RenderableType]) -> RenderableType:
+    """``tables`` one below the other, with one empty line where two of them have one each, and none above the first."""
+    from rich.segment import Segment
+
+    class Spaced:
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            empty = True
+            for table in tables:
+                for line in Segment.split_lines(console.render(table, options)):
+                    before, empty = empty, not any(segment.text.strip() for segment in line)
+                    if not (before and empty):
+                        yield from line
+                        yield Segment.line()
+
+    return Spaced()
 
 
 def _columns() -> int:

@@ -78,7 +78,7 @@ def rows(
     What is ``copied`` is whole everywhere: where it is wider than the terminal that breaks it, and copies it as it is.
 
     Args:
-        title: stands above; may be empty.
+        title: stands above, below an empty line; may be empty.
         header: headings of the columns.
         content: rows of cells.
         left: columns that are text; the others are numbers, set to the right.
@@ -96,7 +96,8 @@ def rows(
     shown = _Rows(
         header, filled_up, tuple(left), tuple(names), tuple(words), tuple(less), asked(VERBOSE), tuple(copied)
     )
-    return Stack(Text(title, style="bold"), shown) if title else shown  # a table's own title wraps at its width
+    # A table's own title wraps at its width.
+    return Stack(Text(), Text(title, style="bold"), shown) if title else shown
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ markup, and :mod:`mrecg_onnx.reporting.figures` writes them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mrecg_onnx.converters.text import printable
 
@@ -107,6 +107,15 @@ class Table:
     filtered: bool = False
     note: str = ""
     kind: str = "table"
+
+    @property
+    def filled(self) -> Table:
+        """It without columns in which no row says anything."""
+        kept = [i for i in range(len(self.columns)) if any(row[i].text not in {"", DASH} for row in self.rows)]
+        if not self.rows or len(kept) == len(self.columns):
+            return self
+        rows = tuple(tuple(row[i] for i in kept) for row in self.rows)
+        return replace(self, columns=tuple(self.columns[i] for i in kept), rows=rows)
 
     @property
     def key(self) -> int:

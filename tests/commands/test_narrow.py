@@ -119,6 +119,22 @@ def test_rows_become_lists_where_nothing_can_go(monkeypatch: pytest.MonkeyPatch)
     )
 
 
+def test_one_empty_line_is_between_tables_and_none_above_the_first(capsys) -> None:
+    text, table = ["a", "b"], [["x", "1"]]
+    show(
+        grid({"key": "value"}),
+        rows("title", text, table),
+        rows("", text, table),
+        rows("other", text, table),
+        grid({"z": "1"}),
+    )
+    lines = capsys.readouterr().out.splitlines()
+    said = "\n".join(line.strip() for line in lines if "─" not in line)
+    assert said == "key  value\n\ntitle\n\na   b\nx   1\n\na   b\nx   1\n\nother\n\na   b\nx   1\n\nz  1"
+    show(rows("title", text, table))
+    assert capsys.readouterr().out.startswith("title\n")
+
+
 def test_details_shorten_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mrecg_onnx.commands._tables.asked", lambda what: True)
     text = at(table(), 82, monkeypatch)

@@ -13,6 +13,7 @@ from mrecg_onnx.converters.errors import ExportError
 from mrecg_onnx.reporting import writing
 from mrecg_onnx.reporting.comparisons import _leading
 from mrecg_onnx.reporting.content import (
+    DASH,
     Cell,
     Column,
     Fact,
@@ -116,6 +117,17 @@ def test_no_name_is_markup(name: str):
     body = re.sub(r"<(script|style)>.*?</\1>", "", page, flags=re.DOTALL)
     assert all(character.isprintable() or character in "\n\t" for character in body)
     page.encode("utf-8")
+
+
+def test_columns_in_which_no_row_says_anything_are_left_out():
+    columns = (Column("Output"), Column("SQNR, dB", "number"), Column("Equal values", "number"))
+    table = Table(columns, ((Cell("boxes"), Cell("23.5"), Cell("")), (Cell("scores"), Cell(DASH), Cell(DASH))))
+    assert [column.title for column in table.filled.columns] == ["Output", "SQNR, dB"]
+    assert [[cell.text for cell in row] for row in table.filled.rows] == [["boxes", "23.5"], ["scores", DASH]]
+    assert Table(columns, ()).filled.columns == columns
+    page = Page("t", "k", "", (), (), (Section("outputs", "Outputs", "", [table]),), "", ())
+    assert "SQNR, dB" in writing.page_text(page)
+    assert "Equal values" not in writing.page_text(page)
 
 
 def test_long_names_are_shortened_in_the_middle():
