@@ -1,5 +1,6 @@
 from .box_forms import named_detections
 from .detection import mean_average_precision
+from .given import as_numbers
 from .metric import Metric, Scorer
 from .metrics import (
     OutputSums,
@@ -31,6 +32,7 @@ __all__ = [
     "Scores",
     "add_sums",
     "agreement",
+    "as_numbers",
     "combined_error",
     "decibels",
     "image_errors",

@@ -183,8 +183,8 @@ class Scorer:
         self._without_targets = targets is None
         if targets is None and self.metric.needs_targets:
             raise DataError(
-                f"{self.metric.called} holds outputs against targets, and the data have none: give --labels, or in "
-                "Python pairs (inputs, target)"
+                f"{self.metric.called} holds outputs against targets, and the data have none: give --labels, or pairs "
+                "(inputs, target)"
             )
         if not self._held:
             self._update(given, targets)

@@ -16,6 +16,7 @@ from mrecg_onnx.measures import (
     OutputSums,
     Scores,
     add_sums,
+    as_numbers,
     named_detections,
     scores_of,
     topk_correct,
@@ -223,8 +224,8 @@ class Tally:
 
 def _is_one_hot(target: Any) -> bool:
     """Whether it is a row of zeros with one 1 among them."""
-    values = np.asarray(target) if hasattr(target, "__array__") or type(target) in (list, tuple) else np.empty(0)
-    if values.ndim != 1 or len(values) < 2 or values.dtype.kind not in "fiub":
+    values = as_numbers(target)
+    if values is None or values.ndim != 1 or len(values) < 2:
         return False
     return bool(np.count_nonzero(values) == 1 and values.max() == 1)
 

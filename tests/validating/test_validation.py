@@ -177,6 +177,13 @@ def test_labels_that_are_one_hot_are_told(made):
     assert any("labels are one-hot" in text and "argmax" in text for text in found.warnings)
 
 
+@pytest.mark.parametrize("target", [(np.zeros((2, 4)), np.zeros(2)), [[1], [0, 1]], {"boxes": 1}])
+def test_labels_that_are_of_a_detector_are_no_classes(target):
+    """Of several sizes, which NumPy makes no array of."""
+    found = validate(small(), small(), feeds(small(), 8)["input"], labels=[target] * 8, repeats=0)
+    assert [warning for warning in found.warnings if "are no classes" in warning]
+
+
 def test_limit_takes_so_many_images(pair, pictures):
     assert validate(*pair, pictures[0], limit=11, repeats=0).images == 11
 
