@@ -15,11 +15,13 @@ __all__ = [
     "at_the_terminal",
     "bounded",
     "called",
+    "counted",
     "did_you_mean",
     "first_of",
     "printable",
     "quoted",
     "with_arguments",
+    "with_article",
 ]
 
 LONGEST_LINE = 300
@@ -78,6 +80,20 @@ def with_arguments(text: str) -> str:
 def first_of(texts: Sequence[str], most: int = 3) -> str:
     """The first ``most`` of ``texts``, and how many more there are."""
     return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+
+
+#: Written with a vowel in front and spoken without one, and the other way round.
+_SPOKEN = re.compile(r"(?!uint|uni|use)[aeiou]|ndarray", re.IGNORECASE)
+
+
+def with_article(word: str) -> str:
+    """``an int``, ``a tuple``, ``an ndarray``, ``a uint8``."""
+    return f"{'an' if _SPOKEN.match(word) else 'a'} {word}"
+
+
+def counted(number: int, what: str) -> str:
+    """``1 cell``, ``2 cells``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def did_you_mean(given: object, known: Iterable[str], before: str = "; ") -> str:

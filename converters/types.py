@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import onnx
 from onnx import TensorProto, helper
 
+from mrecg_onnx.converters.text import with_article
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -100,7 +102,7 @@ def foreign_tensor(node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto]) ->
         if kind is None:
             continue
         if not kind.HasField("tensor_type"):
-            return f"'{name}', which is a {str(kind.WhichOneof('value')).removesuffix('_type')}"
+            return f"'{name}', which is {with_article(str(kind.WhichOneof('value')).removesuffix('_type'))}"
         if kind.tensor_type.elem_type not in fine:
             return f"elements of type {TensorProto.DataType.Name(kind.tensor_type.elem_type)} ('{name}')"
     return None

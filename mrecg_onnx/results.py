@@ -14,7 +14,7 @@ from mrecg_onnx.checking import Verification
 from mrecg_onnx.converters import save_model
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.results import Pictured
-from mrecg_onnx.converters.text import with_arguments
+from mrecg_onnx.converters.text import counted, with_arguments
 from mrecg_onnx.data import Data
 from mrecg_onnx.finishing import FinishResult
 from mrecg_onnx.learning import Lapq
@@ -123,7 +123,7 @@ class QuantizationResult(Pictured):
         size = byte_size(size_bytes(self.output if self.output is not None and self.output.exists() else self.model))
         known = isinstance(self.source, onnx.ModelProto) or (self.source is not None and Path(self.source).exists())
         before = f", FP32 {byte_size(size_bytes(self.source))}" if known and self.source is not None else ""
-        counts = f"{len(plan.quantized_layers)} layers and {len(plan.activations)} activations quantized"
+        counts = f"{counted(len(plan.quantized_layers), 'layer')} and {counted(len(plan.activations), 'activation')} quantized"
         lines = [
             f"{self.output or 'in memory'}: {settings.widths} by {settings.method}, {counts}",
             f"size: {size}{before}",
@@ -133,7 +133,7 @@ class QuantizationResult(Pictured):
                 f"agreement: {found.agreement_float:.2%} of {found.images} calibration images get FP32's prediction"
             )
         lines += [f"cut: {self.cut}"] if self.cut else []
-        lines.append(f"integer kernels: {found.integer_layers} of {found.layers} layers")
+        lines.append(f"integer kernels: {found.integer_layers} of {counted(found.layers, 'layer')}")
         lines.append(f"time: {duration(sum(self.seconds.values()))}")
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 

@@ -33,6 +33,7 @@ from mrecg_onnx.commands._sections import BITS, IMAGES, METHOD, Command, all_but
 from mrecg_onnx.commands._settings import metric_from, settings_from
 from mrecg_onnx.commands._tables import grid, rows
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.text import counted
 from mrecg_onnx.methods import METHODS
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def compare_command(
         extras.settle(f"all else is in {folder}, and the same command makes it from there")
         if result.failed:
             what = ", ".join(cell.name for cell in result.failed)
-            raise Failure(f"{len(result.failed)} of {len(result.cells)} cells failed: {what}")
+            raise Failure(f"{len(result.failed)} of {counted(len(result.cells), 'cell')} failed: {what}")
 
 
 def _names(option: str, text: str) -> list[str]:
@@ -199,8 +200,8 @@ def _names(option: str, text: str) -> list[str]:
 def _kept(finished: int, folder: Path) -> str:
     if finished == 0:
         return f"no cell is finished yet; units that are done are kept in {folder}, and the same command goes on there"
-    cells_done = "1 cell is" if finished == 1 else f"{finished} cells are"
-    return f"{cells_done} finished and kept in {folder}; the same command goes on there"
+    be = "is" if finished == 1 else "are"
+    return f"{counted(finished, 'cell')} {be} finished and kept in {folder}; the same command goes on there"
 
 
 def _summary(result: Comparison, page: Path | None) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrecg_onnx.converters.errors import SettingsError
 from mrecg_onnx.converters.results import Pictured
+from mrecg_onnx.converters.text import counted
 from mrecg_onnx.machine import byte_size, points
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ class Comparison(Pictured):
         if self.metric is not None and self.fp32_score is not None:
             fp32.append(f"{self.metric.name} {self.metric.text(self.fp32_score, self.scores)}")
         lines = [
-            f"{self.model.name}: {len(self.cells)} cells on {self.images} images, in {self.folder}",
+            f"{self.model.name}: {counted(len(self.cells), 'cell')} on {counted(self.images, 'image')}, in {self.folder}",
             f"FP32: {', '.join([*fp32, byte_size(self.fp32_size_bytes)])}",
         ]
         for cell in self.cells:

@@ -6,7 +6,7 @@ import csv
 import io
 from typing import TYPE_CHECKING
 
-from mrecg_onnx.converters.text import printable
+from mrecg_onnx.converters.text import counted, printable
 from mrecg_onnx.machine import byte_size, duration, milliseconds, points
 from mrecg_onnx.running import speedup_text
 
@@ -124,7 +124,7 @@ def _how(found: Comparison) -> str:
     settings = found.settings
     images = " or ".join(str(n) for n in dict.fromkeys(cell.images for cell in found.cells if cell.images is not None))
     return (
-        f"{found.images} images on ONNX Runtime; {_metric(found)}intervals are Wilson's, p is McNemar's (exact). "
+        f"{counted(found.images, 'image')} on ONNX Runtime; {_metric(found)}intervals are Wilson's, p is McNemar's (exact). "
         f"{settings.iters} iterations a "
         f"unit, batch {settings.batch_size}, {images or 'no'} calibration images, seed {settings.seed}; all settings "
         f"in the JSON file beside. Peak memory is that of the process that quantized. Latency: {timed(found)}; the same within "

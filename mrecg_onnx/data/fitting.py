@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mrecg_onnx.converters.errors import DataError, first_line
+from mrecg_onnx.converters.text import with_article
 from mrecg_onnx.data.inputs import shape_text
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ def as_array(value: object, what: str) -> NDArray[Any]:
     except MemoryError:
         raise
     except Exception as error:  # each library raises its own
-        raise DataError(f"{what} is a {type(value).__name__} that makes no array: {first_line(error)}") from error
+        raise DataError(
+            f"{what} is {with_article(type(value).__name__)} that makes no array: {first_line(error)}"
+        ) from error
     if array.dtype.hasobject:
         raise DataError(f"{what} holds Python objects, which are never taken: give an array of numbers of one shape")
     return array

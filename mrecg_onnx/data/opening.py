@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mrecg_onnx.converters.errors import DataError, SettingsError
-from mrecg_onnx.converters.text import quoted
+from mrecg_onnx.converters.text import quoted, with_article
 from mrecg_onnx.data.annotated import Targets
 from mrecg_onnx.data.array_files import HELD
 from mrecg_onnx.data.arrays import ArrayDataset
@@ -327,7 +327,7 @@ def _open_whole(source: Whole, inputs: Sequence[InputSpec], how: _Opening) -> Da
     for spec in inputs:
         if not has_array(values[spec.name]):
             raise DataError(
-                f"{source} holds a {type(values[spec.name]).__name__} for {spec}: give an array, the batch first"
+                f"{source} holds {with_article(type(values[spec.name]).__name__)} for {spec}: give an array, the batch first"
             )
         array = as_array(values[spec.name], str(source))
         if array.ndim == len(spec.shape) - 1 and fits(array.shape, spec.shape[1:]):

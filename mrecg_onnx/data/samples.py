@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from mrecg_onnx.converters.errors import DataError
-from mrecg_onnx.converters.text import bounded, first_of, quoted
+from mrecg_onnx.converters.text import bounded, first_of, quoted, with_article
 from mrecg_onnx.data.decoding import Room
 from mrecg_onnx.data.fitting import as_array, cast, has_array, on_cpu, rows_of
 from mrecg_onnx.data.inputs import is_one_for_all, shape_text, uneven_rows
@@ -115,7 +115,9 @@ class Sampler:
         found = []
         for one in value if several else [value]:
             if not image_like(one):
-                raise DataError(f"{what} is a {type(one).__name__}, those before it are images: keep to one kind")
+                raise DataError(
+                    f"{what} is {with_article(type(one).__name__)}, those before it are images: keep to one kind"
+                )
             try:
                 found.append(one if isinstance(one, Image.Image) else open_image(Path(os.fspath(one))))
             except UnreadableError as error:
@@ -131,13 +133,15 @@ class Sampler:
         if image_like(value):
             return self._pixels(value, what)
         if self._table is not None:
-            raise DataError(f"{what} is a {type(value).__name__}, those before it are images: keep to one kind")
+            raise DataError(
+                f"{what} is {with_article(type(value).__name__)}, those before it are images: keep to one kind"
+            )
         if isinstance(value, list | tuple | int | float):
             value = _numbers(value, what)
         if not has_array(value):
             raise DataError(
-                f"{what} is a {type(value).__name__}: an array, a tensor, a PIL image, a path, a dict of these by input name, or "
-                "a pair of one of them and a target is expected"
+                f"{what} is {with_article(type(value).__name__)}: an array, a tensor, a PIL image, a path, a dict of these by "
+                "input name, or a pair of one of them and a target is expected"
             )
         rows = rows_of(as_array(value, what), spec, what)
         return cast(rows, spec, np.arange(number, number + len(rows)), ("sample", f" of {self.called}"))

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from mrecg_onnx.calibrating import IMAGES as MADE
 from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.results import Result
+from mrecg_onnx.converters.text import counted
 from mrecg_onnx.data import ZEROQ, Data, Dataset, Preprocess
 from mrecg_onnx.finishing import finish_steps
 from mrecg_onnx.learning import COPIES, Learner, probe_iters
@@ -93,13 +94,13 @@ class Estimate(Result):
     def __str__(self) -> str:
         """What a user decides by: widths, units and iterations, time and memory."""
         settings, plan = self.settings, self.plan
-        counts = f"{len(plan.quantized_layers)} layers and {len(plan.activations)} activations quantized"
+        counts = f"{counted(len(plan.quantized_layers), 'layer')} and {counted(len(plan.activations), 'activation')} quantized"
         learned = f"{self.iters:,} iterations together" if self.iters else "nothing is learned"
         steps = f", then {self.steps:,} steps of the whole network" if self.steps else ""
         whole, used = sum(self.seconds.values()), sum(self.cpu_seconds.values())
         return "\n".join(
             [
-                f"{settings.widths} by {settings.method}, {counts} on {self.images} images: {learned}{steps}",
+                f"{settings.widths} by {settings.method}, {counts} on {counted(self.images, 'image')}: {learned}{steps}",
                 f"time: about {duration(whole)} while the machine is as busy as now ({duration(used)} of processor time)",
                 f"memory: about {byte_size(self.memory)}",
             ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mrecg_onnx.converters.results import Pictured
+from mrecg_onnx.converters.text import counted
 from mrecg_onnx.inspecting.suggesting import under
 from mrecg_onnx.machine import plain_zero, points
 
@@ -169,7 +170,7 @@ class Ranking(Pictured):
     def __str__(self) -> str:
         """What the network is worth, the most sensitive layers and tensors, and what helps most."""
         widths = f"W{self.settings.wbits}A{self.settings.abits}"
-        lines = [f"{widths} rounded to nearest on {self.images} images: {self._worth(self.quality)}"]
+        lines = [f"{widths} rounded to nearest on {counted(self.images, 'image')}: {self._worth(self.quality)}"]
         lines += [
             f"{i}. {r.name} ({r.kind}, {r.bits} bits): loss {plain_zero(r.loss, '.2g')}"
             for i, r in enumerate(self.ranked[:SHOWN], 1)

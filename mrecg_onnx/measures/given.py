@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mrecg_onnx.converters.text import with_article
+
 __all__ = ["as_numbers", "told"]
 
 
@@ -25,6 +27,6 @@ def told(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"a dict of {', '.join(map(str, value)) or 'nothing'}"
     if isinstance(value, list | tuple) and as_numbers(value) is None:
-        return f"a {type(value).__name__} of {len(value)}"
+        return f"{with_article(type(value).__name__)} of {len(value)}"
     found = as_numbers(value)
-    return f"a {type(value).__name__}" if found is None else f"{found.dtype} {list(found.shape)}"
+    return with_article(type(value).__name__) if found is None else f"{found.dtype} {list(found.shape)}"

@@ -29,6 +29,7 @@ import numpy.typing as npt
 import psutil
 
 from mrecg_onnx.converters.errors import DataError, MetricError, MrecgError, SettingsError, first_line
+from mrecg_onnx.converters.text import with_article
 from mrecg_onnx.machine import byte_size, figure, points
 
 if TYPE_CHECKING:
@@ -83,8 +84,8 @@ class Metric:
             raise SettingsError("a Metric of a Metric: give the function itself, or the Metric as it is")
         if not callable(score) and not isinstance(score, Accumulating):
             raise SettingsError(
-                f"metric: a {type(score).__name__} is no metric: give a function (outputs, targets) -> number, or an object with "
-                "update(outputs, targets) and compute()"
+                f"metric: {with_article(type(score).__name__)} is no metric: give a function (outputs, targets) -> number, or an "
+                "object with update(outputs, targets) and compute()"
             )
         if not self.name:
             object.__setattr__(self, "name", _name_of(score))
@@ -270,7 +271,7 @@ class Scorer:
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             shape = list(value.shape) if hasattr(value, "shape") else ""
             raise MetricError(
-                f"{said} is no number but a {type(value).__name__}{f' {shape}' if shape else ''}: return one"
+                f"{said} is no number but {with_article(type(value).__name__)}{f' {shape}' if shape else ''}: return one"
             )
         if not math.isfinite(value):
             raise MetricError(f"{said} is {float(value)}: it has to be a finite number")

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.comparing import table
+from mrecg_onnx.converters.text import counted
 from mrecg_onnx.machine import duration, figure
 from mrecg_onnx.reporting.content import Cell, Column, Commands, Fact, Page, Section, Table, shown
 from mrecg_onnx.reporting.figures import draw_dots
@@ -44,10 +45,16 @@ def comparison_page(result: Comparison, *, command: str = "") -> Page:
 
     facts = []
     if metric is not None and result.fp32_drawn is not None:
-        facts.append(Fact("FP32", text(result.fp32_drawn), f"{shown(metric.name, 40)}, {result.images} images"))
+        facts.append(
+            Fact("FP32", text(result.fp32_drawn), f"{shown(metric.name, 40)}, {counted(result.images, 'image')}")
+        )
     elif result.fp32_top1 is not None:
         facts.append(
-            Fact("FP32", percent(result.fp32_top1.value, 2), f"{interval(result.fp32_top1)}, {result.images} images")
+            Fact(
+                "FP32",
+                percent(result.fp32_top1.value, 2),
+                f"{interval(result.fp32_top1)}, {counted(result.images, 'image')}",
+            )
         )
     known = [cell for cell in done if worth(cell) is not None]
     if known:
@@ -75,7 +82,9 @@ def comparison_page(result: Comparison, *, command: str = "") -> Page:
     )
     failed = tuple(f"{cell.name} failed: {cell.error}" for cell in result.failed)
     title = f"{shown(result.model.stem, 60)}: methods compared"
-    about = f"on {result.images} images of {shown(result.data, 60)}, calibrated on {shown(result.calib, 60)}."
+    about = (
+        f"on {counted(result.images, 'image')} of {shown(result.data, 60)}, calibrated on {shown(result.calib, 60)}."
+    )
     return Page(
         title,
         "compare",
@@ -132,7 +141,9 @@ def ranking_page(
     settings = found.settings
     noise = ", within noise" if found.is_noise else ""
     facts = [
-        _quality(found, f"W{settings.wbits}A{settings.abits}, nearest", found.quality, f"{found.images} images"),
+        _quality(
+            found, f"W{settings.wbits}A{settings.abits}, nearest", found.quality, f"{counted(found.images, 'image')}"
+        ),
         *(
             [_quality(found, "FP32", found.float_quality, _of_images(found))]
             if found.labelled or found.metric is not None
@@ -208,7 +219,7 @@ def _suggestions(found: Ranking, names: NodeNames, following: str) -> list[Table
 
 
 def _of_images(found: Ranking) -> str:
-    return "labelled images" if found.labelled else f"{found.images} images"
+    return "labelled images" if found.labelled else f"{counted(found.images, 'image')}"
 
 
 def _quality(found: Ranking, label: str, quality: Quality, note: str) -> Fact:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.comparing import environment
+from mrecg_onnx.converters.text import counted
 from mrecg_onnx.machine import duration, milliseconds, plain_zero, points, ratio
 from mrecg_onnx.reporting.content import DASH, Cell, Column, Fact, Page, Pairs, Section, Table, shown
 from mrecg_onnx.reporting.sections import (
@@ -57,7 +58,7 @@ def _answers_fact(found: Measured, names: NodeNames) -> Fact:
     return Fact(
         "Same answer as FP32",
         percent(answers.agreement.value),
-        f"{interval(answers.agreement)}, {answers.images} images",
+        f"{interval(answers.agreement)}, {counted(answers.images, 'image')}",
     )
 
 
@@ -108,8 +109,8 @@ def quantization_page(
     ]
     widths = "mixed" if settings.mixed else f"W{settings.wbits}A{settings.abits}"
     lead = (
-        f"{widths} by {settings.method} for {shown(settings.target, 40)}: {len(plan.quantized_layers)} layers and "
-        f"{len(plan.activations)} activations quantized on {result.images} images."
+        f"{widths} by {settings.method} for {shown(settings.target, 40)}: {counted(len(plan.quantized_layers), 'layer')} and "
+        f"{counted(len(plan.activations), 'activation')} quantized on {counted(result.images, 'image')}."
     )
     return Page(
         shown(result.output.name, 80) if result.output is not None else "Quantized model",
@@ -153,12 +154,12 @@ def _accuracy_facts(result: ValidationResult) -> list[Fact]:
             Fact(
                 "Top-1 change",
                 points(after.value - before.value),
-                f"{result.images} images{p}",
+                f"{counted(result.images, 'image')}{p}",
                 tone,
             )
         )
     if result.agreement is not None:
-        facts.append(Fact("Same answer as FP32", percent(result.agreement), f"{result.images} images"))
+        facts.append(Fact("Same answer as FP32", percent(result.agreement), f"{counted(result.images, 'image')}"))
     if not facts and result.sqnr_by_output:
         worst = min(result.sqnr_by_output.items(), key=lambda output: output[1])
         facts.append(_output_fact(*worst, len(result.sqnr_by_output), result.images))
@@ -170,7 +171,7 @@ _OUTPUTS = ("Output", "Worst output")
 
 def _output_fact(name: str, ratio: float, several: int, images: int) -> Fact:
     """The output furthest from the float model's, of ``several``."""
-    note = f"SQNR of {shown(name, 24)} against FP32, {images} images"
+    note = f"SQNR of {shown(name, 24)} against FP32, {counted(images, 'image')}"
     return Fact(_OUTPUTS[several > 1], f"{decibels(ratio)} dB", note)
 
 
@@ -183,7 +184,12 @@ def _metric_facts(result: ValidationResult) -> list[Fact]:
     lost = metric.loss(before, after) >= (0.01 if metric.percent else 0.01 * abs(before)) > 0
     return [
         Fact(name, metric.text(after, (before,)), f"FP32 {metric.text(before, (after,))}{less}"),
-        Fact(f"{name} change", metric.change(before, after), f"{result.images} images{less}", "bad" if lost else ""),
+        Fact(
+            f"{name} change",
+            metric.change(before, after),
+            f"{counted(result.images, 'image')}{less}",
+            "bad" if lost else "",
+        ),
     ]
 
 
@@ -300,7 +306,7 @@ def validation_page(
     return Page(
         shown(Path(result.quantized.name).name, 80),
         "validate",
-        f"against {shown(Path(result.fp32.name).name, 80)} on {result.images} images, {shown(result.provider, 40)}.",
+        f"against {shown(Path(result.fp32.name).name, 80)} on {counted(result.images, 'image')}, {shown(result.provider, 40)}.",
         tuple(facts),
         result.warnings,
         tuple(sections),
@@ -432,7 +438,7 @@ def finished_page(
         shown(Path(found.name).name, 80),
         "report",
         f"{found.widths} by {shown(str(found.settings.get('method', '?')), 24)} for {shown(found.target, 40)}: "
-        f"{len(quantized)} layers and {len(found.activations)} activations quantized.",
+        f"{counted(len(quantized), 'layer')} and {counted(len(found.activations), 'activation')} quantized.",
         tuple(facts),
         (*(validation.warnings if validation is not None else ()), *said),
         tuple(sections),

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mrecg_onnx.converters.results import Pictured
+from mrecg_onnx.converters.text import counted
 from mrecg_onnx.data import Data, Labels, Preprocess
 from mrecg_onnx.machine import byte_size, milliseconds, points, ratio
 from mrecg_onnx.measures import Metric, wilson_interval
@@ -140,7 +141,7 @@ class ValidationResult(Pictured):
     def __str__(self) -> str:
         """What a user decides by: accuracy with its interval, agreement, size and time of both, and warnings."""
         fp32, quantized = self.fp32, self.quantized
-        lines = [f"{quantized.name} against {fp32.name} on {self.images} images"]
+        lines = [f"{quantized.name} against {fp32.name} on {counted(self.images, 'image')}"]
         for name, before, after in (("top-1", fp32.top1, quantized.top1), ("top-5", fp32.top5, quantized.top5)):
             if before is not None and after is not None:
                 change = points(after.value - before.value)

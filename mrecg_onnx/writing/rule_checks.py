@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.text import with_article
 from mrecg_onnx.planning import CLAMPS, PRESERVING_OPS, WEIGHTED_OPS, readers
 from mrecg_onnx.targets import Target
 from mrecg_onnx.writing.constants import array_of
@@ -130,7 +131,7 @@ def _check_codes(node: ir.Node, target: Target) -> list[str]:
     if not on_codes or target.bounds in {"codes", "either"}:
         return []
     if target.bounds != "width" or node.op_type != "Clip":
-        return [f"'{node.name}' is a {node.op_type} of codes"]
+        return [f"'{node.name}' is {with_article(node.op_type)} of codes"]
     low, high = (int(array_of(end)) for end in node.inputs[1:3])
     counts = (high - low + 1, high - low + 2)
     fits = low in {0, -high, -high - 1} and any(count & (count - 1) == 0 for count in counts)

@@ -165,7 +165,7 @@ def test_listed_files_stay_where_they_are(tmp_path: Path) -> None:
             "some samples of the list have a target and others none",
         ),
         ([Image.new("F", (4, 4))], "floating-point pixels has no agreed range"),
-        ([Image.new("RGB", (4, 4)), X[0]], "sample 1 of the list is a ndarray, those before it are images"),
+        ([Image.new("RGB", (4, 4)), X[0]], "sample 1 of the list is an ndarray, those before it are images"),
         ([(Image.new("RGB", (4, 4)), -1)], "label -1 of sample 0 is no class"),
     ],
 )

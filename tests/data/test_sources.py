@@ -490,7 +490,7 @@ def test_images_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 def test_images_and_arrays_do_not_mix() -> None:
     image = Image.new("RGB", (4, 4))
-    with pytest.raises(DataError, match="sample 1 of the list is a ndarray, those before it are images"):
+    with pytest.raises(DataError, match="sample 1 of the list is an ndarray, those before it are images"):
         open_calibration([image, X[0]], ONE, RAW)
     with pytest.raises(DataError, match="sample 1 of the list is an image, those before it are arrays"):
         open_calibration([X[0], image], ONE, RAW)

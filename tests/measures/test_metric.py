@@ -118,7 +118,7 @@ def test_an_entry_of_a_dict_is_named() -> None:
     [
         (None, "is no number but a NoneType: return one"),
         ("0.5", "is no number but a str"),
-        (np.zeros(3), r"is no number but a ndarray \[3\]"),
+        (np.zeros(3), r"is no number but an ndarray \[3\]"),
         (True, "is no number but a bool"),
         (float("nan"), "is nan: it has to be a finite number"),
         (np.float32("inf"), "is inf: it has to be a finite number"),
@@ -228,7 +228,7 @@ def test_nothing_of_the_folder_stands_before_a_package(here: Path) -> None:
         ("named_metric_no:score", "there is no module 'named_metric_no' in the current folder or the environment"),
         ("named_metric:scor", "'named_metric' has no 'scor': did you mean score"),
         ("named_metric:os", "is a module: name a function in it"),
-        ("named_metric:NUMBER", "a int is no metric"),
+        ("named_metric:NUMBER", "an int is no metric"),
         (
             "named_metric_bad:score",
             r"'named_metric_bad' cannot be imported: ZeroDivisionError: division by zero \(.*line 1\)",

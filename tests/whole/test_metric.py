@@ -115,7 +115,7 @@ def test_what_fails_says_on_which_model(here: Path) -> None:
         validate("model.onnx", "coarse.onnx", "data.npz", metric="mymetrics:nothing", repeats=0)
     with pytest.raises(DataError, match="metric mIoU holds outputs against targets, and the data have none"):
         validate("model.onnx", "coarse.onnx", "calib.npz", metric="mIoU", repeats=0)
-    with pytest.raises(SettingsError, match="a int is no metric"):
+    with pytest.raises(SettingsError, match="an int is no metric"):
         validate("model.onnx", "coarse.onnx", "data.npz", metric=3, repeats=0)  # type: ignore[arg-type]
 
 
