@@ -39,12 +39,14 @@ from mrecg_onnx.data.samples import Sampler, as_classes, by_input, class_indices
 from mrecg_onnx.data.sources import Given, Indexed, Stream, Whole, given, is_path, parts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from mrecg_onnx.data.inputs import InputSpec
     from mrecg_onnx.data.sources import Data, Source
+
+    Run = Callable[[dict[str, NDArray[Any]]], object]
 
 __all__ = ["ZEROQ", "holds_images", "open_arrays", "open_calibration", "open_validation", "require_values"]
 
@@ -133,21 +135,29 @@ def open_arrays(source: Data, inputs: Sequence[InputSpec], limit: int | None = N
     return open_validation(taken, inputs, Preprocess(), NO_LABELS, limit, keep=True)
 
 
-def require_values(source: Source, inputs: Sequence[InputSpec], limit: int | None = None) -> None:
+def require_values(
+    source: Source, inputs: Sequence[InputSpec], limit: int | None = None, *, run: Run | None = None, model: str = ""
+) -> None:
     """Look, before any work, at the values of arrays that a later stage is measured on: those in files, and those in memory.
 
     Args:
         source: as for :func:`open_validation`. Images are not decoded, and of what hands out samples nothing is asked for.
         inputs: the model's inputs.
         limit: as for :func:`open_validation`.
+        run: runs inputs ``[N, ...]`` by name, for integers that the model may fail on.
+        model: how messages call the model.
 
     Raises:
-        DataError: the arrays do not fit the inputs, or hold NaN, an infinity, or a value that an input's type does not hold.
+        DataError: the arrays do not fit the inputs, or hold NaN, an infinity, or a value that an input's type or the model
+            does not take.
     """
     if isinstance(source, Dataset):
         source.require_values()
     elif isinstance(source, Whole) or not (isinstance(source, Given) or holds_images(source)):
-        open_validation(source, inputs, Preprocess(), NO_LABELS, limit).require_values()
+        dataset = open_validation(source, inputs, Preprocess(), NO_LABELS, limit)
+        dataset.require_values()
+        if run is not None:
+            dataset.require_taken(run, model)
 
 
 @dataclass(frozen=True)

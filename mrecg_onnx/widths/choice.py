@@ -11,7 +11,9 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 
 import onnx
 
+from mrecg_onnx.converters import load_model
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.parity import run_onnx
 from mrecg_onnx.data import Data, Given, Labels, Source, given, holds_images, open_validation, require_values
 from mrecg_onnx.machine import Run
 from mrecg_onnx.measures import AnyMetric, Metric, metric_of
@@ -102,7 +104,9 @@ class Judge:
                 "--max-drop needs --data: images on which the drop is measured, labelled ones for top-1"
             )
         judge = cls(given(data), labels, metric_of(metric))
-        require_values(judge.data, specs_of(read_graph(model), describe(model)))
+        name = describe(model)
+        specs = specs_of(read_graph(model), name)
+        require_values(judge.data, specs, run=lambda row: run_onnx(load_model(model), row), model=name)
         return judge
 
 

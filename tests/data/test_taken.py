@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,5 +90,7 @@ def test_calls_name_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         quantize("text.onnx", "bad.npy", settings)
     with pytest.raises(DataError, match=r"text\.onnx fails on row 33 in bad\.npy: indices"):
         sensitivity("text.onnx", ids(0, 1), settings, data="bad.npy")
+    with pytest.raises(DataError, match=r"text\.onnx fails on sample 33 of the ndarray: indices"):
+        quantize("text.onnx", ids(0, 1), replace(settings, max_drop=1), data=ids(33, 389))
     with pytest.raises(DataError, match=r"text\.onnx fails on sample 33 of the iterator: indices"):
         validate("text.onnx", "text.onnx", iter(ids(33, 389)[:, None]), repeats=0)
