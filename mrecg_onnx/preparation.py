@@ -122,11 +122,6 @@ class Prepared:
     kept: Kept = NOTHING_KEPT
     tail: Tail | None = None
 
-    @property
-    def images(self) -> int:
-        """How many images :attr:`data` holds."""
-        return len(next(iter(self.data.values())))
-
     def image_digest(self) -> str:
         """SHA-256 of which images were chosen and of those in :attr:`data` as they are fed, in hexadecimal."""
         found = hashlib.sha256(self.dataset.fingerprint().encode())

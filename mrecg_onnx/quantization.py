@@ -123,7 +123,7 @@ def _result(
         parity=ready.parity,
         verification=verification,
         skipped=learner.skipped,
-        images=learner.images or ready.images,
+        images=learner.images or len(ready.dataset) - len(learner.skipped),
         seconds=run.clock.seconds,
         origin=ready.dataset.origin,
         lapq=start.lapq,

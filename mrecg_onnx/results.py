@@ -51,7 +51,7 @@ class QuantizationResult(Pictured):
         parity: relative error between ONNX Runtime and torch on the float model.
         verification: checks on the result.
         skipped: calibration images that could not be read.
-        images: calibration images used.
+        images: calibration images used, for whatever: those learned from, or all that were given, at most ``samples``.
         seconds: wall time by stage.
         origin: how calibration data were made, None where they were given.
         lapq: what the joint search for steps found, None without one.
@@ -111,6 +111,22 @@ class QuantizationResult(Pictured):
             return ()
         said = f"no layer has weights of {asked} bits: the first and the last one have {ends}, and there is no other"
         return (f"{said} (--first-last-bits {asked} gives them fewer)",)
+
+    @property
+    def range_images(self) -> int:
+        """How many of the images activation ranges are of; 0 where no activation has one."""
+        return min(self.settings.range_images, self.images) if self.plan.activations else 0
+
+    @property
+    def calibrated(self) -> str:
+        """What how many calibration images were for: "learned from 256 images, ranges of 64 of them"."""
+        images, some = counted(self.images, "image"), 0 < self.range_images < self.images
+        if any(unit.layers for unit in self.units):
+            ranges = f", ranges of {self.range_images} of them" if some else ""
+            return f"learned from {images}{ranges}"
+        if some:
+            return f"ranges of {self.range_images} of {images}"
+        return f"{'ranges of' if self.range_images else 'calibrated on'} {images}"
 
     @property
     def cut(self) -> str:
@@ -185,6 +201,7 @@ class QuantizationResult(Pictured):
             "verification": dataclasses.asdict(self.verification),
             "skipped": list(self.skipped),
             "images": self.images,
+            "range_images": self.range_images,
             "seconds": self.seconds,
             "origin": self.origin,
             "lapq": dataclasses.asdict(self.lapq) if self.lapq else None,

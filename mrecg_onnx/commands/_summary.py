@@ -187,7 +187,9 @@ def details(result: QuantizationResult, names: Names) -> RenderableType:
             "equalized": _equalized(result),
             "biases": _biases(result),
             "protected": ", ".join(f"{names(name)} (8 bits)" for name in result.protected),
-            "images": images + (f", {len(result.skipped)} skipped" if result.skipped else ""),
+            "images": images
+            + (f", ranges of {result.range_images} of them" if 0 < result.range_images < result.images else "")
+            + (f", {len(result.skipped)} skipped" if result.skipped else ""),
             "skipped": _some(result.skipped),
             "preprocessing": result.settings.preprocess.describe()
             if used_images(result)

@@ -123,6 +123,11 @@ class Table:
         return next((i for i, c in enumerate(self.columns) if c.kind == "text" and not c.minor), -1)
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """Columns that a phone does not show, but for numbers of rows."""
+        return tuple(c.title for c in self.columns if c.minor and c.title != "#")
+
+    @property
     def wide(self) -> bool:
         """Its columns have to be narrow to stand beside each other."""
         return len(self.columns) >= WIDE

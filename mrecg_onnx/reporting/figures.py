@@ -37,6 +37,8 @@ COLOURS = {
 WIDE, NARROW, SMALL = (9.6, 3.3), (4.1, 3.1), (3.3, 1.75)
 #: Marks of a line that can be pointed at.
 MOST_MARKS = 150
+#: Share of a histogram's height that a bar of what is cut off has at least.
+LEAST_BAR = 0.06
 
 
 def _drawn(size: tuple[float, float], draw: Callable[[Axes, bool], Any], titles: dict[str, str]) -> str:
@@ -234,9 +236,15 @@ def draw_profile(rows: Sequence[tuple[str, float | None, float | None]], labels:
         axes.grid(visible=True, axis="y", alpha=0.55)
         axes.set_axisbelow(True)
         outputs, weights = points(1), points(2)
-        axes.plot(*_split(weights), "o", color=COLOURS["second"], markersize=3.4, alpha=0.8, label=labels[1])
         axes.plot(*_split(outputs), color=COLOURS["accent"], linewidth=1.7)
         _marks(axes, outputs, "accent", 4 if len(rows) < 40 else 3, "o")
+        # Rings in front of the dots: where both agree both are seen.
+        ring: dict[str, Any] = {
+            "markerfacecolor": "none",
+            "markeredgewidth": 1.4,
+            "markersize": 7.5 if len(rows) < 40 else 5,
+        }
+        axes.plot(*_split(weights), "o", color=COLOURS["second"], zorder=3, label=labels[1], **ring)
         axes.plot([], [], "o-", color=COLOURS["accent"], markersize=4, label=labels[0])
         _number_ticks(axes, len(rows), narrow)
         axes.set_ylim(bottom=min(0.0, *(y for _, y in outputs), 0.0))
@@ -274,22 +282,14 @@ def _legend(axes: Axes, handles: Sequence[Any], said: Sequence[str], narrow: boo
 
 
 def draw_histogram(found: Histogram) -> Figure:
-    """How often values occur (the root of it, so that tails show), the grid, and what lies beyond its ends."""
+    """How often values occur (the root of it, so that tails show), the grid, and what is cut off, red however little it is."""
 
     def draw(axes: Axes, narrow: bool) -> None:  # noqa: ARG001
         height = [math.sqrt(c) for c in found.counts]
         top = max(height, default=1.0) or 1.0
-        # Up to half a step beyond its ends a grid takes values in: what is rounded there is not cut off.
-        half = (found.high - found.low) / max(1, len(found.grid) - 1) / 2
-        low = found.low - half if found.below > 0 else -math.inf
-        high = found.high + half if found.above > 0 else math.inf
-        inside = [
-            h if low <= (a + b) / 2 <= high else 0
-            for h, a, b in zip(height, found.edges, found.edges[1:], strict=False)
-        ]
-        outside = [h - i for h, i in zip(height, inside, strict=True)]
-        axes.stairs(inside, found.edges, fill=True, color=COLOURS["accent"], alpha=0.85)
-        axes.stairs(outside, found.edges, fill=True, color=COLOURS["bad"], alpha=0.95)
+        axes.stairs(height, found.edges, fill=True, color=COLOURS["accent"], alpha=0.85)
+        red = [max(math.sqrt(c), LEAST_BAR * top) if c > 0 else 0.0 for c in found.cut]
+        axes.stairs(red, found.edges, fill=True, color=COLOURS["bad"])
         if len(found.grid) <= 40:
             axes.vlines(found.grid, -0.16 * top, -0.05 * top, color=COLOURS["soft"], linewidth=0.9)
         else:
@@ -304,8 +304,14 @@ def draw_histogram(found: Histogram) -> Figure:
         for end, share in ((found.low, found.below), (found.high, found.above)):
             if share > 0:
                 axes.axvline(end, color=COLOURS["bad"], linewidth=1, linestyle=(0, (3, 2)))
+        for text, beyond, at, side in (
+            (f"\u2190 to {found.least:.3g}", found.least < found.edges[0], 0.0, "left"),
+            (f"to {found.most:.3g} \u2192", found.most > found.edges[-1], 1.0, "right"),
+        ):
+            if beyond:
+                axes.text(at, 0.5, text, color=COLOURS["bad"], fontsize=8, ha=side, transform=axes.transAxes)
         axes.set_ylim(-0.2 * top, 1.04 * top)
-        axes.set_xlim(min(found.edges[0], found.low), max(found.edges[-1], found.high))
+        axes.set_xlim(found.edges[0], found.edges[-1])
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         axes.locator_params(axis="x", nbins=6)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -50,6 +51,8 @@ Array = npt.NDArray[Any]
 ANSWER_IMAGES, ANSWER_SECONDS, VALUE_SECONDS = 256, 15.0, 6.0
 #: Tensors of each kind whose values are shown, images that they are of, bins, and values of a batch that are counted.
 WORST, VALUE_IMAGES, BINS, MOST_VALUES = 4, 16, 72, 2_000_000
+#: Bins beyond either end of a grid, so that the end is seen as one.
+MARGIN = 2
 #: Images on which two files differ that are shown, guesses of each, and pixels of the longer side.
 SHOWN_IMAGES, GUESSES, SIDE = 12, 3, 112
 ROWS = 8
@@ -59,18 +62,34 @@ ROWS = 8
 class Histogram:
     """Values of a tensor between ``edges`` with the grid that it is rounded to.
 
-    ``below`` and ``above`` are the shares of values beyond the ends ``low`` and ``high`` of the grid.
+    Attributes:
+        title: what it is of.
+        caption: figures of it.
+        edges: of the bins; what lies further away is counted in the first and the last.
+        counts: values by bin, of a sample.
+        cut: those of them that are cut off: more than half a step beyond the ends of the grid, of a weight of its channel's.
+        grid: values of codes.
+        low: where cutting off begins below, half a step beyond the grid; of channels that end elsewhere the outermost.
+        high: likewise above.
+        below: share of values cut off below.
+        above: likewise above.
+        least: the smallest value.
+        most: the largest.
+        unit: of the values.
     """
 
     title: str
     caption: str
     edges: tuple[float, ...]
-    counts: tuple[int, ...]
+    counts: tuple[float, ...]
+    cut: tuple[float, ...]
     grid: tuple[float, ...]
     low: float
     high: float
     below: float
     above: float
+    least: float
+    most: float
     unit: str
 
 
@@ -177,12 +196,15 @@ def _weights(fp32: Model, layers: LayerErrors, names: NodeNames) -> list[Histogr
         others = tuple(i for i in range(codes.ndim) if held.axis is None or i != held.axis % codes.ndim)
         low, high = codes.min(axis=others, keepdims=True), codes.max(axis=others, keepdims=True)
         full = high - low >= 2**layer.wbits - 2  # what lies beyond codes that end earlier was not cut off
-        cut = float(((steps < low - 0.5) & full).mean()), float(((steps > high + 0.5) & full).mean())
+        under, over = (steps < low - 0.5) & full, (steps > high + 0.5) & full
+        cut = float(under.mean()), float(over.mean())
         grid = tuple(np.unique(codes).tolist())
         several = f", {2**layer.wbits} codes a channel (ticks: all channels')" if len(grid) > 2**layer.wbits else ""
         caption = f"{layer.wbits} bits{several}, {layer.params:,} weights, SQNR {entry.weights_db:.1f} dB{_cut(*cut)}"
         title = f"Weights of {shown(names(layer.name), 52)}"
-        found.append(_histogram(title, caption, steps.reshape(-1), grid, cut, "steps of each channel's scale"))
+        ends = min(grid) - 0.5, max(grid) + 0.5
+        unit = "steps of each channel's scale"
+        found.append(_histogram(title, caption, steps, steps[under | over], grid, ends, cut, unit))
     return found
 
 
@@ -204,14 +226,19 @@ def _activations(
     rows, until = batch_of(session) or (1 if outputs_without_rows(file) else ROWS), time.monotonic() + VALUE_SECONDS
     values: dict[str, list[Array]] = {name: [] for name in quantizers}
     cuts: dict[str, list[tuple[float, float]]] = {name: [] for name in quantizers}
+    beyond: dict[str, list[Array]] = {name: [] for name in quantizers}
+    strides = dict.fromkeys(quantizers, 1)
     for feeds in data.spread(rows, VALUE_IMAGES):
         count = len(next(iter(feeds.values())))
         made = run_outputs(session, {name: pad_batch(x, rows) if batch_of(session) else x for name, x in feeds.items()})
         for name, quantizer in quantizers.items():
             given = quantizer.given(made[name][:count])
-            cuts[name].append(quantizer.cut(given))
+            under, over = quantizer.cut(given)
+            cuts[name].append((float(under.mean()), float(over.mean())))
+            beyond[name].append(given[under | over].astype(np.float32))
             flat = given.astype(np.float32).reshape(-1)
-            values[name].append(flat[:: max(1, len(flat) * VALUE_IMAGES // (rows * MOST_VALUES))])
+            strides[name] = max(1, len(flat) * VALUE_IMAGES // (rows * MOST_VALUES))
+            values[name].append(flat[:: strides[name]])
         if time.monotonic() > until:
             break
     found = []
@@ -229,7 +256,9 @@ def _activations(
         caption = f"{layer.abits} bits, SQNR of rounding {entry.rounds_db:.1f} dB{_cut(*cut)}{zeros}"
         grid = tuple(low + step * i for i in range(codes.high - codes.low + 1))
         title = f"Input of {shown(names(layer.name), 52)}"
-        found.append(_histogram(title, caption, given[given != 0] if zeros else given, grid, cut, ""))
+        off, ends = np.concatenate(beyond[codes.of]).astype(np.float64), (min(grid) - step / 2, max(grid) + step / 2)
+        kept = given[given != 0] if zeros else given
+        found.append(_histogram(title, caption, kept, off, grid, ends, cut, "", strides[codes.of]))
     return found
 
 
@@ -243,23 +272,39 @@ def _cut(below: float, above: float) -> str:
 
 
 def _histogram(
-    title: str, caption: str, values: Array, grid: tuple[float, ...], cut: tuple[float, float], unit: str
+    title: str,
+    caption: str,
+    values: Array,
+    off: Array,
+    grid: tuple[float, ...],
+    ends: tuple[float, float],
+    cut: tuple[float, float],
+    unit: str,
+    stride: int = 1,
 ) -> Histogram:
-    finite = values[np.isfinite(values)]
-    ends = [min(grid), max(grid), *((float(finite.min()), float(finite.max())) if finite.size else ())]
-    low, high = min(ends), max(ends)
-    counts, edges = np.histogram(finite, BINS, (low, high if high > low else low + 1e-6))
-    return Histogram(
-        title,
-        caption,
-        tuple(map(float, edges)),
-        tuple(map(int, counts)),
-        grid,
-        min(grid),
-        max(grid),
-        *cut,
-        unit,
+    """Bins that begin and end where cutting off does; ``off`` is all that is cut off, ``values`` one in ``stride`` of all."""
+    every = np.concatenate([values.reshape(-1), off.reshape(-1)])
+    finite = every[np.isfinite(every)]
+    least, most = (float(finite.min()), float(finite.max())) if finite.size else (min(grid), max(grid))
+    (low, high), span = ends, ends[1] - ends[0]
+    # A far tail would leave the grid no room: the last bin holds it.
+    first, last = max(min(least, low), low - span), min(max(most, high), high + span)
+    inner = max(1, round(BINS * span / (last - first)))
+    width = span / inner
+    before, behind = (
+        max(MARGIN if share > 0 else 0, math.ceil(x / width))
+        for x, share in zip((low - first, last - high), cut, strict=True)
     )
+    edges = low + width * np.arange(-before, inner + behind + 1)
+
+    def counted(part: Array) -> npt.NDArray[np.float64]:
+        shown_there = np.clip(part[~np.isnan(part)], (edges[0] + edges[1]) / 2, (edges[-2] + edges[-1]) / 2)
+        return np.histogram(shown_there, edges)[0].astype(np.float64)
+
+    red = counted(off.reshape(-1)) / stride
+    counts = np.maximum(counted(values.reshape(-1)), red)
+    bins, whole, part = (tuple(map(float, x)) for x in (edges, counts, red))
+    return Histogram(title, caption, bins, whole, part, grid, low, high, *cut, least, most, unit)
 
 
 # --- images on which they differ --------------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def quantization_page(
     widths = "mixed" if settings.mixed else f"W{settings.wbits}A{settings.abits}"
     lead = (
         f"{widths} by {settings.method} for {shown(settings.target, 40)}: {counted(len(plan.quantized_layers), 'layer')} and "
-        f"{counted(len(plan.activations), 'activation')} quantized on {counted(result.images, 'image')}."
+        f"{counted(len(plan.activations), 'activation')} quantized, {result.calibrated}."
     )
     return Page(
         shown(result.output.name, 80) if result.output is not None else "Quantized model",
@@ -245,7 +245,7 @@ def heat_map(rows: Sequence[tuple[str, str, int | None, Mapping[int, float]]], *
         *([Column("#", "number", "Place, the most sensitive first")] if numbered else []),
         Column("Layer or tensor"),
         Column("Kind", minor=True),
-        *(Column(f"{width} bits", "number", minor=width in {5, 6, 7}) for width in widths),
+        *(Column(f"{width} bits", "number") for width in widths),
     )
     content = tuple(
         (

@@ -328,8 +328,9 @@ def file_units_section(
 def histogram_section(found: Measured) -> Section:
     """Values of the worst tensors with their grids."""
     lead = (
-        "Weights and layer inputs that rounding changes most. Below each histogram lies its grid; what is cut off beyond its "
-        "ends is red. Heights are square roots of counts, so that tails show."
+        "Weights and layer inputs that rounding changes most. Below each histogram lies its grid. Values more than half a step "
+        "beyond its ends are cut off: red, behind a dashed line (of weights the ends are each channel's own, the line is the "
+        "outermost). Heights are square roots of counts, so that tails show; red bars are never lower than can be seen."
     )
     return Section("tensors", "Worst tensors", lead, [draw_histogram(one) for one in found.histograms], gallery=True)
 

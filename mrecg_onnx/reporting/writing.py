@@ -127,9 +127,9 @@ def _breakable(text: str) -> Markup:
 
 def _figures(text: str) -> Markup:
     """A figure on one line with its unit; an interval may be on two."""
-    from markupsafe import Markup, escape  # noqa: PLC0415
+    from markupsafe import Markup  # noqa: PLC0415
 
-    close, joined = escape(printable(text)), Markup("&nbsp;")
+    close, joined = _whole(text), Markup("&nbsp;")
     if " to " in text:
         return Markup(f" to{joined}").join(close.split(" to "))  # noqa: S704 - this package's own
     return joined.join(close.split(" ", 1)) if text[:1] in {*"+-0123456789"} else close
@@ -143,10 +143,21 @@ def _note(text: str) -> Markup:
 
 
 def _lines(text: str) -> Markup:
-    """A text of several lines."""
+    """A text of several lines, each broken only at spaces."""
+    from markupsafe import Markup  # noqa: PLC0415
+
+    return Markup("\n").join(map(_whole, text.split("\n")))
+
+
+def _whole(text: str) -> Markup:
+    """Words that a browser would break behind a hyphen (``1.5e-05``, ``--wbits``) or a slash stay whole where they fit a line."""
     from markupsafe import Markup, escape  # noqa: PLC0415
 
-    return Markup("\n").join(escape(printable(line)) for line in text.split("\n"))
+    def whole(word: str) -> Markup:
+        breaks = re.search(r"[-/?]", word) and not re.fullmatch(r"-[\d.,]+%?", word)
+        return Markup("<span>{}</span>").format(word) if breaks else escape(word)
+
+    return Markup(" ").join(map(whole, printable(text).split(" ")))
 
 
 def _plain(value: object) -> object:

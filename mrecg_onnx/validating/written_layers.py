@@ -118,11 +118,11 @@ class Codes:
         codes = np.clip(np.rint(values.astype(np.float64) / scale) + zero, self.low, self.high)
         return ((codes if self.ceiling is None else np.minimum(codes, self.ceiling)) - zero) * scale
 
-    def cut(self, values: npt.NDArray[Any]) -> tuple[float, float]:
-        """Shares of what a quantizer is given, in the shape of :attr:`of`, that lie below and above all values of codes."""
+    def cut(self, values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """What of that a quantizer is given, in the shape of :attr:`of`, lies more than half a step below and above all codes."""
         half, (low, high) = float(self.scale.reshape(-1)[0]) / 2, self.ends
         most = high if self.ceiling is None else np.minimum(high, self._most())
-        return float((values < low - half).mean()), float((values > most + half).mean())
+        return values < low - half, values > most + half
 
     def _most(self) -> npt.NDArray[Any]:
         """The largest value of each channel, [1, C, 1, ...]."""

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from mrecg_onnx.converters.errors import ExportError
@@ -16,6 +17,7 @@ from mrecg_onnx.reporting.content import (
     DASH,
     Cell,
     Column,
+    Commands,
     Fact,
     Page,
     Pairs,
@@ -28,7 +30,7 @@ from mrecg_onnx.reporting.content import (
     shown,
 )
 from mrecg_onnx.reporting.figures import draw_curve, draw_dots, draw_graph, draw_histogram, draw_profile
-from mrecg_onnx.reporting.measuring import Histogram
+from mrecg_onnx.reporting.measuring import Histogram, _histogram
 from mrecg_onnx.reporting.sections import percent
 
 pytest.importorskip("jinja2")
@@ -59,7 +61,19 @@ def page_of(name: str) -> str:
         "data:image/png;base64,AA==", shown(name), ((shown(name), 0.9),), ((shown(name), 0.8),), shown(name)
     )
     histogram = Histogram(
-        shown(name), shown(name), (0.0, 1.0, 2.0), (1, 2), (0.0, 1.0), 0.0, 1.0, 0.0, 0.5, shown(name)
+        shown(name),
+        shown(name),
+        (0.0, 1.0, 2.0),
+        (1, 2),
+        (0, 1),
+        (0.0, 1.0),
+        -0.5,
+        1.5,
+        0.0,
+        0.5,
+        -3.0,
+        3.0,
+        shown(name),
     )
     parts = [
         table,
@@ -96,9 +110,11 @@ class Elements(HTMLParser):
 
 
 def counted(page: Elements) -> Counter[str]:
-    """How often each element occurs; how many ticks a drawing has depends on how long its labels are."""
+    """How often each element occurs; ticks of a drawing and words kept whole depend on the labels."""
     return Counter(
-        tag for tag, _ in page.found if tag not in {"wbr", "g", "use", "path", "text", "defs", "clippath", "rect"}
+        tag
+        for tag, _ in page.found
+        if tag not in {"wbr", "span", "g", "use", "path", "text", "defs", "clippath", "rect"}
     )
 
 
@@ -147,7 +163,10 @@ def test_names_stay_readable():
 
 def test_a_command_of_several_lines_stays_one_and_figures_stay_with_their_units():
     page = Page("t", "k", "", (), (), (), "# a <b> comment\nmrecg-onnx 'x\x1b'", ())
-    assert "<pre><code># a &lt;b&gt; comment\nmrecg-onnx &#39;x\\x1b&#39;</code></pre>" in writing.page_text(page)
+    assert (
+        "<pre><code># a &lt;b&gt; comment\n<span>mrecg-onnx</span> &#39;x\\x1b&#39;</code></pre>"
+        in writing.page_text(page)
+    )
     cells = tuple(map(Cell, ("18.8 dB", "93.61% to 98.62%", "same within noise", "<i> to <b>")))
     table = Table(tuple(Column("c", "number") for _ in cells), (cells,))
     text = writing.page_text(Page("t", "k", "", (), (), (Section("s", "S", "", [table]),), "", ()))
@@ -219,14 +238,35 @@ def test_thousands_of_units_are_drawn_in_few_marks():
     assert sum(map(len, figure.drawings)) < 700_000
 
 
-@pytest.mark.parametrize(("below", "above"), [(0.0, 0.0), (0.1, 0.0), (0.1, 0.1)])
-def test_only_what_is_cut_off_is_red(below: float, above: float):
-    """Values up to half a step beyond the ends are rounded to them: by themselves they are no loss."""
-    grid, edges = (-1.0, 0.0, 1.0), (-2.0, -1.45, -0.5, 0.5, 1.45, 2.0)
-    found = Histogram("t", "c", edges, (4, 4, 4, 4, 4), grid, -1.0, 1.0, below, above, "")
-    bars = re.findall(r'<path d="([^"]*)"[^>]*style="[^"]*--bad', draw_histogram(found).drawings[0])[0]
+@pytest.mark.parametrize(
+    "values", [[0.0, 1.4, -1.4], [0.0, 1.6], [0.0, 1.6, -1.6], [0.0] * 10**5 + [1.6], [0.0, 900.0, -1.6]]
+)
+def test_what_is_cut_off_is_red_and_nothing_else(values: list[float]):
+    """Values up to half a step beyond the ends are rounded to them; what is further away is seen, however little or far it is."""
+    every = np.array(values)
+    off = np.abs(every) > 1.5
+    shares = float((every < -1.5).mean()), float((every > 1.5).mean())
+    found = _histogram("t", "c", every, every[off], (-1.0, 0.0, 1.0), (-1.5, 1.5), shares, "")
+    assert sum(found.cut) == off.sum()
+    assert sum(found.counts) == len(every)
+    bins = zip(found.edges, found.edges[1:], found.counts, found.cut, strict=False)
+    assert all(red == (count if b < -1.49 or a > 1.49 else 0) for a, b, count, red in bins)
+    drawing = draw_histogram(found).drawings[0]
+    bars = re.findall(r'<path d="([^"]*)"[^>]*style="[^"]*--bad', drawing)[0]
     heights = [float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", bars)]
-    assert sum(y < max(heights) - 1 for y in heights) == 2 * ((below > 0) + (above > 0))
+    assert sum(y < max(heights) - 3 for y in heights) == 2 * sum(red > 0 for red in found.cut)
+    assert drawing.count("stroke-dasharray") == sum(share > 0 for share in shares)
+    assert ("to 900" in drawing) == (900.0 in values)
+
+
+def test_figures_and_commands_are_broken_at_spaces_only():
+    cells = (Cell("1.5e-05"), Cell("[4e-05]"), Cell("-1.50 points"))
+    table = Table(tuple(Column("c", "number", minor=i > 1) for i, _ in enumerate(cells)), (cells,))
+    sections = (Section("s", "S", "", [table, Commands("Next:", "quantize --metric mAP --wbits 4")]),)
+    text = writing.page_text(Page("t", "k", "", (), (), sections, "", ()))
+    for whole in ("<span>1.5e-05</span>", "<span>[4e-05]</span>", "-1.50&nbsp;points", "<span>--wbits</span> 4"):
+        assert whole in text
+    assert "Left out on a narrow screen: c." in text
 
 
 def test_columns_of_text_are_sorted_by_what_they_mean():

@@ -17,6 +17,11 @@ pytest.importorskip("matplotlib")
 QUANTIZE = ("quantize", "model.onnx", "--calib", "images", "--preprocess", "unit", *FAST)
 
 
+def commands(page: str) -> str:
+    """What is to be copied, without the marks that keep words whole."""
+    return re.sub("</?span>", "", "\n".join(re.findall("<pre><code>(.*?)</code></pre>", page, re.DOTALL)))
+
+
 def sections(page: str) -> list[str]:
     return re.findall(r'<section id="(\w+)">', page)
 
@@ -29,7 +34,7 @@ def test_quantize_writes_a_page_and_the_same_file(here):
     page = (here / "page.html").read_text()
     assert len(page.encode()) < 2_000_000
     assert sections(page) == ["losses", "layers", "tensors", "images", "units", "settings", "again"]
-    (again,) = re.findall("<pre><code>(.*)</code></pre>", page)
+    again = commands(page)
     assert again.startswith("mrecg-onnx quantize model.onnx --calib images --output with.onnx ")
     assert "--preprocess unit" in again
     assert "--iters 5" in again
@@ -37,6 +42,7 @@ def test_quantize_writes_a_page_and_the_same_file(here):
         assert f'title="{name}"' in page
     assert page.count('<figure class="small">') == 8
     assert "Same answer as FP32" in page
+    assert "learned from 16 images" in page
 
 
 def test_labelled_images_give_accuracies(here):
@@ -54,12 +60,24 @@ def test_validate_writes_a_page(here):
     page = (here / "page.html").read_text()
     assert sections(page) == ["accuracy", "outputs", "layers", "tensors", "images", "kernels", "again"]
     assert "McNemar" in page
-    assert "mrecg-onnx validate model.onnx q.onnx --data images --repeats 3 --report page.html" in page
+    assert "mrecg-onnx validate model.onnx q.onnx --data images --repeats 3 --report page.html" in commands(page)
 
 
 def test_layers_on_the_screen_are_those_of_the_page(here):
     write_images(here / "many", 70)
-    works(*QUANTIZE, "--method", "nearest", "-o", "q.onnx")
+    nearest = (
+        "quantize",
+        "model.onnx",
+        "--calib",
+        "many",
+        "--preprocess",
+        "unit",
+        "--method",
+        "nearest",
+        "--threads",
+        1,
+    )
+    assert "70 calibration images, ranges of 64 of them" in works(*nearest, "-v", "-o", "q.onnx").stdout
     command = (
         "validate",
         "model.onnx",
@@ -126,8 +144,8 @@ def test_report_tells_of_a_file_alone_and_measured(here):
     alone = (here / "alone.html").read_text()
     assert sections(alone) == ["about", "layers", "units", "settings", "again"]
     assert "nothing was measured" in alone
-    assert "--method nearest" in alone
-    assert "--exclude fc --bits conv3=W2A8" in alone
+    assert "--method nearest" in commands(alone)
+    assert "--exclude fc --bits conv3=W2A8" in commands(alone)
     works("report", "q.onnx", "--against", "model.onnx", "--data", "images", "-o", "page.html")
     page = (here / "page.html").read_text()
     assert sections(page) == ["about", "layers", "tensors", "images", "units", "settings", "again"]

@@ -202,7 +202,7 @@ def test_a_largest_code_for_each_channel_counts() -> None:
     ceiling = np.array([2, 6]).reshape(1, 2, 1)
     codes = Codes(np.zeros(()), np.float32(1), np.int64(0), None, 0, 7, "before", ceiling)
     assert codes.rounded(values).reshape(-1).tolist() == [1, 2, 5, 6]
-    assert codes.cut(values) == (0, 0.5)
+    assert [part.reshape(-1).tolist() for part in codes.cut(values)] == [[False] * 4, [False, True, False, True]]
     own = Clamp("unscaled", "clamped", 0.0, np.float64(6))  # channels were rescaled, and so were their bounds
     assert codes.behind(own).given(values).reshape(-1).tolist() == [1, 2, 5, 6]
     assert codes.behind(None).given(values).reshape(-1).tolist() == [1, 3, 5, 9]  # widths of channels cut values off
