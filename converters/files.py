@@ -16,12 +16,14 @@ import shutil
 import stat
 import sys
 import tempfile
+import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.errors import ExportError, ModelError, first_line
+from mrecg_onnx.converters.kinds import require_kind
 from mrecg_onnx.converters.owners import Owner
 
 if TYPE_CHECKING:
@@ -175,15 +177,29 @@ def check_writable(path: str | Path) -> None:
         raise ExportError(f"{path}: cannot be written: {error.strerror or error}; choose another path") from error
 
 
+#: Files that threads of this process have claimed ahead.
+_claims: set[tuple[int, str]] = set()
+
+
 @contextmanager
-def claimed(path: str | Path) -> Iterator[None]:
+def claimed(path: str | Path, *, ahead: bool = False) -> Iterator[None]:
     """Check as :func:`check_writable` does, and let no other run on this machine make the same file while the context lasts.
 
+    Args:
+        path: the file.
+        ahead: for what this thread calls meanwhile, which may claim it, too.
+
     Raises:
+        SettingsError: what is there is no model.
         ExportError: It cannot be written, or another run makes it; the message says which.
     """
     check_writable(path)
+    require_kind(path, "model", "output")
     target = followed(path)
+    mine_already = (threading.get_ident(), os.path.realpath(target))
+    if mine_already in _claims:  # a command claims what the call behind it writes
+        yield
+        return
     name = f"out-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12]}"
     try:
         held = temporary_folder(target.parent / name)
@@ -199,6 +215,9 @@ def claimed(path: str | Path) -> Iterator[None]:
                 raise ExportError(
                     f"{path}: process {owner.pid} is making this file: wait for that run, or choose another path"
                 )
+        if ahead:
+            _claims.add(mine_already)
+            leaving.callback(_claims.discard, mine_already)
         yield
 
 

@@ -11,18 +11,14 @@ import numpy as np
 
 from mrecg_onnx.converters.choices import SettingsGroup
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.kinds import ARRAY_SUFFIXES, IMAGE_SUFFIXES, is_file
 from mrecg_onnx.converters.text import bounded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["ARRAY_SUFFIXES", "IMAGE_SUFFIXES", "Read", "Reads", "require_path", "require_text"]
+__all__ = ["Read", "Reads", "require_path"]
 
-#: Files that a folder of data is searched for; images are decoded by Pillow.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-ARRAY_SUFFIXES = (".npy", ".npz")
-#: Files of models, of several tools, and of their tensors.
-MODEL_SUFFIXES = (".onnx", ".ort", ".tflite", ".pt", ".pth", ".data", ".bin", ".safetensors")
 #: Parameters that name models, beside which their tensors may lie.
 _RESULT = "result"
 _MODELS = frozenset({"model", "fp32", "quantized", "against", "files", _RESULT})
@@ -40,23 +36,6 @@ def require_path(name: str, path: object) -> None:
     """
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
         raise SettingsError(f"{name} is {bounded(repr(path), 80)}: it must be a path, as text or pathlib.Path")
-
-
-def require_text(path: str | os.PathLike[str], option: str = "", *, picture: bool = False) -> None:
-    """Refuse to write a page, JSON or a picture over a file that is none by its name: nobody asks for that.
-
-    Args:
-        path: what will be written; where nothing is, nothing is lost.
-        option: what names it, for messages.
-        picture: that is what will be written.
-
-    Raises:
-        SettingsError: a model, an array or an image is there.
-    """
-    others = MODEL_SUFFIXES + ARRAY_SUFFIXES + (() if picture else IMAGE_SUFFIXES)
-    if Path(path).suffix.lower() in others and _is_file(path):
-        kind = "picture" if picture else "page and no JSON"
-        raise SettingsError(f"{option} {os.fspath(path)} is there and is no {kind}: choose another file".lstrip())
 
 
 class Read(NamedTuple):
@@ -110,7 +89,7 @@ class Reads:
                 are read.
         """
         require_path(option or "path", path)
-        if not _is_file(path):
+        if not is_file(path):
             return
         what = self._taken(Path(path))
         if what:
@@ -191,10 +170,3 @@ def _paths(name: str, value: object, depth: int = 0) -> Iterator[Read]:
             yield from (read._replace(path=os.fspath(Path(known.folder, read.path))) for read in known.files)
         if isinstance(value, Made) and value.output is not None and holds_model(value):
             yield Read(name, os.fsdecode(value.output), model)
-
-
-def _is_file(path: str | os.PathLike[str]) -> bool:
-    try:
-        return Path(path).is_file()
-    except (OSError, ValueError):  # who writes there says so
-        return False

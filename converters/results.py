@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 from mrecg_onnx.converters.errors import ExportError
 from mrecg_onnx.converters.files import followed, write_whole
-from mrecg_onnx.converters.reads import Reads, require_text
+from mrecg_onnx.converters.kinds import require_kind
+from mrecg_onnx.converters.reads import Reads
 
 __all__ = ["Pictured", "Printed", "Result", "json_text", "write_text"]
 
@@ -56,7 +57,7 @@ class Result(Printed):
             ExportError: it cannot be written.
         """
         self.reads.check(path)
-        require_text(path)
+        require_kind(path, "JSON")
         return write_text(json_text(self.to_json()) + "\n", path)
 
 

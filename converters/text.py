@@ -44,7 +44,10 @@ def printable(text: str) -> str:
 
 
 #: An option of the command line in a sentence, and what :func:`with_arguments` adds to one.
-_OPTION, _ADDED = re.compile(r"(?<![\w'\"-])--([a-z][a-z0-9-]*[a-z0-9])"), re.compile(r" \(in Python: [a-z0-9_=, ]+\)")
+_OPTION = re.compile(r"(?<![\w'\"-])--([a-z][a-z0-9-]*[a-z0-9])")
+_ADDED = re.compile(r" \(in Python: [a-zA-Z0-9_=, ]+(?:\([a-z_=, ]+\))?\)")
+#: Options that are fields of ``Preprocess``.
+_PIXELS = frozenset({"mean", "std", "scale", "resize", "crop", "layout", "color", "interpolation"})
 #: Options that are no arguments: what only a terminal has.
 _TERMINAL = frozenset({"debug", "json", "report", "plot", "force"})
 _faces = {"terminal": False}
@@ -71,10 +74,13 @@ def with_arguments(text: str) -> str:
     A sentence that quotes others says it once, for all of them.
     """
     text = _ADDED.sub("", text)
-    names = [name for name in dict.fromkeys(_OPTION.findall(text)) if name not in _TERMINAL]
+    names = [name.replace("-", "_") for name in dict.fromkeys(_OPTION.findall(text)) if name not in _TERMINAL]
     if _faces["terminal"] or not names:
         return text
-    return f"{text} (in Python: {', '.join(name.replace('-', '_') + '=' for name in names)})"
+    pixels = [f"{name}=" for name in names if name in _PIXELS]
+    others = [f"{name}=" for name in names if name not in _PIXELS and not (name == "preprocess" and pixels)]
+    whole = [f"preprocess=Preprocess({', '.join(pixels)})"] if pixels else []
+    return f"{text} (in Python: {', '.join([*others, *whole])})"
 
 
 def first_of(texts: Sequence[str], most: int = 3) -> str:

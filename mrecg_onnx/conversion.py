@@ -14,6 +14,7 @@ from mrecg_onnx.checking import verify_container
 from mrecg_onnx.converters import check_writable, load_model, save_model
 from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.errors import ModelError, SettingsError
+from mrecg_onnx.converters.kinds import require_kind
 from mrecg_onnx.converters.made import Made, model_of
 from mrecg_onnx.converters.results import Printed
 from mrecg_onnx.litert import LiteRTFile, to_litert
@@ -144,6 +145,7 @@ def convert(
     if wanted not in rules.containers:
         raise SettingsError.among(f"target {rules.name} has no container '{wanted}'", rules.containers)
     if output is not None:
+        require_kind(output, "model", "output")
         check_writable(output)
     plain = source
     with as_written(where):

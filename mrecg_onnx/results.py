@@ -13,6 +13,7 @@ from mrecg_onnx.calibrating import Sensitivity
 from mrecg_onnx.checking import Verification
 from mrecg_onnx.converters import save_model
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.kinds import require_kind
 from mrecg_onnx.converters.results import Pictured
 from mrecg_onnx.converters.text import counted, with_arguments
 from mrecg_onnx.data import Data
@@ -160,10 +161,11 @@ class QuantizationResult(Pictured):
             The path.
 
         Raises:
-            SettingsError: what the call read is there: the float model, its tensors, images, labels.
+            SettingsError: what the call read is there (the float model, its tensors, images, labels), or what is no model.
             ExportError: it cannot be written.
         """
         self.reads.check(path)
+        require_kind(path, "model")
         save_model(self.model, path)
         return Path(path)
 

@@ -9,9 +9,10 @@ import click
 
 from mrecg_onnx.commands._console import FORCE, asked, put
 from mrecg_onnx.commands._errors import UsageFailure
-from mrecg_onnx.converters.errors import ExportError, MrecgError, SettingsError
-from mrecg_onnx.converters.files import check_writable, followed, irregular
-from mrecg_onnx.converters.reads import Read, Reads, require_text
+from mrecg_onnx.converters.errors import ExportError, ModelError, MrecgError, SettingsError
+from mrecg_onnx.converters.files import check_writable, followed, irregular, require_model
+from mrecg_onnx.converters.kinds import require_kind
+from mrecg_onnx.converters.reads import Read, Reads
 from mrecg_onnx.converters.results import json_text, write_text
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ __all__ = ["CONFIG", "STDOUT", "Extras", "check_new", "check_writes", "write_jso
 STDOUT = Path("-")
 #: Where a command's context keeps the file of options that it was given.
 CONFIG = "mrecg_onnx.config"
-#: Options whose files are pages, JSON or pictures, the last ones marked.
-_TEXT = {"--json": False, "--report": False, "--plot": True}
+#: Options with the kinds of what they write (:data:`mrecg_onnx.converters.kinds.KINDS`).
+_KINDS = {"--json": "JSON", "--report": "page", "--plot": "picture"}
 #: Parameters of commands with what they write.
 _WRITTEN = frozenset({"out", "folder", "json_file", "report_file", "plot_file", "checkpoint"})
 
@@ -44,19 +45,24 @@ def check_writes(writes: Mapping[str, Path | None], models: Sequence[Path]) -> N
         UsageFailure: it is a folder's, or leads to none.
         ExportError: no file can be written there.
     """
+    for model in models:
+        try:  # of a mistyped name nothing else is worth saying
+            require_model(model)
+        except ModelError as error:
+            raise UsageFailure(str(error)) from error
     reads = Reads((*(Read("", str(model), model=True) for model in models), *_inputs()))
     for option, path in writes.items():
         if path is None or path == STDOUT:
             continue
         reads.check(path, option)
-        if option in _TEXT:
-            require_text(path, option, picture=_TEXT[option])
         try:
             check_writable(path)
         except ExportError as error:  # a path that was mistyped, as of what is read, or a failure
             if path.is_dir() or irregular(path) is not None or not followed(path).parent.is_dir():
                 raise UsageFailure(str(error)) from error
             raise
+        if option in _KINDS:
+            require_kind(path, _KINDS[option], option)
 
 
 def _inputs() -> Iterator[Read]:

@@ -216,7 +216,13 @@ budget_options = all_of(
         help="The same, as few bits as lose at most so many points of top-1 on ONNX Runtime (--data; without labels percent of "
         "predictions that change; with --metric what that counts). Makes and measures up to four files.",
     ),
-    option(IMAGES, "--data", type=PATH, metavar="PATH", help="Labelled images for --max-drop, or .npy/.npz of inputs."),
+    option(
+        IMAGES,
+        "--data",
+        type=PATH,
+        metavar="PATH",
+        help="Labelled images for --max-drop and for the page of --report, or .npy/.npz of inputs.",
+    ),
     labels_option,
     metric_options,
 )

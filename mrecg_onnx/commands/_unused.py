@@ -54,7 +54,7 @@ def unused_options(settings: Settings, given: Sequence[str], calib: str | Path |
     if not method.joint_steps:
         idle.append((f"--method {settings.method}", {"lapq_evaluations", "lapq_images"}))
     return [
-        f"--{name.replace('_', '-')} has no effect with {choice}"
+        f"--{name.replace('_', '-')} has no effect {choice if choice.startswith('without ') else f'with {choice}'}"
         for choice, names in idle
         for name in given
         if name in names
@@ -65,7 +65,7 @@ def _idle_choices(settings: Settings) -> list[tuple[str, set[str]]]:
     budgets = [n for n in ("size_budget", "avg_wbits", "max_drop") if getattr(settings, n) is not None]
     found = [(f"--{name.replace('_', '-')}", {"wbits"}) for name in budgets]
     if "max_drop" not in budgets:
-        found.append(("no --max-drop", {"data", "labels", "metric"}))
+        found.append(("without --max-drop or --report", {"data", "labels", "metric"}))
     if settings.equalize == "off":
         found.append(("--equalize off", {"relu6"}))
     return found

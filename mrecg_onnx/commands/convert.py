@@ -17,6 +17,7 @@ from mrecg_onnx.commands._progress import counter
 from mrecg_onnx.commands._sections import Choice, Command
 from mrecg_onnx.commands._tables import grid
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.kinds import require_kind
 from mrecg_onnx.machine import byte_size, ratio
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def convert_command(
         if json_file is not None and json_file.resolve() == out.resolve():
             raise SettingsError(f"--json {json_file} is an output file: choose another file")
         check_writes({"--output": out, "--json": json_file}, [quantized])
+        require_kind(out, "tflite" if to == "tflite" else "model", "--output")
         check_new(out)
         with loading():
             from mrecg_onnx.conversion import convert

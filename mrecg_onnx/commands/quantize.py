@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ from mrecg_onnx.commands._settings import metric_from, preprocess_from, settings
 from mrecg_onnx.commands._summary import at_once, details, summary, used_images
 from mrecg_onnx.commands._unused import unused_options
 from mrecg_onnx.converters.errors import SettingsError
+from mrecg_onnx.converters.files import claimed
+from mrecg_onnx.converters.kinds import require_kind
 from mrecg_onnx.converters.results import write_text
 from mrecg_onnx.machine import is_first
 from mrecg_onnx.measures import named_detections
@@ -112,7 +115,7 @@ def quantize_command(
     out = out or Path(f"{model.stem}_{options['method']}_{widths}a{options['abits']}.onnx")
     config, options_used = config_beside(ctx, out), resolved(ctx, shlex.quote(argument(model)))
     writes = [path for path in (out, json_file, report_file, config) if path]
-    with guarded(debug=debug, writes=writes, kept=lambda: _kept(checkpoint)):
+    with guarded(debug=debug, writes=writes, kept=lambda: _kept(checkpoint)), ExitStack() as claims:
         settings, metric = settings_from(options), metric_from(options)
         _check_paths(model, out, json_file, report_file, config, new=not dry_run)
         given = given_beside(ctx)
@@ -129,6 +132,11 @@ def quantize_command(
             _foresee(model, calib, settings, writes, json_file)
             return
 
+        if is_first():
+            claims.enter_context(
+                claimed(out, ahead=True)
+            )  # before all that takes time: another run may have begun, or ended meanwhile
+            check_new(out)
         with loading():
             from mrecg_onnx.quantization import quantize
 
@@ -232,6 +240,10 @@ def _check_paths(
     files = (("--json", json_file, [out, config]), ("--report", report_file, [out, config, json_file]))
     for named, path, others in (*files, ("the file of options", config, [out])):
         if path is not None and path.resolve() in {other.resolve() for other in others if other is not None}:
+            if path is config:
+                raise SettingsError(
+                    f"--output {out} is the name of the options that are written beside it: let it end in .onnx"
+                )
             raise SettingsError(f"{named} {path} is an output file: choose another file")
     given = click.get_current_context().meta.get(CONFIG)
     anew = given is not None and config is not None and given.resolve() == config.resolve()  # with --force
@@ -244,5 +256,7 @@ def _check_paths(
         },
         [model],
     )
+    if new:
+        require_kind(out, "model", "--output")
     for path in filter(None, (out, config) if new else ()):
         check_new(path)

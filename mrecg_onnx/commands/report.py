@@ -56,14 +56,14 @@ def report_command(
     with guarded(debug=debug, writes=[out]):
         with loading():
             from mrecg_onnx.converters import load_model
-            from mrecg_onnx.converters.reads import require_text
+            from mrecg_onnx.converters.kinds import require_kind
             from mrecg_onnx.inspecting import inspect_result
             from mrecg_onnx.reporting import report, require_packages
 
             require_packages()
             from mrecg_onnx.running import specs_of
 
-        require_text(out, "--output")
+        require_kind(out, "page", "--output")
         check_writes({"--output": out}, [quantized, *([against] if against is not None else [])])
         found = inspect_result(quantized)
         specs = specs_of(load_model(quantized), str(quantized))

@@ -19,7 +19,7 @@ def pick(total: int, samples: int | None, seed: int) -> NDArray[np.int64]:
     if samples is None:
         return np.arange(total)
     if samples < 1:
-        raise SettingsError(f"the number of samples must be 1 or more, got {samples}")
+        raise SettingsError(f"the number of samples (--samples, --limit) must be 1 or more, got {samples}")
     if samples >= total:
         return np.arange(total)
     edges = np.arange(samples + 1) * total // samples

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mrecg_onnx.converters.errors import DataError
 from mrecg_onnx.converters.files import irregular, no_such
-from mrecg_onnx.converters.reads import ARRAY_SUFFIXES, IMAGE_SUFFIXES
+from mrecg_onnx.converters.kinds import ARRAY_SUFFIXES, IMAGE_SUFFIXES
 from mrecg_onnx.converters.text import first_of
 
 __all__ = ["ARRAY_SUFFIXES", "IMAGE_SUFFIXES", "find_files"]

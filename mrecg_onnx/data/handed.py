@@ -330,7 +330,7 @@ class PassingDataset(Dataset):
     ) -> None:
         super().__init__(sampler.inputs, preprocess=sampler.preprocess)
         if most is not None and most < 1:
-            raise SettingsError(f"the number of samples must be 1 or more, got {most}")
+            raise SettingsError(f"the number of samples (--samples, --limit) must be 1 or more, got {most}")
         self._begin, self._sampler, self._limit, self._called = begin, sampler, most, called
         self._expected, self._labelled = expected, labelled
         self._part, self._parts, self._count = 0, 1, 0

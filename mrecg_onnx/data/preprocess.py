@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -334,6 +335,10 @@ def _finite_float(name: str, value: object) -> float:
 
 
 def _channel_values(name: str, values: object) -> tuple[float, ...]:
+    if isinstance(values, numbers.Real) and not isinstance(values, bool):  # as --mean 0.5
+        values = (values,)
+    elif isinstance(values, np.ndarray):
+        values = values.tolist()
     if not isinstance(values, (tuple, list)) or len(values) not in (1, 3, 4):
         raise SettingsError(f"{name} must have 1, 3 or 4 values, got {bounded(repr(values), 60)}")
     return tuple(_finite_float(name, value) for value in values)

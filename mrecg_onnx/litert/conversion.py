@@ -14,6 +14,7 @@ from mrecg_onnx.converters import check_writable, load_model
 from mrecg_onnx.converters.calls import takes
 from mrecg_onnx.converters.errors import ExportError, ModelError, SettingsError
 from mrecg_onnx.converters.files import followed, write_whole
+from mrecg_onnx.converters.kinds import require_kind
 from mrecg_onnx.converters.made import Made, model_of
 from mrecg_onnx.converters.metadata_keys import CONTAINER_KEY, REQUIRES_KEY
 from mrecg_onnx.data import Data, open_arrays
@@ -103,6 +104,7 @@ def to_litert(
     where = describe(model)
     source = load_model(model)
     if output is not None:
+        require_kind(output, "tflite", "output")
         check_writable(output)
     target = target_of(source, where)
     if target != "ort":

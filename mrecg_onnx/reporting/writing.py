@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from mrecg_onnx.converters.errors import ExportError, SettingsError
 from mrecg_onnx.converters.files import check_writable, followed, write_whole
-from mrecg_onnx.converters.reads import require_text
+from mrecg_onnx.converters.kinds import require_kind
 from mrecg_onnx.converters.text import printable
 from mrecg_onnx.reporting.content import Table
 
@@ -53,7 +53,7 @@ def require_page(path: str | Path) -> None:
         ExportError: no file can be written there.
     """
     require_packages()
-    require_text(path)
+    require_kind(path, "page")
     check_writable(path)
 
 

@@ -101,7 +101,7 @@ def test_an_error_names_options_at_the_terminal_and_arguments_in_python() -> Non
     text = "give --mean and --std, or --preprocess NAME"
     inner = ModelError(text)
     assert str(ModelError(f"x: {inner}; or --batch-size 4")) == (
-        f"x: {text}; or --batch-size 4 (in Python: mean=, std=, preprocess=, batch_size=)"
+        f"x: {text}; or --batch-size 4 (in Python: batch_size=, preprocess=Preprocess(mean=, std=))"
     )
     with at_the_terminal():
         assert str(inner) == text

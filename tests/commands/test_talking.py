@@ -8,9 +8,11 @@ import re
 import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import numpy as np
 import onnx
@@ -26,9 +28,12 @@ from mrecg_onnx.commands import main
 from mrecg_onnx.commands._names import Names
 from mrecg_onnx.commands._summary import _remedies
 from mrecg_onnx.converters.errors import ExportError
+from mrecg_onnx.converters.files import claimed
 from mrecg_onnx.converters.module_names import module_names
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from click.testing import Result
 
 NEAREST = ("quantize", "model.onnx", "--calib", "images", "--method", "nearest", "--samples", "8", "--threads", "1")
@@ -171,6 +176,31 @@ def test_results_are_not_written_over_unasked(here: Path) -> None:
     works(*convert)
     fails(*convert, code=2, says=("model_nearest_w4a4_packed.onnx is there already", "--force"))
     works(*convert, "--force")
+
+
+def test_two_runs_that_make_one_file_do_not_both_make_it(here: Path) -> None:
+    """The second one is refused, also where it began while nothing was there, and loads longer than the first one takes."""
+    command = (*NEAREST, "-o", "q.onnx", "--force")
+    with claimed("q.onnx", ahead=True):
+        works(*command)  # of this thread: a command claims what the call behind it writes
+        with (
+            ThreadPoolExecutor(1) as other,
+            pytest.raises(ExportError, match=f"process {os.getpid()} is making this file"),
+        ):
+            other.submit(claimed("q.onnx").__enter__).result()
+    begun = Path("late.onnx")
+    with patch("mrecg_onnx.commands.quantize.claimed", lambda *_, **__: made(begun)):
+        result = run(*NEAREST, "-o", begun)
+    assert result.exit_code == 2
+    assert "late.onnx is there already: --force" in result.stderr
+    assert begun.read_bytes() == b"another run's"
+
+
+@contextmanager
+def made(path: Path) -> Iterator[None]:
+    """Another run ends between the first look and the claim."""
+    path.write_bytes(b"another run's")
+    yield
 
 
 def test_the_version_has_a_short_option() -> None:

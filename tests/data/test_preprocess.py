@@ -130,7 +130,7 @@ def test_numbers_beyond_float16_are_refused() -> None:
         {"mean": ()},
         {"mean": (0.1, 0.2)},
         {"mean": ("a",)},
-        {"mean": 0.5},
+        {"mean": True},
         {"scale": 0},
         {"scale": float("inf")},
         {"scale": "1/255"},
@@ -274,3 +274,7 @@ def test_free_channels_follow_color() -> None:
     assert len(Preprocess(layout="nchw", crop=(4, 4)).resolve(free).mean or ()) == 3
     assert len(RAW.over(Preprocess(layout="nchw", crop=(4, 4), color="gray")).resolve(free).mean or ()) == 1
     assert len(RAW.over(Preprocess(layout="nchw", crop=(4, 4), color="rgba")).resolve(free).mean or ()) == 4
+
+
+def test_one_value_is_one_for_all_channels_and_arrays_are_values() -> None:
+    assert Preprocess(mean=0.5, std=np.array([0.25])) == Preprocess(mean=(0.5,), std=(0.25,))  # type: ignore[arg-type]

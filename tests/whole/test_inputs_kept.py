@@ -142,10 +142,59 @@ def test_no_page_and_no_json_takes_the_place_of_a_model_that_nobody_named(here: 
     result = mrecg_onnx.quantize(small(), "c.npy", mrecg_onnx.Settings(**NEAREST), output="q.onnx")
     before = contents(here)
     checked = mrecg_onnx.validate(small(), result, "c.npy", repeats=0)
-    for call in (checked.save, checked.report, result.report):
-        with pytest.raises(SettingsError, match=r"^m\.onnx is there and is no page and no JSON: choose another file$"):
+    for call, name in ((checked.save, "JSON"), (checked.report, "a page"), (result.report, "a page")):
+        with pytest.raises(SettingsError, match=rf"^(output )?m\.onnx is no name of {name}: call it m\.(json|html)$"):
             call("m.onnx")
-    fails("inspect", "q.onnx", "--json", "c.npy", code=2, says=("--json c.npy is there and is no page and no JSON",))
-    fails("report", "q.onnx", "-o", "m.onnx", code=2, says=("--output m.onnx is there and is no page",))
-    fails("benchmark", "q.onnx", "--plot", "m.onnx", code=2, says=("--plot m.onnx is there and is no picture",))
+    fails("inspect", "q.onnx", "--json", "c.npy", code=2, says=("--json c.npy is no name of JSON: call it c.json",))
+    fails("report", "q.onnx", "-o", "m.onnx", code=2, says=("--output m.onnx is no name of a page: call it m.html",))
+    fails("benchmark", "q.onnx", "--plot", "m.onnx", code=2, says=("--plot m.onnx is no name of a picture",))
     assert contents(here) == before
+
+
+def test_nothing_takes_the_place_of_what_is_of_another_kind(here: Path) -> None:
+    """A script, a table, a page and an array stay, whatever their names end in; what is empty or of the kind is replaced."""
+    made = mrecg_onnx.quantize(small(), np.load("c.npy"), mrecg_onnx.Settings(**NEAREST), output="q.onnx")
+    found = made.validate("c.npy", repeats=0)
+    for name, content in {
+        "train": b"import torch\n",
+        "labels.txt": b"a.png,1\n",
+        "page.htm": b"<!doctype html>",
+        "values": b'{"a": 1}',
+        "array": Path("c.npy").read_bytes(),
+        "picture": b"\x89PNG\r\n\x1a\n",
+    }.items():
+        Path(name).write_bytes(content)
+        others = [(made.save, "a model"), (found.save, "JSON"), (found.report, "a page")]
+        kinds = {"page.htm": "a page", "values": "JSON"}
+        for call, kind in others:
+            if kinds.get(name) != kind:
+                with pytest.raises(SettingsError, match=rf"{name} is there and is not {kind}: choose another file"):
+                    call(name)
+        with pytest.raises(SettingsError, match=rf"output {name} is there and is not a model"):
+            mrecg_onnx.quantize(small(), np.load("c.npy"), output=name)
+        assert Path(name).read_bytes() == content
+    Path("empty").write_bytes(b"")
+    assert made.save("empty").stat().st_size > 0
+    assert made.save("empty").is_file()
+    assert found.save("values").is_file()
+    fails(
+        "quantize",
+        "m.onnx",
+        "--calib",
+        "c.npy",
+        "-o",
+        "x.tflite",
+        code=2,
+        says=("x.tflite", "call it x.onnx", "--to tflite"),
+    )
+    fails(
+        "quantize",
+        "m.onnx",
+        "--calib",
+        "c.npy",
+        "-o",
+        "train",
+        "--force",
+        code=2,
+        says=("train is there and is not a model",),
+    )
