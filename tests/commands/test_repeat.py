@@ -83,7 +83,7 @@ def test_what_has_no_option_is_known():
 def command_of(page: Path) -> tuple[list[str], list[str]]:
     """Comments and words of the command on a page."""
     (text,) = re.findall("<pre><code>(.*?)</code></pre>", page.read_text(), re.DOTALL)
-    lines = html.unescape(text).split("\n")
+    lines = html.unescape(re.sub("</?span>", "", text)).split("\n")  # words in spans break at spaces alone
     said = [line for line in lines if line.startswith("# ")]
     program, *words = shlex.split("\n".join(lines[len(said) :]))
     assert program == "mrecg-onnx"
