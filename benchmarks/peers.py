@@ -11,7 +11,8 @@ validation images, in the tool's favour):
 
 - At 8 bits in every row: weights and input of the first and of the last layer, and the logits.
 - ONNX Runtime: three calibrators.
-- AIMET: two ways to find ranges; AdaRound with 500 iterations a layer (10,000, its default, take an hour and a half here).
+- AIMET: two ways to find ranges; AdaRound with 500 iterations a layer, and with 10,000, its default, where a row says so (it
+  takes about an hour a row).
 - esp-ppq: its ONNX Runtime quantizer, with unsigned codes for activations (its symmetric ones lose a bit behind ReLU), and inputs
   of sums in scales of their own (one scale is for other chips); LSQ at the highest of the rates that its tutorial tries, 1e-4.
   Its exporter knows 8 bits alone: codes of fewer lie in 8 bits, and a Clip before each quantizer holds activations to theirs,
@@ -196,6 +197,7 @@ TOOLS: dict[str, tuple[str, str | None, tuple[str, ...]]] = {
     "nncf": ("NNCF", NNCF, ("",)),
     "aimet": ("AIMET, nearest", AIMET, ("min_max", "tf_enhanced")),
     "aimet-adaround": ("AIMET, AdaRound", AIMET, ("tf_enhanced+adaround500",)),
+    "aimet-adaround-full": ("AIMET, AdaRound, its 10,000 iterations", AIMET, ("tf_enhanced+adaround10000",)),
     "ppq": ("esp-ppq, nearest", PPQ, ("percentile",)),
     "ppq-lsq": ("esp-ppq, LSQ", PPQ, ("percentile+lsq 1e-4 500",)),
 }
