@@ -12,7 +12,7 @@ validation images, in the tool's favour):
 - At 8 bits in every row: weights and input of the first and of the last layer, and the logits.
 - ONNX Runtime: three calibrators.
 - AIMET: two ways to find ranges; AdaRound with 500 iterations a layer, and with 10,000, its default, where a row says so (it
-  takes about an hour a row).
+  takes twenty minutes of a core a row).
 - esp-ppq: its ONNX Runtime quantizer, with unsigned codes for activations (its symmetric ones lose a bit behind ReLU), and inputs
   of sums in scales of their own (one scale is for other chips); LSQ at the highest of the rates that its tutorial tries, 1e-4.
   Its exporter knows 8 bits alone: codes of fewer lie in 8 bits, and a Clip before each quantizer holds activations to theirs,
