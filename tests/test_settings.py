@@ -127,7 +127,7 @@ def test_a_budget_gives_layers_widths_of_their_own(given):
     ("group", "given", "says"),
     [
         (BitSettings, {"abits": 9}, "abits is 9: it must lie between 2 and 8, or be 16, or 32 for float activations"),
-        (BitSettings, {"abits": 16}, "target ort: --wbits, --abits asks for 16-bit activations"),
+        (BitSettings, {"abits": 16}, "target ort: --abits asks for 16-bit activations"),
         (BitSettings, {"exclude": ("(",)}, r"'\(' is not a regular expression"),
         (BitSettings, {"bits": (BitRule("[", 4, 4),)}, r"'\[' is not a regular expression"),
         (TargetSettings, {"target": "tensorrt", "container": "typed"}, "target tensorrt has no container 'typed'"),

@@ -115,7 +115,8 @@ class BitSettings(TargetSettings):
                 f"abits is {self.abits}: it must lie between 2 and 8, or be {WIDE_BITS}, or {FLOAT_BITS} for float activations"
             )
         rules = load_target(self.target)
-        rules.check_widths(self.wbits, self.abits, "--wbits, --abits")
+        rules.check_widths(self.wbits, 32, "--wbits")
+        rules.check_widths(32, self.abits, "--abits")
         rules.check_widths(self.first_last_bits, self.first_last_bits, "--first-last-bits")
         for rule in self.bits:
             rules.check_widths(rule.wbits or 32, rule.abits or 32, f"--bits '{rule.pattern}'")
