@@ -90,6 +90,9 @@ def _taking_presets(settings: _Class) -> _Class:
             raise TypeError(f"Settings has no '{name}': {_belongs(name, [*fields, 'preset'])}")
         make(self, **given)
 
+    # What help shows first: what a field takes is said below, field by field.
+    plain = [one.replace(annotation=inspect.Parameter.empty) for one in inspect.signature(make).parameters.values()]
+    init.__signature__ = inspect.Signature(plain)  # type: ignore[attr-defined]
     settings.__init__ = init  # type: ignore[misc]
     return settings
 

@@ -204,3 +204,10 @@ def test_settings_by_place_say_how() -> None:
 
 def test_auto_is_what_a_run_chooses() -> None:
     assert Settings(finish="auto", samples="auto", memory="auto") == Settings(finish=None)  # type: ignore[arg-type]
+
+
+def test_help_begins_with_fields_and_their_defaults() -> None:
+    shown = str(inspect.signature(Settings))
+    assert shown.startswith("(*, ")
+    assert "wbits=4" in shown
+    assert "Annotated" not in shown

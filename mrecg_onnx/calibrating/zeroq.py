@@ -12,6 +12,7 @@ have mean 0 and standard deviation 1 under the usual normalization. The network 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from mrecg_onnx.calibrating.settings import IMAGES
 from mrecg_onnx.converters import normalize, to_torch
-from mrecg_onnx.converters.errors import DataError
+from mrecg_onnx.converters.errors import DataError, SettingsError
 from mrecg_onnx.converters.files import require_regular, writing_whole
 from mrecg_onnx.converters.save import digest
 from mrecg_onnx.data import IMAGENET_MEAN, IMAGENET_STD, ZEROQ, Dataset, InputSpec, Preprocess
@@ -122,6 +123,12 @@ class _Input:
         return values.view(shape)
 
 
+_NO_STATISTICS = (
+    "--calib zeroq: the model has no BatchNormalization left to take statistics from; export it without folding them "
+    "(torch.onnx.export: training=TrainingMode.PRESERVE, do_constant_folding=False), or give images"
+)
+
+
 def make_images(
     model: onnx.ModelProto,
     inputs: Sequence[InputSpec],
@@ -148,7 +155,15 @@ def make_images(
             the images do not converge to numbers; ``keep`` cannot be written.
         ConversionError: a node cannot be converted to torch.
     """
-    wanted = _input(inputs, settings.preprocess)
+    try:
+        wanted = _input(inputs, settings.preprocess)
+    except SettingsError:
+        nodes = itertools.chain(model.graph.node, *(function.node for function in model.functions))
+        if not any(
+            node.op_type == "BatchNormalization" for node in nodes
+        ):  # then mean and deviation would not help either
+            raise DataError(_NO_STATISTICS) from None
+        raise
     samples = settings.samples or IMAGES
 
     def make() -> tuple[NDArray[Any], dict[str, Any]]:
@@ -270,10 +285,7 @@ def _targets(network: Network) -> dict[str, _Target]:
             std = torch.sqrt(network.constants[var].float() + EPSILON)
             found[source] = _Target(network.constants[mean].float(), std)
     if not found:
-        raise DataError(
-            "--calib zeroq: the model has no BatchNormalization left to take statistics from; export it without folding them "
-            "(torch.onnx.export: training=TrainingMode.PRESERVE, do_constant_folding=False), or give images"
-        )
+        raise DataError(_NO_STATISTICS)
     return found
 
 

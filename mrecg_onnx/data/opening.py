@@ -34,6 +34,7 @@ from mrecg_onnx.data.inputs import is_one_for_all, shape_text, uneven_rows
 from mrecg_onnx.data.kept_pixels import KeptPixels
 from mrecg_onnx.data.label_files import read_labels, require_labels
 from mrecg_onnx.data.labels import NO_LABELS
+from mrecg_onnx.data.pixels import UnreadableError, open_image
 from mrecg_onnx.data.preprocess import USE_ARRAYS, Preprocess
 from mrecg_onnx.data.samples import Sampler, as_classes, by_input, class_indices, no_classes, target_in, targets_of
 from mrecg_onnx.data.sources import Given, Indexed, Stream, Whole, given, is_path, parts
@@ -52,6 +53,8 @@ __all__ = ["ZEROQ", "holds_images", "open_arrays", "open_calibration", "open_val
 
 #: Said in place of a path: calibration images are made (:mod:`mrecg_onnx.calibrating.zeroq`).
 ZEROQ = "zeroq"
+#: Images that are looked at where it is doubtful whether there are any.
+LOOKED_AT = 8
 #: Part of the memory of a run that samples which are kept take at most.
 KEPT = 16
 
@@ -267,11 +270,32 @@ def _images(
     # Calibration goes over its images several times, validation once.
     again = None if how.labelled else KeptPixels()
     kept = None if labels is None or isinstance(labels, Targets) else labels[chosen]
-    images = ImageDataset(inputs[0], [files[i] for i in chosen], kept, preprocess, again)
+    try:
+        images = ImageDataset(inputs[0], [files[i] for i in chosen], kept, preprocess, again)
+    except SettingsError:
+        _require_images([files[i] for i in chosen])  # what is no image needs no mean
+        raise
     images.total = len(files)
     if isinstance(labels, Targets):
         images.targets = labels.picked(chosen, images.resolved)
     return images
+
+
+def _require_images(files: Sequence[Path]) -> None:
+    """Refuse files of which none of the first few is an image.
+
+    Raises:
+        DataError: that is so; it says why of the first one.
+    """
+    said = []
+    for file in files[:LOOKED_AT]:
+        try:
+            open_image(file)
+        except UnreadableError as error:
+            said.append(f"{file}: cannot be read: {error}")
+        else:
+            return
+    raise DataError(said[0])
 
 
 def _labelled_images(

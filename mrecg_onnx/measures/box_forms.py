@@ -217,7 +217,7 @@ def boxes_in(target: Any) -> dict[str, Array]:
     if rows is None or rows.ndim != 2 or rows.shape[1] != 5:
         raise DataError(
             f"{said}: a dict of boxes [n, 4] and labels [n], or rows of x0, y0, x1, y1, class [n, 5] (class -1: no box) are "
-            "wanted"
+            "wanted; --labels takes these, or COCO's JSON for images"
         )
     rows = rows[~(rows[:, 4] < 0)].astype(np.float64)
     return _sound({"boxes": rows[:, :4], "labels": rows[:, 4], "crowd": np.zeros(len(rows), bool)})

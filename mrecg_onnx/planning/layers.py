@@ -25,6 +25,9 @@ from mrecg_onnx.planning.tails import told_cut
 
 __all__ = ["excluded_nodes", "plan_layers"]
 
+#: Operators that a pattern most likely means.
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
 
 def _matching(patterns: Iterable[str], nodes: list[ir.Node], option: str, cut: str = "") -> dict[str, set[str]]:
     """Names of nodes that each pattern finds; where it finds none, those whose module of torch it finds.
@@ -40,7 +43,9 @@ def _matching(patterns: Iterable[str], nodes: list[ir.Node], option: str, cut: s
         found[pattern] = set(names_meant(pattern, known, known))
         if not found[pattern]:
             words = {word: name for name, module in known.items() for word in (name, module) if word}
-            near = difflib.get_close_matches(pattern, words, n=3, cutoff=0.3) or list(known)[:3]
+            # Names that exporters made up are near to anything: where none is meant, layers are.
+            layers = [node.name or "" for node in nodes if node.op_type in _LAYERS]
+            near = difflib.get_close_matches(pattern, words, n=3, cutoff=0.5) or (layers or list(known))[:3]
             shown = dict.fromkeys(words.get(word, word) for word in near)
             said = ", ".join(f"{name} ({known[name]})" if known[name] else name for name in shown)
             behind = f" (the model is cut {cut})" if cut else ""

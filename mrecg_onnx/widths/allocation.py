@@ -95,7 +95,7 @@ class Budget:
             least = self.least or self.show(self.smallest)
             raise SettingsError(
                 f"{self.option} is too little for the {'activations' if self.kind == 'tensors' else self.kind}: the smallest "
-                f"possible is {least}, all of them at the least bits that --bits and the method leave"
+                f"possible is {least}, with the fewest bits everywhere that --bits and --method allow"
             )
 
 

@@ -818,3 +818,19 @@ def test_the_reader_of_onnx_runtime() -> None:
 
     for source in (Own(), Own(size=3)):
         np.testing.assert_array_equal(opened(source).load()["x"], X)
+
+
+def test_what_is_no_image_needs_no_mean(tmp_path: Path) -> None:
+    """Of a model with one channel mean and deviation are asked for, but not of names where no images are."""
+    one = [InputSpec("x", (None, 1, 8, 8), "float32")]
+    script = tmp_path / "train.py"
+    script.write_text("import torch\n")
+    for source, says in (
+        (["a.png", "b.png"], "a.png: cannot be read: No such file"),
+        (script, "cannot be read: not an image"),
+    ):
+        with pytest.raises(DataError, match=says):
+            open_calibration(source, one, Preprocess(), samples=2)
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(SettingsError, match="give --mean and --std"):
+        open_calibration([tmp_path / "a.png", tmp_path / "b.png"], one, Preprocess(), samples=2)
