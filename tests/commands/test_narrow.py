@@ -53,7 +53,10 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("validate", MODEL, "QUANT", "--data", SAMPLES / "val", "--limit", "8", "--layers", "--repeats", "1"),
         ("runtimes", "QUANT", "--only", "onnxruntime", "--runs", "1"),
         pytest.param(("quantize", MODEL, "--calib", SAMPLES / "calib", "--dry-run", *FEW), marks=pytest.mark.slow),
-        ("sensitivity", MODEL, "--calib", SAMPLES / "calib", "--method", "nearest", "--top", "1", *FEW),
+        pytest.param(
+            ("sensitivity", MODEL, "--calib", SAMPLES / "calib", "--method", "nearest", "--top", "1", *FEW),
+            marks=pytest.mark.slow,
+        ),
         ("doctor",),
     ],
     ids=lambda arguments: " ".join(str(one) for one in arguments if str(one).islower())[:30],

@@ -44,6 +44,7 @@ def test_a_process_that_dies_is_a_failed_cell(folder: Path) -> None:
         process.result()
 
 
+@pytest.mark.slow
 def test_a_child_ends_with_its_parent(folder: Path, tmp_path: Path) -> None:
     settings = dataclasses.replace(SETTINGS, method="brecq", iters=100000)
     model, images = str(folder / "model.onnx"), str(folder / "images")

@@ -338,6 +338,7 @@ def test_a_method_that_cannot_do_the_bits_fails_as_a_cell(
     assert started == ["quantize nearest", "validate nearest"]
 
 
+@pytest.mark.slow
 def test_an_error_in_a_cells_process_arrives_as_its_one_line(here: Here, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "model_nearest_w4a4.onnx").mkdir(parents=True)
@@ -534,6 +535,7 @@ def ended(process: psutil.Process, seconds: float = 30.0) -> bool:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for one process")
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), pytest.param("SIGINT", 130, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_signal_ends_the_cells_process_and_says_what_is_kept(
     here: Here, tmp_path: Path, name: str, code: int
 ) -> None:

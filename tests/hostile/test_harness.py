@@ -102,6 +102,7 @@ def test_lines_and_files_that_a_case_allows_are_no_faults(hostile: Hostile) -> N
     hostile(row(before, lines=("Warning: ",), writes=("*.txt",)))
 
 
+@pytest.mark.slow
 def test_a_forked_process_makes_the_file_that_a_fresh_one_makes(hostile: Hostile, tmp_path: Path) -> None:
     def quantized(folder: Path) -> Arguments:
         model_and_images(folder, 12)

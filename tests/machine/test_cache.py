@@ -373,6 +373,7 @@ def test_run_without_room_for_a_cache_spills_everything_and_learns_the_same(here
     assert (pool.used, pool.spilled) == (0, 0)
 
 
+@pytest.mark.slow
 def test_little_memory_of_the_command_line(here, plenty, tmp_path):
     """A process of its own without room for a cache writes the same numbers and leaves nothing behind."""
     temporary = tmp_path / "temporary"

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 LEARN = """
 import os, torch
 from mrecg_onnx.learning.descent import Descent, Group
@@ -25,11 +27,13 @@ def learn(temporary: Path, **more: str) -> str:
     ).stdout.strip()
 
 
+@pytest.mark.slow
 def test_nothing_is_left_in_the_temporary_folder(tmp_path: Path) -> None:
     assert learn(tmp_path) == "None"
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_folder_that_the_user_names_stays(tmp_path: Path) -> None:
     kernels = tmp_path / "kernels"
     kernels.mkdir()

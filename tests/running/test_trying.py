@@ -152,6 +152,7 @@ def test_what_fails_is_a_row_that_says_so(model: Path, what: dict[str, str], loa
     assert says in one.reason
 
 
+@pytest.mark.slow
 def test_what_hangs_is_stopped_with_all_that_it_started(model: Path) -> None:
     mark = model.parent / "alive"
     child = f"import time; time.sleep(4); open({str(mark)!r}, 'w')"
@@ -182,6 +183,7 @@ def test_a_worker_does_not_outlive_its_killed_parent(model: Path, between: str) 
     assert gone or worker.status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.slow
 def test_what_takes_too_much_memory_is_stopped(model: Path) -> None:
     one = tried(model, load="self.much = [np.ones(2**27) for _ in range(4)]; time.sleep(60)", memory=10**9)
     assert one.reason == "stopped at 1.00 GB of memory while opening it"
@@ -542,6 +544,7 @@ def test_the_command_makes_noise_without_data_and_says_so(model: Path) -> None:
     assert "each runtime's own" in said
 
 
+@pytest.mark.slow
 def test_more_is_said_when_asked_for_and_nothing_when_quiet(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(model.parent)
     python = environment(model.parent / "made_up", run="found[0] = found[0][:, ::-1] * 3")
@@ -718,6 +721,7 @@ def test_a_report_is_a_few_lines(model: Path) -> None:
     assert str(wrong).splitlines()[1:] == ["MNN 1.23.4: no", "TVM 1.23.4: 50.0% of 64 predictions, 31.2 dB"]
 
 
+@pytest.mark.slow
 def test_quant_nodes_are_compared_with_what_is_read_back_from_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,6 +106,7 @@ def test_slower_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     open_session(aimed)
 
 
+@pytest.mark.slow
 def test_the_commands_refuse_and_convert_helps(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     skip_where_too_old(contained(quantized("residual"), "typed").model)
     fp32, images = str(SAMPLES / "digits.onnx"), str(SAMPLES / "val")

@@ -71,6 +71,7 @@ def test_a_single_path_is_a_file_and_a_network_of_torch_is_told_what_to_do(here:
         benchmark(torch.nn.ReLU())  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_models_in_memory_are_called_by_their_places(here: Path) -> None:
     found = benchmark([SimpleNamespace(model=residual(), output=None), "w4a4.onnx"], runs=3)  # as quantize returns it
     assert [file.name for file in found.files] == ["model 1", "w4a4.onnx"] == [t.file for t in found.timings]
@@ -130,6 +131,7 @@ def test_the_command_refuses_in_one_line(here: Path, monkeypatch: pytest.MonkeyP
     )
 
 
+@pytest.mark.slow
 def test_a_time_that_may_be_either_has_no_factor(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def taken(models: InTurn, *_: object) -> dict[str, Seconds]:
         shapes = ([2.0, 2.0, 2.0, 2.0, 2.0, 2.0], [1.0, 1.1, 1.0, 1.1, 1.0, 1.1], [1.8, 2.4, 1.9, 2.3, 1.8, 2.2])

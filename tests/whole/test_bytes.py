@@ -155,6 +155,7 @@ def test_time_of_the_files_and_umask_are_none_of_the_result(here, tmp_path):
     assert output.read_bytes() == here.file
 
 
+@pytest.mark.slow
 def test_process_and_its_environment_are_none_of_the_result(here, tmp_path):
     """Hashes of text, locale, home, zone, temporary folder, threads from the environment; the command line for the call."""
     program = [

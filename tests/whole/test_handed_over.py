@@ -262,6 +262,7 @@ def test_labels_that_count_from_one_are_recognised(here: Here, file: Path) -> No
             call()
 
 
+@pytest.mark.slow
 def test_ranking_and_inspection_take_them(here: Here) -> None:
     expected = sensitivity(here.model, here.images, NEAREST, data=here.images, top=1)
     for kind in ("generator of images", "DataLoader", "pair"):
@@ -354,6 +355,7 @@ def test_a_comparison_goes_on_with_the_same_samples(here: Here, tmp_path: Path) 
         compared(here, here.x[::-1].copy(), (here.x, here.y), folder)
 
 
+@pytest.mark.slow
 def test_a_model_in_memory_is_compared_as_its_file_is(here: Here, tmp_path: Path) -> None:
     """It is written once, and the same call goes on where it was."""
     methods = {"methods": ["nearest"], "bits": ["W8A8"], "repeats": 0, "settings": NEAREST}

@@ -84,6 +84,7 @@ def test_threads_files_and_descriptors_stay_as_many(here):
         assert here.held() == before
 
 
+@pytest.mark.slow
 def test_objects_stay_as_many(here):
     def objects() -> Counter[str]:
         gc.collect()

@@ -154,6 +154,7 @@ def test_the_target_says_what_is_not_asked_for():
         assert Settings(target=name, symmetric_weights=not asked).weights_symmetric is not asked
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     works(*on_sample("--symmetric-weights", "--first-last-bits", "4", "-o", "symmetric.onnx"))

@@ -72,6 +72,7 @@ def test_the_file_is_the_whole_detector_with_its_tail_untouched(here: Path) -> N
     assert all(np.array_equal(packed[name], found[name]) for name in found)
 
 
+@pytest.mark.slow
 def test_what_is_cut_off_may_be_an_output_too_and_the_tail_may_have_an_input_of_its_own(here: Path) -> None:
     model = onnx.load("m.onnx")
     (chosen,) = (node for node in model.graph.node if node.op_type == "NonMaxSuppression")
@@ -94,6 +95,7 @@ def test_what_is_cut_off_may_be_an_output_too_and_the_tail_may_have_an_input_of_
     assert "by_class" in works("inspect", "more.onnx").output
 
 
+@pytest.mark.slow
 def test_one_value_of_a_setting_of_the_tail_is_that_of_all_images(here: Path) -> None:
     """Also where the batch is free: layers are compared image by image then."""
     model = finished_detector("N")
@@ -121,6 +123,7 @@ def test_one_value_of_a_setting_of_the_tail_is_that_of_all_images(here: Path) ->
         assert found.layers is not None
 
 
+@pytest.mark.slow
 def test_a_metric_counts_what_is_found_and_nothing_else_can(here: Path) -> None:
     works("quantize", "m.onnx", *NEAREST, "-o", "q.onnx")
     said = fails("validate", "m.onnx", "q.onnx", *DATA, code=2)
@@ -190,6 +193,7 @@ def test_several_images_at_once_cannot_be_told_apart(here: Path) -> None:
     assert told_next == "Next: mrecg-onnx benchmark two.onnx two_nearest_w8a8.onnx"
 
 
+@pytest.mark.slow
 def test_in_python_a_result_says_where_it_is_cut(here: Path) -> None:
     unit = mrecg_onnx.Preprocess((0.0,), (1.0,), resize=(32, 32))
     settings = mrecg_onnx.Settings(method="nearest", wbits=8, abits=8, preprocess=unit)
@@ -215,6 +219,7 @@ def test_in_python_a_result_says_where_it_is_cut(here: Path) -> None:
     assert found.fp32.score == pytest.approx(3, abs=0.3)
 
 
+@pytest.mark.slow
 def test_layers_behind_the_cut_stay_in_float(here: Path) -> None:
     """A layer that looks at what was found, as the second stage of two does."""
     model = finished_detector()
